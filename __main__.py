@@ -1,0 +1,6 @@
+"""`python -m dtrap` is the `dtrap` command."""
+
+from .cli import main
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,5 @@
+"""Lightning callbacks."""
+
+from .stage_switch import StageSwitch
+
+__all__ = ["StageSwitch"]

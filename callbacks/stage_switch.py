@@ -1,0 +1,106 @@
+"""The callback that turns SVL and RA off after the first part of the training."""
+
+from __future__ import annotations
+
+from fractions import Fraction
+from math import floor, isfinite
+from typing import Any, Literal
+
+from lightning.pytorch import Callback, LightningModule, Trainer
+
+from ..errors import DtrapError
+
+
+def suppressed_progress(
+    step: int, total: int, *, start: Fraction, stop: Fraction, rule: Literal["exact", "authors"] = "exact"
+) -> float | None:
+    """Progress p of optimiser step `step` through the suppressed stage, or None outside of it.
+
+    Args:
+        step: Optimiser steps taken before this one, from 0.
+        total: T, the optimiser steps of the whole run.
+        start: Fraction of the run at which the stage begins: its first step is floor(start * T).
+        stop: Fraction of the run at which it ends: the first step after it is floor(stop * T).
+        rule: "exact": p = (i - first) / (last - first) in exact arithmetic. "authors": their code's two roundings,
+            p = i / int(0.6 T) and the end at 3 * int(T / 5), step 0 always inside; only for the first 3/5.
+    """
+    if rule == "authors":
+        if step >= 3 * (total // 5) and step > 0:
+            return None
+        return step / max(int(0.6 * total), 1)
+    first, last = floor(start * total), floor(stop * total)
+    return (step - first) / (last - first) if first <= step < last else None
+
+
+class StageSwitch(Callback):
+    """Suppress visual learning (SVL, RA) in one stage of the run, by default its first 3/5.
+
+    Works on any LightningModule with an attribute `objective` that has a method `set_stage(progress)`: called before
+    each training batch with p in [0, 1) inside the stage and with None outside of it. `dtrap`'s
+    `lightning_modules.objective.Objective` is one. Steps are optimiser steps of the whole run, so gradient
+    accumulation and several batches an epoch are counted rightly.
+
+    Args:
+        start: Fraction of the run at which the stage begins, a number or a text such as "1/5".
+        stop: Fraction of the run at which the stage ends. The paper's timing study has Begin (0, 3/5) and the same
+            length in the middle or at the end.
+        rule: "exact", or "authors" for the roundings of the authors' code (see `suppressed_progress`).
+
+    Raises:
+        DtrapError: The fractions are not 0 <= start <= stop <= 1, the module has no fitting `objective`, or the length
+            of the run is unknown.
+    """
+
+    def __init__(
+        self, start: float | str = 0, stop: float | str = "3/5", rule: Literal["exact", "authors"] = "exact"
+    ) -> None:
+        self.start, self.stop, self.rule = _fraction("start", start), _fraction("stop", stop), rule
+        if self.start > self.stop:
+            raise DtrapError(f"StageSwitch: start {start} is after stop {stop}; expected 0 <= start <= stop <= 1.")
+        if rule not in ("exact", "authors"):
+            raise DtrapError(f"StageSwitch: rule is {rule!r}; expected 'exact' or 'authors'.")
+        if rule == "authors" and (self.start, self.stop) != (0, Fraction(3, 5)):
+            raise DtrapError("StageSwitch: the authors' rule has start 0 and stop 3/5; use rule 'exact' for others.")
+        self._total = 0
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Count the run's optimiser steps and begin outside of the stage."""
+        total = trainer.estimated_stepping_batches
+        if not isfinite(total):
+            raise DtrapError(
+                "StageSwitch: the length of the run is unknown (max_epochs and max_steps are both -1), so 'the first "
+                "3/5' means nothing. Set Trainer(max_epochs=...) or max_steps."
+            )
+        self._total = int(total)
+        _set_stage(pl_module)(None)
+
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
+        """Tell the objective where in the stage the coming step is."""
+        progress = suppressed_progress(
+            trainer.global_step, self._total, start=self.start, stop=self.stop, rule=self.rule
+        )
+        _set_stage(pl_module)(progress)
+
+
+def _fraction(name: str, value: float | str) -> Fraction:
+    try:
+        fraction = Fraction(str(value))
+    except (ValueError, ZeroDivisionError):
+        raise DtrapError(
+            f"StageSwitch: {name} is {value!r}; expected a fraction of the run such as 0.6 or 3/5."
+        ) from None
+    if not 0 <= fraction <= 1:
+        raise DtrapError(f"StageSwitch: {name} is {value}; expected a fraction of the run between 0 and 1.")
+    return fraction
+
+
+def _set_stage(pl_module: LightningModule) -> Any:
+    objective = getattr(pl_module, "objective", None)
+    method = getattr(objective, "set_stage", None)
+    if not callable(method):
+        missing = "no attribute `objective`" if objective is None else "an `objective` without `set_stage`"
+        raise DtrapError(
+            f"StageSwitch: {type(pl_module).__name__} has {missing}. Expected `self.objective` with a method "
+            "`set_stage(progress: float | None)`, such as dtrap.lightning_modules.Objective()."
+        )
+    return method

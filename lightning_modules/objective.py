@@ -1,0 +1,222 @@
+"""The staged sum of the losses: L_vlm + beta * L_ra + lambda * L_ad in the suppressed stage, L_vlm afterwards."""
+
+from __future__ import annotations
+
+import warnings
+from typing import Literal, NamedTuple
+
+import torch
+from torch import Generator, Tensor, nn
+
+from ..errors import DtrapError
+from . import losses
+
+VisualTerm = Literal["anti_visual", "visual", "negated_visual", "noise"]
+
+
+class PlainRows(NamedTuple):
+    """The rows that relations are taken against.
+
+    Attributes:
+        features: s [M, D], image features of the plain views.
+        labels: z [M], their classes.
+    """
+
+    features: Tensor
+    labels: Tensor
+
+
+class Objective(nn.Module):
+    """L = L_classification + beta * L_ra + lambda * L_ad while suppressed, else L_classification.
+
+    `StageSwitch` drives it through `set_stage` alone. Nothing here depends on how the features were made, so that it
+    serves any LightningModule that has it as its attribute `objective`.
+
+    Args:
+        anti_visual_weight: lambda. None takes 0.1, or 0.001 where the caller trains the text branch only.
+        relation_weight: beta.
+        relation_form: "cosine" (authors' code) or "softmax" (paper), see `losses.relation_alignment_loss`.
+        relation_source: Which A^v goes into A^fuse: that of the "previous" step, as in the authors' code (the first
+            step of the stage has no L_ra; the batch must have the same rows in every step), or of the "current" one.
+        relation_temperature: Temperature of the softmax form.
+        visual_term: What lambda weights: "anti_visual" (SVL), or for the paper's study "visual" (L_v),
+            "negated_visual" (-L_v) or "noise" (Gaussian prototypes).
+        logit_scale: tau.
+
+    Attributes:
+        progress: p in [0, 1] within the suppressed stage, None outside of it.
+        generator: Where prototypes are drawn from; None is torch's global generator.
+        next_prototypes: Indices [W] for L_ad's next call in place of drawn ones, used up by that call.
+    """
+
+    def __init__(
+        self,
+        anti_visual_weight: float | None = None,
+        relation_weight: float = 3.0,
+        relation_form: losses.RelationForm = "cosine",
+        relation_source: Literal["previous", "current"] = "previous",
+        relation_temperature: float = 1.0,
+        visual_term: VisualTerm = "anti_visual",
+        logit_scale: float = 100.0,
+    ) -> None:
+        super().__init__()
+        self.anti_visual_weight = anti_visual_weight
+        self.relation_weight = relation_weight
+        self.relation_form = relation_form
+        self.relation_source = relation_source
+        self.relation_temperature = relation_temperature
+        self.visual_term = visual_term
+        self.logit_scale = logit_scale
+        self.text_only = False
+        self.progress: float | None = None
+        self.generator: Generator | None = None
+        self.next_prototypes: Tensor | None = None
+        self._staged = False
+        self._warned: set[str] = set()
+        self._previous: tuple[Tensor, Tensor | None] | None = None
+
+    @property
+    def effective_anti_visual_weight(self) -> float:
+        """Lambda, with the default of the branch that is trained where none was given."""
+        if self.anti_visual_weight is not None:
+            return self.anti_visual_weight
+        return 0.001 if self.text_only else 0.1
+
+    @property
+    def suppresses(self) -> bool:
+        """Whether any of the two terms has a weight."""
+        return self.effective_anti_visual_weight != 0 or self.relation_weight != 0
+
+    @property
+    def method(self) -> str:
+        """Short name of what the weights amount to: "svl-ra", "svl", "ra" or "baseline"."""
+        visual = {"anti_visual": "svl", "visual": "visual", "negated_visual": "negated-visual", "noise": "noise"}
+        parts = [visual[self.visual_term]] if self.effective_anti_visual_weight != 0 else []
+        parts += ["ra"] if self.relation_weight != 0 else []
+        return "-".join(parts) or "baseline"
+
+    def set_stage(self, progress: float | None) -> None:
+        """Enter, go through or leave the suppressed stage; called before every step.
+
+        Args:
+            progress: p of the coming step, or None where L is the classification loss alone. Where the stage begins,
+                the relations of an earlier stage are forgotten.
+        """
+        if progress is None or self.progress is None:
+            self._previous = None
+        self.progress = progress
+        self._staged = True
+
+    def forward(
+        self,
+        image_features: Tensor,
+        text_features: Tensor,
+        labels: Tensor,
+        *,
+        plain: PlainRows | None = None,
+        row_ids: Tensor | None = None,
+        classification_loss: Tensor | None = None,
+    ) -> dict[str, Tensor]:
+        """The terms of this step and their sum.
+
+        Args:
+            image_features: f [N, D].
+            text_features: t [W, D].
+            labels: y [N].
+            plain: The plain support rows; all rows of the batch where None (mini-batches).
+            row_ids: [N] or [N, k], which image and view each row is; lets "previous" relations notice a changed batch.
+            classification_loss: The tuner's own loss in place of L_vlm.
+
+        Returns:
+            `total`, `L_vlm` (the classification loss), and inside the stage `L_ad` and `L_ra` where they are active.
+
+        Raises:
+            DtrapError: Previous relations are asked of a batch whose rows changed, or no active term has a gradient.
+        """
+        if classification_loss is None:
+            classification_loss = losses.cross_modal_loss(
+                image_features, text_features, labels, logit_scale=self.logit_scale
+            )
+        terms = {"L_vlm": classification_loss}
+        total = classification_loss
+        if self.progress is not None:
+            plain = plain if plain is not None else PlainRows(image_features, labels)
+            if self.effective_anti_visual_weight != 0:
+                terms["L_ad"] = self._visual_term(image_features, labels, len(text_features), plain)
+                total = total + self.effective_anti_visual_weight * terms["L_ad"]
+            relation = self._relation_term(image_features, text_features, labels, plain, row_ids)
+            if relation is not None:
+                terms["L_ra"] = relation
+                total = total + self.relation_weight * relation
+        elif not self._staged and self.suppresses:
+            self._warn_once(
+                "stage", "L_ad and L_ra are off, since no StageSwitch drives this objective: add the callback "
+                "dtrap.callbacks.StageSwitch() to the Trainer"
+            )  # fmt: skip
+        if torch.is_grad_enabled():
+            self._check_gradients(terms)
+        return {"total": total, **terms}
+
+    def _visual_term(self, features: Tensor, labels: Tensor, num_classes: int, plain: PlainRows) -> Tensor:
+        settings = {"num_classes": num_classes, "logit_scale": self.logit_scale}
+        if self.visual_term == "anti_visual":
+            indices, self.next_prototypes = self.next_prototypes, None
+            return losses.anti_visual_loss(
+                features, labels, prototype_indices=indices, generator=self.generator, **settings
+            )
+        if self.visual_term == "noise":
+            return losses.noise_prototype_loss(features, labels, generator=self.generator, **settings)
+        sign = -1.0 if self.visual_term == "negated_visual" else 1.0
+        return sign * losses.visual_loss(
+            features, labels, plain_features=plain.features, plain_labels=plain.labels, **settings
+        )
+
+    def _relation_term(
+        self, features: Tensor, texts: Tensor, labels: Tensor, plain: PlainRows, row_ids: Tensor | None
+    ) -> Tensor | None:
+        if self.relation_weight == 0:
+            return None
+        relations = losses.visual_relations(features, plain.features)
+        source = relations
+        if self.relation_source == "previous":
+            previous, self._previous = self._previous, (relations.detach(), row_ids)
+            if previous is None:
+                return None
+            source = self._same_rows(previous, relations, row_ids)
+        fused = losses.fuse_relations(
+            source, losses.text_relations(texts, labels, plain.labels), self.progress or 0.0
+        )
+        return losses.relation_alignment_loss(
+            relations, fused, form=self.relation_form, temperature=self.relation_temperature
+        )
+
+    @staticmethod
+    def _same_rows(previous: tuple[Tensor, Tensor | None], relations: Tensor, row_ids: Tensor | None) -> Tensor:
+        kept, kept_ids = previous
+        same = kept.shape == relations.shape and (
+            kept_ids is row_ids or kept_ids is None or row_ids is None or torch.equal(kept_ids, row_ids)
+        )
+        if not same:
+            raise DtrapError(
+                "relation_source is 'previous', but this step's batch has other rows than the step before it: relations "
+                "of the previous step exist in full-batch training only. Set relation_source to 'current' for "
+                "mini-batches, or train on the same full batch in every step."
+            )
+        return kept
+
+    def _check_gradients(self, terms: dict[str, Tensor]) -> None:
+        constant = [name for name, term in terms.items() if not term.requires_grad]
+        if len(constant) == len(terms):
+            raise DtrapError(
+                f"nothing to train: no active term ({', '.join(terms)}) has a gradient. "
+                "Expected a tuner with trainable parameters that the features or the logits depend on."
+            )
+        for name in constant:
+            self._warn_once(
+                name, f"{name} is constant here: what is trained does not change it. It is logged, without effect."
+            )
+
+    def _warn_once(self, key: str, message: str) -> None:
+        if key not in self._warned:
+            self._warned.add(key)
+            warnings.warn(message, stacklevel=3)
