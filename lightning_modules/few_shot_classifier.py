@@ -82,6 +82,7 @@ class FewShotClassifier(LightningModule):
         self.objective.text_only = self.tuner.trains == {"text"}
         self.prompts: ClassPrompts | None = None
         self.confusion = MulticlassConfusionMatrix(num_classes=2)
+        self.test_predictions: list[Tensor] = []
         self._frozen_texts = FrozenTextFeatures()
         self._support_features: tuple[Tensor, Tensor] | None = None
         self._evaluation_texts: Tensor | None = None
@@ -255,10 +256,12 @@ class FewShotClassifier(LightningModule):
         with torch.no_grad():
             self._evaluation_texts = self.text_features()
         self.confusion.reset()
+        self.test_predictions = []
 
     def test_step(self, batch: Batch, batch_idx: int) -> None:
-        """Count predictions into `confusion` [W, W] (rows true, columns predicted)."""
+        """Count predictions into `confusion` [W, W] (rows true, columns predicted); keep them in `test_predictions`."""
         predicted = self(batch["images"]).argmax(dim=-1)
+        self.test_predictions.append(predicted.cpu())
         self.confusion.update(predicted, batch["labels"])
 
     def on_test_epoch_end(self) -> None:

@@ -1,0 +1,43 @@
+"""CropDisease (PlantVillage): leaves of healthy and diseased crops."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from .few_shot import FewShotDataModule, ImageIndex
+from .index import class_folders, index_class_folders, not_found
+
+_FOLDERS = (
+    "dataset/train",
+    "train",
+    "",
+    "CropDisease/dataset/train",
+    "CropDiseases/dataset/train",
+    "plant-disease/dataset/train",
+)
+
+
+class CropDiseaseDataModule(FewShotDataModule):
+    """Episodes of PlantVillage: 38 classes `Plant___Disease`, JPEG of 256 x 256 pixels.
+
+    Format: one folder per class in `dataset/train/`, `train/` or the root itself. The folder name is the
+        class name
+    (in a class prompt `_` becomes a space); the folders that are there are the classes, so a part of the set
+    will do.
+
+    Source: https://www.kaggle.com/datasets/saroz014/plant-disease (43,456 training images), after Mohanty et
+        al.,
+    "Using Deep Learning for Image-Based Plant Disease Detection", 2016. Licence: CC BY-SA 3.0 / CC0 as
+    usually given.
+    """
+
+    title = "CropDisease"
+
+    def scan(self) -> ImageIndex:
+        """List the class folders."""
+        for folder in (self.root / name for name in _FOLDERS):
+            classes = [n for n in class_folders(folder) if "___" in n] if folder.is_dir() else []
+            if classes:
+                return index_class_folders(folder, classes, classes)
+        looked_for = [str(Path(name, "Plant___Disease")) + "/ ..." for name in _FOLDERS]
+        raise not_found(self.root, looked_for, self.title, "class folders")

@@ -1,0 +1,395 @@
+"""Index of (path, label) -> episodes -> batches: the only place that samples."""
+
+from __future__ import annotations
+
+import logging
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from lightning.pytorch import LightningDataModule
+from PIL import Image
+
+from ..errors import DtrapError
+from .batches import Batch, Batches, Views, decode, split_batch, to_batch
+from .images import ImageError, open_image
+from .index import ImageIndex, listing
+from .views import Preprocessing, check_views, draw_views
+
+__all__ = ["Batch", "Batches", "FewShotDataModule", "ImageIndex", "Task"]
+
+logger = logging.getLogger(__name__)
+
+OnFault = Literal["error", "skip"]
+QUERY_BATCH = 128
+
+# What the numbers of an episode are drawn for (second part of the seed's spawn key).
+_CLASSES, _IMAGES, _VIEWS, _OTHER = range(4)
+
+
+@dataclass(frozen=True)
+class Task:
+    """What one episode is made of.
+
+    Lists have one entry per class of the task; images are positions in the index.
+
+    Attributes:
+        classes: Index into `ImageIndex.class_names` of each class.
+        support: Support images of each class.
+        query: Query images of each class.
+        spare: Images that take the place, in this order, of unreadable ones.
+    """
+
+    classes: list[int]
+    support: list[list[int]]
+    query: list[list[int]]
+    spare: list[list[int]]
+
+
+class FewShotDataModule(LightningDataModule, ABC):
+    """N-way K-shot episodes of an image collection; episode k is the same in any order and on any machine.
+
+    A subclass says where the files are (`scan`). An episode's images are decoded once. A batch is a
+    dictionary of `images` [B, 3, S, S] (float32, normalised), `labels` [B] (0..way-1), `view` [B] (0 is
+    plain) and `sample_id` [B] (position in the index). The support batch has V*M rows: view slowest, then
+    class, then shot.
+
+    Everything random of episode e comes from numpy's SeedSequence(seed, spawn_key=(e, purpose)); a view also
+    depends on the position of its image, never on the order of decoding.
+
+    Args:
+        root: Folder of the data set.
+        way: Classes per episode W.
+        shot: Support images per class K.
+        query: Query images per class; 0 for none.
+        views: Fixed views V of each support image, 1 (plain) to 5.
+        seed: Seed of all episodes.
+        episode: Number of the current episode.
+        template: Class prompt with `{}` for the class name; None for the data set's own.
+        preprocessing: Input size and normalisation where no backbone states its own; None for CLIP's.
+        num_workers: Threads that decode images; the result does not depend on it.
+        bad_images: "error", or "skip" to leave missing and unreadable images out (see `skipped_images`); the
+            next image of the class in the episode's order takes the place.
+        small_classes: "error", or "skip" to leave out classes with fewer than shot + query images.
+
+    Attributes:
+        title: Name of the data set, as in a result line.
+        default_template: The data set's own class prompt.
+        tasks: How many episodes there can be; None for any number.
+        fixed_views: Whether a row of the support batch is the same picture at every step of an episode, so
+            that features of a frozen tower may be kept.
+        fixed_numbers: Whether every class needs exactly its numbers of images; otherwise unreadable ones may
+            be left out without a replacement.
+        skipped_images: (path, reason) of the images that were left out so far.
+
+    Raises:
+        DtrapError: An argument is out of range.
+    """
+
+    title = "Images"
+    default_template = "a photo of a {}."
+    tasks: int | None = None
+    fixed_views = True
+    fixed_numbers = True
+
+    def __init__(
+        self,
+        root: str | Path,
+        *,
+        way: int = 5,
+        shot: int = 5,
+        query: int = 15,
+        views: int = 5,
+        seed: int = 1,
+        episode: int = 0,
+        template: str | None = None,
+        preprocessing: Preprocessing | None = None,
+        num_workers: int = 0,
+        bad_images: OnFault = "error",
+        small_classes: OnFault = "error",
+    ) -> None:
+        super().__init__()
+        check_views(views)
+        _check_at_least(
+            way=(way, 2), shot=(shot, 1), query=(query, 0), seed=(seed, 0), num_workers=(num_workers, 0)
+        )
+        _check_choice(bad_images=bad_images, small_classes=small_classes)
+        self.root = Path(root).expanduser()
+        self.way, self.shot, self.query_shot, self.views = way, shot, query, views
+        self.seed = seed
+        self.template = self.default_template if template is None else template
+        if "{}" not in self.template:
+            raise DtrapError(f"template is '{self.template}'; expected '{{}}' where the class name goes.")
+        self.preprocessing = preprocessing or Preprocessing()
+        self.num_workers = num_workers
+        self.bad_images, self.small_classes = bad_images, small_classes
+        self.skipped_images: list[tuple[str, str]] = []
+        self.set_episode(episode)
+
+    @abstractmethod
+    def scan(self) -> ImageIndex:
+        """Read paths and labels, in an order that does not depend on the machine; nothing is decoded.
+
+        Raises:
+            DtrapError: The data are not there or not as expected.
+        """
+
+    def load_image(self, position: int) -> Image.Image:
+        """RGB picture at a position of the index; called from several threads at a time.
+
+        Raises:
+            ImageError: It cannot be read.
+        """
+        return open_image(self.index.paths[position])
+
+    def draw_task(self) -> Task:
+        """Classes and images of the current episode, drawn without replacement."""
+        classes = self._generator(_CLASSES).choice(self.usable_classes, size=self.way, replace=False)
+        rng = self._generator(_IMAGES)
+        orders = [rng.permutation(self.positions[label]).tolist() for label in classes]
+        end = self.shot + self.query_shot
+        return Task(
+            classes=classes.tolist(),
+            support=[order[: self.shot] for order in orders],
+            query=[order[self.shot : end] for order in orders],
+            spare=[order[end:] for order in orders],
+        )
+
+    @cached_property
+    def index(self) -> ImageIndex:
+        """Paths and labels, read once; missing files are reported here."""
+        index = self.scan()
+        for note in index.notes:
+            logger.info("%s: %s", self.title, note)
+        if index.missing and self.bad_images == "error":
+            raise DtrapError(
+                f"{self.title}: {len(index.missing)} image(s) do not exist: {listing(index.missing, 3)}. "
+                "Complete the download, or leave them out with bad_images: skip."
+            )
+        for path in index.missing:
+            self._skip(path, "does not exist")
+        return index
+
+    @cached_property
+    def positions(self) -> list[np.ndarray]:
+        """Positions in the index of the images of each class."""
+        labels = np.asarray(self.index.labels, dtype=np.int64)
+        return [np.flatnonzero(labels == label) for label in range(len(self.index.class_names))]
+
+    @cached_property
+    def usable_classes(self) -> list[int]:
+        """Classes with enough images to be drawn.
+
+        Raises:
+            DtrapError: A class has too few (unless `small_classes` is "skip"), or fewer than `way` are left.
+        """
+        needed = self.shot + self.query_shot
+        counts = [len(found) for found in self.positions]
+        usable = self._large_classes(counts, needed, f"shot {self.shot} + query {self.query_shot}")
+        if len(usable) < self.way:
+            raise DtrapError(
+                f"{self.title}: way is {self.way}, but only {len(usable)} classes under {self.root} have "
+                f"{needed} images or more. Set data.way to at most {len(usable)} or lower shot and query."
+            )
+        return usable
+
+    def _large_classes(self, counts: list[int], needed: int, reason: str) -> list[int]:
+        """Labels of the classes with at least the needed number of images."""
+        names = self.index.class_names
+        small = [f"'{name}' has {n}" for name, n in zip(names, counts, strict=True) if n < needed]
+        if small and self.small_classes == "error":
+            raise DtrapError(
+                f"{self.title}: too few images under {self.root}: {listing(small)}; needed: {needed} "
+                f"({reason}). Add images, lower the numbers, or leave these out with small_classes: skip."
+            )
+        if small:
+            every = listing(small, len(small))
+            logger.warning("%s: left out %d small class(es): %s of %d", self.title, len(small), every, needed)
+        return [label for label, count in enumerate(counts) if count >= needed]
+
+    def set_episode(self, episode: int) -> None:
+        """Go to another episode; what was decoded of the last one is discarded."""
+        _check_at_least(episode=(episode, 0))
+        self.episode = episode
+        self._discard()
+
+    def _discard(self) -> None:
+        self._task: Task | None = None
+        self._spare: list[Iterator[int]] = []
+        self._support: Batch | None = None
+        self._query: Batch | None = None
+        self._moved: dict[tuple[torch.device, torch.dtype], Batch] = {}
+
+    def setup(self, stage: str | None = None) -> None:
+        """Take the backbone's preprocessing and check that the episode can be drawn."""
+        backbone = getattr(getattr(self.trainer, "lightning_module", None), "backbone", None)
+        preprocessing = Preprocessing.of(backbone) or self.preprocessing
+        if preprocessing != self.preprocessing:
+            self.preprocessing = preprocessing
+            self._discard()
+        self.task  # noqa: B018
+
+    @property
+    def task(self) -> Task:
+        """Classes and images of the current episode."""
+        if self._task is None:
+            self._task = self.draw_task()
+            self._spare = [iter(spare) for spare in self._task.spare]
+        return self._task
+
+    @property
+    def class_names(self) -> list[str]:
+        """Names of the current episode's classes, in the order of the labels 0..W-1."""
+        return [self.index.class_names[label] for label in self.task.classes]
+
+    @property
+    def description(self) -> str:
+        """Title, way and shot, as in "ISIC 5-way 5-shot"."""
+        return f"{self.title} {self.way}-way {self.shot}-shot"
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """Full-batch steps of one epoch: `shot`, as in the authors' protocol."""
+        return self.shot
+
+    @property
+    def has_query(self) -> bool:
+        """Whether there are images to measure an accuracy on."""
+        return self.query_shot > 0
+
+    def path_of(self, sample_id: int) -> Path:
+        """File of a `sample_id`."""
+        return Path(self.index.paths[sample_id])
+
+    @property
+    def support_ids(self) -> list[int]:
+        """Positions in the index of the M support images, class by class."""
+        if self.bad_images == "skip":
+            return _plain_ids(self.support())
+        return [position for positions in self.task.support for position in positions]
+
+    @property
+    def query_ids(self) -> list[int]:
+        """Positions in the index of the query images, class by class."""
+        if self.bad_images == "skip" and self.has_query:
+            return _plain_ids(self.query())
+        return [position for positions in self.task.query for position in positions]
+
+    def support(self) -> Batch:
+        """The support batch of V*M rows on the CPU, decoded at the first call of an episode."""
+        if self._support is None:
+            self._support = self._decode(self.task.support, self._support_views, needed=1)
+        return self._support
+
+    def query(self) -> Batch:
+        """The query batch (plain views) on the CPU, decoded at the first call of an episode."""
+        if self._query is None:
+            if self.bad_images == "skip":
+                self.support()  # support images take their spares first
+            self._query = self._decode(self.task.query, self._plain_view, needed=0)
+        return self._query
+
+    def train_dataloader(self) -> Batches:
+        """One epoch: the full support batch, the same object at each of the `steps_per_epoch` steps."""
+        return Batches([self.support()] * self.steps_per_epoch)
+
+    def test_dataloader(self) -> Batches | list[Batch]:
+        """Every query image once; an empty list where there is none."""
+        return split_batch(self.query(), QUERY_BATCH) if self.has_query else []
+
+    def transfer_batch_to_device(self, batch: Any, device: torch.device, dataloader_idx: int) -> Any:
+        """Move a batch; the support batch is moved once per episode and device."""
+        # Recognised by its ids, since a precision plugin may have rebuilt the dictionary around them.
+        ids = batch.get("sample_id") if isinstance(batch, dict) else None
+        if self._support is None or ids is not self._support["sample_id"]:
+            return super().transfer_batch_to_device(batch, device, dataloader_idx)
+        key = (device, batch["images"].dtype)
+        if key not in self._moved:
+            self._moved[key] = super().transfer_batch_to_device(batch, device, dataloader_idx)
+        return self._moved[key]
+
+    def episode_seed(self, purpose: str) -> int:
+        """A seed below 2**31 for something else that is random in the current episode, such as a tuner's start."""
+        sequence = np.random.SeedSequence(self.seed, spawn_key=(self.episode, _OTHER, *purpose.encode()))
+        return int(sequence.generate_state(1)[0] >> 1)
+
+    def _generator(self, *purpose: int) -> np.random.Generator:
+        return np.random.default_rng(np.random.SeedSequence(self.seed, spawn_key=(self.episode, *purpose)))
+
+    def _support_views(self, position: int) -> Views:
+        rng = self._generator(_VIEWS, position)
+        return draw_views(self.load_image(position), self.preprocessing, self.views, rng)
+
+    def _plain_view(self, position: int) -> Views:
+        return [self.preprocessing.resize(self.load_image(position))]
+
+    def _decode(self, images: list[list[int]], views_of: Callable[[int], Views], needed: int) -> Batch:
+        """Batch of all views of the images of each class; spares take the place of unreadable ones."""
+        chosen = images
+        views: dict[int, Views] = {}
+        faults: dict[int, ImageError] = {}
+        while waiting := [p for positions in chosen for p in positions if p not in views]:
+            for position, result in decode(waiting, views_of, self.num_workers).items():
+                if isinstance(result, ImageError):
+                    faults[position] = result
+                else:
+                    views[position] = result
+            chosen = [self._replace(label, positions, faults) for label, positions in enumerate(chosen)]
+        for label, positions in enumerate(chosen):
+            if len(positions) < needed:
+                raise self._too_few_readable(label)
+        if not any(chosen):
+            raise DtrapError(f"{self.title}: none of the query images can be read. Replace them.")
+        return to_batch(chosen, views, self.preprocessing)
+
+    def _replace(self, label: int, positions: list[int], faults: dict[int, ImageError]) -> list[int]:
+        """Positions of a class, unreadable ones replaced, or left out where numbers need not be equal."""
+        kept: list[int] = []
+        for position in positions:
+            if position not in faults:
+                kept.append(position)
+                continue
+            if self.bad_images == "error":
+                raise DtrapError(
+                    f"{faults[position]} It belongs to episode {self.episode} of {self.title}. "
+                    "Replace the file, or leave unreadable images out with bad_images: skip."
+                ) from faults[position]
+            self._skip(self.index.paths[position], str(faults[position]))
+            spare = next(self._spare[label], None)
+            if spare is not None:
+                kept.append(spare)
+            elif self.fixed_numbers:
+                raise self._too_few_readable(label)
+        return kept
+
+    def _too_few_readable(self, label: int) -> DtrapError:
+        return DtrapError(
+            f"{self.title}: too few readable images of class '{self.class_names[label]}' for episode "
+            f"{self.episode}; unreadable, among others: {self.skipped_images[-1][0]}. Replace it or add some."
+        )
+
+    def _skip(self, path: str, reason: str) -> None:
+        if all(path != known for known, _ in self.skipped_images):
+            self.skipped_images.append((path, reason))
+            logger.warning("%s: left out %s: %s", self.title, path, reason)
+
+
+def _plain_ids(batch: Batch) -> list[int]:
+    return batch["sample_id"][batch["view"] == 0].tolist()
+
+
+def _check_at_least(**values: tuple[int, int]) -> None:
+    for name, (value, least) in values.items():
+        if value < least:
+            raise DtrapError(f"{name} is {value}; expected at least {least}.")
+
+
+def _check_choice(**values: str) -> None:
+    for name, value in values.items():
+        if value not in ("error", "skip"):
+            raise DtrapError(f"{name} is '{value}'; expected 'error' or 'skip'.")

@@ -1,0 +1,175 @@
+"""A user's own images: one folder per class."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+
+from ..errors import DtrapError, nearest
+from .few_shot import FewShotDataModule, OnFault, Task
+from .index import ImageIndex, class_folders, index_class_folders, listing
+from .views import Preprocessing
+
+
+class FolderDataModule(FewShotDataModule):
+    """One task over all classes of a folder; every image is support unless some are held out.
+
+    Format: one folder per class directly under the root, its images directly in it (folders within are not
+        looked
+    into). Files beside the class folders and hidden folders are ignored. Classes may have unequal numbers of
+    images. There are queries, and hence an accuracy, only with `query_root` or `held_out`.
+
+    Args:
+        root: Folder of the class folders.
+        query_root: Folder with query images in class folders of the same names, some of which may be absent.
+        held_out: Share in (0, 1) of each class, rounded, that is kept as queries; at least one image of each
+            class remains support.
+        class_names: Class name of a folder, for folders called `cls_03`; others keep the folder's name.
+        template: Class prompt with `{}` for the class name; None for "a photo of a {}.".
+        views: Fixed views V of each support image, 1 (plain) to 5.
+        seed: Seed of the views and of what is held out.
+        preprocessing: Input size and normalisation where no backbone states its own; None for CLIP's.
+        num_workers: Threads that decode images; the result does not depend on it.
+        bad_images: "error", or "skip" to leave unreadable images out (see `skipped_images`).
+        small_classes: "error", or "skip" to leave out folders without images.
+
+    Raises:
+        DtrapError: An argument is out of range, or `query_root` and `held_out` are both given.
+    """
+
+    tasks = 1
+    fixed_numbers = False
+
+    def __init__(
+        self,
+        root: str | Path,
+        *,
+        query_root: str | Path | None = None,
+        held_out: float | None = None,
+        class_names: dict[str, str] | None = None,
+        template: str | None = None,
+        views: int = 5,
+        seed: int = 1,
+        preprocessing: Preprocessing | None = None,
+        num_workers: int = 0,
+        bad_images: OnFault = "error",
+        small_classes: OnFault = "error",
+    ) -> None:
+        super().__init__(
+            root,
+            views=views,
+            seed=seed,
+            template=template,
+            preprocessing=preprocessing,
+            num_workers=num_workers,
+            bad_images=bad_images,
+            small_classes=small_classes,
+        )
+        if held_out is not None and not 0 < held_out < 1:
+            raise DtrapError(f"held_out is {held_out}; expected a share between 0 and 1, such as 0.2.")
+        if held_out is not None and query_root is not None:
+            raise DtrapError("query_root and held_out are both given; remove one of them.")
+        self.query_root = None if query_root is None else Path(query_root).expanduser()
+        if self.query_root is not None and self.query_root.resolve() == self.root.resolve():
+            raise DtrapError(
+                f"query_root is root itself ({self.root}); use held_out to keep a share for testing."
+            )
+        self.held_out = held_out
+        self._support_size = 0
+        self.names_of_folders = dict(class_names or {})
+
+    def scan(self) -> ImageIndex:
+        """List the class folders; the images of `query_root` come after those of the root."""
+        folders = _folders_of(self.root, "root")
+        names = self._names(folders)
+        index = index_class_folders(self.root, folders, names)
+        self._support_size = len(index.paths)
+        if self.query_root is None:
+            return index
+        for folder in _folders_of(self.query_root, "query_root"):
+            if folder not in folders:
+                raise DtrapError(
+                    f"{self.query_root / folder}: there is no such class folder in {self.root}."
+                    f"{nearest(folder, folders)} Rename or remove it."
+                )
+        queries = index_class_folders(self.query_root, folders, names)
+        if not queries.paths:
+            raise DtrapError(f"No images in the class folders of query_root {self.query_root}.")
+        return replace(
+            index,
+            paths=index.paths + queries.paths,
+            labels=index.labels + queries.labels,
+            roots=index.roots + queries.roots,
+        )
+
+    def _names(self, folders: list[str]) -> list[str]:
+        for folder in self.names_of_folders:
+            if folder not in folders:
+                raise DtrapError(
+                    f"class_names has the folder '{folder}', which is not in {self.root}."
+                    f"{nearest(folder, folders)} Found: {listing(folders)}."
+                )
+        names = [self.names_of_folders.get(folder, folder) for folder in folders]
+        twice = sorted({name for name in names if names.count(name) > 1})
+        if twice:
+            raise DtrapError(
+                f"class_names: '{twice[0]}' names several folders of {self.root}. Give each its own name."
+            )
+        return names
+
+    def draw_task(self) -> Task:
+        """All classes; support and query images as the folders or the held-out share say."""
+        own = [found[found < self._support_size] for found in self.positions]
+        usable = self._large_classes([len(found) for found in own], 1, "for the support")
+        support = {label: own[label] for label in usable}
+        query = {label: self.positions[label][len(own[label]) :] for label in usable}
+        if self.held_out is not None:
+            rng = np.random.default_rng(np.random.SeedSequence(self.seed, spawn_key=(self.episode, 0)))
+            for label in usable:
+                order = rng.permutation(own[label])
+                count = min(round(self.held_out * len(order)), len(order) - 1)
+                support[label], query[label] = np.sort(order[count:]), np.sort(order[:count])
+        if len(usable) < 2:
+            raise DtrapError(
+                f"{self.root} has images of {len(usable)} class(es); expected 2 or more folders of images."
+            )
+        if self.has_query and not sum(map(len, query.values())):
+            raise DtrapError(
+                f"held_out {self.held_out} leaves no query image: the classes under {self.root} have "
+                f"{min(map(len, own))} to {max(map(len, own))} images. Raise it, or give a query_root."
+            )
+        return Task(
+            classes=usable,
+            support=[support[label].tolist() for label in usable],
+            query=[query[label].tolist() for label in usable],
+            spare=[[] for _ in usable],
+        )
+
+    @property
+    def has_query(self) -> bool:
+        """Whether there are images to measure an accuracy on."""
+        return self.query_root is not None or self.held_out is not None
+
+    @property
+    def description(self) -> str:
+        """Name of the folder, classes and support images, as in "my_photos 4 classes · 23 images"."""
+        images = sum(map(len, self.task.support))
+        return f"{self.root.resolve().name} {len(self.task.classes)} classes · {images} images"
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """Images per class M/W, rounded, at least 1: the steps that an episode of that shot has."""
+        return max(1, round(sum(map(len, self.task.support)) / len(self.task.classes)))
+
+
+def _folders_of(root: Path, argument: str) -> list[str]:
+    if not root.is_dir():
+        raise DtrapError(
+            f"The folder {root} does not exist. Set data.{argument} to the folder of the class folders."
+        )
+    folders = class_folders(root)
+    if not folders:
+        raise DtrapError(f"{root} has no folders. Expected one folder per class, with its images in it.")
+    return folders

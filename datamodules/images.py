@@ -1,0 +1,73 @@
+"""Opening image files of any kind as 8-bit RGB, and finding them."""
+
+from __future__ import annotations
+
+import os
+
+import numpy as np
+from PIL import Image, ImageOps, UnidentifiedImageError
+
+from ..errors import DtrapError
+
+IMAGE_ENDINGS = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp", ".gif", ".ppm", ".pgm", ".jp2")
+
+
+class ImageError(DtrapError):
+    """An image file that cannot be read; the message names the file and the reason."""
+
+
+def open_image(path: str | os.PathLike[str]) -> Image.Image:
+    """Picture as 8-bit RGB, upright (EXIF rotation applied).
+
+    Grey, palette, CMYK and other modes are converted; 16-bit values are divided by 256; transparent pixels
+    are laid over white. Of an animation the first frame is taken.
+
+    Raises:
+        ImageError: The file is missing, truncated, no image, has floating-point pixels (no agreed range) or
+            more pixels than Pillow accepts as harmless.
+    """
+    try:
+        with Image.open(path) as image:
+            image.load()
+            return _to_rgb(ImageOps.exif_transpose(image))
+    except FileNotFoundError:
+        raise ImageError(f"Image {os.fspath(path)} does not exist.") from None
+    except UnidentifiedImageError:
+        raise ImageError(f"Image {os.fspath(path)} cannot be read: not an image that Pillow knows.") from None
+    except (MemoryError, ImageError):
+        raise
+    except Exception as error:  # Pillow's decoders raise OSError, SyntaxError, ValueError, struct.error, ...
+        raise ImageError(f"Image {os.fspath(path)} cannot be read: {error}.") from error
+
+
+def _to_rgb(image: Image.Image) -> Image.Image:
+    if image.mode == "F":
+        raise ValueError("its pixels are floating-point numbers; save it with 8 or 16 bits")
+    if image.mode.startswith("I"):
+        grey = np.clip(np.asarray(image).astype(np.int64), 0, 65535) // 256
+        return Image.fromarray(grey.astype(np.uint8)).convert("RGB")
+    if image.mode in ("RGBA", "LA", "PA", "La", "RGBa") or "transparency" in image.info:
+        picture = image.convert("RGBA")
+        white = Image.new("RGBA", picture.size, (255, 255, 255, 255))
+        return Image.alpha_composite(white, picture).convert("RGB")
+    return image.convert("RGB")
+
+
+def list_images(folder: str | os.PathLike[str], recursive: bool = False) -> list[str]:
+    """Sorted paths of the image files in a folder, by their ending in any case; hidden files are left out.
+
+    Args:
+        folder: An existing folder.
+        recursive: Whether to look into its sub-folders (not hidden ones) as well.
+    """
+    found, folders = [], [os.fspath(folder)]
+    while folders:
+        with os.scandir(folders.pop()) as entries:
+            for entry in entries:
+                if entry.name.startswith("."):
+                    continue
+                if entry.name.lower().endswith(IMAGE_ENDINGS) and entry.is_file():
+                    found.append(entry.path)
+                elif recursive and entry.is_dir(follow_symlinks=False):
+                    folders.append(entry.path)
+    return sorted(found)

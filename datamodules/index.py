@@ -1,0 +1,93 @@
+"""Which image has which label: paths only, nothing is decoded."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from ..errors import DtrapError
+from .images import list_images
+
+
+@dataclass(frozen=True)
+class ImageIndex:
+    """Paths and labels of a data set, in an order that is the same on every machine.
+
+    Attributes:
+        paths: Path of each image; its position in this list is the `sample_id` of a batch. For images without
+            files any text that tells them apart.
+        labels: Label of each image, an index into `class_names`.
+        class_names: Names as they go into the class prompts; a class may have no image.
+        roots: Folders that the paths lie in; the fingerprint does not depend on where these are.
+        missing: Files that are named by a table but do not exist (left out of `paths`).
+        notes: What a user should know of the scan, one line each.
+    """
+
+    paths: list[str]
+    labels: list[int]
+    class_names: list[str]
+    roots: tuple[str, ...] = ()
+    missing: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
+
+    def fingerprint(self) -> str:
+        """SHA-256 of the relative paths and labels: tells whether two runs saw the same files."""
+        digest = hashlib.sha256()
+        for path, label in zip(self.paths, self.labels, strict=True):
+            digest.update(f"{label}\t{self._relative(path)}\n".encode(errors="surrogateescape"))
+        return digest.hexdigest()
+
+    def _relative(self, path: str) -> str:
+        for number, root in enumerate(self.roots):
+            if path.startswith(root + os.sep):
+                return f"{number}/{path[len(root) + 1 :].replace(os.sep, '/')}"
+        return path
+
+
+def listing(names: Sequence[str], most: int = 5) -> str:
+    """The first names, separated by commas, and how many more there are."""
+    rest = len(names) - most
+    return ", ".join(names[:most]) + (f" and {rest} more" if rest > 0 else "")
+
+
+def class_folders(root: str | os.PathLike[str]) -> list[str]:
+    """Sorted names of the folders in a folder; files and hidden folders are ignored."""
+    with os.scandir(root) as entries:
+        return sorted(entry.name for entry in entries if entry.is_dir() and not entry.name.startswith("."))
+
+
+def locate(root: Path, candidates: Iterable[str], title: str, what: str) -> Path:
+    """First of the candidate files or folders under a root that exists.
+
+    Raises:
+        DtrapError: None exists; the message names the root and all that was looked for.
+    """
+    looked_for = list(candidates)
+    for candidate in looked_for:
+        if (root / candidate).exists():
+            return root / candidate
+    raise not_found(root, looked_for, title, what)
+
+
+def not_found(root: Path, looked_for: Sequence[str], title: str, what: str) -> DtrapError:
+    """The error for data that is not where it was looked for."""
+    if not root.is_dir():
+        return DtrapError(f"{title}: the folder {root} does not exist. Set data.root to where the data are.")
+    return DtrapError(
+        f"{title}: no {what} under {root}. Looked for: {', '.join(looked_for)}. "
+        "Set data.root to the folder that holds one of these."
+    )
+
+
+def index_class_folders(root: Path, folders: Sequence[str], class_names: Sequence[str]) -> ImageIndex:
+    """Index of the images directly in one folder per class; label i is `folders[i]`, which may be absent."""
+    paths: list[str] = []
+    labels: list[int] = []
+    for label, folder in enumerate(folders):
+        found = list_images(root / folder) if (root / folder).is_dir() else []
+        paths += found
+        labels += [label] * len(found)
+    return ImageIndex(paths, labels, list(class_names), roots=(str(root),))

@@ -1,0 +1,241 @@
+"""Procedural images of shapes and textures: the embedded domain, which needs no files.
+
+One set of classes is drawn in four domains. "source" is what the tiny CLIP of the demo is pre-trained on:
+coloured shapes on coloured backgrounds. "xray", "satellite" and "stain" show the same classes under a real
+domain shift. Images are drawn at 96 pixels and averaged to 48.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+import torch
+import torch.nn.functional as F
+from torch import Generator, Tensor
+
+from ..errors import DtrapError, nearest
+from .shape_masks import MASKS
+
+IMAGE_SIZE = 48
+_CANVAS = 2 * IMAGE_SIZE
+
+SHAPES: list[str] = list(MASKS)
+
+COLOURS: dict[str, tuple[float, float, float]] = {
+    "red": (0.86, 0.12, 0.12),
+    "orange": (0.96, 0.52, 0.08),
+    "yellow": (0.95, 0.88, 0.15),
+    "green": (0.13, 0.62, 0.20),
+    "cyan": (0.15, 0.80, 0.85),
+    "blue": (0.12, 0.25, 0.85),
+    "purple": (0.50, 0.15, 0.68),
+    "pink": (0.96, 0.52, 0.74),
+    "brown": (0.45, 0.27, 0.12),
+    "white": (0.96, 0.96, 0.96),
+    "grey": (0.52, 0.52, 0.52),
+    "black": (0.05, 0.05, 0.05),
+}
+
+_PALETTE = torch.tensor(list(COLOURS.values()))
+_EARTH = torch.tensor(
+    [
+        (0.24, 0.36, 0.16),
+        (0.38, 0.47, 0.22),
+        (0.58, 0.52, 0.34),
+        (0.49, 0.38, 0.26),
+        (0.70, 0.64, 0.50),
+        (0.16, 0.26, 0.32),
+        (0.52, 0.52, 0.50),
+    ]
+)
+
+
+def render(
+    labels: Tensor, domain: str = "source", generator: Generator | None = None, colours: Tensor | None = None
+) -> Tensor:
+    """Draws one image per label.
+
+    Args:
+        labels: Positions in `SHAPES`, [B] int64, on the CPU.
+        domain: One of `DOMAINS`.
+        generator: Where everything random comes from; torch's global generator when None.
+        colours: Positions of the shapes' colours in `COLOURS`, [B]; drawn when None. Used by "source" only.
+
+    Returns:
+        Images [B, 3, 48, 48], uint8.
+
+    Raises:
+        DtrapError: There is no such domain.
+    """
+    if domain not in DOMAINS:
+        raise DtrapError(
+            f"Unknown domain '{domain}' of the shapes: expected one of {', '.join(DOMAINS)}."
+            + nearest(domain, DOMAINS)
+        )
+    if colours is None:
+        colours = torch.randint(len(COLOURS), labels.shape, generator=generator)
+    images = DOMAINS[domain](labels, colours, generator)
+    return F.avg_pool2d(images, 2).clamp(0, 1).mul(255).round().to(torch.uint8)
+
+
+def _uniform(low: float, high: float, shape: tuple[int, ...], generator: Generator | None) -> Tensor:
+    return low + (high - low) * torch.rand(shape, generator=generator)
+
+
+def _pick(palette: Tensor, count: int, generator: Generator | None) -> Tensor:
+    """`count` colours [count, 3, 1, 1] of a palette, each a little off."""
+    chosen = palette[torch.randint(len(palette), (count,), generator=generator)]
+    return (chosen + _uniform(-0.05, 0.05, chosen.shape, generator))[..., None, None]
+
+
+def _noise(count: int, channels: int, cells: int, generator: Generator | None) -> Tensor:
+    """Smooth noise in [0, 1], [count, channels, 96, 96], of `cells` by `cells` random values."""
+    coarse = torch.rand((count, channels, cells, cells), generator=generator)
+    return F.interpolate(coarse, size=_CANVAS, mode="bilinear", align_corners=True)
+
+
+def _grain(images: Tensor, strength: float | Tensor, generator: Generator | None) -> Tensor:
+    """Adds Gaussian noise that is still there after averaging to 48 pixels."""
+    count, channels = images.shape[:2]
+    grain = torch.randn((count, channels, IMAGE_SIZE, IMAGE_SIZE), generator=generator)
+    return images + strength * F.interpolate(grain, scale_factor=2.0, mode="nearest")
+
+
+def _blur(images: Tensor, radius: int) -> Tensor:
+    size = 2 * radius + 1
+    for _ in range(2):
+        images = F.avg_pool2d(images, size, stride=1, padding=radius, count_include_pad=False)
+    return images
+
+
+def _axes() -> tuple[Tensor, Tensor]:
+    """Coordinates x [1, 1, 96] (right) and y [1, 96, 1] (up) of the canvas, in [-1, 1]."""
+    steps = (torch.arange(_CANVAS) + 0.5) / _CANVAS * 2 - 1
+    return steps[None, None, :], -steps[None, :, None]
+
+
+def _silhouettes(
+    labels: Tensor, generator: Generator | None, turn: float, size: tuple[float, float] = (0.5, 0.85)
+) -> Tensor:
+    """Masks [B, 1, 96, 96] of shapes in random poses: turned by up to `turn` degrees, radius in `size`."""
+    count = len(labels)
+    shape = (count, 1, 1)
+    angle = _uniform(-turn, turn, shape, generator) * math.pi / 180
+    radius = _uniform(*size, shape, generator)
+    stretch = _uniform(0.87, 1.15, shape, generator)
+    offset_x, offset_y = (_uniform(-0.2, 0.2, shape, generator) for _ in range(2))
+    variation = torch.rand(shape, generator=generator)
+
+    canvas_x, canvas_y = _axes()
+    right, up = canvas_x - offset_x, canvas_y - offset_y
+    x = (right * torch.cos(angle) + up * torch.sin(angle)) / (radius * stretch)
+    y = (up * torch.cos(angle) - right * torch.sin(angle)) / (radius / stretch)
+    masks = torch.empty(count, _CANVAS, _CANVAS)
+    for label in labels.unique().tolist():
+        rows = (labels == label).nonzero().flatten()
+        masks[rows] = MASKS[SHAPES[label]](x[rows], y[rows], variation[rows]).float()
+    return masks[:, None]
+
+
+def _discs(count: int, number: int, radius: tuple[float, float], generator: Generator | None) -> Tensor:
+    """Masks [number, count, 1, 96, 96] of one small disc or rod each, somewhere on the canvas."""
+    shape = (number, count, 1, 1)
+    canvas_x, canvas_y = _axes()
+    right = canvas_x - _uniform(-1, 1, shape, generator)
+    up = canvas_y - _uniform(-1, 1, shape, generator)
+    angle = _uniform(0, math.pi, shape, generator)
+    length = _uniform(*radius, shape, generator)
+    width = length * _uniform(0.3, 1, shape, generator)
+    along = (right * torch.cos(angle) + up * torch.sin(angle)) / length
+    across = (up * torch.cos(angle) - right * torch.sin(angle)) / width
+    return (along**2 + across**2 < 1).float()[:, :, None]
+
+
+def _blend(below: Tensor, above: Tensor, mask: Tensor) -> Tensor:
+    return below + mask * (above - below)
+
+
+def _source(labels: Tensor, colours: Tensor, generator: Generator | None) -> Tensor:
+    """A shape of one of the twelve colours on a flat or cloudy background of another, with distractors."""
+    count = len(labels)
+    other = (colours + torch.randint(1, len(COLOURS), (count,), generator=generator)) % len(COLOURS)
+    jitter = _uniform(-0.06, 0.06, (2, count, 3, 1, 1), generator)
+    ink = _PALETTE[colours][..., None, None] + jitter[0]
+    paper = _PALETTE[other][..., None, None] + jitter[1]
+
+    cloudiness = _uniform(0, 0.5, (count, 1, 1, 1), generator) * (
+        torch.rand(count, generator=generator) < 0.6
+    ).view(-1, 1, 1, 1)
+    cloud = _noise(count, 3, 4, generator) - 0.5
+    images = paper + cloudiness * cloud
+    for disc in _discs(count, 3, (0.05, 0.2), generator):
+        shown = disc * (torch.rand(count, generator=generator) < 0.4).float().view(-1, 1, 1, 1)
+        images = _blend(images, _pick(_PALETTE, count, generator), shown)
+    shade = 1 + 0.3 * (_noise(count, 1, 3, generator) - 0.5)
+    images = _blend(images, ink * shade, _silhouettes(labels, generator, turn=35))
+    return _grain(images, _uniform(0, 0.06, (count, 1, 1, 1), generator), generator)
+
+
+def _xray(labels: Tensor, colours: Tensor, generator: Generator | None) -> Tensor:
+    """A blurred grey shape of low contrast among ribs, with vignette and noise, inverted half of the time."""
+    count = len(labels)
+    column = (count, 1, 1, 1)
+    mask = _blur(_silhouettes(labels, generator, turn=60), 2)
+    canvas_x, canvas_y = (axis[None] for axis in _axes())
+    tissue = 0.25 + 0.3 * _noise(count, 1, 5, generator)
+    bow, spacing, phase = (
+        _uniform(low, high, column, generator) for low, high in ((0.2, 0.7), (7, 10), (0, 2 * math.pi))
+    )
+    ribs = torch.sin(spacing * (canvas_y + bow * canvas_x**2) + phase).clamp(min=0)
+    contrast = _uniform(0.22, 0.45, column, generator)
+    images = tissue + _uniform(0.03, 0.12, column, generator) * ribs + contrast * mask
+    distance = torch.hypot(canvas_x, canvas_y)
+    images = images * (1 - _uniform(0.2, 0.45, column, generator) * distance**2).clamp(min=0)
+    inverted = torch.rand(column, generator=generator) < 0.5
+    images = torch.where(inverted, 1 - images, images)
+    return _grain(images, _uniform(0.03, 0.08, column, generator), generator).expand(-1, 3, -1, -1)
+
+
+def _land(first: Tensor, second: Tensor, generator: Generator | None) -> Tensor:
+    """Patches of two colours [B, 3, 1, 1] with fine texture, [B, 3, 96, 96]."""
+    patches = ((_noise(len(first), 1, 7, generator) - 0.5) * 5 + 0.5).clamp(0, 1)
+    return _blend(first, second, 0.4 * patches) * (1 + 0.5 * (_noise(len(first), 1, 32, generator) - 0.5))
+
+
+def _satellite(labels: Tensor, colours: Tensor, generator: Generator | None) -> Tensor:
+    """The shape as a field or a lake seen from above: earth colours on earth colours, with roads across."""
+    count = len(labels)
+    column = (count, 1, 1, 1)
+    different = torch.rand((count, len(_EARTH)), generator=generator).argsort(1)[:, :4].T
+    earth = [_EARTH[chosen][..., None, None] for chosen in different]
+    field, around = _land(earth[0], earth[1], generator), _land(earth[2], earth[3], generator)
+    images = _blend(around, field, _silhouettes(labels, generator, turn=180))
+    canvas_x, canvas_y = (axis[None] for axis in _axes())
+    for _ in range(2):
+        angle, offset = _uniform(0, math.pi, column, generator), _uniform(-0.9, 0.9, column, generator)
+        road = (canvas_x * torch.cos(angle) + canvas_y * torch.sin(angle) - offset).abs() < 0.03
+        images = _blend(images, torch.tensor(0.68), road.float())
+    haze = _uniform(0, 0.3, column, generator)
+    return _grain(_blend(images, torch.tensor(0.7), haze), 0.02, generator)
+
+
+def _stain(labels: Tensor, colours: Tensor, generator: Generator | None) -> Tensor:
+    """The shape as stained tissue under a microscope: purple on pale pink, full of nuclei."""
+    count = len(labels)
+    column = (count, 1, 1, 1)
+    slide = torch.tensor((0.93, 0.84, 0.90)).view(1, 3, 1, 1) - 0.12 * _noise(count, 1, 8, generator)
+    tissue = torch.tensor((0.74, 0.48, 0.70)).view(1, 3, 1, 1) + _uniform(
+        -0.08, 0.08, (count, 3, 1, 1), generator
+    )
+    mask = _blur(_silhouettes(labels, generator, turn=180), 1)
+    density = _uniform(0.6, 1, column, generator) * (0.75 + 0.5 * (_noise(count, 1, 12, generator) - 0.5))
+    images = _blend(slide, tissue, mask * density)
+    nuclei = _discs(count, 24, (0.03, 0.07), generator).amax(0)
+    images = _blend(images, torch.tensor((0.34, 0.18, 0.48)).view(1, 3, 1, 1), 0.8 * nuclei)
+    return _grain(_blur(images, 1), 0.03, generator)
+
+
+Draw = Callable[[Tensor, Tensor, Generator | None], Tensor]
+
+DOMAINS: dict[str, Draw] = {"source": _source, "xray": _xray, "satellite": _satellite, "stain": _stain}

@@ -1,0 +1,96 @@
+"""New images without labels, for `dtrap predict`."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch.utils.data import DataLoader, Dataset
+
+from ..errors import DtrapError
+from .batches import Batch
+from .images import ImageError, list_images, open_image
+from .views import Preprocessing
+
+
+class UnlabelledImages(Dataset[dict[str, Any]]):
+    """All images under a folder, sub-folders included, sorted by path.
+
+    An item is a dictionary of `images` [3, S, S] (normalised) and `index` (position in `paths`), or of
+    `index` and `fault` (the reason) where the file cannot be read.
+
+    Args:
+        folder: Where the images are.
+        preprocessing: Input size and normalisation of the backbone.
+
+    Attributes:
+        paths: Path of each image.
+        unreadable: (path, reason) of the files that `batches` has met and left out.
+
+    Raises:
+        DtrapError: The folder does not exist or holds no image.
+    """
+
+    def __init__(self, folder: str | Path, preprocessing: Preprocessing) -> None:
+        folder = Path(folder).expanduser()
+        if not folder.is_dir():
+            raise DtrapError(f"The image folder {folder} does not exist. Name the folder of the new images.")
+        self.paths = list_images(folder, recursive=True)
+        if not self.paths:
+            raise DtrapError(f"No image files in {folder} or its sub-folders. Name the folder of new images.")
+        self.preprocessing = preprocessing
+        self.unreadable: list[tuple[str, str]] = []
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        try:
+            return {"images": self.preprocessing.to_tensor(open_image(self.paths[index])), "index": index}
+        except ImageError as error:
+            return {"index": index, "fault": str(error)}
+
+    def batches(self, batch_size: int = 64, num_workers: int = 0) -> UnlabelledBatches:
+        """Batches of the readable images, for `Trainer.predict` or a plain loop.
+
+        Args:
+            batch_size: Most images of a batch.
+            num_workers: Processes that decode.
+        """
+        return UnlabelledBatches(self, batch_size, num_workers)
+
+
+class UnlabelledBatches:
+    """Batches of `images` [B, 3, S, S] and `index` [B]; unreadable files are left out and listed.
+
+    Its length is the number of batches where every file can be read; a batch without any readable file is
+    left out.
+    """
+
+    def __init__(self, dataset: UnlabelledImages, batch_size: int, num_workers: int) -> None:
+        self.dataset = dataset
+        self.loader: DataLoader[Any] = DataLoader(
+            dataset, batch_size=batch_size, num_workers=num_workers, collate_fn=_collate
+        )
+
+    def __len__(self) -> int:
+        return len(self.loader)
+
+    def __iter__(self) -> Iterator[Batch]:
+        self.dataset.unreadable.clear()
+        for batch, faults in self.loader:
+            self.dataset.unreadable += [(self.dataset.paths[index], reason) for index, reason in faults]
+            if batch is not None:
+                yield batch
+
+
+def _collate(items: list[dict[str, Any]]) -> tuple[Batch | None, list[tuple[int, str]]]:
+    """The batch of the readable items, if any, and index and reason of the others."""
+    faults = [(item["index"], item["fault"]) for item in items if "fault" in item]
+    readable = [item for item in items if "fault" not in item]
+    if not readable:
+        return None, faults
+    images = torch.stack([item["images"] for item in readable])
+    return {"images": images, "index": torch.tensor([item["index"] for item in readable])}, faults

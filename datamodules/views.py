@@ -1,0 +1,119 @@
+"""The fixed views of a support image, drawn once per episode."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+from torchvision.transforms import InterpolationMode
+from torchvision.transforms import functional as tf
+
+from ..errors import DtrapError
+
+CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
+CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
+
+
+@dataclass(frozen=True)
+class Preprocessing:
+    """How a picture becomes the input of a backbone; the defaults are CLIP's.
+
+    Attributes:
+        image_size: Side S of the square input in pixels.
+        mean: Mean per channel that is subtracted (images in [0, 1]).
+        std: Standard deviation per channel that is divided by.
+    """
+
+    image_size: int = 224
+    mean: tuple[float, float, float] = CLIP_MEAN
+    std: tuple[float, float, float] = CLIP_STD
+
+    @classmethod
+    def of(cls, backbone: object) -> Preprocessing | None:
+        """Preprocessing that a backbone states (`image_size`, `image_mean`, `image_std`), or None."""
+        if not all(hasattr(backbone, name) for name in ("image_size", "image_mean", "image_std")):
+            return None
+        mean, std = (tuple(float(v) for v in getattr(backbone, name)) for name in ("image_mean", "image_std"))
+        return cls(int(backbone.image_size), mean, std)  # type: ignore[attr-defined, arg-type]
+
+    def resize(self, image: Image.Image) -> Image.Image:
+        """The picture at S x S pixels, bilinear, its aspect ratio not kept (as the authors do)."""
+        size = (self.image_size, self.image_size)
+        return image if image.size == size else image.resize(size, Image.Resampling.BILINEAR)
+
+    def to_tensor(self, image: Image.Image) -> Tensor:
+        """Normalised float32 tensor [3, S, S] of an RGB picture of any size."""
+        # In numpy: torch would start its threads for every image, which takes longer than the work itself.
+        pixels = np.asarray(self.resize(image), dtype=np.float32) / np.float32(255)
+        normalised = (pixels - np.array(self.mean, np.float32)) / np.array(self.std, np.float32)
+        return torch.from_numpy(normalised.transpose(2, 0, 1).copy())
+
+
+def _rotate(image: Image.Image, rng: np.random.Generator) -> Image.Image:
+    """Turn by an angle uniform in [-45, 45] degrees; nearest pixel, black corners."""
+    return tf.rotate(image, float(rng.uniform(-45.0, 45.0)), interpolation=InterpolationMode.NEAREST)
+
+
+def _jitter(image: Image.Image, rng: np.random.Generator) -> Image.Image:
+    """Brightness, contrast and colour in this order, each by a factor uniform in [0.6, 1.4]."""
+    for adjust in (tf.adjust_brightness, tf.adjust_contrast, tf.adjust_saturation):
+        image = adjust(image, float(rng.uniform(0.6, 1.4)))
+    return image
+
+
+def _flip(image: Image.Image, rng: np.random.Generator) -> Image.Image:
+    """Mirror left and right with probability one half."""
+    return tf.hflip(image) if rng.random() < 0.5 else image
+
+
+_Step = Callable[[Image.Image, np.random.Generator], Image.Image]
+_RECIPES: tuple[tuple[_Step, ...], ...] = ((), (_rotate, _jitter, _flip), (_rotate,), (_jitter,), (_flip,))
+MAX_VIEWS = len(_RECIPES)
+
+
+def check_views(views: int) -> None:
+    """Raise a DtrapError unless the number of views is one of 1..5."""
+    if not 1 <= views <= MAX_VIEWS:
+        raise DtrapError(f"views is {views}; expected 1 (the plain image only) to {MAX_VIEWS}.")
+
+
+def draw_views(
+    image: Image.Image, preprocessing: Preprocessing, views: int, rng: np.random.Generator
+) -> list[Image.Image]:
+    """The views of `fixed_views` as V pictures of S x S pixels."""
+    check_views(views)
+    plain = preprocessing.resize(image)
+    pictures = []
+    for recipe in _RECIPES[:views]:
+        view = plain
+        for step in recipe:
+            view = step(view, rng)
+        pictures.append(view)
+    return pictures
+
+
+def fixed_views(
+    image: Image.Image, preprocessing: Preprocessing, views: int, rng: np.random.Generator
+) -> Tensor:
+    """The first V of the authors' five views of a picture.
+
+    The picture is resized to S x S (bilinear), then: (0) plain; (1) rotation, jitter, flip; (2) rotation; (3)
+    jitter; (4) flip. Fewer views draw the same first numbers, so that view v does not depend on V.
+
+    Args:
+        image: RGB picture of any size.
+        preprocessing: Size and normalisation.
+        views: Number of views V, 1 to 5.
+        rng: Where angles, factors and flips are drawn from.
+
+    Returns:
+        Normalised float32 tensor [V, 3, S, S].
+
+    Raises:
+        DtrapError: `views` is not one of 1..5.
+    """
+    return torch.stack([preprocessing.to_tensor(v) for v in draw_views(image, preprocessing, views, rng)])

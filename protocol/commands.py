@@ -1,0 +1,31 @@
+"""The commands that need torch: fit, test, predict."""
+
+from __future__ import annotations
+
+import logging
+import warnings
+
+from rich.console import Console
+
+
+def run(command: str, arguments: list[str]) -> int:
+    """Run a command with the words after its name; returns the exit status.
+
+    Raises:
+        DtrapError: A mistake of the user's.
+    """
+    warnings.filterwarnings("ignore", category=FutureWarning)
+    warnings.filterwarnings("ignore", category=DeprecationWarning)
+    logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
+    console = Console(highlight=False)
+    if command == "fit":
+        from .runner import fit
+
+        return fit(arguments, console)
+    if command == "test":
+        from .inference import test
+
+        return test(arguments, console)
+    from .inference import predict
+
+    return predict(arguments, console)

@@ -1,0 +1,201 @@
+"""From the command line and its configs to the objects of a run."""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+from jsonargparse import ArgumentError, ArgumentParser, Namespace
+from lightning.pytorch import Trainer
+from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, LRSchedulerCallable, OptimizerCallable
+
+from ..callbacks import StageSwitch
+from ..configs import SHIPPED, find_config
+from ..datamodules.few_shot import FewShotDataModule
+from ..errors import DtrapError
+from ..lightning_modules import FewShotClassifier, Objective
+from ..lightning_modules.backbones import Backbone
+from ..lightning_modules.tuners import Tuner
+from .mistakes import explain
+from .settings import ProtocolSettings
+
+
+class DtrapCLI(LightningCLI):
+    """Lightning's CLI as the parser of every `dtrap` command; the commands instantiate what they need themselves.
+
+    Args:
+        arguments: Command line words after the command's name.
+        command: "fit", "test" or "predict"; the last two have further options.
+    """
+
+    def __init__(self, arguments: list[str], command: str) -> None:
+        self.command = command
+        super().__init__(
+            FewShotClassifier,
+            FewShotDataModule,
+            subclass_mode_data=True,
+            save_config_callback=None,
+            seed_everything_default=False,
+            auto_configure_optimizers=False,
+            run=False,
+            args=["--config", str(SHIPPED / "defaults.yaml"), *_find_configs(arguments)],
+            parser_kwargs={"prog": f"dtrap {command}", "description": _DESCRIPTIONS[command], "exit_on_error": False},
+        )
+
+    def add_core_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        """Lightning's sections; predictions need no data set, so that its section is not looked at."""
+        if self.command != "predict":
+            super().add_core_arguments_to_parser(parser)
+            return
+        parser.add_lightning_class_args(Trainer, "trainer")
+        parser.add_lightning_class_args(FewShotClassifier, "model")
+        parser.add_argument("--data", type=dict[str, Any] | None, help="Not needed for predictions")
+
+    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        """The stage, the protocol and the options of single commands."""
+        parser.add_lightning_class_args(StageSwitch, "stage_switch")
+        parser.add_class_arguments(ProtocolSettings, "protocol")
+        if self.command == "fit":
+            return
+        parser.add_argument("--adapter", type=str, required=True, help="Saved adapter (.safetensors), or a folder of them")
+        if self.command == "predict":
+            parser.add_argument("--images", type=str, required=True, help="Folder of images, searched with its sub-folders")
+            parser.add_argument("--output", type=str, default="predictions.csv", help="CSV file to write")
+
+    def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
+        """Parse into `self.config`; a mistake becomes one short message."""
+        try:
+            self.config = parser.parse_args(args)
+        except (ArgumentError, TypeError, ValueError) as error:
+            raise DtrapError(explain(error, parser)) from error
+
+    def instantiate_classes(self) -> None:
+        """Leave the instantiation to the command."""
+
+
+_DESCRIPTIONS = {
+    "fit": "Train and test on every episode of a few-shot task; write a row each and the mean with its interval.",
+    "test": "Test saved adapters again on the queries of their episodes.",
+    "predict": "Classify a folder of images with a saved adapter; write a CSV.",
+}
+
+
+def _find_configs(arguments: list[str]) -> list[str]:
+    """The arguments with every config's name replaced by the path of its file."""
+    found, following = [], False
+    for word in arguments:
+        option, equals, value = word.partition("=")
+        if following:
+            found.append(find_config(word))
+        elif equals and option in ("--config", "-c"):
+            found.append(f"{option}={find_config(value)}")
+        else:
+            found.append(word)
+        following = word in ("--config", "-c")
+    return found
+
+
+@dataclass
+class MethodConfig:
+    """One method of a run: its name, and its config as parsed and as plain values."""
+
+    name: str
+    parsed: Namespace
+    plain: dict[str, Any]
+
+    @property
+    def settings(self) -> ProtocolSettings:
+        """The protocol section."""
+        return ProtocolSettings(**self.parsed.protocol)
+
+
+def parse_methods(arguments: list[str]) -> list[MethodConfig]:
+    """The main method of a `fit` command line, then one for each overlay of `protocol.compare`."""
+    main = _parse_method(arguments, None)
+    methods = [main]
+    for overlay in main.settings.overlays:
+        methods.append(_parse_method([*arguments, "--config", overlay], Path(overlay).stem))
+    names = [method.name for method in methods]
+    if len(set(names)) < len(names):
+        raise DtrapError(
+            f"protocol.compare: the methods are named {', '.join(names)}, one name twice. Expected overlays that differ "
+            "from the main config; set --protocol.method to name the main one."
+        )
+    return methods
+
+
+def _parse_method(arguments: list[str], name: str | None) -> MethodConfig:
+    cli = DtrapCLI(arguments, "fit")
+    plain = to_plain(cli)
+    if name is None:
+        name = cli.config.protocol.method or build_part(Objective, cli.config.model.objective).method
+    return MethodConfig(name, cli.config, plain)
+
+
+def to_plain(cli: DtrapCLI) -> dict[str, Any]:
+    """The resolved config as it would stand in a YAML file."""
+    config = cli.config.clone()
+    config.pop("config", None)
+    return yaml.safe_load(cli.parser.dump(config, skip_none=False, skip_validation=True, format="yaml"))
+
+
+def build_part(annotation: Any, value: Any) -> Any:
+    """Instantiate one value of a parsed config as the type `annotation` says."""
+    parser = ArgumentParser(exit_on_error=False)
+    parser.add_argument("--part", type=annotation)
+    return parser.instantiate(Namespace(part=copy.deepcopy(value))).part
+
+
+def build_data(config: Namespace) -> FewShotDataModule:
+    """The data module of a parsed config."""
+    return build_part(FewShotDataModule, config.data)
+
+
+def build_trainer_arguments(config: Namespace) -> dict[str, Any]:
+    """The Trainer's arguments, its callbacks and loggers instantiated."""
+    parser = ArgumentParser(exit_on_error=False)
+    parser.add_class_arguments(Trainer, "trainer", instantiate=False, fail_untyped=False)
+    return dict(vars(parser.instantiate(Namespace(trainer=config.trainer.clone())).trainer))
+
+
+def build_module(config: Namespace, shared: FewShotClassifier | None = None) -> FewShotClassifier:
+    """The module of a parsed config.
+
+    Args:
+        config: The parsed config.
+        shared: A module of the same backbone and tuner settings, whose backbone and tuner are used again.
+    """
+    model = config.model.clone()
+    if shared is None:
+        backbone, tuner = build_part(Backbone, model.backbone), build_part(Tuner, model.tuner)
+    else:
+        backbone, tuner = shared.backbone, shared.tuner
+    return FewShotClassifier(
+        backbone=backbone,
+        tuner=tuner,
+        objective=build_part(Objective, model.objective),
+        template=model.template,
+        learning_rate=model.learning_rate,
+        optimizer=build_part(OptimizerCallable | None, model.optimizer),
+        lr_scheduler=build_part(LRSchedulerCallable | None, model.lr_scheduler),
+        image_chunk=model.image_chunk,
+        plain_views=model.plain_views,
+        start_seed=model.start_seed,
+    )
+
+
+def backbone_label(config: Namespace) -> str:
+    """The backbone's name and weights as the config says them, before it is loaded."""
+    settings = config.model.backbone.get("init_args", Namespace())
+    name, weights = settings.get("name"), settings.get("pretrained")
+    if name is None:
+        return config.model.backbone.class_path.rpartition(".")[2]
+    stems = [Path(str(part)).stem if _is_file_name(part) else str(part) for part in (name, weights) if part]
+    return "/".join(dict.fromkeys(stems))
+
+
+def _is_file_name(value: object) -> bool:
+    return Path(str(value)).suffix in (".json", ".safetensors", ".pt", ".pth", ".bin")

@@ -1,0 +1,152 @@
+"""One method on one episode: zero-shot test, fit, test."""
+
+from __future__ import annotations
+
+import signal
+import time
+import warnings
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.plugins.environments import LightningEnvironment
+from torch import Tensor
+
+from ..callbacks import StageSwitch
+from ..datamodules.few_shot import FewShotDataModule
+from ..errors import DtrapError
+from ..lightning_modules import FewShotClassifier
+from .results import Row
+
+# What Lightning says of loaders and modules that are meant to be so.
+EXPECTED_WARNINGS = (
+    r".*does not have many workers.*",
+    r".*module\(s\) in eval mode at the start of training.*",
+    r".*isinstance\(treespec, LeafSpec\).*",
+    r".*number of training batches .* is smaller than the logging interval.*",
+    r".*`Trainer.fit` stopped.*",
+)
+
+
+class EpisodeRecorder(Callback):
+    """Keeps the losses of the last suppressed step and of the last step, and reports every step.
+
+    Args:
+        on_step: Called after each optimiser step with the share of the run that one step is.
+    """
+
+    def __init__(self, on_step: Callable[[float], None]) -> None:
+        self.on_step = on_step
+        self._boundary: dict[str, Tensor] | None = None
+        self._end: dict[str, Tensor] | None = None
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Keep this step's terms, without waiting for the device."""
+        self._end = {name: value for name, value in outputs.items() if name != "loss"}
+        if pl_module.objective.progress is not None:
+            self._boundary = self._end
+        self.on_step(1 / max(int(trainer.estimated_stepping_batches), 1))
+
+    @property
+    def losses(self) -> dict[str, dict[str, float] | None]:
+        """The terms at the stage boundary and at the end."""
+        return {"boundary": _floats(self._boundary), "end": _floats(self._end)}
+
+
+def _floats(terms: dict[str, Tensor] | None) -> dict[str, float] | None:
+    return None if terms is None else {name: float(value) for name, value in terms.items()}
+
+
+def episode_trainer(
+    arguments: dict[str, Any], callbacks: list[Callback], *, progress: bool = False
+) -> Trainer:
+    """A Trainer bound to one device, without logger and checkpoints of its own.
+
+    Args:
+        arguments: The Trainer's arguments from the config.
+        callbacks: Callbacks besides those of the config.
+        progress: Whether it has a progress bar of its own.
+    """
+    plugins = arguments.get("plugins") or []
+    plugins = plugins if isinstance(plugins, list) else [plugins]
+    configured = arguments.get("callbacks") or []
+    configured = configured if isinstance(configured, list) else [configured]
+    trainer = Trainer(
+        **{
+            **arguments,
+            "logger": False,
+            "enable_checkpointing": False,
+            "enable_progress_bar": progress,
+            "enable_model_summary": False,
+            # A launcher's variables (torchrun, SLURM) must not turn an episode into a distributed run.
+            "plugins": [*plugins, LightningEnvironment()],
+            "callbacks": [*configured, *callbacks],
+        }
+    )
+    if trainer.num_devices != 1 or trainer.num_nodes != 1:
+        raise DtrapError(
+            f"trainer.devices is {arguments.get('devices')!r}, which is {trainer.num_devices} devices; an episode runs on "
+            "one. Set trainer.devices to 1, or to a list with one device such as [2]."
+        )
+    return trainer
+
+
+def run_episode(
+    module: FewShotClassifier,
+    data: FewShotDataModule,
+    arguments: dict[str, Any],
+    stage_switch: StageSwitch,
+    on_step: Callable[[float], None],
+) -> Row:
+    """Zero-shot test, fit and test of a module on the data module's current episode.
+
+    Returns:
+        The row of this episode without its method.
+
+    Raises:
+        KeyboardInterrupt: The run was interrupted.
+        DtrapError: The data or the settings do not allow the episode.
+    """
+    started = time.monotonic()
+    recorder = EpisodeRecorder(on_step)
+    with warnings.catch_warnings():
+        for message in EXPECTED_WARNINGS:
+            warnings.filterwarnings("ignore", message=message)
+        trainer = episode_trainer(arguments, [stage_switch, recorder])
+        try:
+            zero_shot = None
+            if data.has_query:
+                with module.zero_shot():
+                    trainer.test(module, datamodule=data, verbose=False)
+                zero_shot = module.confusion.compute().cpu()
+            torch.manual_seed(data.episode_seed("training"))
+            trainer.fit(module, datamodule=data)
+            if data.has_query:
+                trainer.test(module, datamodule=data, verbose=False)
+        except SystemExit as stop:  # how Lightning passes on Ctrl-C and SIGTERM
+            signal.signal(signal.SIGINT, signal.default_int_handler)
+            raise KeyboardInterrupt from stop
+    row: Row = {"episode": data.episode, "seed": data.seed, "classes": list(data.class_names)}
+    row |= _accuracies(zero_shot, module, data.class_names)
+    return row | {"losses": recorder.losses, "seconds": round(time.monotonic() - started, 3)}
+
+
+def _accuracies(zero_shot: Tensor | None, module: FewShotClassifier, class_names: list[str]) -> Row:
+    if zero_shot is None:
+        return {"zero_shot_accuracy": None, "accuracy": None, "per_class": None, "confusion": None}
+    counts = module.confusion.compute().cpu()[: len(class_names), : len(class_names)]
+    right, queries = counts.diag(), counts.sum(dim=1)
+    per_class = {
+        name: 100.0 * int(r) / int(q)
+        for name, r, q in zip(class_names, right, queries, strict=True)
+        if int(q) > 0
+    }
+    return {
+        "zero_shot_accuracy": 100.0 * int(zero_shot.diag().sum()) / int(zero_shot.sum()),
+        "accuracy": 100.0 * int(right.sum()) / int(queries.sum()),
+        "per_class": per_class,
+        "confusion": counts.tolist(),
+    }

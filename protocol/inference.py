@@ -1,0 +1,164 @@
+"""`dtrap test` and `dtrap predict`: saved adapters at work."""
+
+from __future__ import annotations
+
+import csv
+import io
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from jsonargparse import Namespace
+from lightning.pytorch import Trainer
+from rich.console import Console
+
+from ..datamodules.few_shot import FewShotDataModule
+from ..datamodules.unlabelled import UnlabelledImages
+from ..datamodules.views import Preprocessing
+from ..errors import DtrapError
+from ..lightning_modules import FewShotClassifier
+from .adapters import AdapterCard, load_adapter, read_card
+from .configuration import DtrapCLI, build_data, build_module, build_trainer_arguments
+from .episode import EXPECTED_WARNINGS, episode_trainer
+from .progress import EpisodeProgress
+from .results import Row, write_atomically
+from .summary import render, summarise
+
+
+def test(arguments: list[str], console: Console) -> int:
+    """Test saved adapters on the queries of their own episodes; see `dtrap test --help`.
+
+    Raises:
+        DtrapError: A config, an adapter or the data are not as expected.
+    """
+    config, adapters = _configured(arguments, "test")
+    cards = {path: read_card(path) for path in adapters}
+    data, module = build_data(config), build_module(config)
+    if not data.has_query:
+        raise DtrapError(
+            "no query images, so there is nothing to test on: give --data.query_root FOLDER (or the --data.held_out share "
+            "that the run had)."
+        )
+    rows: list[Row] = []
+    methods = list(dict.fromkeys(card.method for card in cards.values()))
+    trainer = _trainer(config, console, progress=False)
+    with EpisodeProgress(len(cards), ["test"], console=console) as progress:
+        for number, (path, card) in enumerate(cards.items()):
+            progress.begin(number)
+            _check_seed(path, card, data)
+            data.set_episode(card.episode)
+            module.set_classes(data.class_names, data.template)
+            load_adapter(path, module, card)
+            row = {"method": card.method, "episode": card.episode, "accuracy": _accuracy(trainer, module, data)}
+            with module.zero_shot():
+                row["zero_shot_accuracy"] = _accuracy(trainer, module, data)
+            rows.append(row)
+            progress.finish(row | {"method": "test"})
+    for path, card, row in zip(cards, cards.values(), rows, strict=True):
+        saved = "" if card.accuracy is None else f", {card.accuracy:.1f} % when it was saved"
+        if len(cards) <= 10:
+            console.print(f"{path}: {row['accuracy']:.1f} %{saved}", soft_wrap=True, markup=False)
+    episodes = max(row["episode"] for row in rows) + 1
+    summary = summarise(rows, data.description, methods, episodes=episodes)
+    summary["episodes"] = max(method["episodes"] for method in summary["methods"].values())
+    render(summary, console)
+    return 0
+
+
+def predict(arguments: list[str], console: Console) -> int:
+    """Write a CSV with path, label and class probabilities of a folder's images; see `dtrap predict --help`.
+
+    Returns:
+        0, or 1 where no image could be read.
+
+    Raises:
+        DtrapError: A config, the adapter or the folder are not as expected.
+    """
+    config, adapters = _configured(arguments, "predict")
+    if len(adapters) > 1:
+        raise DtrapError(f"{config.adapter} holds {len(adapters)} adapters; name the one to predict with.")
+    card = read_card(adapters[0])
+    output = Path(config.output)
+    if output.is_dir():
+        raise DtrapError(f"--output {output} is a folder; expected the name of a CSV file.")
+    module = build_module(config)
+    load_adapter(adapters[0], module, card)
+    preprocessing = Preprocessing.of(module.backbone) or Preprocessing()
+    images = UnlabelledImages(config.images, preprocessing)
+    with warnings.catch_warnings():
+        _quieten()
+        batches = _trainer(config, console, progress=console.is_terminal).predict(module, images.batches())
+    probabilities = torch.cat(batches) if batches else torch.empty(0, len(card.class_names))
+    unreadable = {str(path) for path, _ in images.unreadable}
+    readable = [path for path in images.paths if str(path) not in unreadable]
+    write_atomically(output, _table(readable, probabilities, card.class_names).encode())
+    console.print(f"{len(readable)} images labelled: {output}", soft_wrap=True, markup=False)
+    if unreadable:
+        console.print(f"{len(unreadable)} images could not be read and are not in the table:", markup=False)
+    for _, reason in images.unreadable:
+        console.print(f"  {reason}", soft_wrap=True, markup=False)
+    return 0 if readable else 1
+
+
+def _table(paths: Sequence[Any], probabilities: torch.Tensor, class_names: Sequence[str]) -> str:
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(["path", "label", *class_names])
+    for path, row in zip(paths, probabilities.double().tolist(), strict=True):
+        label = class_names[max(range(len(row)), key=row.__getitem__)]
+        writer.writerow([path, label, *(f"{value:.6f}" for value in row)])
+    return text.getvalue()
+
+
+def _configured(arguments: list[str], command: str) -> tuple[Namespace, list[Path]]:
+    """The parsed config and the adapters; without `--config`, the config of the run that saved them."""
+    if not any(word in ("--config", "-c") or word.startswith("--config=") for word in arguments):
+        saved = _saved_config(arguments)
+        arguments = [*(["--config", str(saved)] if saved else []), *arguments]
+    config = DtrapCLI(arguments, command).config
+    path = Path(config.adapter)
+    if not path.is_dir():
+        return config, [path]
+    found = sorted(path.glob("*.safetensors")) or sorted(path.glob("adapters/*.safetensors"))
+    if not found:
+        raise DtrapError(f"{path}: no adapters (.safetensors) here. `dtrap fit --protocol.save_adapters true` saves them.")
+    return config, found
+
+
+def _saved_config(arguments: list[str]) -> Path | None:
+    value = next((w.partition("=")[2] for w in arguments if w.startswith("--adapter=")), None)
+    if value is None and "--adapter" in arguments[:-1]:
+        value = arguments[arguments.index("--adapter") + 1]
+    if value is None:
+        return None
+    path = Path(value)
+    names = ["config.yaml"]
+    if path.is_file():
+        names.insert(0, f"config.{read_card(path).method}.yaml")
+    places = [path, path.parent, path.parent.parent] if path.is_dir() else [path.parent, path.parent.parent]
+    return next((place / name for place in places for name in names if (place / name).is_file()), None)
+
+
+def _trainer(config: Namespace, console: Console, *, progress: bool) -> Trainer:
+    return episode_trainer(build_trainer_arguments(config), [], progress=progress)
+
+
+def _quieten() -> None:
+    for message in EXPECTED_WARNINGS:
+        warnings.filterwarnings("ignore", message=message)
+
+
+def _accuracy(trainer: Trainer, module: FewShotClassifier, data: FewShotDataModule) -> float:
+    with warnings.catch_warnings():
+        _quieten()
+        return float(trainer.test(module, datamodule=data, verbose=False)[0]["test/accuracy"])
+
+
+def _check_seed(path: Path, card: AdapterCard, data: FewShotDataModule) -> None:
+    if card.seed != data.seed:
+        raise DtrapError(
+            f"{path}: trained with seed {card.seed}, but data.seed is {data.seed}; its episode would have other images. "
+            f"Give --data.seed {card.seed}."
+        )

@@ -1,0 +1,224 @@
+"""A picture of one episode: the support views, and the queries with their predicted classes."""
+
+from __future__ import annotations
+
+import io
+import math
+import textwrap
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.patches import Rectangle
+
+from .results import write_atomically
+
+Images = npt.NDArray[np.floating]
+Labels = npt.NDArray[np.integer] | Sequence[int]
+
+RIGHT, WRONG = "#009e73", "#d55e00"  # Okabe and Ito's green and vermilion, told apart by colour-blind readers
+GREY = "#666666"
+CELL, CAPTION, GAP = 0.9, 0.32, 0.3  # inches
+NAME_WIDTH, MARGIN, HEAD = 1.5, 0.2, 0.85
+MAX_CLASSES, MAX_SHOTS, MAX_QUERIES, QUERY_COLUMNS = 20, 3, 16, 8
+DOTS_PER_INCH = 120
+
+
+def episode_picture(
+    path: Path,
+    *,
+    support_images: Images,
+    support_labels: Labels,
+    query_images: Images,
+    query_labels: Labels,
+    query_predictions: Labels,
+    class_names: Sequence[str],
+    title: str,
+) -> None:
+    """Draw one episode into a PNG file: a band per class with its support views and its queries.
+
+    At most 20 classes, 3 support images and 16 queries per class are shown; the picture says so.
+
+    Args:
+        path: the PNG file.
+        support_images: [V, M, 3, H, W] in 0..1, view 0 the plain one.
+        support_labels: [M] in 0..W-1; classes may be of unequal size.
+        query_images: [Q, 3, H, W] in 0..1; Q may be 0.
+        query_labels: [Q] true classes.
+        query_predictions: [Q] predicted classes.
+        class_names: the W names.
+        title: first line of the picture.
+
+    Raises:
+        DtrapError: the file cannot be written.
+    """
+    figure = episode_figure(
+        support_images=support_images,
+        support_labels=support_labels,
+        query_images=query_images,
+        query_labels=query_labels,
+        query_predictions=query_predictions,
+        class_names=class_names,
+        title=title,
+    )
+    content = io.BytesIO()
+    figure.savefig(content, format="png", dpi=DOTS_PER_INCH)
+    write_atomically(Path(path), content.getvalue())
+
+
+def episode_figure(
+    *,
+    support_images: Images,
+    support_labels: Labels,
+    query_images: Images,
+    query_labels: Labels,
+    query_predictions: Labels,
+    class_names: Sequence[str],
+    title: str,
+) -> Figure:
+    """The picture of `episode_picture` as a matplotlib figure of its own, outside pyplot's global state."""
+    support_labels, true = np.asarray(support_labels), np.asarray(query_labels)
+    predicted = np.asarray(query_predictions)
+    full_names = [" ".join(name.replace("_", " ").split()) or name for name in class_names]
+    short_names = _distinct(full_names)
+    bands = [
+        _Band(
+            name=full_names[label],
+            support=np.asarray(support_images)[:, support_labels == label],
+            queries=np.asarray(query_images)[true == label],
+            right=predicted[true == label] == label,
+            predicted=[short_names[prediction] for prediction in predicted[true == label]],
+        )
+        for label in range(min(len(class_names), MAX_CLASSES))
+    ]
+    views = len(support_images)
+    columns = max(min(len(band.queries), QUERY_COLUMNS) for band in bands)
+    width = MARGIN + NAME_WIDTH + views * CELL + (GAP + columns * CELL if columns else 0.0) + MARGIN
+    width = max(width, 6.0)
+    height = HEAD + sum(band.height for band in bands) + MARGIN
+    figure = Figure(figsize=(width, height), facecolor="white")
+    axes = figure.add_axes((0.0, 0.0, 1.0, 1.0), xlim=(0.0, width), ylim=(height, 0.0))
+    axes.set_axis_off()
+    _draw_head(axes, title, _counts(true, predicted, len(class_names)), views, columns)
+    top = HEAD
+    for band in bands:
+        _draw_band(axes, band, top, width)
+        top += band.height
+    return figure
+
+
+@dataclass(frozen=True)
+class _Band:
+    """What the picture shows of one class: support [V, m, 3, H, W], queries [q, 3, H, W] with predictions."""
+
+    name: str
+    support: Images
+    queries: Images
+    right: npt.NDArray[np.bool_]
+    predicted: list[str]
+
+    @property
+    def height(self) -> float:
+        shots = min(self.support.shape[1], MAX_SHOTS)
+        rows = math.ceil(min(len(self.queries), MAX_QUERIES) / QUERY_COLUMNS)
+        return max(shots * CELL, rows * (CELL + CAPTION), CELL) + GAP / 2
+
+
+def _draw_head(axes: Axes, title: str, counts: str, views: int, columns: int) -> None:
+    _write(axes, MARGIN, 0.14, title, size=12, weight="bold")
+    _write(axes, MARGIN, 0.4, counts, size=8, color=GREY)
+    left = MARGIN + NAME_WIDTH
+    others = {1: "", 2: " and 1 changed view"}.get(views, f" and {views - 1} changed views")
+    _write(axes, left, HEAD - 0.2, f"support: plain{others}", size=8, color=GREY)
+    if columns:
+        _write(axes, left + views * CELL + GAP, HEAD - 0.2, "queries", size=8, color=GREY)
+
+
+def _draw_band(axes: Axes, band: _Band, top: float, width: float) -> None:
+    axes.plot([MARGIN, width - MARGIN], [top - 0.03, top - 0.03], color="#dddddd", linewidth=0.6)
+    lines = _wrapped(band.name, 16, 3)
+    _write(axes, MARGIN, top + 0.05, "\n".join(lines), size=9, weight="bold")
+    _write(
+        axes, MARGIN, top + 0.12 + 0.155 * len(lines), _band_note(band), size=7, color=GREY, linespacing=1.4
+    )
+    left = MARGIN + NAME_WIDTH
+    for view, images in enumerate(band.support):
+        for shot, image in enumerate(images[:MAX_SHOTS]):
+            _draw_image(axes, image, left + view * CELL, top + shot * CELL)
+    left += len(band.support) * CELL + GAP
+    for number, image in enumerate(band.queries[:MAX_QUERIES]):
+        row, column = divmod(number, QUERY_COLUMNS)
+        x, y = left + column * CELL, top + row * (CELL + CAPTION)
+        right = bool(band.right[number])
+        _draw_image(axes, image, x, y, frame=RIGHT if right else WRONG, frame_width=1.5 if right else 3.0)
+        caption = band.predicted[number] if right else f"as: {band.predicted[number]}"
+        _write(
+            axes,
+            x + (CELL - 0.08) / 2,
+            y + CELL - 0.04,
+            "\n".join(_wrapped(caption, 15, 2)),
+            size=6,
+            weight="normal" if right else "bold",
+            color=GREY if right else "black",
+            horizontalalignment="center",
+        )
+
+
+def _band_note(band: _Band) -> str:
+    notes = []
+    shots, queries = band.support.shape[1], len(band.queries)
+    notes.append(f"{min(shots, MAX_SHOTS)} of {shots} shots" if shots > MAX_SHOTS else "")
+    notes.append(f"{int(band.right.sum())} of {queries} right" if queries else "")
+    notes.append(f"first {MAX_QUERIES} queries shown" if queries > MAX_QUERIES else "")
+    return "\n".join(note for note in notes if note)
+
+
+def _counts(true: npt.NDArray[np.integer], predicted: npt.NDArray[np.integer], classes: int) -> str:
+    parts = []
+    if len(true):
+        parts.append(f"{int((true == predicted).sum())} of {len(true)} queries right")
+        parts.append("wrong ones: thick orange frame and 'as: NAME' in bold")
+    if classes > MAX_CLASSES:
+        parts.append(f"the first {MAX_CLASSES} of {classes} classes")
+    return " · ".join(parts) or "no held-out images"
+
+
+def _draw_image(
+    axes: Axes, image: Images, x: float, y: float, frame: str = "none", frame_width: float = 0.0
+) -> None:
+    side = CELL - 0.08
+    pixels = np.clip(np.nan_to_num(np.moveaxis(image, 0, -1)), 0.0, 1.0).astype(np.float32)
+    axes.imshow(pixels, extent=(x, x + side, y + side, y), interpolation="antialiased", aspect="auto")
+    if frame != "none":
+        axes.add_patch(Rectangle((x, y), side, side, fill=False, edgecolor=frame, linewidth=frame_width))
+
+
+def _write(axes: Axes, x: float, y: float, text: str, **style: object) -> None:
+    aligned = {"verticalalignment": "top", "parse_math": False, "linespacing": 1.15, **style}
+    axes.text(x, y, text, **aligned)  # type: ignore[arg-type]
+
+
+def _wrapped(text: str, width: int, lines: int) -> list[str]:
+    """At most `lines` lines of `width` characters; what is too long loses its middle."""
+    found = textwrap.wrap(text, width)
+    if len(found) <= lines:
+        return found
+    length = lines * width - 2
+    while len(found) > lines:
+        head = length // 2
+        found = textwrap.wrap(f"{text[:head]}…{text[len(text) - (length - head) :]}", width)
+        length -= 1
+    return found
+
+
+def _distinct(names: Sequence[str]) -> list[str]:
+    """Names for the captions; those that would look alike when shortened get the class's number in front."""
+    short = [_wrapped(f"as: {name}", 15, 2) for name in names]
+    return [
+        f"{number}: {name}" if short.count(short[number - 1]) > 1 else name
+        for number, name in enumerate(names, start=1)
+    ]

@@ -1,0 +1,136 @@
+"""One progress bar over a whole run; plain lines now and then where there is no terminal."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable, Sequence
+from types import TracebackType
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn
+from rich.text import Text
+
+from .results import Row
+
+SECONDS_BETWEEN_LINES = 30.0
+
+
+class EpisodeProgress:
+    """Shows the episode, the running mean accuracy of the first method and the remaining time.
+
+    Use as a context manager: `begin` an episode of a method, `advance` within it, `finish` it with its row.
+
+    Args:
+        episodes: number of episodes of each method.
+        methods: names of the methods; the whole is episodes * len(methods) method-episodes.
+        rows: result rows that are there from earlier; they count as done, but not into the speed.
+        console: where to show it; standard output by default.
+        clock: seconds of a clock that never goes back.
+    """
+
+    def __init__(
+        self,
+        episodes: int,
+        methods: Sequence[str],
+        *,
+        rows: Iterable[Row] = (),
+        console: Console | None = None,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        earlier = [row for row in rows if row["method"] in methods and row["episode"] < episodes]
+        self.episodes = episodes
+        self.first_method = methods[0]
+        self.accuracy_title = methods[0] if len(methods) > 1 else "accuracy"
+        self.total = episodes * len(methods)
+        self.console = console or Console()
+        self.clock = clock
+        self.earlier = self.finished = len(earlier)
+        self.accuracies = [row["accuracy"] for row in earlier if self._counts(row)]
+        self.episode: int | None = None
+        self.fraction = 0.0
+        self.started = clock()
+        self.last_line = ""
+        self.last_line_time = self.started
+        self.bar: Progress | None = None
+        if self.console.is_terminal:
+            columns = (BarColumn(), TextColumn("{task.description}", markup=False))
+            self.bar = Progress(*columns, console=self.console, refresh_per_second=4)
+
+    def __enter__(self) -> EpisodeProgress:
+        self.started = self.clock()
+        if self.bar is not None:
+            self.task = self.bar.add_task(self.text(), total=self.total, completed=self.finished)
+            self.bar.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self.bar is not None:
+            self.bar.stop()
+        elif self.last_line and self.text() != self.last_line:
+            self._print_line()
+
+    def begin(self, episode: int) -> None:
+        """An episode (numbered from 0) of one method begins."""
+        self.episode = episode
+        self.fraction = 0.0
+        self._show()
+
+    def advance(self, fraction: float) -> None:
+        """The running method-episode went on by `fraction` of itself."""
+        self.fraction = min(self.fraction + fraction, 1.0)
+        self._show()
+
+    def finish(self, row: Row) -> None:
+        """The running method-episode is done, with this result row."""
+        self.finished += 1
+        self.fraction = 0.0
+        if self._counts(row):
+            self.accuracies.append(row["accuracy"])
+        self._show()
+
+    def text(self) -> str:
+        """Line such as `episode 37/400 · accuracy 51.2 % · 12 min left` (or the first method's name)."""
+        parts = []
+        if self.episode is not None:
+            parts.append(f"episode {self.episode + 1}/{self.episodes}")
+        if self.accuracies:
+            parts.append(f"{self.accuracy_title} {sum(self.accuracies) / len(self.accuracies):.1f} %")
+        remaining = self.remaining_seconds()
+        if remaining is not None:
+            parts.append(f"{duration(remaining)} left")
+        return " · ".join(parts)
+
+    def remaining_seconds(self) -> float | None:
+        """Time for what is left at this process's mean speed; None before any progress and at the end."""
+        here = self.finished - self.earlier + self.fraction
+        left = self.total - self.finished - self.fraction
+        if here <= 0 or left <= 0:
+            return None
+        return (self.clock() - self.started) / here * left
+
+    def _counts(self, row: Row) -> bool:
+        return row["method"] == self.first_method and row.get("accuracy") is not None
+
+    def _show(self) -> None:
+        if self.bar is not None:
+            done = self.finished + self.fraction
+            self.bar.update(self.task, completed=done, description=self.text())
+        elif not self.last_line or self.clock() - self.last_line_time >= SECONDS_BETWEEN_LINES:
+            self._print_line()
+
+    def _print_line(self) -> None:
+        self.last_line = self.text()
+        self.last_line_time = self.clock()
+        self.console.print(Text(self.last_line), soft_wrap=True)
+
+
+def duration(seconds: float) -> str:
+    """Text such as `45 s`, `12 min` or `1 h 20 min`."""
+    if seconds < 59.5:
+        return f"{seconds:.0f} s"
+    minutes = round(seconds / 60)
+    if minutes < 60:
+        return f"{minutes} min"
+    return f"{minutes // 60} h {minutes % 60} min"

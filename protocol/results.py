@@ -1,0 +1,242 @@
+"""What an experiment leaves on disk: a run folder and, in it, one row per finished episode."""
+
+from __future__ import annotations
+
+import errno
+import json
+import math
+import os
+import shutil
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock, Timeout
+
+from ..errors import DtrapError
+
+Row = dict[str, Any]
+
+
+class ResultRows:
+    """Rows of finished episodes in a JSON Lines file that survives a kill at any moment.
+
+    A row holds `episode`, `method`, `seed`, `classes`, `zero_shot_accuracy` and `accuracy` (percent, None
+    without held-out images), `per_class` {class: percent}, `confusion` (rows true, columns predicted),
+    `losses` {"boundary": {...}, "end": {...}} and `seconds`. Only `episode` and `method` are needed here;
+    together they identify a row.
+    """
+
+    def __init__(self, path: str | Path) -> None:
+        self.path = Path(path)
+
+    def read(self) -> list[Row]:
+        """Rows in the order of the file, the first of each (method, episode); [] where there is no file.
+
+        A last line that is no whole row is left out here and cut off by the next `append`.
+
+        Raises:
+            DtrapError: a line before the last is no row, or the file cannot be read.
+        """
+        lines = self._content().rstrip().split(b"\n")
+        rows: dict[tuple[str, int], Row] = {}
+        for number, line in enumerate(lines, start=1):
+            row = _decode(line)
+            if row is not None:
+                rows.setdefault((row["method"], row["episode"]), row)
+            elif line.strip() and number < len(lines):
+                raise DtrapError(
+                    f"{self.path}, line {number}: not a result row: {line[:60]!r}. Expected a JSON object "
+                    "with 'method' and 'episode'. Delete that line, and its episode runs again, or start "
+                    "anew with --protocol.overwrite."
+                )
+        return list(rows.values())
+
+    @property
+    def torn(self) -> bool:
+        """Whether the last line is only a part of a row, as a kill in the middle of a write leaves it."""
+        content = self._content()
+        return _sound_length(content) < len(content)
+
+    def append(self, row: Mapping[str, Any]) -> None:
+        """Write one row and wait until it is on the disk; numbers that are not finite become null.
+
+        Raises:
+            DtrapError: the row cannot be written (full disk, no permission, ...). The file then ends, where
+                that is possible, with the last whole row.
+        """
+        line = json.dumps(plain(row), ensure_ascii=False, allow_nan=False).encode() + b"\n"
+        content = self._content()
+        end = _sound_length(content)
+        if end and content[end - 1 : end] != b"\n":
+            line = b"\n" + line
+        try:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            descriptor = os.open(self.path, os.O_RDWR | os.O_CREAT, 0o666)
+            try:
+                _write_from(descriptor, end, line)
+            finally:
+                os.close(descriptor)
+        except OSError as error:
+            raise cannot_write(self.path, error) from error
+
+    def finished(self, method: str) -> set[int]:
+        """Numbers of the episodes that `method` has finished."""
+        return {row["episode"] for row in self.read() if row["method"] == method}
+
+    def missing(self, method: str, episodes: int) -> list[int]:
+        """Those of the episodes 0 .. episodes - 1 that `method` has not finished, in ascending order."""
+        finished = self.finished(method)
+        return [episode for episode in range(episodes) if episode not in finished]
+
+    def _content(self) -> bytes:
+        try:
+            return self.path.read_bytes()
+        except FileNotFoundError:
+            return b""
+        except OSError as error:
+            raise DtrapError(
+                f"{self.path}: cannot read ({error.strerror or error}). Expected a file of result rows; "
+                "make it readable, or choose another folder with --protocol.folder."
+            ) from error
+
+
+class RunFolder:
+    """The files of one experiment: config.yaml, results.jsonl, summary.json, adapters/ and pictures/."""
+
+    def __init__(self, path: str | Path) -> None:
+        self.path = Path(path)
+        self.config = self.path / "config.yaml"
+        self.results = self.path / "results.jsonl"
+        self.summary = self.path / "summary.json"
+        self.adapters = self.path / "adapters"
+        self.pictures = self.path / "pictures"
+
+    @property
+    def rows(self) -> ResultRows:
+        """The result rows of this folder."""
+        return ResultRows(self.results)
+
+    @contextmanager
+    def lock(self) -> Iterator[None]:
+        """Create the folder and keep other runs out of it; the lock ends with the process, however it ends.
+
+        Raises:
+            DtrapError: another run holds the lock, or the folder cannot be written to.
+        """
+        lock = FileLock(self.path / ".lock", timeout=0)
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            lock.acquire()
+        except Timeout as error:
+            raise DtrapError(
+                f"another run is writing to {self.path}. Wait until it ends or stop it, or choose another "
+                "folder with --protocol.folder."
+            ) from error
+        except (OSError, NotImplementedError) as error:
+            raise cannot_write(self.path, error) from error
+        try:
+            yield
+        finally:
+            lock.release()
+
+    def write_text(self, path: Path, text: str) -> None:
+        """Write a small file as a whole or not at all; raises DtrapError where that fails."""
+        write_atomically(path, text.encode())
+
+    def write_json(self, path: Path, value: object) -> None:
+        """Write a small JSON file as a whole or not at all; numbers that are not finite become null."""
+        self.write_text(path, json.dumps(plain(value), ensure_ascii=False, allow_nan=False, indent=2) + "\n")
+
+    def clear(self) -> None:
+        """Delete what a run wrote into the folder; files of other names stay.
+
+        Raises:
+            DtrapError: a file cannot be deleted.
+        """
+        for path in (self.results, self.summary, self.adapters, self.pictures, self.config):
+            try:
+                if path.is_dir() and not path.is_symlink():
+                    shutil.rmtree(path)
+                else:
+                    path.unlink(missing_ok=True)
+            except OSError as error:
+                raise cannot_write(path, error) from error
+
+
+def write_atomically(path: Path, content: bytes) -> None:
+    """Put `content` in place of the file in one move, so that no reader and no kill sees a part of it.
+
+    Raises:
+        DtrapError: the file cannot be written; an earlier one stays as it was.
+    """
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with temporary.open("wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except OSError as error:
+        raise cannot_write(path, error) from error
+    finally:
+        with suppress(OSError):
+            temporary.unlink()
+
+
+def plain(value: Any) -> Any:
+    """Value made of what JSON has: arrays become lists, paths text, NaN and infinities None."""
+    if isinstance(value, Mapping):
+        return {str(key): plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [plain(item) for item in value]
+    if isinstance(value, float):
+        return float(value) if math.isfinite(value) else None
+    if isinstance(value, Path):
+        return str(value)
+    return plain(value.tolist()) if hasattr(value, "tolist") else value
+
+
+def cannot_write(path: Path, error: Exception) -> DtrapError:
+    """Error that names the file, the reason and the remedy of a failed write."""
+    reason = getattr(error, "strerror", None) or str(error)
+    if getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT):
+        remedy = "Free space there"
+    else:
+        remedy = "Make the place writable"
+    return DtrapError(
+        f"{path}: cannot write ({reason}). {remedy} and start the same command again: it goes on with the "
+        "first missing episode. Or choose another folder with --protocol.folder."
+    )
+
+
+def _write_from(descriptor: int, end: int, content: bytes) -> None:
+    os.ftruncate(descriptor, end)
+    os.lseek(descriptor, end, os.SEEK_SET)
+    try:
+        while content:
+            content = content[os.write(descriptor, content) :]
+        os.fsync(descriptor)
+    except BaseException:
+        with suppress(OSError):
+            os.ftruncate(descriptor, end)
+        raise
+
+
+def _sound_length(content: bytes) -> int:
+    """Bytes up to the end of the last whole row."""
+    written = content.rstrip()
+    start = written.rfind(b"\n") + 1
+    return start if written and _decode(written[start:]) is None else len(content)
+
+
+def _decode(line: bytes) -> Row | None:
+    try:
+        row = json.loads(line)
+    except ValueError:
+        return None
+    if isinstance(row, dict) and isinstance(row.get("method"), str) and isinstance(row.get("episode"), int):
+        return row
+    return None

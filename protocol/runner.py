@@ -1,0 +1,307 @@
+"""`dtrap fit`: every method on every episode that has no result yet."""
+
+from __future__ import annotations
+
+import json
+import logging
+import shlex
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+from rich.console import Console
+from torch import Tensor
+
+from ..callbacks import StageSwitch
+from ..errors import DtrapError
+from ..lightning_modules import FewShotClassifier
+from ..lightning_modules.tuners import Tuner
+from .adapters import AdapterCard, save_adapter
+from .configuration import (
+    MethodConfig,
+    backbone_label,
+    build_data,
+    build_module,
+    build_part,
+    build_trainer_arguments,
+    parse_methods,
+)
+from .episode import run_episode
+from .identity import default_folder_name, difference, identity
+from .loggers import ProtocolLogger, prepare_logger
+from .picture import episode_picture
+from .progress import EpisodeProgress
+from .results import Row, RunFolder
+from .summary import render, summarise
+
+IDENTITY_FILE = "identity.json"
+
+
+class ProtocolRun:
+    """One protocol run: its methods, its data and its folder.
+
+    Args:
+        arguments: The words after `dtrap fit`.
+        console: Where results are shown.
+
+    Raises:
+        DtrapError: A config, value or file is not as expected.
+    """
+
+    def __init__(self, arguments: list[str], console: Console) -> None:
+        self.arguments, self.console = arguments, console
+        self.methods = parse_methods(arguments)
+        self.main = self.methods[0]
+        self.settings = self.main.settings
+        self.data = build_data(self.main.parsed)
+        for method in self.methods[1:]:
+            if method.plain["data"] != self.main.plain["data"]:
+                raise DtrapError(
+                    f"protocol.compare: the overlay of '{method.name}' changes the data; methods are compared on the very "
+                    "same episodes. Leave `data` out of the overlay."
+                )
+        self.tuner: Tuner = build_part(Tuner, self.main.parsed.model.tuner)
+        self.episodes = self.settings.episodes if self.data.tasks is None else self.data.tasks
+        self.folder = RunFolder(self.settings.folder or Path("runs") / self._default_name())
+
+    def _default_name(self) -> str:
+        episodic = self.data.tasks is None
+        return default_folder_name(
+            dataset=self.data.title if episodic else Path(self.data.root).name,
+            way=self.data.way if episodic else None,
+            shot=self.data.shot if episodic else None,
+            backbone=backbone_label(self.main.parsed),
+            tuner=self.tuner.name,
+            method=self.main.name,
+            seed=self.data.seed,
+        )
+
+    def run(self) -> int:
+        """Run what is missing and show the result; the exit status of the command."""
+        with self.folder.lock():
+            if self.settings.overwrite:
+                self.folder.clear()
+            self._check_identity()
+            missing = {method.name: self.folder.rows.missing(method.name, self.episodes) for method in self.methods}
+            if any(missing.values()):
+                self._record_identity()
+                try:
+                    self._run_missing(missing)
+                except KeyboardInterrupt:
+                    self._finish(complete=False)
+                    self.console.print(f"Interrupted. Go on with: {self._command()}", soft_wrap=True, markup=False)
+                    return 130
+            else:
+                self.console.print(
+                    f"Already finished: {self.folder.path} (--protocol.overwrite true starts anew)", soft_wrap=True
+                )
+            self._finish(complete=True)
+        return 0
+
+    # Identity
+
+    @property
+    def _identity_path(self) -> Path:
+        return self.folder.path / IDENTITY_FILE
+
+    def _stored(self) -> dict[str, Any]:
+        try:
+            return json.loads(self._identity_path.read_text(encoding="utf-8"))
+        except FileNotFoundError:
+            return {}
+        except ValueError as error:
+            raise DtrapError(
+                f"{self._identity_path}: not readable as JSON ({error}). Start anew with --protocol.overwrite true."
+            ) from error
+
+    def _check_identity(self) -> None:
+        stored = self._stored()
+        if not stored and self.folder.rows.read():
+            raise DtrapError(
+                f"{self.folder.path} has results, but no {IDENTITY_FILE} that says of which config. Choose another folder "
+                "with --protocol.folder, or start anew with --protocol.overwrite true."
+            )
+        for position, method in enumerate(self.methods):
+            known = stored.get("methods", {}).get(method.name)
+            if position == 0 and stored:
+                known = stored["methods"][stored["main"]]
+            lines = difference(known, identity(method.plain)) if known is not None else []
+            if lines:
+                more = [f"  and {len(lines) - 4} more"] if len(lines) > 4 else []
+                raise DtrapError(
+                    "\n".join(
+                        [
+                            f"{self.folder.path} holds the results of another config of '{method.name}':",
+                            *(f"  {line}" for line in lines[:4]),
+                            *more,
+                            "Choose another folder with --protocol.folder, or start anew with --protocol.overwrite true.",
+                        ]
+                    )
+                )
+
+    def _record_identity(self) -> None:
+        """Note what the rows of this folder belong to, after a look at the data files."""
+        stored = self._stored()
+        fingerprint = self.data.index.fingerprint()
+        known = stored.get("data_files", fingerprint)
+        if known != fingerprint and self.folder.rows.read():
+            raise DtrapError(
+                f"{self.folder.path}: the data files under {self.data.root} are not those that its rows come from (other "
+                "names, labels or numbers). Restore them, choose another folder with --protocol.folder, or start anew with "
+                "--protocol.overwrite true."
+            )
+        methods = stored.get("methods", {}) | {m.name: identity(m.plain) for m in self.methods}
+        main = stored.get("main", self.main.name)
+        self.folder.write_json(self._identity_path, {"main": main, "data_files": fingerprint, "methods": methods})
+        self.folder.write_text(self.folder.config, yaml.safe_dump(self.main.plain, sort_keys=False))
+        for method in self.methods[1:]:
+            path = self.folder.path / f"config.{method.name}.yaml"
+            self.folder.write_text(path, yaml.safe_dump(method.plain, sort_keys=False))
+
+    # The loop
+
+    def _run_missing(self, missing: dict[str, list[int]]) -> None:
+        logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
+        self.data.setup()
+        modules = self._build_modules()
+        self._show_start(modules)
+        prepare_logger(
+            self.main.parsed.trainer, self.folder.path, self.data.description, self._tags(), self.main.plain
+        )
+        arguments = {m.name: build_trainer_arguments(m.parsed) for m in self.methods}
+        names = [method.name for method in self.methods]
+        rows = self.folder.rows.read()
+        logger = ProtocolLogger(
+            arguments[self.main.name].get("logger"), self.folder.path, self.main.plain, names, self._warn
+        )
+        logger.log_earlier(rows)
+        status = "failed"
+        try:
+            with EpisodeProgress(self.episodes, names, rows=rows, console=self.console) as progress:
+                for episode in sorted(set().union(*missing.values())):
+                    self.data.set_episode(episode)
+                    for method in self.methods:
+                        if episode not in missing[method.name]:
+                            continue
+                        progress.begin(episode)
+                        row = self._run_method(method, modules[method.name], arguments[method.name], progress)
+                        rows.append(row)
+                        progress.finish(row)
+                    logger.log_episode(rows, episode)
+            status = "success"
+        finally:
+            logger.finish(status)
+
+    def _run_method(
+        self,
+        method: MethodConfig,
+        module: FewShotClassifier,
+        arguments: dict[str, Any],
+        progress: EpisodeProgress,
+    ) -> Row:
+        stage_switch = StageSwitch(**method.parsed.stage_switch)
+        row = run_episode(module, self.data, arguments, stage_switch, progress.advance)
+        row = {"episode": row.pop("episode"), "method": method.name, **row}
+        stem = f"episode_{self.data.episode:04d}_{method.name}"
+        if self.settings.save_adapters:
+            save_adapter(self.folder.adapters / f"{stem}.safetensors", module, self._card(module, row))
+        if self.data.episode < self.settings.pictures:
+            self._draw(self.folder.pictures / f"{stem}.png", module, row)
+        self.folder.rows.append(row)
+        return row
+
+    def _build_modules(self) -> dict[str, FewShotClassifier]:
+        """A module for each method; methods of the same backbone and tuner settings share both."""
+        modules: dict[str, FewShotClassifier] = {}
+        built: list[tuple[Any, FewShotClassifier]] = []
+        for method in self.methods:
+            settings = method.plain["model"]["backbone"], method.plain["model"]["tuner"]
+            shared = next((module for known, module in built if known == settings), None)
+            modules[method.name] = build_module(method.parsed, shared)
+            built.append((settings, modules[method.name]))
+        return modules
+
+    # What is shown and left
+
+    def _show_start(self, modules: dict[str, FewShotClassifier]) -> None:
+        lines = {name: module.describe_training() for name, module in modules.items()}
+        for line in dict.fromkeys(lines.values()):
+            self.console.print(line, soft_wrap=True, markup=False, highlight=False)
+        self.console.print(f"Results: {self.folder.path}", soft_wrap=True, markup=False, highlight=False)
+
+    def _tags(self) -> list[str]:
+        shot = [f"{self.data.shot}-shot"] if self.data.tasks is None else []
+        backbone = backbone_label(self.main.parsed)
+        return [self.data.title, *shot, backbone[:64], self.tuner.name, *(method.name[:64] for method in self.methods)]
+
+    def _card(self, module: FewShotClassifier, row: Row) -> AdapterCard:
+        template = module.template or self.data.template
+        return AdapterCard(
+            backbone=module.backbone.identifier,
+            tuner=module.tuner.name,
+            class_names=row["classes"],
+            template=template if isinstance(template, str) else list(template),
+            dataset=self.data.description,
+            seed=row["seed"],
+            episode=row["episode"],
+            method=row["method"],
+            accuracy=row["accuracy"],
+        )
+
+    def _draw(self, path: Path, module: FewShotClassifier, row: Row) -> None:
+        support = self.data.support()
+        views = self.data.views
+        images = self._visible(support["images"]).unflatten(0, (views, -1))
+        query: dict[str, Tensor] = self.data.query() if self.data.has_query else {}
+        queries = self._visible(query["images"]) if query else torch.empty(0, *images.shape[2:])
+        predictions = torch.cat(module.test_predictions) if query else torch.empty(0, dtype=torch.long)
+        accuracy = "" if row["accuracy"] is None else f", {row['accuracy']:.1f} %"
+        episode_picture(
+            path,
+            support_images=images.numpy(),
+            support_labels=support["labels"][: images.shape[1]].numpy(),
+            query_images=queries.numpy(),
+            query_labels=query["labels"].numpy() if query else predictions.numpy(),
+            query_predictions=predictions.numpy(),
+            class_names=self.data.class_names,
+            title=f"{self.data.description}, episode {row['episode']}, {row['method']}{accuracy}",
+        )
+
+    def _visible(self, images: Tensor) -> Tensor:
+        mean, std = (
+            torch.tensor(v).view(3, 1, 1) for v in (self.data.preprocessing.mean, self.data.preprocessing.std)
+        )
+        return (images * std + mean).clamp(0, 1)
+
+    def _finish(self, *, complete: bool) -> None:
+        rows = self.folder.rows.read()
+        names: Sequence[str] = [method.name for method in self.methods]
+        support = len(self.data.support_ids) if complete and not self.data.has_query else None
+        summary = summarise(rows, self.data.description, names, episodes=self.episodes, support_images=support)
+        self.folder.write_json(self.folder.summary, summary)
+        render(summary, self.console)
+        if self.settings.save_adapters:
+            self.console.print(f"Adapters: {self.folder.adapters}", soft_wrap=True, markup=False, highlight=False)
+
+    def _command(self) -> str:
+        words: list[str] = []
+        skip = False
+        for word in self.arguments:
+            if skip and not word.startswith("-"):
+                skip = False
+                continue
+            skip = word == "--protocol.overwrite"
+            if not word.startswith("--protocol.overwrite"):
+                words.append(word)
+        return shlex.join(["dtrap", "fit", *words])
+
+    def _warn(self, message: str) -> None:
+        self.console.print(f"Warning: {message}", soft_wrap=True, markup=False)
+
+
+def fit(arguments: list[str], console: Console) -> int:
+    """Run `dtrap fit`; see `ProtocolRun`."""
+    return ProtocolRun(arguments, console).run()
+

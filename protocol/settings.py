@@ -1,0 +1,43 @@
+"""What `--protocol.…` sets."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from ..errors import DtrapError
+
+
+@dataclass
+class ProtocolSettings:
+    """The loop over episodes and what it leaves on disk.
+
+    Args:
+        episodes: Number of episodes; the authors' protocol has 800 for 1-shot and 400 for 5-shot. A data module with a
+            fixed number of tasks (a folder: one) takes its own.
+        folder: Where the results go; null makes a folder under `runs` named after data set, way, shot, backbone,
+            tuner, method and seed.
+        overwrite: Delete the results that the folder holds and start anew, instead of going on.
+        compare: One or several overlays, by name or path; each runs as a further method on the very same episodes.
+        method: Name of the method in rows and tables; null names it after its losses.
+        pictures: Number of episodes, from the first, that leave a picture of their support views and queries.
+        save_adapters: Whether each episode's adapter is saved.
+    """
+
+    episodes: int = 400
+    folder: str | None = None
+    overwrite: bool = False
+    compare: str | list[str] | None = None
+    method: str | None = None
+    pictures: int = 0
+    save_adapters: bool = False
+
+    def __post_init__(self) -> None:
+        if self.episodes < 1:
+            raise DtrapError(f"protocol.episodes is {self.episodes}; expected at least 1.")
+
+    @property
+    def overlays(self) -> list[str]:
+        """The overlays of `compare` as a list."""
+        if self.compare is None:
+            return []
+        return [self.compare] if isinstance(self.compare, str) else list(self.compare)

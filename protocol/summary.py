@@ -1,0 +1,163 @@
+"""The summary of a run: the numbers for summary.json and their lines on the console."""
+
+from __future__ import annotations
+
+import io
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from typing import Any
+
+from rich import box
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from .results import Row
+from .statistics import mean_interval, paired_difference
+
+TABLE_WIDTH = 1000
+
+
+def summarise(
+    rows: Sequence[Row],
+    description: str,
+    methods: Sequence[str],
+    *,
+    episodes: int,
+    support_images: int | None = None,
+) -> dict[str, Any]:
+    """Numbers of a run over the episodes 0 .. episodes - 1; rows of other episodes or methods do not count.
+
+    Args:
+        rows: result rows as `ResultRows.read` gives them; accuracies in percent.
+        description: the task, such as "ISIC 5-way 5-shot".
+        methods: names of the methods, in the order of the output; differences are the first minus each other.
+        episodes: number of episodes asked for.
+        support_images: number of training images of an episode, told where nothing is held out.
+
+    Returns:
+        `description`, `episodes`, `support_images`, `seconds` (all rows together), `methods` {name:
+        `episodes`, `accuracy`, `zero_shot_accuracy`, `per_class` {class: `mean`, `episodes`}, `seconds`} and
+        `differences` {name: ...}. Accuracies and differences are {`mean`, `half_width`, `count`}, with the
+        half width of the 95% interval, or None.
+    """
+    chosen = {
+        name: [row for row in rows if row["method"] == name and row["episode"] < episodes] for name in methods
+    }
+    first = _accuracies(chosen[methods[0]])
+    summaries = {name: _method_summary(chosen[name]) for name in methods}
+    return {
+        "description": description,
+        "episodes": episodes,
+        "support_images": support_images,
+        "seconds": sum(summary["seconds"] for summary in summaries.values()),
+        "methods": summaries,
+        "differences": {name: _difference(first, _accuracies(chosen[name])) for name in methods[1:]},
+    }
+
+
+def render(summary: Mapping[str, Any], console: Console) -> None:
+    """Print the result line of each method and, if there are several, a table with the paired differences.
+
+    Lines are neither cut nor wrapped, whatever the width of the console, and have no colours.
+    """
+    if len(summary["methods"]) > 1:
+        wide = Console(file=io.StringIO(), width=TABLE_WIDTH, color_system=None)
+        with wide.capture() as captured:
+            wide.print(_table(summary))
+        for line in captured.get().splitlines():
+            console.print(Text(line.rstrip()), soft_wrap=True)
+    for line in result_lines(summary):
+        console.print(Text(line), soft_wrap=True)
+
+
+def result_lines(summary: Mapping[str, Any]) -> list[str]:
+    """One line per method: `ISIC 5-way 5-shot · 400 episodes · 51.2 ± 0.6 %  (zero-shot 30.1 ± 0.4 %)`.
+
+    Several methods are named after the description; an unfinished run says `37 of 400 episodes`; without
+    held-out images no accuracy is claimed.
+    """
+    several = len(summary["methods"]) > 1
+    lines = []
+    for name, method in summary["methods"].items():
+        start = [summary["description"], name] if several else [summary["description"]]
+        lines.append(" · ".join(start + _claims(summary, method)))
+    return lines
+
+
+def _claims(summary: Mapping[str, Any], method: Mapping[str, Any]) -> list[str]:
+    done, asked = method["episodes"], summary["episodes"]
+    count = f"{done} of {asked}" if done < asked else f"{asked}"
+    counted = f"{count} episode{'' if asked == 1 else 's'}"
+    if done == 0:
+        return [counted, "no result yet"]
+    if method["accuracy"] is None:
+        images = summary["support_images"]
+        trained = [] if images is None else [f"trained on {images} image{'' if images == 1 else 's'}"]
+        return [*([counted] if asked > 1 else []), *trained, "no held-out images, so no accuracy"]
+    zero_shot = method["zero_shot_accuracy"]
+    beside = "" if zero_shot is None else f"  (zero-shot {_percent(zero_shot)})"
+    return [counted, f"{_percent(method['accuracy'])}{beside}"]
+
+
+def _table(summary: Mapping[str, Any]) -> Table:
+    first = next(iter(summary["methods"]))
+    table = Table(box=box.SIMPLE)
+    table.add_column("method", no_wrap=True)
+    for title in ("accuracy", "zero-shot"):
+        table.add_column(title, justify="right", no_wrap=True)
+    table.add_column(Text(f"{first} minus this, paired"), justify="right", no_wrap=True)
+    for name, method in summary["methods"].items():
+        accuracies = (method["accuracy"], method["zero_shot_accuracy"])
+        cells = [name, *(_percent(value) for value in accuracies), _points(summary["differences"].get(name))]
+        table.add_row(*(Text(cell) for cell in cells))
+    return table
+
+
+def _percent(interval: Mapping[str, Any] | None) -> str:
+    if interval is None:
+        return ""
+    half_width = interval["half_width"]
+    return (
+        f"{interval['mean']:.1f} %" if half_width is None else f"{interval['mean']:.1f} ± {half_width:.1f} %"
+    )
+
+
+def _points(interval: Mapping[str, Any] | None) -> str:
+    if interval is None:
+        return ""
+    pairs = f"({interval['count']} pair{'' if interval['count'] == 1 else 's'})"
+    if interval["half_width"] is None:
+        return f"{interval['mean']:+.2f} {pairs}"
+    return f"{interval['mean']:+.2f} ± {interval['half_width']:.2f} {pairs}"
+
+
+def _method_summary(rows: Sequence[Row]) -> dict[str, Any]:
+    by_class: defaultdict[str, list[float]] = defaultdict(list)
+    for row in rows:
+        for name, accuracy in (row.get("per_class") or {}).items():
+            if accuracy is not None:
+                by_class[name].append(accuracy)
+    return {
+        "episodes": len(rows),
+        "accuracy": _interval(_accuracies(rows)),
+        "zero_shot_accuracy": _interval(_accuracies(rows, "zero_shot_accuracy")),
+        "per_class": {
+            name: {"mean": sum(values) / len(values), "episodes": len(values)}
+            for name, values in sorted(by_class.items())
+        },
+        "seconds": sum(row.get("seconds") or 0.0 for row in rows),
+    }
+
+
+def _accuracies(rows: Sequence[Row], key: str = "accuracy") -> dict[int, float]:
+    return {row["episode"]: row[key] for row in rows if row.get(key) is not None}
+
+
+def _interval(values: Mapping[int, float]) -> dict[str, Any] | None:
+    return asdict(mean_interval(values.values())) if values else None
+
+
+def _difference(first: Mapping[int, float], other: Mapping[int, float]) -> dict[str, Any] | None:
+    return asdict(paired_difference(first, other)) if first.keys() & other.keys() else None
