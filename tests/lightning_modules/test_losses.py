@@ -103,9 +103,7 @@ def test_visual_loss_says_which_class_has_no_plain_row():
 def test_noise_prototypes_are_drawn_anew_and_carry_no_gradient_of_the_images():
     image, labels = torch.randn(6, 4), torch.tensor([0, 1, 2, 0, 1, 2])
     generator = Generator().manual_seed(0)
-    first, second = (
-        losses.noise_prototype_loss(image, labels, num_classes=3, generator=generator) for _ in range(2)
-    )
+    first, second = (losses.noise_prototype_loss(image, labels, num_classes=3, generator=generator) for _ in range(2))
     again = losses.noise_prototype_loss(image, labels, num_classes=3, generator=Generator().manual_seed(0))
     assert first != second
     assert first == again

@@ -45,9 +45,7 @@ def run(request, tmp_path, monkeypatch):
     config, weights = tmp_path / "golden.json", tmp_path / "golden.safetensors"
     config.write_text(json.dumps(settings["open_clip_config"]))
     expected = open_clip.model.CLIP(**settings["open_clip_config"]).state_dict().keys()
-    save_file(
-        {k[6:]: v.float().contiguous() for k, v in arrays.items() if k.startswith("model.")}, weights
-    )
+    save_file({k[6:]: v.float().contiguous() for k, v in arrays.items() if k.startswith("model.")}, weights)
     assert {k[6:] for k in arrays if k.startswith("model.")} <= expected
     backbone = OpenCLIP(str(config), str(weights))
     monkeypatch.setattr(backbone, "tokenize", lambda prompts: arrays["tokens"].long())
@@ -56,9 +54,7 @@ def run(request, tmp_path, monkeypatch):
 
 def normalised(images, backbone):
     images = images.double() / 255
-    mean, std = (
-        torch.tensor(v, dtype=torch.float64).view(3, 1, 1) for v in (backbone.image_mean, backbone.image_std)
-    )
+    mean, std = (torch.tensor(v, dtype=torch.float64).view(3, 1, 1) for v in (backbone.image_mean, backbone.image_std))
     return (images - mean) / std
 
 

@@ -32,9 +32,7 @@ def test_losses_and_gradients_agree_with_the_authors_numbers(name):
     previous = None
     for step in case["steps"]:
         image, plain, text, labels, plain_labels = tensors(case, step)
-        expected = {
-            k: torch.tensor(v, dtype=image.dtype) for k, v in step["expected"].items() if v is not None
-        }
+        expected = {k: torch.tensor(v, dtype=image.dtype) for k, v in step["expected"].items() if v is not None}
 
         def same(actual, key, expected=expected):
             torch.testing.assert_close(actual, expected[key], **tolerance)

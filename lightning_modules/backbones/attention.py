@@ -1,0 +1,314 @@
+"""Attention with a Linear layer each for queries, keys, values and output, in place of fused ones.
+
+peft's LoRA adapts whole Linear layers: on a fused projection it cannot give q, k and v adapters of their own,
+and on `nn.MultiheadAttention` its dropout has no effect. Here the fused weight is cut in three, which
+leaves the output as it was.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+from open_clip.modified_resnet import AttentionPool2d as ResNetAttentionPool
+from open_clip.transformer import Attention as OpenClipAttention
+from open_clip.transformer import AttentionalPooler
+from timm.layers import AttentionPool2d, AttentionPoolLatent, AttentionRope, RotAttentionPool2d
+from timm.layers import apply_rot_embed_cat as rotate
+from timm.models.eva import EvaAttention
+from timm.models.vision_transformer import Attention as TimmAttention
+from torch import Tensor, nn
+from torch.nn import functional
+
+from ...errors import DtrapError
+
+POOL_HEADS = (
+    AttentionalPooler,
+    AttentionPoolLatent,
+    AttentionPool2d,
+    RotAttentionPool2d,
+    ResNetAttentionPool,
+)
+
+
+class SeparateAttention(nn.Module):
+    """Multi-head scaled-dot-product attention whose four projections are Linear layers of their own.
+
+    Subclasses take the arguments of the layer that they replace.
+
+    Args:
+        projections: Linear layers for queries, keys, values and output.
+        num_heads: Number of heads H.
+        num_kv_heads: Number of key and value heads (grouped queries); H where not given.
+        dropout: Dropout rate of the attention weights.
+        q_norm: Norm of the queries, per head.
+        k_norm: Norm of the keys, per head.
+        inner_norm: Norm before the output projection.
+        gate: Projection of the input whose sigmoid multiplies what goes into the output projection.
+        out_dropout: Dropout rate after the output projection.
+        rotated_from: Number of prefix tokens that get no rotary position.
+        rotate_half: Rotary layout "half" instead of "interleaved".
+    """
+
+    def __init__(
+        self,
+        projections: tuple[nn.Linear, nn.Linear, nn.Linear, nn.Linear],
+        num_heads: int,
+        *,
+        num_kv_heads: int | None = None,
+        dropout: float = 0.0,
+        q_norm: nn.Module | None = None,
+        k_norm: nn.Module | None = None,
+        inner_norm: nn.Module | None = None,
+        gate: nn.Module | None = None,
+        out_dropout: float = 0.0,
+        rotated_from: int = 0,
+        rotate_half: bool = False,
+    ) -> None:
+        super().__init__()
+        self.q_proj, self.k_proj, self.v_proj, self.out_proj = projections
+        self.num_heads = num_heads
+        self.num_kv_heads = num_kv_heads or num_heads
+        self.dropout = dropout
+        self.q_norm = q_norm or nn.Identity()
+        self.k_norm = k_norm or nn.Identity()
+        self.inner_norm = inner_norm or nn.Identity()
+        self.gate = gate
+        self.out_dropout = nn.Dropout(out_dropout)
+        self.rotated_from = rotated_from
+        self.rotary_options = {"half": True} if rotate_half else {}
+
+    def attend(
+        self,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        *,
+        rope: Tensor | None = None,
+        attn_mask: Tensor | None = None,
+        is_causal: bool = False,
+    ) -> Tensor:
+        """Attention of queries [B, L, C] to keys and values [B, S, C]: [B, L, C].
+
+        Args:
+            query: Input of the query projection.
+            key: Input of the key projection.
+            value: Input of the value projection.
+            rope: Rotary position embedding as timm's `apply_rot_embed_cat` takes it.
+            attn_mask: Broadcastable to [B, H, L, S]: True where attention is allowed, or values to add.
+            is_causal: Each position sees itself and earlier ones; excludes `attn_mask`.
+        """
+        q = self.q_norm(self._heads(self.q_proj(query), self.num_heads))
+        k = self.k_norm(self._heads(self.k_proj(key), self.num_kv_heads))
+        v = self._heads(self.v_proj(value), self.num_kv_heads)
+        if rope is not None:
+            q, k = self._rotated(q, rope).type_as(v), self._rotated(k, rope).type_as(v)
+        if self.num_kv_heads != self.num_heads:
+            groups = self.num_heads // self.num_kv_heads
+            k, v = k.repeat_interleave(groups, dim=1), v.repeat_interleave(groups, dim=1)
+        if attn_mask is not None and attn_mask.dtype != torch.bool:
+            attn_mask = attn_mask.to(q.dtype)
+        heads = functional.scaled_dot_product_attention(
+            q, k, v, attn_mask, dropout_p=self.dropout if self.training else 0.0, is_causal=is_causal
+        )
+        output = self.inner_norm(heads.transpose(1, 2).flatten(2))
+        if self.gate is not None:
+            output = output * self.gate(query).sigmoid()
+        return self.out_dropout(self.out_proj(output))
+
+    def _heads(self, projected: Tensor, num_heads: int) -> Tensor:
+        """[B, L, H*d] -> [B, H, L, d]."""
+        return projected.unflatten(-1, (num_heads, -1)).transpose(1, 2)
+
+    def _rotated(self, heads: Tensor, rope: Tensor) -> Tensor:
+        prefix, rest = heads[:, :, : self.rotated_from], heads[:, :, self.rotated_from :]
+        return torch.cat([prefix, rotate(rest, rope, **self.rotary_options)], dim=2)
+
+
+class SeparateMultiheadAttention(SeparateAttention):
+    """Stands in for `nn.MultiheadAttention` in open_clip's `ResidualAttentionBlock`."""
+
+    batch_first: bool = True
+
+    def forward(
+        self,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        key_padding_mask: Tensor | None = None,
+        need_weights: bool = False,
+        attn_mask: Tensor | None = None,
+        *,
+        is_causal: bool = False,
+    ) -> tuple[Tensor, None]:
+        """Output shaped as `query`, [B, L, C] or, without `batch_first`, [L, B, C]; and None for the weights.
+
+        Args:
+            query: Queries.
+            key: Keys.
+            value: Values.
+            key_padding_mask: Not offered.
+            need_weights: Not offered.
+            attn_mask: [L, S] or [B*H, L, S]; True where attention is forbidden (torch's rule for this layer),
+                or values to add.
+            is_causal: Only a hint where `attn_mask` is given, as in `nn.MultiheadAttention`.
+
+        Raises:
+            ValueError: Attention weights or a padding mask were asked for.
+        """
+        if need_weights or key_padding_mask is not None:
+            raise ValueError("SeparateMultiheadAttention offers neither need_weights nor key_padding_mask")
+        if not self.batch_first:
+            query, key, value = (tensor.transpose(0, 1) for tensor in (query, key, value))
+        mask = _allowed(attn_mask, self.num_heads)
+        output = self.attend(query, key, value, attn_mask=mask, is_causal=is_causal and mask is None)
+        return output if self.batch_first else output.transpose(0, 1), None
+
+
+class SeparateOpenClipAttention(SeparateAttention):
+    """Stands in for open_clip's own `Attention` in its `CustomResidualAttentionBlock`."""
+
+    def forward(self, x: Tensor, attn_mask: Tensor | None = None) -> Tensor:
+        """Output [B, L, C] of tokens [B, L, C]; in a mask [L, L] or [B*H, L, L] True forbids attention."""
+        return self.attend(x, x, x, attn_mask=_allowed(attn_mask, self.num_heads))
+
+
+class SeparateTimmAttention(SeparateAttention):
+    """Stands in for timm's `Attention`, `AttentionRope` and `EvaAttention`."""
+
+    def forward(
+        self,
+        x: Tensor,
+        *,
+        rope: Tensor | None = None,
+        attn_mask: Tensor | None = None,
+        is_causal: bool = False,
+    ) -> Tensor:
+        """Output [B, L, C] of tokens [B, L, C]; a boolean mask is True where attention is allowed."""
+        return self.attend(x, x, x, rope=rope, attn_mask=attn_mask, is_causal=is_causal)
+
+
+def separate_attention(module: nn.Module) -> list[str]:
+    """Replace every attention layer within `module`, in place, by a `SeparateAttention` of the same weights.
+
+    Attention-pool heads (timm's `AttentionPoolLatent`, open_clip's `AttentionalPooler` and others) stay.
+
+    Returns:
+        Dotted names of the replaced layers within `module`, first block first; empty for a tower without
+        attention blocks, such as a ResNet.
+
+    Raises:
+        DtrapError: There are attention layers, but none could be replaced; the message names their class.
+    """
+    names, unknown = [], {}
+    for name, parent, child in list(_descendants(module)):
+        separate = _CONVERTERS.get(type(child), _not_replaceable)(child)
+        if separate is not None:
+            setattr(parent, name.rpartition(".")[2], separate.train(child.training))
+            names.append(name)
+        elif "attention" in type(child).__name__.lower():
+            unknown[type(child)] = name
+    if unknown and not names:
+        kind, name = next(reversed(unknown.items()))
+        raise DtrapError(
+            f"{type(module).__name__}: its attention layers are {kind.__module__}.{kind.__name__} (such as "
+            f"'{name}'), which cannot be cut into separate query, key and value layers. Choose a model whose "
+            "blocks use nn.MultiheadAttention or timm's Attention, such as ViT-B-16-quickgelu."
+        )
+    return names
+
+
+def _descendants(module: nn.Module, prefix: str = "") -> Iterator[tuple[str, nn.Module, nn.Module]]:
+    """Name, parent and module of all that is within `module`, attention-pool heads left out."""
+    for attribute, child in module.named_children():
+        if not isinstance(child, POOL_HEADS):
+            yield prefix + attribute, module, child
+            yield from _descendants(child, f"{prefix}{attribute}.")
+
+
+def _allowed(mask: Tensor | None, num_heads: int) -> Tensor | None:
+    """Mask [L, S] or [B*H, L, S] that forbids where True -> one that broadcasts and allows where True."""
+    if mask is None:
+        return None
+    if mask.ndim == 3:
+        mask = mask.unflatten(0, (-1, num_heads))
+    return ~mask if mask.dtype == torch.bool else mask
+
+
+def _linear(weight: Tensor, bias: Tensor | None, requires_grad: bool) -> nn.Linear:
+    """Linear layer with a copy of the given weight; draws no random numbers."""
+    layer = nn.Linear(weight.shape[1], weight.shape[0], bias=bias is not None, device="meta")
+    layer.weight = nn.Parameter(weight.detach().clone(), requires_grad)
+    if bias is not None:
+        layer.bias = nn.Parameter(bias.detach().clone(), requires_grad)
+    return layer
+
+
+def _cut(weight: Tensor, bias: Tensor | None) -> list[nn.Linear]:
+    """Query, key and value layers of a fused weight [3*H*d, C]."""
+    biases = (None, None, None) if bias is None else bias.chunk(3)
+    parts = zip(weight.chunk(3), biases, strict=True)
+    return [_linear(part, part_bias, weight.requires_grad) for part, part_bias in parts]
+
+
+def _from_multihead(layer: nn.MultiheadAttention) -> SeparateAttention | None:
+    if not layer._qkv_same_embed_dim or layer.bias_k is not None or layer.add_zero_attn:
+        return None
+    query, key, value = _cut(layer.in_proj_weight, layer.in_proj_bias)
+    output = _linear(layer.out_proj.weight, layer.out_proj.bias, layer.out_proj.weight.requires_grad)
+    separate = SeparateMultiheadAttention((query, key, value, output), layer.num_heads, dropout=layer.dropout)
+    separate.batch_first = layer.batch_first
+    return separate
+
+
+def _from_open_clip(layer: OpenClipAttention) -> SeparateAttention | None:
+    if layer.logit_scale is not None or layer.head_scale is not None:
+        return None
+    query, key, value = _cut(layer.in_proj_weight, layer.in_proj_bias)
+    return SeparateOpenClipAttention(
+        (query, key, value, layer.out_proj),
+        layer.num_heads,
+        dropout=layer.attn_drop.p,
+        q_norm=layer.ln_q,
+        k_norm=layer.ln_k,
+        inner_norm=layer.ln_inner,
+        out_dropout=layer.out_drop.p,
+    )
+
+
+def _from_timm(layer: Any) -> SeparateAttention:
+    """From any of timm's three; what an older timm or the plain one lacks takes its neutral value."""
+    if layer.qkv is None:
+        query, key, value = layer.q_proj, layer.k_proj, layer.v_proj
+    else:
+        query, key, value = _cut(layer.qkv.weight, layer.qkv.bias)
+    if getattr(layer, "q_bias", None) is not None:
+        query = _linear(query.weight, layer.q_bias, query.weight.requires_grad)
+        value = _linear(value.weight, layer.v_bias, value.weight.requires_grad)
+    return SeparateTimmAttention(
+        (query, key, value, layer.proj),
+        layer.num_heads,
+        num_kv_heads=getattr(layer, "num_kv_heads", None),
+        dropout=layer.attn_drop.p,
+        q_norm=layer.q_norm,
+        k_norm=layer.k_norm,
+        inner_norm=layer.norm,
+        gate=getattr(layer, "gate", None),
+        out_dropout=layer.proj_drop.p,
+        rotated_from=getattr(layer, "num_prefix_tokens", 0),
+        rotate_half=getattr(layer, "rotate_half", False),
+    )
+
+
+def _not_replaceable(layer: nn.Module) -> None:
+    return None
+
+
+_CONVERTERS: dict[type, Callable[..., SeparateAttention | None]] = {
+    nn.MultiheadAttention: _from_multihead,
+    OpenClipAttention: _from_open_clip,
+    TimmAttention: _from_timm,
+    AttentionRope: _from_timm,
+    EvaAttention: _from_timm,
+}

@@ -1,0 +1,359 @@
+"""Backbones of open_clip: CLIP, SigLIP2, PE-Core and every other name, or a JSON config of one's own."""
+
+from __future__ import annotations
+
+import copy
+import json
+import warnings
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import open_clip
+from open_clip.constants import HF_SAFE_WEIGHTS_NAME, HF_WEIGHTS_NAME
+from open_clip.tokenizer import HFTokenizer, SimpleTokenizer
+from open_clip.transform import PreprocessCfg, merge_preprocess_dict
+from torch import Tensor, nn
+
+from ...errors import DtrapError, nearest
+from .attention import separate_attention
+from .base import Backbone, Tower
+from .checkpoint import load_weights, read_weights, sha256
+from .hub import cached_file, hub_file, require_reachable, unreachable
+
+ASSETS = Path(__file__).parents[2] / "assets"
+OPENAI_CACHE = Path("~/.cache/clip")
+WEIGHT_ENDINGS = (".safetensors", ".pt", ".pth", ".bin", ".ckpt")
+
+
+@dataclass(frozen=True)
+class Architecture:
+    """A model config of open_clip: its name, content, image preprocessing and published weights by tag."""
+
+    name: str
+    config: dict[str, Any]
+    preprocess: dict[str, Any]
+    tags: dict[str, dict[str, Any]]
+
+
+@dataclass(frozen=True)
+class Weights:
+    """Where weights come from; `published` is open_clip's entry for them, None for a file of one's own."""
+
+    label: str
+    path: Path | None
+    published: dict[str, Any] | None
+
+    @property
+    def verified(self) -> bool:
+        """Whether the file is the very one, by its checksum, that was published by OpenAI."""
+        if self.path is None or self.published is None or self.path.suffix != ".pt":
+            return False
+        return sha256(self.path) in self.published["url"]
+
+
+class OpenCLIP(Backbone):
+    """A frozen open_clip model in evaluation mode, float32, with a `SeparateAttention` in every block.
+
+    Args:
+        name: Name of an open_clip model, path of a JSON model config in open_clip's format (`model_cfg` and
+            `preprocess_cfg`, or the former's content alone), or bare name of a config in the package's
+            assets, such as "tiny_clip.json".
+        pretrained: Tag of published weights (asks for their download), path of a safetensors or torch file,
+            bare name of a file in the package's assets, or None for random weights, drawn from torch's global
+            generator.
+        tokenizer: Folder of a tokenizer in transformers' format (tokenizer.json, tokenizer_config.json); None
+            takes the model's own: CLIP's comes with open_clip, others are downloaded for the first prompt.
+        cache_dir: Cache folder for downloads; None follows HF_HOME.
+
+    Raises:
+        DtrapError: Unknown name, tag or file; weights that do not fit the model or were trained with another
+            activation; weights that are neither cached nor reachable; attention that cannot be separated.
+    """
+
+    model: Any
+
+    def __init__(
+        self,
+        name: str = "ViT-B-16-quickgelu",
+        pretrained: str | None = "openai",
+        *,
+        tokenizer: str | None = None,
+        cache_dir: str | None = None,
+    ) -> None:
+        super().__init__()
+        architecture = find_architecture(name)
+        if tokenizer is not None and not Path(tokenizer).expanduser().is_dir():
+            raise DtrapError(
+                f"Tokenizer '{tokenizer}' is not a folder. Give a folder with tokenizer.json and "
+                "tokenizer_config.json in model.backbone.tokenizer, or null for the model's own."
+            )
+        weights = find_weights(architecture, pretrained, cache_dir)
+        self.model = _build(architecture)
+        if weights.path is None:
+            warnings.warn("The backbone has random weights (pretrained: null): expect chance accuracy.", stacklevel=2)
+        else:
+            tensors = read_weights(weights.path, trust_torchscript=weights.verified)
+            load_weights(self.model, tensors, path=weights.path, name=architecture.name)
+        self.identifier = f"{architecture.name}/{weights.label}"
+        self.image_size = _square(self.model.visual.image_size, architecture.name)
+        self.image_mean, self.image_std = _image_statistics(architecture, weights)
+        self.context_length = self._text_tower.context_length
+        self.feature_dim = architecture.config["embed_dim"]
+        bias = self.model.logit_bias if hasattr(self.model, "logit_bias") else None
+        self.logit_bias = None if bias is None else bias.item()
+        self._attention_layers = _separate(self.model)
+        self._text_config = architecture.config["text_cfg"]
+        self._tokenizer_folder, self._cache_dir = tokenizer, cache_dir
+        self._tokenizer: SimpleTokenizer | HFTokenizer | None = None
+        self.requires_grad_(False)
+        self.eval()
+
+    def encode_image(self, images: Tensor) -> Tensor:
+        """See `Backbone.encode_image`."""
+        return self.model.encode_image(images, normalize=False)
+
+    def encode_text(self, tokens: Tensor) -> Tensor:
+        """See `Backbone.encode_text`."""
+        return self.model.encode_text(tokens, normalize=False)
+
+    def tokenize(self, prompts: list[str]) -> Tensor:
+        """See `Backbone.tokenize`; text is cleaned and padded as the model was trained."""
+        if self._tokenizer is None:
+            self._tokenizer = self._load_tokenizer()
+        for prompt in prompts:
+            length = _token_count(self._tokenizer, prompt)
+            if length > self.context_length:
+                raise DtrapError(
+                    f"Prompt '{prompt}' has {length} tokens, but {self.identifier} has room for "
+                    f"{self.context_length}. Shorten the class name or the template."
+                )
+        tokens = self._tokenizer(prompts, context_length=self.context_length)
+        vocabulary = self._text_tower.token_embedding.num_embeddings
+        if tokens.numel() and int(tokens.max()) >= vocabulary:
+            raise DtrapError(
+                f"The tokenizer {self._tokenizer_folder or 'of CLIP'} gives token {int(tokens.max())}, but "
+                f"{self.identifier} knows {vocabulary} tokens. Give the folder of this model's own tokenizer "
+                "in model.backbone.tokenizer."
+            )
+        return tokens
+
+    def attention_layers(self, tower: Tower) -> list[str]:
+        """See `Backbone.attention_layers`."""
+        return list(self._attention_layers[tower])
+
+    @property
+    def _text_tower(self) -> Any:
+        return getattr(self.model, "text", self.model)
+
+    def _load_tokenizer(self) -> SimpleTokenizer | HFTokenizer:
+        options = dict(self._text_config.get("tokenizer_kwargs") or {})
+        repo = self._text_config.get("hf_tokenizer_name")
+        if self._tokenizer_folder is None and not repo:
+            return SimpleTokenizer(context_length=self.context_length, **options)
+        options |= {
+            "context_length": self.context_length,
+            "tokenizer_mode": self._text_config.get("tokenizer_mode"),
+            "trust_remote_code": False,
+        }
+        if self._tokenizer_folder is not None:
+            options = {"clean": "whitespace" if repo else "lower"} | options
+            return _read_tokenizer(Path(self._tokenizer_folder).expanduser(), options)
+        cached = cached_file(repo, ["tokenizer_config.json"], self._cache_dir)
+        if cached is not None:
+            return _read_tokenizer(cached.parent, options)
+        return self._download_tokenizer(repo, options)
+
+    def _download_tokenizer(self, repo: str, options: dict[str, Any]) -> HFTokenizer:
+        try:
+            require_reachable(repo, "tokenizer_config.json")
+            return HFTokenizer(repo, cache_dir=self._cache_dir, **options)
+        except Exception as error:
+            remedy = (
+                f"Download https://huggingface.co/{repo} on a machine with network (tokenizer.json, "
+                "tokenizer_config.json) and give its folder in model.backbone.tokenizer, or set HF_HOME to a "
+                "cache that has it."
+            )
+            raise unreachable(f"The tokenizer of {self.identifier} is", repo, error, remedy) from error
+
+
+def find_architecture(name: str) -> Architecture:
+    """Model config of an open_clip name, a JSON file, or a JSON file in the package's assets.
+
+    Raises:
+        DtrapError: No such name or file, or the file is not a model config.
+    """
+    for path in (Path(name).expanduser(), ASSETS / name):
+        if path.suffix == ".json" and path.is_file():
+            return _read_architecture(path)
+    builtin = name.replace("/", "-")
+    config = None if ":" in name else open_clip.get_model_config(builtin)
+    if config is None:
+        shipped = sorted(path.name for path in ASSETS.glob("*.json"))
+        raise DtrapError(
+            f"Unknown backbone '{name}': neither a model of open_clip {open_clip.__version__} nor a JSON "
+            f"model config.{nearest(name, [*open_clip.list_models(), *shipped])} "
+            "`python -c 'import open_clip; print(open_clip.list_models())'` lists the models."
+        )
+    tags = {tag: open_clip.get_pretrained_cfg(builtin, tag) for tag in open_clip.list_pretrained_tags_by_model(builtin)}
+    return Architecture(builtin, config, {}, tags)
+
+
+def find_weights(architecture: Architecture, pretrained: str | None, cache_dir: str | None) -> Weights:
+    """Local file of the weights that `pretrained` names, downloaded where it is a tag that is not cached.
+
+    A file that open_clip knows by its checksum counts as published.
+
+    Raises:
+        DtrapError: Unknown tag or file, another activation than the model's, or neither cached nor reachable.
+    """
+    if pretrained is None:
+        return Weights("random", None, None)
+    tag = pretrained.lower().replace("-", "_")
+    if tag in architecture.tags:
+        published = architecture.tags[tag]
+        _check_activation(architecture, published, pretrained)
+        return Weights(tag, _published_file(architecture, tag, cache_dir), published)
+    for path in (Path(pretrained).expanduser(), ASSETS / pretrained):
+        if path.is_file():
+            checksum = sha256(path)
+            known = [entry for entry in architecture.tags.values() if checksum in entry["url"]]
+            for entry in known:
+                _check_activation(architecture, entry, pretrained)
+            return Weights(f"{path.stem}-{checksum[:8]}", path, known[0] if known else None)
+    raise _unknown_weights(architecture, pretrained)
+
+
+def _unknown_weights(architecture: Architecture, pretrained: str) -> DtrapError:
+    if pretrained.endswith(WEIGHT_ENDINGS) or "/" in pretrained:
+        shipped = sorted(path.name for path in ASSETS.glob("*.safetensors"))
+        return DtrapError(
+            f"Weights file '{pretrained}' (model.backbone.pretrained) not found, neither from {Path.cwd()} "
+            f"nor among the shipped files ({', '.join(shipped) or 'none'})."
+        )
+    if not architecture.tags:
+        known = f"'{architecture.name}' has no published weights. Give a file, or null for random weights."
+    else:
+        tags = ", ".join(architecture.tags)
+        known = f"'{architecture.name}' has {tags}.{nearest(pretrained, architecture.tags)}"
+    others = open_clip.list_pretrained_models_by_tag(pretrained)
+    hint = f" The tag belongs to {', '.join(others[:4])}." if others else ""
+    return DtrapError(f"Unknown weights '{pretrained}' (model.backbone.pretrained): {known}{hint}")
+
+
+def _read_architecture(path: Path) -> Architecture:
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise DtrapError(f"{path}: not a JSON file ({error}). Expected a model config of open_clip.") from error
+    config = content.get("model_cfg", content) if isinstance(content, dict) else {}
+    missing = [key for key in ("embed_dim", "vision_cfg", "text_cfg") if key not in config]
+    if missing:
+        raise DtrapError(f"{path}: not a model config of open_clip, {', '.join(missing)} missing.")
+    return Architecture(path.stem, config, content.get("preprocess_cfg", {}), {})
+
+
+def _check_activation(architecture: Architecture, published: dict[str, Any], pretrained: str) -> None:
+    """Weights trained with QuickGELU run wrongly, without any sign, in a model with GELU; and vice versa."""
+    trained, built = (bool(config.get("quick_gelu")) for config in (published, architecture.config))
+    if trained != built:
+        activations = {True: "QuickGELU", False: "GELU"}
+        right = architecture.name.removesuffix("-quickgelu") + ("-quickgelu" if trained else "")
+        raise DtrapError(
+            f"Weights '{pretrained}' were trained with {activations[trained]}, but '{architecture.name}' "
+            f"runs {activations[built]}. Set model.backbone.name to '{right}'."
+        )
+
+
+def _published_file(architecture: Architecture, tag: str, cache_dir: str | None) -> Path:
+    published = architecture.tags[tag]
+    repo, _, filename = published["hf_hub"].rpartition("/")
+    filenames = [filename] if filename else [HF_SAFE_WEIGHTS_NAME, HF_WEIGHTS_NAME]
+    if filename.endswith((".bin", ".pth")):
+        filenames.insert(0, f"{filename[:-4]}.safetensors")
+    url = published["url"]
+    openai = Path(cache_dir or OPENAI_CACHE).expanduser() / url.rpartition("/")[2]
+    if "openaipublic" in url and openai.is_file() and sha256(openai) in url:
+        return openai
+    what = f"Weights '{tag}' of '{architecture.name}' are"
+    remedy = (
+        f"Download {filenames[0]} from https://huggingface.co/{repo} on a machine with network and give its "
+        "path in model.backbone.pretrained, or set HF_HOME to a cache that has it."
+    )
+    return hub_file(repo, filenames, what=what, remedy=remedy, cache_dir=cache_dir)
+
+
+def _build(architecture: Architecture) -> nn.Module:
+    """Model with random weights; no tower's own pre-trained weights are fetched."""
+    config = copy.deepcopy(architecture.config)
+    if "hf_model_name" in config["text_cfg"]:
+        raise DtrapError(
+            f"'{architecture.name}': its text tower is {config['text_cfg']['hf_model_name']} (transformers), "
+            "which is not offered. Choose one with open_clip's own text tower, such as ViT-B-16-quickgelu."
+        )
+    if "timm_model_name" in config["vision_cfg"]:
+        config["vision_cfg"]["timm_model_pretrained"] = False
+    model_class = open_clip.CLIP
+    if config.pop("custom_text", False):
+        model_class = open_clip.CoCa if "multimodal_cfg" in config else open_clip.CustomTextCLIP
+    try:
+        return model_class(**config)
+    except (TypeError, ValueError, KeyError, RuntimeError, AssertionError) as error:
+        raise DtrapError(
+            f"open_clip {open_clip.__version__} cannot build the model '{architecture.name}': {error}. "
+            "Correct the JSON config, or upgrade open_clip_torch and timm."
+        ) from error
+
+
+def _separate(model: nn.Module) -> dict[Tower, list[str]]:
+    text = "text" if hasattr(model, "text") else "transformer"
+    towers: dict[Tower, str] = {"vision": "visual", "text": text}
+    return {
+        tower: [f"model.{attribute}.{name}" for name in separate_attention(getattr(model, attribute))]
+        for tower, attribute in towers.items()
+    }
+
+
+def _square(size: int | tuple[int, int], name: str) -> int:
+    height, width = (size, size) if isinstance(size, int) else size
+    if height != width:
+        raise DtrapError(f"'{name}' takes images of {height}x{width}; only square ones are offered.")
+    return height
+
+
+def _image_statistics(
+    architecture: Architecture, weights: Weights
+) -> tuple[tuple[float, float, float], tuple[float, float, float]]:
+    """Mean and std of the weights; for a file, those that all published weights of the model share."""
+    sources = [weights.published] if weights.published else list(architecture.tags.values())
+    if any((source["mean"], source["std"]) != (sources[0]["mean"], sources[0]["std"]) for source in sources):
+        warnings.warn(
+            f"Published weights of {architecture.name} differ in image mean and std; CLIP's are used. A JSON "
+            "config with preprocess_cfg.mean and .std sets others.",
+            stacklevel=3,
+        )
+        sources = []
+    published = sources[0] if sources else {}
+    merged = merge_preprocess_dict({**asdict(PreprocessCfg()), **published}, architecture.preprocess)
+    return tuple(merged["mean"]), tuple(merged["std"])
+
+
+def _read_tokenizer(folder: Path, options: dict[str, Any]) -> HFTokenizer:
+    try:
+        return HFTokenizer(str(folder), local_files_only=True, **options)
+    except Exception as error:
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise DtrapError(
+            f"Tokenizer folder {folder}: not readable as a transformers tokenizer ({reason}). "
+            "Expected tokenizer.json and tokenizer_config.json, as save_pretrained() writes them."
+        ) from error
+
+
+def _token_count(tokenizer: SimpleTokenizer | HFTokenizer, prompt: str) -> int:
+    """Number of tokens of a prompt with the special ones, before any truncation or padding."""
+    if isinstance(tokenizer, SimpleTokenizer):
+        return len(tokenizer.encode(prompt)) + 2
+    cleaned = tokenizer.clean_fn(prompt)
+    if tokenizer.tokenizer_mode == "clips":
+        return len(tokenizer.tokenizer(cleaned, add_special_tokens=False).input_ids) + 3
+    return len(tokenizer.tokenizer(cleaned).input_ids)
