@@ -5,6 +5,7 @@ import json
 import open_clip
 import pytest
 import torch
+from dtrap.cli import main
 from dtrap.lightning_modules.backbones import OpenCLIP
 from safetensors.torch import save_file
 
@@ -17,8 +18,8 @@ TINY = {
 
 
 @pytest.fixture(scope="session", autouse=True)
-def _few_threads():
-    torch.set_num_threads(2)
+def _one_thread():
+    torch.set_num_threads(1)
 
 
 @pytest.fixture(scope="session")
@@ -38,3 +39,25 @@ def tiny_clip_files(tmp_path_factory):
 def tiny_backbone(tiny_clip_files):
     config, checkpoint = tiny_clip_files
     return OpenCLIP(str(config), str(checkpoint))
+
+
+@pytest.fixture
+def dtrap(capsys, monkeypatch, tmp_path):
+    """The command line in this process and in an empty folder: words -> (exit status, output, errors)."""
+    monkeypatch.chdir(tmp_path)
+
+    def run(*words):
+        capsys.readouterr()
+        with pytest.raises(SystemExit) as stop:
+            main([str(word) for word in words])
+        printed = capsys.readouterr()
+        return stop.value.code, printed.out, printed.err
+
+    return run
+
+
+@pytest.fixture
+def tiny_model(tiny_clip_files):
+    """Options that put the random tiny CLIP in place of the config's backbone."""
+    config, checkpoint = tiny_clip_files
+    return ["--model.backbone.name", str(config), "--model.backbone.pretrained", str(checkpoint)]

@@ -108,6 +108,4 @@ def make_chestx(root: Path, per_class: int = 4, numbered_folders: bool = False) 
 
 def make_folder(root: Path, counts: tuple[int, ...] = (7, 5, 6, 5)) -> Path:
     """A user's images: folders `cls_00`, `cls_01`, ... of unequal numbers."""
-    return make_class_folders(
-        root, [f"cls_{label:02d}" for label in range(len(counts))], list(counts), ".png"
-    )
+    return make_class_folders(root, [f"cls_{label:02d}" for label in range(len(counts))], list(counts), ".png")

@@ -59,9 +59,7 @@ def test_steps_are_optimiser_steps_so_accumulated_batches_share_one():
 
 
 def test_max_steps_ends_the_run_too():
-    calls = fit(
-        Foreign(Recorder()), StageSwitch(stop="1/2"), batches=5, max_epochs=-1, max_steps=4
-    ).objective.calls
+    calls = fit(Foreign(Recorder()), StageSwitch(stop="1/2"), batches=5, max_epochs=-1, max_steps=4).objective.calls
     assert calls == [None, 0.0, 0.5, None, None]
 
 

@@ -164,9 +164,7 @@ def test_chestx_keeps_rows_with_one_of_the_seven_findings(tmp_path, numbered_fol
     data = ChestXDataModule(make_chestx(tmp_path, numbered_folders=numbered_folders))
     assert data.index.class_names == CHESTX_FINDINGS
     assert data.index.labels == [label for label in range(7) for _ in range(4)]
-    assert data.index.notes == (
-        "4 rows of Data_Entry_2017.csv left out: not exactly one finding out of the 7",
-    )
+    assert data.index.notes == ("4 rows of Data_Entry_2017.csv left out: not exactly one finding out of the 7",)
 
 
 def test_chestx_images_are_rgb_of_256_pixels(chestx_root):

@@ -165,9 +165,7 @@ def test_the_support_is_moved_once_per_episode_and_device(eurosat_root):
     assert first["images"].device.type == "meta"
     assert data.support()["images"].device.type == "cpu"
     query = data.query()
-    assert data.transfer_batch_to_device(query, device, 0) is not data.transfer_batch_to_device(
-        query, device, 0
-    )
+    assert data.transfer_batch_to_device(query, device, 0) is not data.transfer_batch_to_device(query, device, 0)
     data.set_episode(1)
     assert data.transfer_batch_to_device(data.support(), device, 0) is not first
 
@@ -205,9 +203,7 @@ def test_way_larger_than_the_number_of_classes(eurosat_root):
 
 def test_a_small_class_is_an_error_at_setup(eurosat_root):
     (eurosat_root / "2750" / "River" / "River_2.jpg").unlink()
-    with pytest.raises(
-        DtrapError, match=r"'River' has 3; needed: 4 \(shot 2 \+ query 2\).*small_classes: skip"
-    ):
+    with pytest.raises(DtrapError, match=r"'River' has 3; needed: 4 \(shot 2 \+ query 2\).*small_classes: skip"):
         episodes(eurosat_root).setup()
 
 
@@ -231,9 +227,7 @@ def test_a_truncated_image_is_an_error_that_names_file_episode_and_remedy(eurosa
     data = episodes(eurosat_root)
     path = data.path_of(data.support_ids[0])
     truncate(path)
-    with pytest.raises(
-        DtrapError, match=rf"{path.name} cannot be read.*episode 0 of EuroSAT.*bad_images: skip"
-    ):
+    with pytest.raises(DtrapError, match=rf"{path.name} cannot be read.*episode 0 of EuroSAT.*bad_images: skip"):
         data.train_dataloader()
 
 

@@ -57,9 +57,7 @@ def test_views_do_not_touch_the_global_generators():
 def test_flip_happens_about_half_of_the_time():
     image = picture(0, (32, 32))
     plain = SMALL.to_tensor(image)
-    flips = [
-        not torch.equal(fixed_views(image, SMALL, 5, np.random.default_rng(s))[4], plain) for s in range(60)
-    ]
+    flips = [not torch.equal(fixed_views(image, SMALL, 5, np.random.default_rng(s))[4], plain) for s in range(60)]
     assert 18 <= sum(flips) <= 42
 
 

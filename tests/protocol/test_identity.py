@@ -16,9 +16,7 @@ CONFIG = {
         "strategy": "auto",
         "precision": "32-true",
         "logger": {"class_path": "CSVLogger", "init_args": {"save_dir": "."}},
-        "callbacks": [
-            {"class_path": "dtrap.callbacks.StageSwitch", "init_args": {"start": 0.0, "stop": 0.6}}
-        ],
+        "callbacks": [{"class_path": "dtrap.callbacks.StageSwitch", "init_args": {"start": 0.0, "stop": 0.6}}],
         "max_epochs": 250,
         "max_steps": -1,
         "limit_train_batches": None,

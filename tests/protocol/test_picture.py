@@ -92,9 +92,7 @@ def test_long_names_stay_inside_their_cells_and_apart():
     names = [f"{stem}_{end}_on_the_lower_side_of_older_leaves" for end in ("x", "y")] + ["W" * 50, "$x_{$"]
     content = episode(names, 1, 4, predictions=[0, 1, 2, 3] * 4)
     figure = episode_figure(**content)
-    captions = {
-        text.get_text() for text in figure.axes[0].texts if text.get_horizontalalignment() == "center"
-    }
+    captions = {text.get_text() for text in figure.axes[0].texts if text.get_horizontalalignment() == "center"}
     assert len({caption.removeprefix("as: ") for caption in captions if caption.startswith("as: ")}) == 4
     assert all(len(line) <= 15 for caption in captions for line in caption.split("\n"))
     assert all(caption.count("\n") <= 1 for caption in captions)

@@ -1,0 +1,142 @@
+"""Every shipped config through the real entry point; overlays that add up and do not leak."""
+
+from itertools import permutations
+
+import pytest
+import yaml
+from dtrap.cli import main
+from dtrap.configs import SHIPPED, shipped_configs
+from layouts import make_chestx, make_crop_disease, make_eurosat, make_folder, make_isic
+
+MAKERS = {"isic": make_isic, "eurosat": make_eurosat, "crop_disease": make_crop_disease, "chestx": make_chestx}
+SETS = [f"{name}_{shot}shot.yaml" for name in MAKERS for shot in (1, 5)]
+OVERLAYS = {
+    folder: [name for name in shipped_configs() if name.startswith(f"{folder}/")] for folder in ("backbones", "methods")
+}
+
+
+def resolved(dtrap, *configs):
+    words = [word for name in configs for word in ("--config", name)]
+    root = [] if configs[-1] == "demo.yaml" else ["--data.root", "somewhere"]
+    status, out, err = dtrap("fit", *words, *root, "--print_config")
+    assert status == 0, err
+    return yaml.safe_load(out)
+
+
+@pytest.mark.parametrize("name", SETS)
+def test_every_set_runs_from_its_config(dtrap, tmp_path, tiny_model, name):
+    maker = MAKERS[name.rpartition("_")[0]]
+    shot = int(name.rpartition("_")[2][0])
+    root = maker(tmp_path / "data", per_class=shot + 2)
+    status, out, err = dtrap(
+        "fit", "--config", name, "--data.root", root, "--data.query", 2, *tiny_model,
+        "--protocol.episodes", 1, "--trainer.max_epochs", 1,
+    )  # fmt: skip
+    assert status == 0, err
+    assert f"5-way {shot}-shot · 1 episode · " in out
+    assert "zero-shot" in out
+
+
+@pytest.mark.parametrize("name", SETS)
+def test_the_sets_have_the_authors_settings(dtrap, name):
+    config = resolved(dtrap, name)
+    shot = int(name.rpartition("_")[2][0])
+    assert config["protocol"]["episodes"] == {1: 800, 5: 400}[shot]
+    assert config["trainer"]["max_epochs"] == (125 if name.startswith("chestx") else 250)
+    arguments = config["data"]["init_args"]
+    assert (arguments["way"], arguments["shot"], arguments["query"], arguments["views"]) == (5, shot, 15, 5)
+    tuner = config["model"]["tuner"]
+    assert tuner["class_path"].endswith("LoRA")
+    assert tuner["init_args"] == {
+        "encoder": "vision", "rank": 16, "alpha": 8.0, "dropout": 0.25, "rslora": True,
+        "projections": ["q", "k", "v"], "blocks": None,
+    }  # fmt: skip
+    assert config["model"]["objective"]["init_args"]["relation_weight"] == 3.0
+    assert config["model"]["backbone"]["init_args"]["name"] == "ViT-B-16-quickgelu"
+
+
+@pytest.mark.parametrize("method", OVERLAYS["methods"])
+def test_every_method_runs(dtrap, tmp_path, tiny_model, method):
+    root = make_eurosat(tmp_path / "data", per_class=3)
+    status, out, err = dtrap(
+        "fit", "--config", "eurosat_1shot.yaml", "--config", method, "--data.root", root, "--data.query", 2,
+        *tiny_model, "--protocol.episodes", 1, "--trainer.max_epochs", 5,
+    )  # fmt: skip
+    assert status == 0, err
+    assert "EuroSAT 5-way 1-shot · 1 episode · " in out
+
+
+@pytest.mark.parametrize("backbone", OVERLAYS["backbones"])
+def test_every_backbone_is_one_that_open_clip_publishes(dtrap, backbone):
+    import open_clip
+
+    arguments = resolved(dtrap, "isic_1shot.yaml", backbone)["model"]["backbone"]["init_args"]
+    if backbone == "backbones/tiny.yaml":
+        assert arguments["name"] == "tiny_clip.json"
+        return
+    assert (arguments["name"], arguments["pretrained"]) in open_clip.list_pretrained()
+
+
+@pytest.mark.parametrize(
+    ("first", "second"),
+    [pair for names in OVERLAYS.values() for pair in permutations(names, 2)],
+    ids=str,
+)
+def test_a_later_overlay_leaves_nothing_of_an_earlier_one(dtrap, first, second):
+    """`methods/baseline.yaml` only sets the weights: it is the plain form of whatever stands before it."""
+    alone = resolved(dtrap, "isic_1shot.yaml", second)
+    both = resolved(dtrap, "isic_1shot.yaml", first, second)
+    if second != "methods/baseline.yaml":
+        assert both == alone
+    else:
+        assert both["protocol"] == alone["protocol"]
+        weights = ("anti_visual_weight", "relation_weight")
+        assert [both["model"]["objective"]["init_args"][name] for name in weights] == [0.0, 0.0]
+
+
+@pytest.mark.parametrize(("first", "second"), permutations(["isic_5shot.yaml", "folder.yaml", "demo.yaml"], 2))
+def test_a_later_set_replaces_an_earlier_one(dtrap, first, second):
+    both, alone = resolved(dtrap, first, second)["data"], resolved(dtrap, second)["data"]
+    assert both["class_path"] == alone["class_path"]
+    for name, value in yaml.safe_load((SHIPPED / second).read_text())["data"].get("init_args", {}).items():
+        assert both["init_args"][name] == value
+
+
+def test_a_local_file_goes_before_the_shipped_one_of_its_name(dtrap, tmp_path):
+    (tmp_path / "isic_5shot.yaml").write_text(
+        (SHIPPED / "isic_5shot.yaml").read_text().replace("query: 15", "query: 7")
+    )
+    assert resolved(dtrap, "isic_5shot.yaml")["data"]["init_args"]["query"] == 7
+
+
+def test_the_folder_config_serves_a_practitioner(dtrap, tmp_path, tiny_model):
+    root = make_folder(tmp_path / "my_photos", counts=(3, 2, 4))
+    status, out, err = dtrap(
+        "fit", "--config", "folder.yaml", "--data.root", root, *tiny_model, "--trainer.max_epochs", 1
+    )
+    assert status == 0, err
+    assert "my_photos 3 classes · 9 images" in out
+    assert "no held-out images, so no accuracy" in out
+    assert "%)" not in out.splitlines()[-2]
+    adapters = list(tmp_path.glob("runs/*/adapters/*.safetensors"))
+    assert len(adapters) == 1
+
+    new = make_folder(tmp_path / "new", counts=(2,))
+    (new / "broken.jpg").write_bytes(b"no image")
+    status, out, err = dtrap("predict", "--adapter", adapters[0], "--images", new)
+    assert status == 0, err
+    assert "broken.jpg" in out
+    rows = (tmp_path / "predictions.csv").read_text().splitlines()
+    assert rows[0] == "path,label,cls_00,cls_01,cls_02"
+    assert len(rows) == 3
+    for row in rows[1:]:
+        path, label, *probabilities = row.split(",")
+        assert sum(map(float, probabilities)) == pytest.approx(1, abs=1e-5)
+        assert label == f"cls_0{max(range(3), key=lambda c: float(probabilities[c]))}"
+
+
+def test_main_is_the_console_command():
+    from importlib.metadata import entry_points
+
+    (command,) = entry_points(group="console_scripts", name="dtrap")
+    assert command.load() is main
