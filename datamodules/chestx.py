@@ -54,9 +54,7 @@ class ChestXDataModule(FewShotDataModule):
         files = {Path(path).name: path for folder in folders for path in list_images(folder)}
         labels, left_out = _read_findings(table)
         kept = [name for name in labels if name in files]
-        note = (
-            f"{left_out} rows of {table.name} left out: not exactly one finding out of the {len(CLASS_NAMES)}"
-        )
+        note = f"{left_out} rows of {table.name} left out: not exactly one finding out of the {len(CLASS_NAMES)}"
         return ImageIndex(
             paths=[files[name] for name in kept],
             labels=[labels[name] for name in kept],
@@ -78,9 +76,7 @@ def _read_findings(path: Path) -> tuple[dict[str, int], int]:
     check_unique(path, frame["Image Index"])
     known = [*CLASS_NAMES, *_OTHER_FINDINGS]
     labels: dict[str, int] = {}
-    for line, (name, findings) in enumerate(
-        zip(frame["Image Index"], frame["Finding Labels"], strict=True), 2
-    ):
+    for line, (name, findings) in enumerate(zip(frame["Image Index"], frame["Finding Labels"], strict=True), 2):
         for finding in str(findings).split("|"):
             if finding not in known:
                 raise DtrapError(

@@ -115,9 +115,7 @@ class FewShotDataModule(LightningDataModule, ABC):
     ) -> None:
         super().__init__()
         check_views(views)
-        _check_at_least(
-            way=(way, 2), shot=(shot, 1), query=(query, 0), seed=(seed, 0), num_workers=(num_workers, 0)
-        )
+        _check_at_least(way=(way, 2), shot=(shot, 1), query=(query, 0), seed=(seed, 0), num_workers=(num_workers, 0))
         _check_choice(bad_images=bad_images, small_classes=small_classes)
         self.root = Path(root).expanduser()
         self.way, self.shot, self.query_shot, self.views = way, shot, query, views

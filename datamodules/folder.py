@@ -73,9 +73,7 @@ class FolderDataModule(FewShotDataModule):
             raise DtrapError("query_root and held_out are both given; remove one of them.")
         self.query_root = None if query_root is None else Path(query_root).expanduser()
         if self.query_root is not None and self.query_root.resolve() == self.root.resolve():
-            raise DtrapError(
-                f"query_root is root itself ({self.root}); use held_out to keep a share for testing."
-            )
+            raise DtrapError(f"query_root is root itself ({self.root}); use held_out to keep a share for testing.")
         self.held_out = held_out
         self._support_size = 0
         self.names_of_folders = dict(class_names or {})
@@ -114,9 +112,7 @@ class FolderDataModule(FewShotDataModule):
         names = [self.names_of_folders.get(folder, folder) for folder in folders]
         twice = sorted({name for name in names if names.count(name) > 1})
         if twice:
-            raise DtrapError(
-                f"class_names: '{twice[0]}' names several folders of {self.root}. Give each its own name."
-            )
+            raise DtrapError(f"class_names: '{twice[0]}' names several folders of {self.root}. Give each its own name.")
         return names
 
     def draw_task(self) -> Task:
@@ -166,9 +162,7 @@ class FolderDataModule(FewShotDataModule):
 
 def _folders_of(root: Path, argument: str) -> list[str]:
     if not root.is_dir():
-        raise DtrapError(
-            f"The folder {root} does not exist. Set data.{argument} to the folder of the class folders."
-        )
+        raise DtrapError(f"The folder {root} does not exist. Set data.{argument} to the folder of the class folders.")
     folders = class_folders(root)
     if not folders:
         raise DtrapError(f"{root} has no folders. Expected one folder per class, with its images in it.")

@@ -57,9 +57,7 @@ class ISICDataModule(FewShotDataModule):
             labels=[label for label, here in zip(labels, present, strict=True) if here],
             class_names=list(CLASS_NAMES.values()),
             roots=(str(images),),
-            missing=tuple(
-                str(images / f"{name}.jpg") for name, here in zip(names, present, strict=True) if not here
-            ),
+            missing=tuple(str(images / f"{name}.jpg") for name, here in zip(names, present, strict=True) if not here),
         )
 
 

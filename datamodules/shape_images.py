@@ -70,8 +70,7 @@ def render(
     """
     if domain not in DOMAINS:
         raise DtrapError(
-            f"Unknown domain '{domain}' of the shapes: expected one of {', '.join(DOMAINS)}."
-            + nearest(domain, DOMAINS)
+            f"Unknown domain '{domain}' of the shapes: expected one of {', '.join(DOMAINS)}." + nearest(domain, DOMAINS)
         )
     if colours is None:
         colours = torch.randint(len(COLOURS), labels.shape, generator=generator)
@@ -164,9 +163,9 @@ def _source(labels: Tensor, colours: Tensor, generator: Generator | None) -> Ten
     ink = _PALETTE[colours][..., None, None] + jitter[0]
     paper = _PALETTE[other][..., None, None] + jitter[1]
 
-    cloudiness = _uniform(0, 0.5, (count, 1, 1, 1), generator) * (
-        torch.rand(count, generator=generator) < 0.6
-    ).view(-1, 1, 1, 1)
+    cloudiness = _uniform(0, 0.5, (count, 1, 1, 1), generator) * (torch.rand(count, generator=generator) < 0.6).view(
+        -1, 1, 1, 1
+    )
     cloud = _noise(count, 3, 4, generator) - 0.5
     images = paper + cloudiness * cloud
     for disc in _discs(count, 3, (0.05, 0.2), generator):
@@ -178,18 +177,17 @@ def _source(labels: Tensor, colours: Tensor, generator: Generator | None) -> Ten
 
 
 def _xray(labels: Tensor, colours: Tensor, generator: Generator | None) -> Tensor:
-    """A blurred grey shape of low contrast among ribs, with vignette and noise, inverted half of the time."""
+    """The shape as a bone, grey with a bright rim, among ribs; vignette, noise, inverted half of the time."""
     count = len(labels)
     column = (count, 1, 1, 1)
-    mask = _blur(_silhouettes(labels, generator, turn=60), 2)
+    shape = _silhouettes(labels, generator, turn=35)
+    rim = 2 * (_blur(shape, 1) - _blur(shape, 4))
     canvas_x, canvas_y = (axis[None] for axis in _axes())
     tissue = 0.25 + 0.3 * _noise(count, 1, 5, generator)
-    bow, spacing, phase = (
-        _uniform(low, high, column, generator) for low, high in ((0.2, 0.7), (7, 10), (0, 2 * math.pi))
-    )
+    bow, spacing, phase = (_uniform(low, high, column, generator) for low, high in ((0.4, 0.5), (8, 9), (0, 0.8)))
     ribs = torch.sin(spacing * (canvas_y + bow * canvas_x**2) + phase).clamp(min=0)
-    contrast = _uniform(0.22, 0.45, column, generator)
-    images = tissue + _uniform(0.03, 0.12, column, generator) * ribs + contrast * mask
+    contrast = _uniform(0.3, 0.5, column, generator)
+    images = tissue + _uniform(0.03, 0.1, column, generator) * ribs + contrast * rim
     distance = torch.hypot(canvas_x, canvas_y)
     images = images * (1 - _uniform(0.2, 0.45, column, generator) * distance**2).clamp(min=0)
     inverted = torch.rand(column, generator=generator) < 0.5
@@ -225,9 +223,7 @@ def _stain(labels: Tensor, colours: Tensor, generator: Generator | None) -> Tens
     count = len(labels)
     column = (count, 1, 1, 1)
     slide = torch.tensor((0.93, 0.84, 0.90)).view(1, 3, 1, 1) - 0.12 * _noise(count, 1, 8, generator)
-    tissue = torch.tensor((0.74, 0.48, 0.70)).view(1, 3, 1, 1) + _uniform(
-        -0.08, 0.08, (count, 3, 1, 1), generator
-    )
+    tissue = torch.tensor((0.74, 0.48, 0.70)).view(1, 3, 1, 1) + _uniform(-0.08, 0.08, (count, 3, 1, 1), generator)
     mask = _blur(_silhouettes(labels, generator, turn=180), 1)
     density = _uniform(0.6, 1, column, generator) * (0.75 + 0.5 * (_noise(count, 1, 12, generator) - 0.5))
     images = _blend(slide, tissue, mask * density)

@@ -61,9 +61,7 @@ class ShapesDataModule(FewShotDataModule):
         num_workers: int = 0,
     ) -> None:
         if domain not in DOMAINS:
-            raise DtrapError(
-                f"domain is '{domain}'; expected one of {', '.join(DOMAINS)}.{nearest(domain, DOMAINS)}"
-            )
+            raise DtrapError(f"domain is '{domain}'; expected one of {', '.join(DOMAINS)}.{nearest(domain, DOMAINS)}")
         if images_per_class < shot + query:
             raise DtrapError(
                 f"images_per_class is {images_per_class}; expected at least {shot + query} "

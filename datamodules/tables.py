@@ -41,8 +41,7 @@ def check_columns(path: Path, found: list[str], expected: list[str], others_allo
     for name in found:
         if name not in expected and not others_allowed:
             raise DtrapError(
-                f"{path}: unknown column '{name}'. Expected {', '.join(expected)}. "
-                "Remove it or use the official file."
+                f"{path}: unknown column '{name}'. Expected {', '.join(expected)}. Remove it or use the official file."
             )
 
 

@@ -96,9 +96,7 @@ def draw_views(
     return pictures
 
 
-def fixed_views(
-    image: Image.Image, preprocessing: Preprocessing, views: int, rng: np.random.Generator
-) -> Tensor:
+def fixed_views(image: Image.Image, preprocessing: Preprocessing, views: int, rng: np.random.Generator) -> Tensor:
     """The first V of the authors' five views of a picture.
 
     The picture is resized to S x S (bilinear), then: (0) plain; (1) rotation, jitter, flip; (2) rotation; (3)

@@ -1,0 +1,25 @@
+"""The eight shipped configs on real images of the four sets, with the demo's tiny CLIP, through the real entry point."""
+
+import json
+
+import pytest
+from reference_files import SHARED
+
+REAL = SHARED / "real" / "images"
+FOLDERS = {"isic": "ISIC", "eurosat": "EuroSAT", "crop_disease": "CropDisease", "chestx": "ChestX"}
+
+
+@pytest.mark.skipif(not REAL.is_dir(), reason="the real samples (../shared/real) are not beside this checkout")
+@pytest.mark.parametrize("shot", [1, 5])
+@pytest.mark.parametrize("name", FOLDERS)
+def test_real_images_run_through_the_paper_setting(dtrap, tmp_path, name, shot):
+    status, out, err = dtrap(
+        "fit", "--config", f"{name}_{shot}shot.yaml", "--config", "backbones/tiny.yaml",
+        "--data.root", REAL / FOLDERS[name], "--protocol.episodes", 2, "--trainer.max_epochs", 2,
+        "--protocol.pictures", 1, "--protocol.folder", "run",
+    )  # fmt: skip
+    assert status == 0, err
+    assert f"5-way {shot}-shot · 2 episodes · " in out
+    rows = [json.loads(line) for line in (tmp_path / "run" / "results.jsonl").read_text().splitlines()]
+    assert [sum(map(sum, row["confusion"])) for row in rows] == [75, 75]
+    assert (tmp_path / "run" / "pictures" / "episode_0000_svl-ra.png").stat().st_size > 50_000
