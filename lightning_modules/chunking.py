@@ -16,11 +16,16 @@ from torch import Generator, Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 
+# Rows whose mask comes from one generator: a generator per row costs too many launches on a GPU, one for the whole
+# batch draws it anew for every chunk. Support batches are multiples of 5 rows in a 5-way task.
+_BLOCK = 5
+
+
 class _Rows(NamedTuple):
     """Which rows of which pass the running chunk holds."""
 
     first: int
-    total: int
+    count: int
     seed: int
 
 
@@ -46,7 +51,7 @@ def encode_in_chunks(encode: Callable[[Tensor], Tensor], images: Tensor, chunk: 
     seed = int(torch.randint(2**62, ()))
 
     def encode_rows(part: Tensor, first: int) -> Tensor:
-        with _chunk_rows(_Rows(first, total, seed)):
+        with _chunk_rows(_Rows(first, len(part), seed)):
             return encode(part)
 
     if chunk is None or total <= chunk:
@@ -54,18 +59,15 @@ def encode_in_chunks(encode: Callable[[Tensor], Tensor], images: Tensor, chunk: 
     if not torch.is_grad_enabled():
         return torch.cat([encode_rows(images[i : i + chunk], i) for i in range(0, total, chunk)])
     return torch.cat(
-        [
-            checkpoint(encode_rows, images[i : i + chunk], i, use_reentrant=False)
-            for i in range(0, total, chunk)
-        ]
+        [checkpoint(encode_rows, images[i : i + chunk], i, use_reentrant=False) for i in range(0, total, chunk)]
     )
 
 
 class RowDropout(nn.Module):
     """Dropout whose masks do not depend on how `encode_in_chunks` divides the batch.
 
-    The mask of the undivided batch is drawn for every chunk, from a generator seeded by the pass and this layer's
-    position, and the chunk's rows are taken from it. Outside of `encode_in_chunks` it is ordinary dropout.
+    The mask of every 5 rows of the undivided batch comes from a generator of its own, seeded by the pass, this layer's
+    position and the number of these rows. Outside of `encode_in_chunks` it is ordinary dropout.
 
     Args:
         p: Probability of an element to be zeroed.
@@ -84,10 +86,18 @@ class RowDropout(nn.Module):
             return x
         if rows is None:
             return nn.functional.dropout(x, self.p)
-        generator = Generator(x.device).manual_seed((rows.seed + 7919 * self.position) % 2**63)
-        kept = torch.empty((rows.total, *x.shape[1:]), dtype=torch.bool, device=x.device)
-        kept.bernoulli_(1 - self.p, generator=generator)
-        return x * kept[rows.first : rows.first + len(x)] / (1 - self.p)
+        return x * self._kept(x, rows) / (1 - self.p)
+
+    def _kept(self, x: Tensor, rows: _Rows) -> Tensor:
+        """Mask shaped as `x`; where a tower makes several rows of an image (windows), they stay with it."""
+        first = rows.first * len(x) // rows.count
+        blocks = range(first // _BLOCK, -(-(first + len(x)) // _BLOCK))
+        kept = torch.empty((len(blocks), _BLOCK, *x.shape[1:]), dtype=torch.bool, device=x.device)
+        for number, block in zip(blocks, kept, strict=True):
+            seed = (rows.seed + 7919 * self.position + 104729 * number) % 2**63
+            block.bernoulli_(1 - self.p, generator=Generator(x.device).manual_seed(seed))
+        start = first - blocks.start * _BLOCK
+        return kept.flatten(0, 1)[start : start + len(x)]
 
     def extra_repr(self) -> str:
         """The probability, for the printed module."""

@@ -95,12 +95,11 @@ class FewShotClassifier(LightningModule):
     def describe_training(self) -> str:
         """One line: tuner, trained parameters and their share of the whole model."""
         trained = sum(p.numel() for p in self.tuner.trained_parameters())
-        whole = {id(p): p.numel() for p in (*self.backbone.parameters(), *self.tuner.trained_parameters())}
-        towers = " and ".join(sorted(self.tuner.trains)) or "no"
-        return (
-            f"{self.tuner.name} on {self.backbone.identifier}: trains {trained:,} of {sum(whole.values()):,} parameters "
-            f"({100 * trained / sum(whole.values()):.2f} %), {towers} tower"
-        )
+        parameters = {id(p): p.numel() for p in (*self.backbone.parameters(), *self.tuner.trained_parameters())}
+        whole = sum(parameters.values())
+        towers = " and ".join(f"{tower} tower" for tower in sorted(self.tuner.trains)) or "neither tower"
+        share = f"{trained:,} of {whole:,} parameters ({100 * trained / whole:.2f} %)"
+        return f"{self.tuner.name} on {self.backbone.identifier}: trains {share}, {towers}"
 
     def train(self, mode: bool = True) -> FewShotClassifier:
         """Switch the tuner's mode; the frozen backbone stays in evaluation mode."""
@@ -125,7 +124,7 @@ class FewShotClassifier(LightningModule):
         if self.prompts is None:
             raise DtrapError(
                 f"{type(datamodule).__name__ if datamodule else 'The loader'} offers no class_names: call "
-                "module.set_classes(class_names, template) before, or give the data module `class_names` and `template`."
+                "module.set_classes(class_names, template) before, or give the data module `class_names`."
             )
         if stage == "fit":
             episode_seed = getattr(datamodule, "episode_seed", None)
@@ -151,9 +150,7 @@ class FewShotClassifier(LightningModule):
         if self._zero_shot:
             with self.tuner.disabled():
                 return encode_in_chunks(self.backbone.encode_image, images, self.image_chunk)
-        return encode_in_chunks(
-            lambda part: self.tuner.image_features(self.backbone, part), images, self.image_chunk
-        )
+        return encode_in_chunks(lambda part: self.tuner.image_features(self.backbone, part), images, self.image_chunk)
 
     def text_features(self) -> Tensor:
         """Class text features [W, D], as tuned so far; of a frozen text tower each prompt is encoded once only."""
@@ -201,9 +198,7 @@ class FewShotClassifier(LightningModule):
             labels,
             plain=self._plain_rows(batch, features),
             row_ids=row_ids,
-            classification_loss=self.tuner.classification_loss(
-                features, texts, labels, self.objective.logit_scale
-            ),
+            classification_loss=self.tuner.classification_loss(features, texts, labels, self.objective.logit_scale),
         )
         self.log_dict({f"train/{name}": term.detach() for name, term in terms.items()}, batch_size=len(labels))
         return {"loss": terms["total"], **{name: term.detach() for name, term in terms.items()}}

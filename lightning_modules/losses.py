@@ -156,7 +156,7 @@ def visual_relations(image_features: Tensor, plain_features: Tensor) -> Tensor:
 
 
 def text_relations(text_features: Tensor, labels: Tensor, plain_labels: Tensor) -> Tensor:
-    """A^t [N, M]: the cosine between the class texts [W, D] of row's class `labels` [N] and column's `plain_labels` [M]."""
+    """A^t [N, M]: cosines between the texts [W, D] of the rows' classes `labels` [N] and of `plain_labels` [M]."""
     return cosines(text_features, text_features)[labels[:, None], plain_labels[None, :]]
 
 

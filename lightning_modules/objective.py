@@ -90,7 +90,12 @@ class Objective(nn.Module):
     @property
     def method(self) -> str:
         """Short name of what the weights amount to: "svl-ra", "svl", "ra" or "baseline"."""
-        visual = {"anti_visual": "svl", "visual": "visual", "negated_visual": "negated-visual", "noise": "noise"}
+        visual = {
+            "anti_visual": "svl",
+            "visual": "visual",
+            "negated_visual": "negated-visual",
+            "noise": "noise",
+        }
         parts = [visual[self.visual_term]] if self.effective_anti_visual_weight != 0 else []
         parts += ["ra"] if self.relation_weight != 0 else []
         return "-".join(parts) or "baseline"
@@ -150,26 +155,39 @@ class Objective(nn.Module):
                 total = total + self.relation_weight * relation
         elif not self._staged and self.suppresses:
             self._warn_once(
-                "stage", "L_ad and L_ra are off, since no StageSwitch drives this objective: add the callback "
-                "dtrap.callbacks.StageSwitch() to the Trainer"
-            )  # fmt: skip
+                "stage",
+                "L_ad and L_ra are off, since no StageSwitch drives this objective: add the callback "
+                "dtrap.callbacks.StageSwitch() to the Trainer",
+            )
         if torch.is_grad_enabled():
             self._check_gradients(terms)
         return {"total": total, **terms}
 
     def _visual_term(self, features: Tensor, labels: Tensor, num_classes: int, plain: PlainRows) -> Tensor:
-        settings = {"num_classes": num_classes, "logit_scale": self.logit_scale}
+        scale = self.logit_scale
         if self.visual_term == "anti_visual":
             indices, self.next_prototypes = self.next_prototypes, None
             return losses.anti_visual_loss(
-                features, labels, prototype_indices=indices, generator=self.generator, **settings
+                features,
+                labels,
+                num_classes=num_classes,
+                prototype_indices=indices,
+                logit_scale=scale,
+                generator=self.generator,
             )
         if self.visual_term == "noise":
-            return losses.noise_prototype_loss(features, labels, generator=self.generator, **settings)
-        sign = -1.0 if self.visual_term == "negated_visual" else 1.0
-        return sign * losses.visual_loss(
-            features, labels, plain_features=plain.features, plain_labels=plain.labels, **settings
+            return losses.noise_prototype_loss(
+                features, labels, num_classes=num_classes, logit_scale=scale, generator=self.generator
+            )
+        own = losses.visual_loss(
+            features,
+            labels,
+            num_classes=num_classes,
+            plain_features=plain.features,
+            plain_labels=plain.labels,
+            logit_scale=scale,
         )
+        return -own if self.visual_term == "negated_visual" else own
 
     def _relation_term(
         self, features: Tensor, texts: Tensor, labels: Tensor, plain: PlainRows, row_ids: Tensor | None
@@ -183,9 +201,7 @@ class Objective(nn.Module):
             if previous is None:
                 return None
             source = self._same_rows(previous, relations, row_ids)
-        fused = losses.fuse_relations(
-            source, losses.text_relations(texts, labels, plain.labels), self.progress or 0.0
-        )
+        fused = losses.fuse_relations(source, losses.text_relations(texts, labels, plain.labels), self.progress or 0.0)
         return losses.relation_alignment_loss(
             relations, fused, form=self.relation_form, temperature=self.relation_temperature
         )
@@ -198,8 +214,8 @@ class Objective(nn.Module):
         )
         if not same:
             raise DtrapError(
-                "relation_source is 'previous', but this step's batch has other rows than the step before it: relations "
-                "of the previous step exist in full-batch training only. Set relation_source to 'current' for "
+                "relation_source is 'previous', but this step's batch has other rows than the step before it: "
+                "relations of the previous step exist in full-batch training only. Set relation_source to 'current' for "
                 "mini-batches, or train on the same full batch in every step."
             )
         return kept
@@ -213,7 +229,8 @@ class Objective(nn.Module):
             )
         for name in constant:
             self._warn_once(
-                name, f"{name} is constant here: what is trained does not change it. It is logged, without effect."
+                name,
+                f"{name} is constant here: what is trained does not change it. It is logged, without effect.",
             )
 
     def _warn_once(self, key: str, message: str) -> None:

@@ -59,7 +59,11 @@ def average_prompts(prompt_features: Tensor, per_class: int) -> Tensor:
 
 
 class FrozenTextFeatures:
-    """Prompt features of a frozen text tower, each prompt encoded once for as long as this object lives."""
+    """Prompt features of a frozen text tower, each prompt encoded once for as long as this object lives.
+
+    Prompts are encoded one by one: in a batch, the last bits would depend on which others are in it, and so an
+    episode's result on the episodes before it.
+    """
 
     def __init__(self) -> None:
         self._features: dict[tuple[str, torch.dtype], Tensor] = {}
@@ -68,10 +72,9 @@ class FrozenTextFeatures:
         """Class features [W, D] on `device`, without gradient, in the backbone's own precision."""
         dtype = next(backbone.parameters()).dtype
         keys = [(prompt, dtype) for prompt in prompts.prompts]
-        new = [i for i, key in enumerate(keys) if key not in self._features]
-        if new:
-            with torch.no_grad(), torch.autocast(device.type, enabled=False):
-                encoded = backbone.encode_text(prompts.tokens[new].to(device))
-            self._features.update(zip([keys[i] for i in new], encoded, strict=True))
+        with torch.no_grad(), torch.autocast(device.type, enabled=False):
+            for key, tokens in zip(keys, prompts.tokens, strict=True):
+                if key not in self._features:
+                    self._features[key] = backbone.encode_text(tokens[None].to(device))[0]
         features = torch.stack([self._features[key].to(device) for key in keys])
         return average_prompts(features, prompts.per_class)

@@ -112,7 +112,9 @@ def load_adapter(path: Path, module: FewShotClassifier, card: AdapterCard) -> No
             "weights that it was trained on: use the run's own config.yaml."
         )
     if card.tuner != tuner:
-        raise DtrapError(f"{path}: trained with the tuner {card.tuner}, but the config has {tuner}. Use the run's config.")
+        raise DtrapError(
+            f"{path}: trained with the tuner {card.tuner}, but the config has {tuner}. Use the run's config."
+        )
     if module.prompts is None:
         module.template = card.template
         module.set_classes(card.class_names)

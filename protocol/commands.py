@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import warnings
 
 from rich.console import Console
@@ -14,6 +15,11 @@ def run(command: str, arguments: list[str]) -> int:
     Raises:
         DtrapError: A mistake of the user's.
     """
+    # Waiting threads of torch give way instead of spinning: on a machine shared with others, small models on the CPU
+    # were measured to be 2.5 times faster. Has to be set before torch is imported.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    import lightning.pytorch  # noqa: F401  (sets its own log level when it is imported)
+
     warnings.filterwarnings("ignore", category=FutureWarning)
     warnings.filterwarnings("ignore", category=DeprecationWarning)
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)

@@ -4,13 +4,19 @@ from __future__ import annotations
 
 import copy
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import yaml
 from jsonargparse import ArgumentError, ArgumentParser, Namespace
 from lightning.pytorch import Trainer
-from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, LRSchedulerCallable, OptimizerCallable
+from lightning.pytorch.cli import (
+    LightningArgumentParser,
+    LightningCLI,
+    LRSchedulerCallable,
+    OptimizerCallable,
+)
 
 from ..callbacks import StageSwitch
 from ..configs import SHIPPED, find_config
@@ -42,7 +48,11 @@ class DtrapCLI(LightningCLI):
             auto_configure_optimizers=False,
             run=False,
             args=["--config", str(SHIPPED / "defaults.yaml"), *_find_configs(arguments)],
-            parser_kwargs={"prog": f"dtrap {command}", "description": _DESCRIPTIONS[command], "exit_on_error": False},
+            parser_kwargs={
+                "prog": f"dtrap {command}",
+                "description": _DESCRIPTIONS[command],
+                "exit_on_error": False,
+            },
         )
 
     def add_core_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
@@ -60,17 +70,22 @@ class DtrapCLI(LightningCLI):
         parser.add_class_arguments(ProtocolSettings, "protocol")
         if self.command == "fit":
             return
-        parser.add_argument("--adapter", type=str, required=True, help="Saved adapter (.safetensors), or a folder of them")
+        parser.add_argument(
+            "--adapter", type=str, required=True, help="Saved adapter (.safetensors), or a folder of them"
+        )
         if self.command == "predict":
-            parser.add_argument("--images", type=str, required=True, help="Folder of images, searched with its sub-folders")
+            parser.add_argument(
+                "--images", type=str, required=True, help="Folder of images, searched with its sub-folders"
+            )
             parser.add_argument("--output", type=str, default="predictions.csv", help="CSV file to write")
 
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
         """Parse into `self.config`; a mistake becomes one short message."""
+        files = [path for option, path in pairwise(args) if option in ("--config", "-c")]
         try:
             self.config = parser.parse_args(args)
         except (ArgumentError, TypeError, ValueError) as error:
-            raise DtrapError(explain(error, parser)) from error
+            raise DtrapError(explain(error, parser, files)) from error
 
     def instantiate_classes(self) -> None:
         """Leave the instantiation to the command."""
@@ -89,13 +104,25 @@ def _find_configs(arguments: list[str]) -> list[str]:
     for word in arguments:
         option, equals, value = word.partition("=")
         if following:
-            found.append(find_config(word))
+            found.append(_readable(find_config(word)))
         elif equals and option in ("--config", "-c"):
-            found.append(f"{option}={find_config(value)}")
+            found += [option, _readable(find_config(value))]
         else:
             found.append(word)
         following = word in ("--config", "-c")
     return found
+
+
+def _readable(path: str) -> str:
+    """The path of a config whose YAML can be read."""
+    try:
+        content = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+    except (OSError, ValueError, yaml.YAMLError) as error:
+        lines = " ".join(str(error).split())
+        raise DtrapError(f"{path}: not readable as YAML ({lines[:300]}). Mend the line that it names.") from error
+    if content is not None and not isinstance(content, dict):
+        raise DtrapError(f"{path}: expected sections such as `data:` and `model:`, found {str(content)[:60]!r}.")
+    return path
 
 
 @dataclass
@@ -121,8 +148,8 @@ def parse_methods(arguments: list[str]) -> list[MethodConfig]:
     names = [method.name for method in methods]
     if len(set(names)) < len(names):
         raise DtrapError(
-            f"protocol.compare: the methods are named {', '.join(names)}, one name twice. Expected overlays that differ "
-            "from the main config; set --protocol.method to name the main one."
+            f"protocol.compare: the methods are named {', '.join(names)}, one twice. Expected overlays that "
+            "differ from the main config; set --protocol.method to name the main one."
         )
     return methods
 

@@ -46,9 +46,13 @@ class EpisodeRecorder(Callback):
     ) -> None:
         """Keep this step's terms, without waiting for the device."""
         self._end = {name: value for name, value in outputs.items() if name != "loss"}
-        if pl_module.objective.progress is not None:
+        if self._suppressed(pl_module):
             self._boundary = self._end
         self.on_step(1 / max(int(trainer.estimated_stepping_batches), 1))
+
+    @staticmethod
+    def _suppressed(module: LightningModule) -> bool:
+        return isinstance(module, FewShotClassifier) and module.objective.progress is not None
 
     @property
     def losses(self) -> dict[str, dict[str, float] | None]:
@@ -60,9 +64,7 @@ def _floats(terms: dict[str, Tensor] | None) -> dict[str, float] | None:
     return None if terms is None else {name: float(value) for name, value in terms.items()}
 
 
-def episode_trainer(
-    arguments: dict[str, Any], callbacks: list[Callback], *, progress: bool = False
-) -> Trainer:
+def episode_trainer(arguments: dict[str, Any], callbacks: list[Callback], *, progress: bool = False) -> Trainer:
     """A Trainer bound to one device, without logger and checkpoints of its own.
 
     Args:
@@ -88,8 +90,8 @@ def episode_trainer(
     )
     if trainer.num_devices != 1 or trainer.num_nodes != 1:
         raise DtrapError(
-            f"trainer.devices is {arguments.get('devices')!r}, which is {trainer.num_devices} devices; an episode runs on "
-            "one. Set trainer.devices to 1, or to a list with one device such as [2]."
+            f"trainer.devices is {arguments.get('devices')!r}, which is {trainer.num_devices} devices; an episode runs "
+            "on one. Set trainer.devices to 1, or to a list with one device such as [2]."
         )
     return trainer
 
@@ -140,9 +142,7 @@ def _accuracies(zero_shot: Tensor | None, module: FewShotClassifier, class_names
     counts = module.confusion.compute().cpu()[: len(class_names), : len(class_names)]
     right, queries = counts.diag(), counts.sum(dim=1)
     per_class = {
-        name: 100.0 * int(r) / int(q)
-        for name, r, q in zip(class_names, right, queries, strict=True)
-        if int(q) > 0
+        name: 100.0 * int(r) / int(q) for name, r, q in zip(class_names, right, queries, strict=True) if int(q) > 0
     }
     return {
         "zero_shot_accuracy": 100.0 * int(zero_shot.diag().sum()) / int(zero_shot.sum()),

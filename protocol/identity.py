@@ -113,11 +113,7 @@ def _differences(old: object, new: object, path: tuple[str, ...]) -> list[str]:
         old, new = _numbered(old), _numbered(new)
     if isinstance(old, dict) and isinstance(new, dict):
         keys = dict.fromkeys([*old, *new])
-        return [
-            line
-            for key in keys
-            for line in _differences(old.get(key, ABSENT), new.get(key, ABSENT), (*path, key))
-        ]
+        return [line for key in keys for line in _differences(old.get(key, ABSENT), new.get(key, ABSENT), (*path, key))]
     if old == new and isinstance(old, bool) == isinstance(new, bool):
         return []
     return [f"{'.'.join(path)}: {_shown(old)} in the folder, {_shown(new)} now"]

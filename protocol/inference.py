@@ -38,8 +38,8 @@ def test(arguments: list[str], console: Console) -> int:
     data, module = build_data(config), build_module(config)
     if not data.has_query:
         raise DtrapError(
-            "no query images, so there is nothing to test on: give --data.query_root FOLDER (or the --data.held_out share "
-            "that the run had)."
+            "no query images, so there is nothing to test on: give --data.query_root FOLDER (or the --data.held_out "
+            "share that the run had)."
         )
     rows: list[Row] = []
     methods = list(dict.fromkeys(card.method for card in cards.values()))
@@ -51,7 +51,11 @@ def test(arguments: list[str], console: Console) -> int:
             data.set_episode(card.episode)
             module.set_classes(data.class_names, data.template)
             load_adapter(path, module, card)
-            row = {"method": card.method, "episode": card.episode, "accuracy": _accuracy(trainer, module, data)}
+            row = {
+                "method": card.method,
+                "episode": card.episode,
+                "accuracy": _accuracy(trainer, module, data),
+            }
             with module.zero_shot():
                 row["zero_shot_accuracy"] = _accuracy(trainer, module, data)
             rows.append(row)
@@ -89,7 +93,7 @@ def predict(arguments: list[str], console: Console) -> int:
     images = UnlabelledImages(config.images, preprocessing)
     with warnings.catch_warnings():
         _quieten()
-        batches = _trainer(config, console, progress=console.is_terminal).predict(module, images.batches())
+        batches: Any = _trainer(config, console, progress=console.is_terminal).predict(module, images.batches())
     probabilities = torch.cat(batches) if batches else torch.empty(0, len(card.class_names))
     unreadable = {str(path) for path, _ in images.unreadable}
     readable = [path for path in images.paths if str(path) not in unreadable]
@@ -123,7 +127,9 @@ def _configured(arguments: list[str], command: str) -> tuple[Namespace, list[Pat
         return config, [path]
     found = sorted(path.glob("*.safetensors")) or sorted(path.glob("adapters/*.safetensors"))
     if not found:
-        raise DtrapError(f"{path}: no adapters (.safetensors) here. `dtrap fit --protocol.save_adapters true` saves them.")
+        raise DtrapError(
+            f"{path}: no adapters (.safetensors) here. `dtrap fit --protocol.save_adapters true` saves them."
+        )
     return config, found
 
 
@@ -159,6 +165,6 @@ def _accuracy(trainer: Trainer, module: FewShotClassifier, data: FewShotDataModu
 def _check_seed(path: Path, card: AdapterCard, data: FewShotDataModule) -> None:
     if card.seed != data.seed:
         raise DtrapError(
-            f"{path}: trained with seed {card.seed}, but data.seed is {data.seed}; its episode would have other images. "
+            f"{path}: trained with seed {card.seed}, but data.seed is {data.seed}; the images would be others. "
             f"Give --data.seed {card.seed}."
         )

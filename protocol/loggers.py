@@ -2,143 +2,294 @@
 
 from __future__ import annotations
 
-import hashlib
-import logging
-from collections.abc import Callable, Sequence
+import os
+import secrets
+import sys
+import warnings
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+import wandb
 from jsonargparse import Namespace
 from lightning.pytorch.loggers import CSVLogger, Logger, WandbLogger
 
-from .results import Row
-from .statistics import mean_interval
+from .results import Row, RunFolder, write_atomically
+from .statistics import Interval, mean_interval, paired_difference
 
-log = logging.getLogger(__name__)
+WANDB_ID_FILE = "wandb_id.txt"
+# W&B waits 90 s for a connection at the start and for ever at the end, unless told otherwise. Its own
+# repetition of the last row in front of the result is left out.
+WANDB_SETTINGS = {
+    "init_timeout": 15.0,
+    "finish_timeout": 30.0,
+    "max_end_of_run_history_metrics": 0,
+    "max_end_of_run_summary_metrics": 0,
+}
+WANDB_TAG_CHARACTERS = 64
+WANDB_NAME_CHARACTERS = 128
+AVERAGED = ("accuracy", "zero_shot_accuracy")
 
 
-def prepare_logger(trainer: Namespace, folder: Path, group: str, tags: Sequence[str], config: dict[str, Any]) -> None:
-    """Name a configured WandbLogger's run after the run folder, in place; what the user set stays.
+def prepare_logger(
+    trainer: Namespace,
+    folder: RunFolder,
+    group: str,
+    tags: Iterable[str],
+    configs: Mapping[str, dict[str, Any]],
+) -> None:
+    """Complete the settings of a configured WandbLogger, in place; what the user set stays.
+
+    The run is named after the run folder and writes into it. A run that goes on keeps its W&B id, which the
+    folder notes; one that starts anew gets a new id.
 
     Args:
         trainer: The trainer section of the parsed config.
         folder: The run folder.
         group: W&B group: data set, way and shot, so that a dashboard compares methods on one task.
-        tags: W&B tags: data set, shot, backbone, tuner, method.
-        config: The resolved config.
+        tags: W&B tags: data set, shot, backbone, tuner, methods.
+        configs: The resolved config of each method, the main one first.
     """
-    settings = trainer.get("logger")
-    if not isinstance(settings, Namespace) or not settings.class_path.endswith("WandbLogger"):
-        return
-    folder.mkdir(parents=True, exist_ok=True)
+    configured = trainer.get("logger")
+    for settings in configured if isinstance(configured, list) else [configured]:
+        if isinstance(settings, Namespace) and settings.class_path.rpartition(".")[2] == "WandbLogger":
+            _complete_wandb(settings, folder, group, tags, configs)
+
+
+def _complete_wandb(
+    settings: Namespace,
+    folder: RunFolder,
+    group: str,
+    tags: Iterable[str],
+    configs: Mapping[str, dict[str, Any]],
+) -> None:
     own = settings.init_args
-    # save_dir's default "." is where the command was typed; a run's files belong to its folder
-    for name, value in {"name": folder.name, "save_dir": str(folder)}.items():
-        if own.get(name) in (None, "."):
-            own[name] = value
+    # "." is where the command was typed, and Lightning prefers save_dir to dir.
+    if own.get("save_dir") in (None, "."):
+        own["save_dir"] = own.get("dir") or str(folder.path)
+    if own.get("name") is None:
+        own["name"] = folder.path.resolve().name[:WANDB_NAME_CHARACTERS]
     if own.get("id") is None and own.get("version") is None:
-        own["id"] = hashlib.sha256(str(folder.resolve()).encode()).hexdigest()[:16]
-    extra = {"group": group, "tags": list(tags), "config": config, "resume": "allow"}
+        own["id"] = _wandb_id(folder)
+    unset = wandb.Settings()
+    limits = {name: value for name, value in WANDB_SETTINGS.items() if hasattr(unset, name)}
+    given_settings = own.get("settings")
+    if isinstance(given_settings, Namespace):  # the parser has filled in all that the user left out
+        for name, value in limits.items():
+            if given_settings.get(name) == getattr(unset, name):
+                given_settings[name] = value
+    defaults = {
+        "group": group[:WANDB_NAME_CHARACTERS],
+        "job_type": next(iter(configs))[:WANDB_TAG_CHARACTERS],
+        "tags": list(dict.fromkeys(tag[:WANDB_TAG_CHARACTERS] for tag in tags if tag)),
+        "config": logged_config(configs),
+        "resume": "allow",
+        "settings": limits,
+    }
+    # These belong to WandbLogger's **kwargs: whether the parser lists them among init_args depends on versions.
     given = dict(settings.get("dict_kwargs") or {})
-    settings["dict_kwargs"] = {k: v for k, v in extra.items() if own.get(k) is None} | given
-    for name in extra:
-        own.pop(name, None)
+    for name, default in defaults.items():
+        if own.get(name) is None and given.get(name) is None:
+            own.pop(name, None)
+            given[name] = default
+    settings["dict_kwargs"] = given
+
+
+def _wandb_id(folder: RunFolder) -> str:
+    """The id that the folder notes, if it has rows; else a new one, noted there."""
+    path = folder.path / WANDB_ID_FILE
+    if path.exists() and folder.rows.read():
+        return path.read_text(encoding="utf-8").strip()
+    new = secrets.token_hex(8)
+    write_atomically(path, f"{new}\n".encode())
+    return new
+
+
+def logged_config(configs: Mapping[str, dict[str, Any]]) -> dict[str, Any]:
+    """The main method's config with its name as `method`, and those of the others under `compared`.
+
+    Args:
+        configs: The resolved config of each method, the main one first.
+    """
+    main, *others = configs
+    return {**configs[main], "method": main, "compared": {name: configs[name] for name in others}}
 
 
 class ProtocolLogger:
-    """Logs one row per episode with the running mean and interval; a failing logger never stops the run.
+    """Logs one row per episode with the running means and intervals; a failing logger never stops the run.
+
+    The main method's numbers have plain names, so that runs of different methods share a chart: `accuracy`,
+    `zero_shot_accuracy`, both also as running `..._mean` and half width `..._interval`, `seconds`, and each loss at the
+    stage boundary and at the end (`L_vlm_boundary`, `L_vlm_end`). Those of the other methods end with `/NAME`, and so
+    does the paired `difference`, main minus other. Accuracies are in percent, intervals 95%.
 
     Args:
         configured: What the config's `trainer.logger` gave: loggers, True or None for the CSVLogger, False for none.
         folder: The run folder.
-        config: The resolved config.
-        methods: Names of the methods.
+        configs: The resolved config of each method, the main one first.
         warn: Shows one line to the user.
     """
 
     def __init__(
         self,
         configured: Any,
-        folder: Path,
-        config: dict[str, Any],
-        methods: Sequence[str],
+        folder: RunFolder,
+        configs: Mapping[str, dict[str, Any]],
         warn: Callable[[str], None],
     ) -> None:
-        self.methods = methods
+        self.methods = list(configs)
         self.warn = warn
-        if configured is False:
-            self.loggers: list[Logger] = []
-        elif configured is None or configured is True:
-            (folder / "metrics.csv").unlink(missing_ok=True)
-            self.loggers = [CSVLogger(folder, name="", version="", flush_logs_every_n_steps=1)]
-        else:
+        self.wandb_runs: dict[Logger, Any] = {}
+        self.loggers: list[Logger] = []
+        if configured is None or configured is True:
+            # Written anew from the rows, also where a run goes on.
+            (folder.path / "metrics.csv").unlink(missing_ok=True)
+            self.loggers = [CSVLogger(folder.path, name="", version="", flush_logs_every_n_steps=1)]
+        elif configured:
             self.loggers = list(configured) if isinstance(configured, list | tuple) else [configured]
-        for logger in list(self.loggers):
-            self._attempt(logger, lambda logger=logger: self._start(logger, config))
+            config = logged_config(configs)
+            for logger in list(self.loggers):
+                self._attempt(logger, self._start, logger, config)
 
     def _start(self, logger: Logger, config: dict[str, Any]) -> None:
         if isinstance(logger, WandbLogger):
-            logger.experiment.define_metric("*", step_metric="episode")
-        elif not isinstance(logger, CSVLogger):
+            self.wandb_runs[logger] = run = start_wandb(logger, self.warn)
+            run.define_metric("episode", summary="none")
+            run.define_metric("*", step_metric="episode", summary="none")
+        else:
             logger.log_hyperparams(config)
 
     def log_earlier(self, rows: Sequence[Row]) -> None:
-        """Write the rows of an interrupted run again where a logger starts its file anew (CSV)."""
-        for logger in self.loggers:
-            if isinstance(logger, CSVLogger):
-                for episode in sorted({row["episode"] for row in rows}):
-                    metrics = self._metrics(rows, episode)
-                    self._attempt(logger, lambda m=metrics, e=episode, lo=logger: lo.log_metrics(m, step=e))
+        """Log the episodes that all methods finished in an earlier process.
+
+        A W&B run that goes on gets those that did not reach the server.
+        """
+        finished = [{row["episode"] for row in rows if row["method"] == method} for method in self.methods]
+        episodes = sorted(set.intersection(*finished))
+        logged = [self.metrics(rows, episode) for episode in episodes]
+        for logger in list(self.loggers):
+            there = getattr(self.wandb_runs.get(logger), "starting_step", 0)
+            self._attempt(logger, self._log, logger, logged[there:])
+        self._summarise(rows)
 
     def log_episode(self, rows: Sequence[Row], episode: int) -> None:
         """Log an episode, given all rows so far."""
-        metrics = self._metrics(rows, episode)
+        metrics = self.metrics(rows, episode)
         for logger in list(self.loggers):
-            step = None if isinstance(logger, WandbLogger) else episode
-            self._attempt(logger, lambda s=step, lo=logger: lo.log_metrics(metrics, step=s))
-            if isinstance(logger, WandbLogger):
-                means = {k: v for k, v in metrics.items() if k.startswith(("mean/", "interval/"))}
-                self._attempt(logger, lambda lo=logger, m=means: lo.experiment.summary.update(m))
+            self._attempt(logger, self._log, logger, [metrics])
+        self._summarise(rows)
 
     def finish(self, status: str) -> None:
-        """End all loggers."""
+        """End all loggers.
+
+        Args:
+            status: "success", or another word of Lightning's for a run that did not end well.
+        """
         for logger in list(self.loggers):
-            self._attempt(logger, lambda lo=logger: lo.finalize(status))
-            if isinstance(logger, WandbLogger):
-                self._attempt(logger, lambda lo=logger: lo.experiment.finish(0 if status == "success" else 1))
+            self._attempt(logger, logger.finalize, status)
+        for run in self.wandb_runs.values():
+            with suppress(Exception):
+                run.finish(0 if status == "success" else 1)
 
-    def _metrics(self, rows: Sequence[Row], episode: int) -> dict[str, float]:
+    def metrics(self, rows: Sequence[Row], episode: int) -> dict[str, float]:
+        """The numbers of one episode, and the running ones over the episodes up to it."""
         metrics: dict[str, float] = {"episode": episode}
-        for method in self.methods:
-            own = [row for row in rows if row["method"] == method]
-            for row in own:
-                if row["episode"] == episode:
-                    metrics |= _numbers(row, method)
-            accuracies = [r["accuracy"] for r in own if r["accuracy"] is not None and r["episode"] <= episode]
-            if accuracies:
-                running = mean_interval(accuracies)
-                metrics[f"mean/{method}"] = running.mean
-                if running.half_width is not None:
-                    metrics[f"interval/{method}"] = running.half_width
-        return metrics
+        for row in rows:
+            if row["episode"] == episode and row["method"] in self.methods:
+                metrics |= {key + self._ending(row["method"]): value for key, value in _numbers(row).items()}
+        for method in self.methods[1:]:
+            first, other = metrics.get("accuracy"), metrics.get(f"accuracy/{method}")
+            if first is not None and other is not None:
+                metrics[f"difference/{method}"] = first - other
+        return metrics | self.means([row for row in rows if row["episode"] <= episode])
 
-    def _attempt(self, logger: Logger, call: Callable[[], Any]) -> None:
+    def means(self, rows: Sequence[Row]) -> dict[str, float]:
+        """Means over the rows and half widths of their 95% intervals."""
+        values: dict[tuple[str, str], dict[int, float]] = {
+            (key, method): {r["episode"]: r[key] for r in rows if r["method"] == method and r.get(key) is not None}
+            for key in AVERAGED
+            for method in self.methods
+        }
+        means: dict[str, float] = {}
+        for (key, method), own in values.items():
+            if own:
+                means |= _named(key, self._ending(method), mean_interval(own.values()))
+        for method in self.methods[1:]:
+            first, other = values["accuracy", self.methods[0]], values["accuracy", method]
+            if first.keys() & other.keys():
+                means |= _named("difference", self._ending(method), paired_difference(first, other))
+        return means
+
+    def _ending(self, method: str) -> str:
+        return "" if method == self.methods[0] else f"/{method}"
+
+    def _log(self, logger: Logger, episodes: Sequence[dict[str, float]]) -> None:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message="Experiment logs directory .* exists and is not empty")
+            for metrics in episodes:
+                logger.log_metrics(metrics, step=None if logger in self.wandb_runs else int(metrics["episode"]))
+
+    def _summarise(self, rows: Sequence[Row]) -> None:
+        for logger, run in self.wandb_runs.items():
+            if logger in self.loggers:
+                self._attempt(logger, run.summary.update, self.means(rows))
+
+    def _attempt(self, logger: Logger, call: Callable[..., Any], *arguments: Any) -> None:
         try:
-            call()
+            call(*arguments)
         except Exception as error:
             self.loggers.remove(logger)
-            reason = str(error).strip().splitlines()[:1] or [type(error).__name__]
             self.warn(
-                f"{type(logger).__name__} failed ({reason[0]}); the run goes on without it, its rows are in results.jsonl."
+                f"{type(logger).__name__} failed ({_reason(error)}); the run goes on without it, its rows are in "
+                "results.jsonl."
             )
 
 
-def _numbers(row: Row, method: str) -> dict[str, float]:
-    numbers = {
-        f"{key}/{method}": row[key]
-        for key in ("accuracy", "zero_shot_accuracy", "seconds")
-        if row.get(key) is not None
-    }
+def start_wandb(logger: WandbLogger, warn: Callable[[str], None]) -> Any:
+    """Start a logger's W&B run, offline where W&B cannot be reached or there is no API key.
+
+    Returns:
+        The run.
+    """
+    options = logger._wandb_init
+    if options.get("anonymous") is None:
+        options.pop("anonymous", None)  # W&B warns of it, whatever its value
+    with _no_prompt():
+        try:
+            return logger.experiment
+        except Exception as error:
+            wandb.teardown()  # what is left of the attempt holds the run's id
+            options["mode"] = "offline"
+            run = logger.experiment
+            path = Path(run.dir).parent
+            warn(f"no connection to W&B ({_reason(error)}); logging offline. Upload later with: wandb sync {path}")
+            return run
+
+
+@contextmanager
+def _no_prompt() -> Iterator[None]:
+    """Standard input that is no terminal: W&B asks for a missing API key on a terminal and waits for ever."""
+    terminal = sys.stdin
+    with open(os.devnull) as sys.stdin:
+        try:
+            yield
+        finally:
+            sys.stdin = terminal
+
+
+def _numbers(row: Row) -> dict[str, float]:
+    numbers = {key: row[key] for key in (*AVERAGED, "seconds") if row.get(key) is not None}
     for moment, terms in (row.get("losses") or {}).items():
-        numbers |= {f"{name}_{moment}/{method}": value for name, value in (terms or {}).items() if value is not None}
+        numbers |= {f"{name}_{moment}": value for name, value in (terms or {}).items() if value is not None}
     return numbers
+
+
+def _named(key: str, ending: str, interval: Interval) -> dict[str, float]:
+    named = {f"{key}_mean{ending}": interval.mean}
+    return named if interval.half_width is None else named | {f"{key}_interval{ending}": interval.half_width}
+
+
+def _reason(error: Exception) -> str:
+    lines = str(error).strip().splitlines()
+    return lines[0] if lines else type(error).__name__

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import inspect
 import re
+from collections.abc import Sequence
 from importlib import import_module
+from pathlib import Path
 from typing import Any
 
 from jsonargparse import ArgumentParser
 
-from ..configs import shipped_configs
+from ..configs import SHIPPED, shipped_configs
 from ..datamodules import few_shot
 from ..errors import nearest
 from ..lightning_modules import FewShotClassifier
@@ -23,19 +25,20 @@ _NOISE = re.compile(
 _MOST_LINES = 7
 
 
-def explain(error: Exception, parser: ArgumentParser) -> str:
+def explain(error: Exception, parser: ArgumentParser, files: Sequence[str] = ()) -> str:
     """One message of at most eight lines for a mistake on the command line or in a config.
 
     Args:
         error: What the parser raised.
         parser: The parser, for the keys that it knows.
+        files: The configs that were read; the last one that has the key is named.
     """
     text = str(error)
     found = re.search(r'Parser key "([^"]*)"', text)
     key = found.group(1) if found else ""
     known = _known(text, key, parser)
     if known is not None:
-        return known
+        return known + _place(known.partition(": ")[0].rpartition(".")[2], files)
     lines = [line.strip().removeprefix("- ") for line in text.splitlines()]
     kept = list(dict.fromkeys(line for line in lines if not _NOISE.search(line)))
     kept = [line for line in kept if not line.startswith("Parser key")] or lines[:1]
@@ -44,6 +47,14 @@ def explain(error: Exception, parser: ArgumentParser) -> str:
     if value and "NestedArg" not in value.group(1):
         message.append(f"Found: {value.group(1)[:120]}")
     return "\n".join(line[:300] for line in message)
+
+
+def _place(name: str, files: Sequence[str]) -> str:
+    """Sentence that names the config with a key, unless it is a shipped one."""
+    line = re.compile(rf"^\s*['\"]?{re.escape(name)}['\"]?\s*:", re.MULTILINE)
+    own = [path for path in files if not Path(path).is_relative_to(SHIPPED)]
+    holders = [path for path in own if line.search(Path(path).read_text(encoding="utf-8"))]
+    return f" See {holders[-1]}." if holders else ""
 
 
 def _known(text: str, key: str, parser: ArgumentParser) -> str | None:
@@ -168,7 +179,7 @@ def _parameters(class_: Any) -> list[str]:
 
 
 def _subclasses(base: type) -> list[type]:
-    direct = base.__subclasses__()
+    direct: list[type] = base.__subclasses__()
     return [*direct, *(deeper for child in direct for deeper in _subclasses(child))]
 
 

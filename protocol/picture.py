@@ -142,9 +142,7 @@ def _draw_band(axes: Axes, band: _Band, top: float, width: float) -> None:
     axes.plot([MARGIN, width - MARGIN], [top - 0.03, top - 0.03], color="#dddddd", linewidth=0.6)
     lines = _wrapped(band.name, 16, 3)
     _write(axes, MARGIN, top + 0.05, "\n".join(lines), size=9, weight="bold")
-    _write(
-        axes, MARGIN, top + 0.12 + 0.155 * len(lines), _band_note(band), size=7, color=GREY, linespacing=1.4
-    )
+    _write(axes, MARGIN, top + 0.12 + 0.155 * len(lines), _band_note(band), size=7, color=GREY, linespacing=1.4)
     left = MARGIN + NAME_WIDTH
     for view, images in enumerate(band.support):
         for shot, image in enumerate(images[:MAX_SHOTS]):
@@ -187,9 +185,7 @@ def _counts(true: npt.NDArray[np.integer], predicted: npt.NDArray[np.integer], c
     return " · ".join(parts) or "no held-out images"
 
 
-def _draw_image(
-    axes: Axes, image: Images, x: float, y: float, frame: str = "none", frame_width: float = 0.0
-) -> None:
+def _draw_image(axes: Axes, image: Images, x: float, y: float, frame: str = "none", frame_width: float = 0.0) -> None:
     side = CELL - 0.08
     pixels = np.clip(np.nan_to_num(np.moveaxis(image, 0, -1)), 0.0, 1.0).astype(np.float32)
     axes.imshow(pixels, extent=(x, x + side, y + side, y), interpolation="antialiased", aspect="auto")

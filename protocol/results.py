@@ -103,11 +103,12 @@ class ResultRows:
 
 
 class RunFolder:
-    """The files of one experiment: config.yaml, results.jsonl, summary.json, adapters/ and pictures/."""
+    """The files of one experiment: its configs, identity.json, results.jsonl, summary.json, adapters/ and pictures/."""
 
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path)
         self.config = self.path / "config.yaml"
+        self.identity = self.path / "identity.json"
         self.results = self.path / "results.jsonl"
         self.summary = self.path / "summary.json"
         self.adapters = self.path / "adapters"
@@ -155,7 +156,18 @@ class RunFolder:
         Raises:
             DtrapError: a file cannot be deleted.
         """
-        for path in (self.results, self.summary, self.adapters, self.pictures, self.config):
+        configs = self.path.glob("config.*.yaml")
+        metrics = self.path / "metrics.csv"
+        for path in (
+            self.results,
+            self.summary,
+            self.adapters,
+            self.pictures,
+            self.config,
+            *configs,
+            metrics,
+            self.identity,
+        ):
             try:
                 if path.is_dir() and not path.is_symlink():
                     shutil.rmtree(path)

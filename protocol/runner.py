@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import logging
 import shlex
 from collections.abc import Sequence
 from pathlib import Path
@@ -36,7 +35,7 @@ from .progress import EpisodeProgress
 from .results import Row, RunFolder
 from .summary import render, summarise
 
-IDENTITY_FILE = "identity.json"
+ELSEWHERE = "Choose another folder with --protocol.folder, or start anew with --protocol.overwrite true."
 
 
 class ProtocolRun:
@@ -59,8 +58,8 @@ class ProtocolRun:
         for method in self.methods[1:]:
             if method.plain["data"] != self.main.plain["data"]:
                 raise DtrapError(
-                    f"protocol.compare: the overlay of '{method.name}' changes the data; methods are compared on the very "
-                    "same episodes. Leave `data` out of the overlay."
+                    f"protocol.compare: the overlay of '{method.name}' changes the data; methods are compared on the "
+                    "very same episodes. Leave `data` out of the overlay."
                 )
         self.tuner: Tuner = build_part(Tuner, self.main.parsed.model.tuner)
         self.episodes = self.settings.episodes if self.data.tasks is None else self.data.tasks
@@ -81,7 +80,7 @@ class ProtocolRun:
     def run(self) -> int:
         """Run what is missing and show the result; the exit status of the command."""
         with self.folder.lock():
-            if self.settings.overwrite:
+            if self.settings.overwrite and self.folder.identity.exists():
                 self.folder.clear()
             self._check_identity()
             missing = {method.name: self.folder.rows.missing(method.name, self.episodes) for method in self.methods}
@@ -95,33 +94,31 @@ class ProtocolRun:
                     return 130
             else:
                 self.console.print(
-                    f"Already finished: {self.folder.path} (--protocol.overwrite true starts anew)", soft_wrap=True
+                    f"Already finished: {self.folder.path} (--protocol.overwrite true starts anew)",
+                    soft_wrap=True,
                 )
             self._finish(complete=True)
         return 0
 
     # Identity
 
-    @property
-    def _identity_path(self) -> Path:
-        return self.folder.path / IDENTITY_FILE
-
     def _stored(self) -> dict[str, Any]:
         try:
-            return json.loads(self._identity_path.read_text(encoding="utf-8"))
+            return json.loads(self.folder.identity.read_text(encoding="utf-8"))
         except FileNotFoundError:
             return {}
         except ValueError as error:
             raise DtrapError(
-                f"{self._identity_path}: not readable as JSON ({error}). Start anew with --protocol.overwrite true."
+                f"{self.folder.identity}: not readable as JSON ({error}). Start anew with --protocol.overwrite true."
             ) from error
 
     def _check_identity(self) -> None:
         stored = self._stored()
-        if not stored and self.folder.rows.read():
+        foreign = [path.name for path in (self.folder.config, self.folder.results) if path.exists()]
+        if not stored and foreign:
             raise DtrapError(
-                f"{self.folder.path} has results, but no {IDENTITY_FILE} that says of which config. Choose another folder "
-                "with --protocol.folder, or start anew with --protocol.overwrite true."
+                f"{self.folder.path} has a {foreign[0]}, but no {self.folder.identity.name}: it is no run folder, or "
+                "that file was lost. Choose another folder with --protocol.folder, or move the file away."
             )
         for position, method in enumerate(self.methods):
             known = stored.get("methods", {}).get(method.name)
@@ -136,7 +133,7 @@ class ProtocolRun:
                             f"{self.folder.path} holds the results of another config of '{method.name}':",
                             *(f"  {line}" for line in lines[:4]),
                             *more,
-                            "Choose another folder with --protocol.folder, or start anew with --protocol.overwrite true.",
+                            ELSEWHERE,
                         ]
                     )
                 )
@@ -148,13 +145,12 @@ class ProtocolRun:
         known = stored.get("data_files", fingerprint)
         if known != fingerprint and self.folder.rows.read():
             raise DtrapError(
-                f"{self.folder.path}: the data files under {self.data.root} are not those that its rows come from (other "
-                "names, labels or numbers). Restore them, choose another folder with --protocol.folder, or start anew with "
-                "--protocol.overwrite true."
+                f"{self.folder.path}: the data files under {self.data.root} are not those that its rows come from "
+                f"(other names, labels or numbers). Restore them. {ELSEWHERE}"
             )
         methods = stored.get("methods", {}) | {m.name: identity(m.plain) for m in self.methods}
         main = stored.get("main", self.main.name)
-        self.folder.write_json(self._identity_path, {"main": main, "data_files": fingerprint, "methods": methods})
+        self.folder.write_json(self.folder.identity, {"main": main, "data_files": fingerprint, "methods": methods})
         self.folder.write_text(self.folder.config, yaml.safe_dump(self.main.plain, sort_keys=False))
         for method in self.methods[1:]:
             path = self.folder.path / f"config.{method.name}.yaml"
@@ -163,19 +159,15 @@ class ProtocolRun:
     # The loop
 
     def _run_missing(self, missing: dict[str, list[int]]) -> None:
-        logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
         self.data.setup()
         modules = self._build_modules()
         self._show_start(modules)
-        prepare_logger(
-            self.main.parsed.trainer, self.folder.path, self.data.description, self._tags(), self.main.plain
-        )
+        configs = {method.name: method.plain for method in self.methods}
+        prepare_logger(self.main.parsed.trainer, self.folder, self.data.description, self._tags(), configs)
         arguments = {m.name: build_trainer_arguments(m.parsed) for m in self.methods}
         names = [method.name for method in self.methods]
-        rows = self.folder.rows.read()
-        logger = ProtocolLogger(
-            arguments[self.main.name].get("logger"), self.folder.path, self.main.plain, names, self._warn
-        )
+        rows = [row for row in self.folder.rows.read() if row["episode"] < self.episodes]
+        logger = ProtocolLogger(arguments[self.main.name].get("logger"), self.folder, configs, self._warn)
         logger.log_earlier(rows)
         status = "failed"
         try:
@@ -233,8 +225,8 @@ class ProtocolRun:
 
     def _tags(self) -> list[str]:
         shot = [f"{self.data.shot}-shot"] if self.data.tasks is None else []
-        backbone = backbone_label(self.main.parsed)
-        return [self.data.title, *shot, backbone[:64], self.tuner.name, *(method.name[:64] for method in self.methods)]
+        methods = [method.name for method in self.methods]
+        return [self.data.title, *shot, backbone_label(self.main.parsed), self.tuner.name, *methods]
 
     def _card(self, module: FewShotClassifier, row: Row) -> AdapterCard:
         template = module.template or self.data.template
@@ -270,9 +262,7 @@ class ProtocolRun:
         )
 
     def _visible(self, images: Tensor) -> Tensor:
-        mean, std = (
-            torch.tensor(v).view(3, 1, 1) for v in (self.data.preprocessing.mean, self.data.preprocessing.std)
-        )
+        mean, std = (torch.tensor(v).view(3, 1, 1) for v in (self.data.preprocessing.mean, self.data.preprocessing.std))
         return (images * std + mean).clamp(0, 1)
 
     def _finish(self, *, complete: bool) -> None:
@@ -304,4 +294,3 @@ class ProtocolRun:
 def fit(arguments: list[str], console: Console) -> int:
     """Run `dtrap fit`; see `ProtocolRun`."""
     return ProtocolRun(arguments, console).run()
-

@@ -42,9 +42,7 @@ def summarise(
         `differences` {name: ...}. Accuracies and differences are {`mean`, `half_width`, `count`}, with the
         half width of the 95% interval, or None.
     """
-    chosen = {
-        name: [row for row in rows if row["method"] == name and row["episode"] < episodes] for name in methods
-    }
+    chosen = {name: [row for row in rows if row["method"] == name and row["episode"] < episodes] for name in methods}
     first = _accuracies(chosen[methods[0]])
     summaries = {name: _method_summary(chosen[name]) for name in methods}
     return {
@@ -119,9 +117,7 @@ def _percent(interval: Mapping[str, Any] | None) -> str:
     if interval is None:
         return ""
     half_width = interval["half_width"]
-    return (
-        f"{interval['mean']:.1f} %" if half_width is None else f"{interval['mean']:.1f} ± {half_width:.1f} %"
-    )
+    return f"{interval['mean']:.1f} %" if half_width is None else f"{interval['mean']:.1f} ± {half_width:.1f} %"
 
 
 def _points(interval: Mapping[str, Any] | None) -> str:

@@ -130,7 +130,7 @@ def test_the_folder_config_serves_a_practitioner(dtrap, tmp_path, tiny_model):
     assert rows[0] == "path,label,cls_00,cls_01,cls_02"
     assert len(rows) == 3
     for row in rows[1:]:
-        path, label, *probabilities = row.split(",")
+        _, label, *probabilities = row.split(",")
         assert sum(map(float, probabilities)) == pytest.approx(1, abs=1e-5)
         assert label == f"cls_0{max(range(3), key=lambda c: float(probabilities[c]))}"
 

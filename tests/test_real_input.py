@@ -1,4 +1,4 @@
-"""The eight shipped configs on real images of the four sets, with the demo's tiny CLIP, through the real entry point."""
+"""The eight shipped configs on real images of the four sets, with the demo's tiny CLIP, through the entry point."""
 
 import json
 

@@ -91,8 +91,12 @@ class LoRA(Tuner):
                 "choose at least one of q, k, v, o and one block."
             )
         config = LoraConfig(
-            r=self.rank, lora_alpha=self.alpha, lora_dropout=self.dropout, use_rslora=self.rslora, target_modules=targets
-        )  # fmt: skip
+            r=self.rank,
+            lora_alpha=self.alpha,
+            lora_dropout=self.dropout,
+            use_rslora=self.rslora,
+            target_modules=targets,
+        )
         inject_adapter_in_model(config, backbone, adapter_name=_ADAPTER)
         self._layers = {name: backbone.get_submodule(name) for name in targets}
         for position, layer in enumerate(self._layers.values()):

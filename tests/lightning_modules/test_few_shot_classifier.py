@@ -150,7 +150,7 @@ def test_wrong_classes_are_named(tiny_backbone, prepare, told):
 def test_a_loader_without_class_names_is_told_what_to_do(tiny_backbone):
     batch = {"images": torch.zeros(2, 3, 32, 32), "labels": torch.tensor([0, 1])}
     loader = DataLoader([batch], batch_size=None)
-    with pytest.raises(DtrapError, match="module.set_classes"):
+    with pytest.raises(DtrapError, match=r"module\.set_classes"):
         Trainer(max_epochs=1, **QUIET).fit(FewShotClassifier(tiny_backbone), loader)
 
 

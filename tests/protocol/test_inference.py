@@ -53,7 +53,9 @@ def test_a_test_of_the_saved_adapters_gives_the_accuracies_of_the_fit(dtrap, fit
 def test_predictions_are_those_of_the_tuned_model(dtrap, fitted, root, tmp_path):
     """The queries of an episode, given as a folder of new images, get the labels of the test."""
     name, row = next(iter(rows_of(fitted).items()))
-    status, out, err = dtrap("predict", "--adapter", fitted / f"{name}.safetensors", "--images", root, "--output", "p.csv")
+    status, out, err = dtrap(
+        "predict", "--adapter", fitted / f"{name}.safetensors", "--images", root, "--output", "p.csv"
+    )
     assert status == 0, err
     assert "40 images labelled: p.csv" in out
     header, *lines = (tmp_path / "p.csv").read_text().splitlines()
