@@ -38,7 +38,8 @@ class StageSwitch(Callback):
     Works on any LightningModule with an attribute `objective` that has a method `set_stage(progress)`: called before
     each training batch with p in [0, 1) inside the stage and with None outside of it. `dtrap`'s
     `lightning_modules.objective.Objective` is one. Steps are optimiser steps of the whole run, so gradient
-    accumulation and several batches an epoch are counted rightly.
+    accumulation and several batches an epoch are counted rightly. With manual optimisation, where a batch may step
+    several optimisers, batches are counted instead, and optimiser steps where `max_steps` alone ends the run.
 
     Args:
         start: Fraction of the run at which the stage begins, a number or a text such as "1/5".
@@ -62,23 +63,25 @@ class StageSwitch(Callback):
         if rule == "authors" and (self.start, self.stop) != (0, Fraction(3, 5)):
             raise DtrapError("StageSwitch: the authors' rule has start 0 and stop 3/5; use rule 'exact' for others.")
         self._total = 0
+        self._counts_batches = False
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Count the run's optimiser steps and begin outside of the stage."""
         total = trainer.estimated_stepping_batches
-        if not isfinite(total):
+        if not isfinite(total) or total < 0:  # -1 is Lightning's answer for a loader without length
             raise DtrapError(
-                "StageSwitch: the length of the run is unknown (max_epochs and max_steps are both -1), so 'the first "
-                "3/5' means nothing. Set Trainer(max_epochs=...) or max_steps."
+                "StageSwitch: the length of the run is unknown (max_epochs and max_steps are both -1, or the loader "
+                "has no length), so 'the first 3/5' means nothing. Set Trainer(max_steps=...), or max_epochs where "
+                "the loader has a length."
             )
         self._total = int(total)
+        self._counts_batches = not pl_module.automatic_optimization and total != trainer.max_steps
         _set_stage(pl_module)(None)
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         """Tell the objective where in the stage the coming step is."""
-        progress = suppressed_progress(
-            trainer.global_step, self._total, start=self.start, stop=self.stop, rule=self.rule
-        )
+        step = trainer.fit_loop.epoch_loop.total_batch_idx if self._counts_batches else trainer.global_step
+        progress = suppressed_progress(step, self._total, start=self.start, stop=self.stop, rule=self.rule)
         _set_stage(pl_module)(progress)
 
 

@@ -6,15 +6,19 @@ can: only one chunk's activations are alive at a time, at the price of a second 
 
 from __future__ import annotations
 
+import ctypes
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from contextvars import ContextVar
+from functools import cache
 from typing import NamedTuple
 
 import torch
 from torch import Generator, Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+# Number of this option in glibc's malloc.h
+_M_MMAP_THRESHOLD = -3
 
 # Rows whose mask comes from one generator: a generator per row costs too many launches on a GPU, one for the whole
 # batch draws it anew for every chunk. Support batches are multiples of 5 rows in a 5-way task.
@@ -41,11 +45,22 @@ def _chunk_rows(rows: _Rows) -> Iterator[None]:
         _rows.reset(token)
 
 
+@cache
+def _give_freed_memory_back() -> None:
+    """Have glibc map every block of 1 MiB or more by itself, from now on in this process.
+
+    Its heap hardly reuses the aligned blocks that torch frees: a step of 125 images in chunks of 25 peaked at 12.1 GB
+    instead of 5.5. Nothing happens where there is no glibc.
+    """
+    with suppress(AttributeError, OSError, TypeError):
+        ctypes.CDLL(None).mallopt(_M_MMAP_THRESHOLD, 2**20)
+
+
 def encode_in_chunks(encode: Callable[[Tensor], Tensor], images: Tensor, chunk: int | None = None) -> Tensor:
     """Features [N, D] of images [N, 3, H, W], at most `chunk` images at a time where given.
 
     With gradients on, each chunk is recomputed in the backward pass (`torch.utils.checkpoint`). `RowDropout` layers draw
-    the same masks with and without chunks.
+    the same masks with and without chunks. Chunks of a CPU's step set an option of glibc's malloc, for good.
     """
     total = len(images)
     seed = int(torch.randint(2**62, ()))
@@ -58,6 +73,8 @@ def encode_in_chunks(encode: Callable[[Tensor], Tensor], images: Tensor, chunk: 
         return encode_rows(images, 0)
     if not torch.is_grad_enabled():
         return torch.cat([encode_rows(images[i : i + chunk], i) for i in range(0, total, chunk)])
+    if images.device.type == "cpu":
+        _give_freed_memory_back()
     return torch.cat(
         [checkpoint(encode_rows, images[i : i + chunk], i, use_reentrant=False) for i in range(0, total, chunk)]
     )

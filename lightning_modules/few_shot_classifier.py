@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any, Literal
+from dataclasses import replace
+from math import isfinite
+from typing import Any, Literal, NamedTuple
 
 import torch
 from lightning.pytorch import LightningModule
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
-from torch import Generator, Tensor
+from torch import Tensor
 from torchmetrics.classification import MulticlassConfusionMatrix
 
 from ..errors import DtrapError
@@ -20,6 +22,30 @@ from .text_head import ClassPrompts, FrozenTextFeatures, class_prompts
 from .tuners import LoRA, Tuner
 
 Batch = dict[str, Tensor]
+
+
+class Rows(NamedTuple):
+    """Which rows a batch has.
+
+    Attributes:
+        sample_id: The batch's own column [B], None where it has none.
+        view: Likewise.
+        ids: [B, k] what tells a row from others; None without `sample_id`.
+        plain: Numbers [M] of the rows with view 0; None where the batch does not tell or has none.
+    """
+
+    sample_id: Tensor | None
+    view: Tensor | None
+    ids: Tensor | None
+    plain: Tensor | None
+
+    @classmethod
+    def of(cls, sample_id: Tensor | None, view: Tensor | None) -> Rows:
+        """From the columns of a batch."""
+        columns = [column for column in (sample_id, view) if column is not None]
+        ids = torch.stack(columns, dim=1) if sample_id is not None else None
+        plain = (view == 0).nonzero().flatten() if view is not None else None
+        return cls(sample_id, view, ids, plain if plain is not None and len(plain) > 0 else None)
 
 
 class FewShotClassifier(LightningModule):
@@ -40,7 +66,7 @@ class FewShotClassifier(LightningModule):
         lr_scheduler: A schedule in place of the tuner's own, stepped every optimiser step.
         image_chunk: Images that go through the image tower at a time; None is the whole batch. Bounds the memory.
         plain_views: "reuse" takes the plain rows from the same forward pass; "encode" encodes the plain images a second
-            time with other dropout masks, as the authors' code does.
+            time with other dropout masks, as the authors' code does (of a frozen image tower that would be the same).
         start_seed: Seed of the tuner's start for every task; None takes each episode's own.
     """
 
@@ -65,6 +91,8 @@ class FewShotClassifier(LightningModule):
             )
         if image_chunk is not None and image_chunk < 1:
             raise DtrapError(f"image_chunk is {image_chunk}; expected at least 1 image, or null for the whole batch.")
+        if plain_views not in ("reuse", "encode"):
+            raise DtrapError(f"plain_views is {plain_views!r}; expected 'reuse' or 'encode'.")
         self.backbone = backbone.requires_grad_(False)
         self.tuner = tuner if tuner is not None else LoRA()
         self.objective = objective if objective is not None else Objective()
@@ -75,7 +103,6 @@ class FewShotClassifier(LightningModule):
         self.image_chunk = image_chunk
         self.plain_views = plain_views
         self.start_seed = start_seed
-        self.strict_loading = False
         self.tuner.attach(self.backbone)
         for parameter in self.tuner.trained_parameters():
             parameter.requires_grad_(True)
@@ -85,6 +112,7 @@ class FewShotClassifier(LightningModule):
         self.test_predictions: list[Tensor] = []
         self._frozen_texts = FrozenTextFeatures()
         self._support_features: tuple[Tensor, Tensor] | None = None
+        self._rows: Rows | None = None
         self._evaluation_texts: Tensor | None = None
         self._zero_shot = False
         self._prepared = False
@@ -116,6 +144,7 @@ class FewShotClassifier(LightningModule):
 
     def setup(self, stage: str) -> None:
         """Take the classes of the data module's task; before a fit, start the tuner anew."""
+        self._evaluation_texts = None
         datamodule = getattr(self.trainer, "datamodule", None)
         names = getattr(datamodule, "class_names", None)
         if names is not None:
@@ -133,8 +162,9 @@ class FewShotClassifier(LightningModule):
     def start_task(self, seed: int) -> None:
         """Start the tuner and the draws of L_ad anew from `seed`."""
         self.tuner.reset(seed if self.start_seed is None else self.start_seed, len(self._class_prompts.class_names))
-        self.objective.generator = Generator().manual_seed(seed)
+        self.objective.start(seed)
         self._support_features = None
+        self._rows = None
         self._prepared = False
 
     @property
@@ -155,11 +185,14 @@ class FewShotClassifier(LightningModule):
     def text_features(self) -> Tensor:
         """Class text features [W, D], as tuned so far; of a frozen text tower each prompt is encoded once only."""
         prompts = self._class_prompts
-        if self._zero_shot or "text" not in self.tuner.trains:
+        if "text" not in self.tuner.trains:
+            return self._frozen_texts(self.backbone, prompts, self.device)
+        if self._zero_shot:
             with self.tuner.disabled():
                 return self._frozen_texts(self.backbone, prompts, self.device)
-        tokens = prompts.tokens.to(self.device)
-        return self.tuner.text_features(self.backbone, ClassPrompts(prompts.class_names, prompts.prompts, tokens))
+        if prompts.tokens.device != self.device:
+            self.prompts = prompts = replace(prompts, tokens=prompts.tokens.to(self.device))
+        return self.tuner.text_features(self.backbone, prompts)
 
     @contextmanager
     def zero_shot(self) -> Iterator[None]:
@@ -186,9 +219,8 @@ class FewShotClassifier(LightningModule):
 
     def training_step(self, batch: Batch, batch_idx: int) -> dict[str, Tensor]:
         """One step of the objective; the terms are logged by the paper's names."""
-        labels = batch["labels"]
-        row_ids = torch.stack([batch["sample_id"], batch["view"]], dim=1) if "view" in batch else None
-        features, texts = self._training_features(batch, row_ids), self.text_features()
+        labels, rows = batch["labels"], self._rows_of(batch)
+        features, texts = self._training_features(batch, rows.ids), self.text_features()
         if not self._prepared:
             self.tuner.prepare_task(features.detach(), texts.detach(), labels)
             self._prepared = True
@@ -196,35 +228,49 @@ class FewShotClassifier(LightningModule):
             features,
             texts,
             labels,
-            plain=self._plain_rows(batch, features),
-            row_ids=row_ids,
+            plain=self._plain_rows(batch, features, rows.plain),
+            row_ids=rows.ids,
             classification_loss=self.tuner.classification_loss(features, texts, labels, self.objective.logit_scale),
         )
         self.log_dict({f"train/{name}": term.detach() for name, term in terms.items()}, batch_size=len(labels))
         return {"loss": terms["total"], **{name: term.detach() for name, term in terms.items()}}
 
+    def _rows_of(self, batch: Batch) -> Rows:
+        """The batch's rows; those of the step before where its columns are the very same tensors.
+
+        The full batch comes again in every step, and to look at its values would wait for the device.
+        """
+        sample_id, view = batch.get("sample_id"), batch.get("view")
+        if self._rows is None or self._rows.sample_id is not sample_id or self._rows.view is not view:
+            self._rows = Rows.of(sample_id, view)
+        return self._rows
+
     def _training_features(self, batch: Batch, row_ids: Tensor | None) -> Tensor:
         if "vision" in self.tuner.trains or row_ids is None or not self._fixed_views:
             return self.image_features(batch["images"])
-        if self._support_features is None or not torch.equal(self._support_features[0], row_ids):
+        known = self._support_features
+        if known is None or not (known[0] is row_ids or torch.equal(known[0], row_ids)):
             with torch.no_grad():
-                self._support_features = row_ids, self.image_features(batch["images"])
-        return self._support_features[1]
+                self._support_features = known = row_ids, self.image_features(batch["images"])
+        return known[1]
 
     @property
     def _fixed_views(self) -> bool:
         return getattr(getattr(self.trainer, "datamodule", None), "fixed_views", False)
 
-    def _plain_rows(self, batch: Batch, features: Tensor) -> PlainRows | None:
-        if "view" not in batch or self.objective.progress is None:
+    def _plain_rows(self, batch: Batch, features: Tensor, plain: Tensor | None) -> PlainRows | None:
+        if plain is None or self.objective.progress is None:
             return None
-        rows = (batch["view"] == 0).nonzero().flatten()
-        if self.plain_views == "encode" and self.objective.relation_weight != 0:
-            return PlainRows(self.image_features(batch["images"][rows]), batch["labels"][rows])
-        return PlainRows(features[rows], batch["labels"][rows])
+        again = self.plain_views == "encode" and "vision" in self.tuner.trains and self.objective.relation_weight != 0
+        plain_features = self.image_features(batch["images"][plain]) if again else features[plain]
+        return PlainRows(plain_features, batch["labels"][plain])
 
     def configure_optimizers(self) -> Any:
-        """The tuner's optimiser and schedule, or the given ones; the schedule goes on every step."""
+        """The tuner's optimiser and schedule, or the given ones; the schedule goes on every step.
+
+        Raises:
+            DtrapError: The tuner's schedule needs the length of the run, which is unknown.
+        """
         parameters = self.tuner.trained_parameters()
         if self.own_optimizer is not None:
             optimizer = self.own_optimizer(parameters)
@@ -234,15 +280,41 @@ class FewShotClassifier(LightningModule):
         if self.own_lr_scheduler is not None:
             scheduler = self.own_lr_scheduler(optimizer)
         else:
-            scheduler = self.tuner.scheduler(optimizer, int(self.trainer.estimated_stepping_batches))
+            scheduler = self.tuner.scheduler(optimizer, self._total_steps())
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+
+    def _total_steps(self) -> int:
+        total = self.trainer.estimated_stepping_batches
+        if not isfinite(total) or total < 0:  # -1 is Lightning's answer for a loader without length
+            raise DtrapError(
+                f"the schedule of the tuner {self.tuner.name} needs the length of the run, which is unknown. Set "
+                "Trainer(max_steps=...), or max_epochs where the loader has a length, or give an lr_scheduler."
+            )
+        return int(total)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Leave the frozen backbone out of Lightning's checkpoints."""
-        trained = {id(parameter) for parameter in self.tuner.trained_parameters()}
-        kept = {name for name, parameter in self.named_parameters() if id(parameter) in trained}
-        state = checkpoint["state_dict"]
+        kept, state = self._adapter_names(), checkpoint["state_dict"]
         checkpoint["state_dict"] = {name: value for name, value in state.items() if name in kept}
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Complete a checkpoint with the frozen backbone.
+
+        Raises:
+            DtrapError: It does not hold exactly what this tuner saves.
+        """
+        odd = sorted(self._adapter_names() ^ checkpoint["state_dict"].keys())
+        if odd:
+            raise DtrapError(
+                f"the checkpoint does not fit the tuner {self.tuner.name}: {len(odd)} names differ, such as "
+                f"{odd[0]!r}. Load it with the backbone and the tuner settings that it was trained with."
+            )
+        checkpoint["state_dict"] = {**self.state_dict(), **checkpoint["state_dict"]}
+
+    def _adapter_names(self) -> set[str]:
+        """Names in the state dict of what the tuner saves."""
+        saved = {id(value) for value in self.tuner.adapter_state().values()}
+        return {name for name, value in self.state_dict(keep_vars=True).items() if id(value) in saved}
 
     # Evaluation
 

@@ -80,7 +80,8 @@ def anti_visual_loss(
         The mean over the N rows, a scalar.
     """
     if prototype_indices is None:
-        prototype_indices = draw_prototypes(len(image_features), num_classes, generator)
+        drawn = draw_prototypes(len(image_features), num_classes, generator)
+        prototype_indices = drawn.to(image_features.device, non_blocking=True)
     if prototype_indices.shape != (num_classes,):
         raise ValueError(
             f"prototype_indices must be [{num_classes}], one row for each class, found {tuple(prototype_indices.shape)}"

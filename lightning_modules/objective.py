@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import warnings
-from typing import Literal, NamedTuple
+from typing import Literal, NamedTuple, get_args
 
 import torch
 from torch import Generator, Tensor, nn
 
-from ..errors import DtrapError
+from ..errors import DtrapError, nearest
 from . import losses
 
 VisualTerm = Literal["anti_visual", "visual", "negated_visual", "noise"]
+RelationSource = Literal["previous", "current"]
 
 
 class PlainRows(NamedTuple):
@@ -43,6 +44,10 @@ class Objective(nn.Module):
             "negated_visual" (-L_v) or "noise" (Gaussian prototypes).
         logit_scale: tau.
 
+    Raises:
+        DtrapError: `relation_form`, `relation_source` or `visual_term` is none of those, or the temperature is not
+            positive.
+
     Attributes:
         progress: p in [0, 1] within the suppressed stage, None outside of it.
         generator: Where prototypes are drawn from; None is torch's global generator.
@@ -54,12 +59,17 @@ class Objective(nn.Module):
         anti_visual_weight: float | None = None,
         relation_weight: float = 3.0,
         relation_form: losses.RelationForm = "cosine",
-        relation_source: Literal["previous", "current"] = "previous",
+        relation_source: RelationSource = "previous",
         relation_temperature: float = 1.0,
         visual_term: VisualTerm = "anti_visual",
         logit_scale: float = 100.0,
     ) -> None:
         super().__init__()
+        _check_choice("relation_form", relation_form, get_args(losses.RelationForm))
+        _check_choice("relation_source", relation_source, get_args(RelationSource))
+        _check_choice("visual_term", visual_term, get_args(VisualTerm))
+        if relation_temperature <= 0:
+            raise DtrapError(f"Objective: relation_temperature is {relation_temperature}; expected more than 0.")
         self.anti_visual_weight = anti_visual_weight
         self.relation_weight = relation_weight
         self.relation_form = relation_form
@@ -73,7 +83,7 @@ class Objective(nn.Module):
         self.next_prototypes: Tensor | None = None
         self._staged = False
         self._warned: set[str] = set()
-        self._previous: tuple[Tensor, Tensor | None] | None = None
+        self._previous: tuple[Tensor, Tensor] | None = None
 
     @property
     def effective_anti_visual_weight(self) -> float:
@@ -99,6 +109,11 @@ class Objective(nn.Module):
         parts = [visual[self.visual_term]] if self.effective_anti_visual_weight != 0 else []
         parts += ["ra"] if self.relation_weight != 0 else []
         return "-".join(parts) or "baseline"
+
+    def start(self, seed: int) -> None:
+        """Be as new for another run, with prototypes drawn from `seed`; warnings stay given."""
+        self.generator = Generator().manual_seed(seed)
+        self.progress, self._previous, self._staged = None, None, False
 
     def set_stage(self, progress: float | None) -> None:
         """Enter, go through or leave the suppressed stage; called before every step.
@@ -130,6 +145,7 @@ class Objective(nn.Module):
             labels: y [N].
             plain: The plain support rows; all rows of the batch where None (mini-batches).
             row_ids: [N] or [N, k], which image and view each row is; lets "previous" relations notice a changed batch.
+                Without them only a change of the labels is noticed.
             classification_loss: The tuner's own loss in place of L_vlm.
 
         Returns:
@@ -149,7 +165,8 @@ class Objective(nn.Module):
             if self.effective_anti_visual_weight != 0:
                 terms["L_ad"] = self._visual_term(image_features, labels, len(text_features), plain)
                 total = total + self.effective_anti_visual_weight * terms["L_ad"]
-            relation = self._relation_term(image_features, text_features, labels, plain, row_ids)
+            ids = row_ids if row_ids is not None else labels
+            relation = self._relation_term(image_features, text_features, labels, plain, ids)
             if relation is not None:
                 terms["L_ra"] = relation
                 total = total + self.relation_weight * relation
@@ -190,7 +207,7 @@ class Objective(nn.Module):
         return -own if self.visual_term == "negated_visual" else own
 
     def _relation_term(
-        self, features: Tensor, texts: Tensor, labels: Tensor, plain: PlainRows, row_ids: Tensor | None
+        self, features: Tensor, texts: Tensor, labels: Tensor, plain: PlainRows, row_ids: Tensor
     ) -> Tensor | None:
         if self.relation_weight == 0:
             return None
@@ -207,16 +224,14 @@ class Objective(nn.Module):
         )
 
     @staticmethod
-    def _same_rows(previous: tuple[Tensor, Tensor | None], relations: Tensor, row_ids: Tensor | None) -> Tensor:
+    def _same_rows(previous: tuple[Tensor, Tensor], relations: Tensor, row_ids: Tensor) -> Tensor:
         kept, kept_ids = previous
-        same = kept.shape == relations.shape and (
-            kept_ids is row_ids or kept_ids is None or row_ids is None or torch.equal(kept_ids, row_ids)
-        )
-        if not same:
+        # The very same tensor need not be compared, which would wait for the device.
+        if kept.shape != relations.shape or not (kept_ids is row_ids or torch.equal(kept_ids, row_ids)):
             raise DtrapError(
                 "relation_source is 'previous', but this step's batch has other rows than the step before it: "
-                "relations of the previous step exist in full-batch training only. Set relation_source to 'current' for "
-                "mini-batches, or train on the same full batch in every step."
+                "relations of the previous step exist in full-batch training only. Set relation_source to 'current' "
+                "for mini-batches, or train on the same full batch in every step."
             )
         return kept
 
@@ -237,3 +252,10 @@ class Objective(nn.Module):
         if key not in self._warned:
             self._warned.add(key)
             warnings.warn(message, stacklevel=3)
+
+
+def _check_choice(name: str, value: str, options: tuple[str, ...]) -> None:
+    if value not in options:
+        raise DtrapError(
+            f"Objective: {name} is {value!r}; expected one of {', '.join(options)}.{nearest(str(value), options)}"
+        )

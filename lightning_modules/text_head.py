@@ -6,11 +6,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from ..errors import DtrapError
 from .backbones.base import Backbone
+from .losses import normalise
 
 
 @dataclass(frozen=True)
@@ -55,7 +55,7 @@ def average_prompts(prompt_features: Tensor, per_class: int) -> Tensor:
     """Class features [W, D] from prompt features [W * P, D]: the mean of the normalised prompts of a class."""
     if per_class == 1:
         return prompt_features
-    return F.normalize(prompt_features, dim=-1).unflatten(0, (-1, per_class)).mean(dim=1)
+    return normalise(prompt_features).unflatten(0, (-1, per_class)).mean(dim=1)
 
 
 class FrozenTextFeatures:

@@ -49,7 +49,7 @@ class Tuner(nn.Module, ABC):
 
     @abstractmethod
     def adapter_state(self) -> dict[str, Tensor]:
-        """What is trained, by name; all that has to be saved."""
+        """All that has to be saved, by name: what is trained as the parameters themselves, the rest as buffers."""
 
     def load_adapter_state(self, state: dict[str, Tensor]) -> None:
         """Take the values of a saved `adapter_state`.
@@ -70,7 +70,8 @@ class Tuner(nn.Module, ABC):
                     f"the adapter does not fit the tuner {self.name}: {key} is {list(state[key].shape)}, expected "
                     f"{list(value.shape)}. Load it with the tuner settings that it was trained with."
                 )
-            with torch.no_grad():
+        with torch.no_grad():
+            for key, value in own.items():
                 value.copy_(state[key])
 
     def trained_parameters(self) -> list[nn.Parameter]:

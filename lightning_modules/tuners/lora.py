@@ -19,6 +19,11 @@ from .base import Tuner
 
 _ADAPTER = "default"
 _LAYERS = {"q": "q_proj", "k": "k_proj", "v": "v_proj", "o": "out_proj"}
+_TOWERS: dict[str, frozenset[Tower]] = {
+    "vision": frozenset({"vision"}),
+    "text": frozenset({"text"}),
+    "both": frozenset({"vision", "text"}),
+}
 
 
 class LoRA(Tuner):
@@ -47,6 +52,11 @@ class LoRA(Tuner):
         blocks: Sequence[int] | None = None,
     ) -> None:
         super().__init__()
+        if encoder not in _TOWERS:
+            raise DtrapError(f"LoRA: encoder is {encoder!r}; expected one of {', '.join(_TOWERS)}.")
+        unknown = [projection for projection in projections if projection not in _LAYERS]
+        if unknown:
+            raise DtrapError(f"LoRA: projections has {unknown[0]!r}; expected some of {', '.join(_LAYERS)}.")
         if rank < 1:
             raise DtrapError(f"LoRA: rank is {rank}; expected at least 1.")
         if not 0 <= dropout < 1:
@@ -63,22 +73,25 @@ class LoRA(Tuner):
     @property
     def trains(self) -> frozenset[Tower]:
         """The towers with adapters."""
-        towers: dict[str, frozenset[Tower]] = {
-            "vision": frozenset({"vision"}), "text": frozenset({"text"}), "both": frozenset({"vision", "text"})
-        }  # fmt: skip
-        return towers[self.encoder]
+        return _TOWERS[self.encoder]
 
     def attach(self, backbone: Backbone) -> None:
         """Wrap the chosen projections with adapters; nothing is left to do where they are wrapped already.
 
         Raises:
-            DtrapError: The settings choose no layer, a block that the tower does not have, or the adapters are those of
-                another backbone.
+            DtrapError: The settings choose no layer or a block that the tower does not have, this tuner is attached to
+                another backbone, or another tuner to this backbone.
         """
+        adapted = {module for module in backbone.modules() if isinstance(module, LoraLayer)}
         if self._layers:
-            if any(layer not in set(backbone.modules()) for layer in self._layers.values()):
+            if not adapted.issuperset(self._layers.values()):
                 raise DtrapError("LoRA: this tuner is attached to another backbone; make a new LoRA() for this one.")
             return
+        if adapted:
+            raise DtrapError(
+                f"LoRA: {backbone.identifier} already has {len(adapted)} layers adapted by another tuner, whose values "
+                "would stay. Give both modules the same tuner, or load the backbone once more for this one."
+            )
         targets = [
             f"{layer}.{_LAYERS[projection]}"
             for tower in sorted(self.trains)

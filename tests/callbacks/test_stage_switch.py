@@ -8,7 +8,7 @@ from dtrap.callbacks import StageSwitch
 from dtrap.callbacks.stage_switch import suppressed_progress
 from dtrap.errors import DtrapError
 from lightning.pytorch import LightningModule, Trainer
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, IterableDataset
 
 
 class Recorder:
@@ -63,6 +63,40 @@ def test_max_steps_ends_the_run_too():
     assert calls == [None, 0.0, 0.5, None, None]
 
 
+class TwoOptimisers(Foreign):
+    def __init__(self, objective):
+        super().__init__(objective)
+        self.automatic_optimization = False
+
+    def training_step(self, batch, batch_idx):
+        for optimiser in self.optimizers():
+            self.manual_backward(self.layer(batch).sum())
+            optimiser.step()
+
+    def configure_optimizers(self):
+        return [torch.optim.SGD([parameter], lr=0.1) for parameter in self.layer.parameters()]
+
+
+@pytest.mark.parametrize("length", [{"max_epochs": 2}, {"max_epochs": -1, "max_steps": 20}])
+def test_two_optimisers_that_step_in_each_batch_do_not_shorten_the_stage(length):
+    calls = fit(TwoOptimisers(Recorder()), StageSwitch(), batches=5, **length).objective.calls
+    assert calls == [None, *(i / 6 for i in range(6)), None, None, None, None]
+
+
+def test_a_resumed_run_goes_on_within_the_stage(tmp_path):
+    whole = fit(Foreign(Recorder()), StageSwitch()).objective.calls[1:]
+    module, callback = Foreign(Recorder()), StageSwitch()
+    quiet = {"accelerator": "cpu", "logger": False, "enable_progress_bar": False, "enable_model_summary": False}
+    trainer = Trainer(max_epochs=1, callbacks=[callback], enable_checkpointing=False, **quiet)
+    loader = DataLoader(torch.randn(5, 2), batch_size=1)
+    trainer.fit(module, loader)
+    trainer.save_checkpoint(tmp_path / "half.ckpt")
+    module = Foreign(Recorder())
+    trainer = Trainer(max_epochs=2, callbacks=[callback], enable_checkpointing=False, **quiet)
+    trainer.fit(module, loader, ckpt_path=tmp_path / "half.ckpt")
+    assert module.objective.calls[1:] == whole[5:]
+
+
 def test_a_second_fit_with_the_same_callback_starts_anew():
     callback = StageSwitch()
     first = fit(Foreign(Recorder()), callback).objective.calls
@@ -110,6 +144,21 @@ def test_a_module_without_an_objective_is_told_what_is_missing():
 def test_a_run_without_a_known_length_is_an_error():
     with pytest.raises(DtrapError, match="max_epochs"):
         fit(Foreign(Recorder()), StageSwitch(), max_epochs=-1)
+
+
+class Endless(IterableDataset):
+    def __iter__(self):
+        return iter(torch.randn(5, 2))
+
+
+def test_a_loader_without_length_needs_max_steps():
+    module, endless = Foreign(Recorder()), DataLoader(Endless(), batch_size=1)
+    settings = {"accelerator": "cpu", "logger": False, "enable_checkpointing": False, "enable_progress_bar": False}
+    with pytest.raises(DtrapError, match="max_steps"):
+        Trainer(max_epochs=2, callbacks=[StageSwitch()], **settings).fit(module, endless)
+    module.objective.calls.clear()
+    Trainer(max_epochs=2, max_steps=5, callbacks=[StageSwitch()], **settings).fit(module, endless)
+    assert module.objective.calls[1:] == [0, 1 / 3, 2 / 3, None, None]
 
 
 @pytest.mark.parametrize(

@@ -10,8 +10,8 @@ from dtrap.lightning_modules.backbones import OpenCLIP
 from dtrap.lightning_modules.losses import anti_visual_loss, cosines, cross_modal_loss
 from dtrap.lightning_modules.tuners import LoRA, Tuner
 from layouts import make_eurosat
-from lightning.pytorch import LightningModule, Trainer
-from torch.utils.data import DataLoader
+from lightning.pytorch import Callback, LightningModule, Trainer
+from torch.utils.data import DataLoader, IterableDataset
 
 QUIET = {
     "accelerator": "cpu",
@@ -89,11 +89,14 @@ def test_plain_views_encoded_again_have_another_dropout_mask(tiny_backbone, data
     assert calls == [50, 10] * 6 + [50] * 4
 
 
-def test_with_a_frozen_image_tower_each_image_is_encoded_once_per_episode(tiny_backbone, data, monkeypatch):
+@pytest.mark.parametrize("plain_views", ["reuse", "encode"])
+def test_with_a_frozen_image_tower_each_image_is_encoded_once_per_episode(
+    tiny_backbone, data, monkeypatch, plain_views
+):
     encoded = []
     original = OpenCLIP.encode_image
     monkeypatch.setattr(OpenCLIP, "encode_image", lambda self, x: encoded.append(len(x)) or original(self, x))
-    module = FewShotClassifier(tiny_backbone, LoRA("text", dropout=0.0))
+    module = FewShotClassifier(tiny_backbone, LoRA("text", dropout=0.0), plain_views=plain_views)
     trainer = Trainer(max_epochs=5, callbacks=[StageSwitch()], **QUIET)
     with pytest.warns(UserWarning, match="L_ad is constant"):
         trainer.fit(module, datamodule=data)
@@ -105,6 +108,24 @@ def test_with_a_frozen_image_tower_each_image_is_encoded_once_per_episode(tiny_b
     assert encoded == [50] * 11
     for key, value in adapter(module).items():
         torch.testing.assert_close(value, once[key])
+
+
+def test_a_frozen_text_tower_leaves_the_adapters_of_the_other_switched_on(tiny_backbone):
+    module = FewShotClassifier(tiny_backbone)
+    module.set_classes(["cat", "dog"])
+    module.tuner.disabled = None
+    assert module.text_features().shape == (2, 16)
+
+
+def test_the_rows_of_the_same_batch_are_looked_up_once(tiny_backbone, data, monkeypatch):
+    """To look at values of a batch waits for the device, and the full batch is the same in every step."""
+    looked, original = [], torch.Tensor.nonzero
+    monkeypatch.setattr(torch.Tensor, "nonzero", lambda self: looked.append(1) or original(self))
+    module = FewShotClassifier(tiny_backbone)
+    for episode in range(2):
+        data.set_episode(episode)
+        Trainer(max_epochs=5, callbacks=[StageSwitch()], **QUIET).fit(module, datamodule=data)
+    assert len(looked) == 2
 
 
 def test_text_only_tuning_takes_the_small_lambda(tiny_backbone):
@@ -167,13 +188,60 @@ def test_mini_batches_of_a_stranger_take_the_relations_of_the_current_step(tiny_
     fit("current")
 
 
-def test_previous_relations_on_changing_batches_are_refused(tiny_backbone):
-    batches = [{"images": torch.randn(n, 3, 32, 32), "labels": torch.arange(n) % 2} for n in (4, 2)]
+@pytest.mark.parametrize(
+    "columns",
+    [
+        [{}, {"labels": torch.tensor([1, 0, 0, 1])}],
+        [{"sample_id": torch.arange(4)}, {"sample_id": torch.arange(4, 8)}],
+        [
+            {"view": torch.zeros(4).long(), "sample_id": torch.arange(4)},
+            {"view": torch.zeros(4).long(), "sample_id": torch.arange(4, 8)},
+        ],
+    ],
+    ids=["labels alone", "ids", "ids and views"],
+)
+def test_previous_relations_on_changing_batches_are_refused(tiny_backbone, columns):
+    batches = [{"images": torch.randn(4, 3, 32, 32), "labels": torch.arange(4) % 2, **own} for own in columns]
     module = FewShotClassifier(tiny_backbone)
     module.set_classes(["cat", "dog"])
     trainer = Trainer(max_epochs=2, callbacks=[StageSwitch()], **QUIET)
     with pytest.raises(DtrapError, match="relation_source"):
         trainer.fit(module, DataLoader(batches, batch_size=None))
+
+
+def test_a_batch_without_plain_rows_takes_the_relations_to_all_rows(tiny_backbone):
+    batch = {"images": torch.randn(4, 3, 32, 32), "labels": torch.arange(4) % 2, "view": torch.tensor([1, 2, 1, 2])}
+    module = FewShotClassifier(tiny_backbone, objective=Objective(relation_source="current"))
+    module.set_classes(["cat", "dog"])
+    trainer = Trainer(max_epochs=5, callbacks=[StageSwitch()], **QUIET)
+    trainer.fit(module, DataLoader([batch], batch_size=None))
+    assert all(torch.isfinite(value).all() for value in adapter(module).values())
+
+
+def test_a_fit_without_stage_switch_does_not_go_on_in_the_stage_of_the_fit_before(tiny_backbone, data):
+    module = FewShotClassifier(tiny_backbone)
+    Trainer(max_epochs=1, callbacks=[StageSwitch(stop=1)], **QUIET).fit(module, datamodule=data)
+    assert module.objective.progress is not None
+    with pytest.warns(UserWarning, match="L_ad and L_ra are off"):
+        Trainer(max_epochs=1, **QUIET).fit(module, datamodule=data)
+    assert module.objective.progress is None
+
+
+class Endless(IterableDataset):
+    def __iter__(self):
+        return iter([{"images": torch.randn(2, 3, 32, 32), "labels": torch.tensor([0, 1])}])
+
+
+def test_a_run_of_unknown_length_is_told_what_to_set(tiny_backbone):
+    module = FewShotClassifier(tiny_backbone)
+    module.set_classes(["cat", "dog"])
+    with pytest.raises(DtrapError, match="max_steps"):
+        Trainer(max_epochs=2, **QUIET).fit(module, DataLoader(Endless(), batch_size=None))
+
+
+def test_an_unknown_way_of_plain_views_is_named(tiny_backbone):
+    with pytest.raises(DtrapError, match="plain_views"):
+        FewShotClassifier(tiny_backbone, plain_views="again")
 
 
 class LinearHead(Tuner):
@@ -233,6 +301,59 @@ def test_checkpoints_leave_the_frozen_backbone_out_and_load_again(tiny_backbone,
     module.start_task(7)
     module.load_state_dict(saved, strict=False)
     assert all(torch.equal(trained[k], v) for k, v in adapter(module).items())
+
+
+def test_a_resumed_fit_ends_like_an_uninterrupted_one(tiny_backbone, data, tmp_path):
+    module = FewShotClassifier(tiny_backbone, LoRA(dropout=0.0), Objective(0.0, relation_source="current"))
+
+    def trainer(epochs):
+        return Trainer(max_epochs=epochs, callbacks=[StageSwitch()], **QUIET)
+
+    class Stopped(Callback):
+        def on_train_epoch_end(self, trainer, pl_module):
+            if trainer.current_epoch == 1:
+                trainer.save_checkpoint(tmp_path / "middle.ckpt")
+
+    whole = trainer(5)
+    whole.callbacks.append(Stopped())
+    whole.fit(module, datamodule=data)
+    expected = adapter(module)
+    trainer(5).fit(module, datamodule=data, ckpt_path=tmp_path / "middle.ckpt", weights_only=True)
+    assert all(torch.equal(expected[k], v) for k, v in adapter(module).items())
+
+
+def test_a_checkpoint_of_another_tuner_is_refused(tiny_backbone, tiny_clip_files, data, tmp_path):
+    trainer = Trainer(max_epochs=1, callbacks=[StageSwitch()], **QUIET)
+    trainer.fit(FewShotClassifier(tiny_backbone), datamodule=data)
+    trainer.save_checkpoint(tmp_path / "vision.ckpt")
+    settings = {"map_location": "cpu", "weights_only": True}
+    backbone = OpenCLIP(*map(str, tiny_clip_files))
+    with pytest.raises(DtrapError, match="does not fit the tuner lora"):
+        FewShotClassifier.load_from_checkpoint(
+            tmp_path / "vision.ckpt", backbone=backbone, tuner=LoRA("text"), **settings
+        )
+    backbone = OpenCLIP(*map(str, tiny_clip_files))
+    loaded = FewShotClassifier.load_from_checkpoint(tmp_path / "vision.ckpt", backbone=backbone, **settings)
+    assert all(torch.equal(v, adapter(loaded)[k]) for k, v in adapter(trainer.lightning_module).items())
+
+
+class Cache(LinearHead):
+    """Keeps class means that are no parameters, as Tip-Adapter keeps its keys."""
+
+    def reset(self, seed, num_classes):
+        super().reset(seed, num_classes)
+        self.register_buffer("means", torch.zeros(num_classes, self.width))
+
+    def adapter_state(self):
+        return {**super().adapter_state(), **({"means": self.means} if hasattr(self, "means") else {})}
+
+
+def test_checkpoints_hold_all_that_a_tuner_saves(tiny_backbone, data, tmp_path):
+    trainer = Trainer(max_epochs=1, **QUIET)
+    trainer.fit(FewShotClassifier(tiny_backbone, Cache(), Objective(0, 0)), datamodule=data)
+    trainer.save_checkpoint(tmp_path / "last.ckpt")
+    saved = torch.load(tmp_path / "last.ckpt", weights_only=True)["state_dict"]
+    assert saved.keys() == {"tuner.head.weight", "tuner.head.bias", "tuner.means"}
 
 
 class Foreign(LightningModule):

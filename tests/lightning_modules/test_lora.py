@@ -137,6 +137,32 @@ def test_what_cannot_be_adapted_is_named(tiny_backbone, tiny_clip_files):
         tuner.attach(OpenCLIP(*map(str, tiny_clip_files)))
 
 
+def test_adapters_of_two_tuners_on_one_backbone_are_refused(tiny_backbone):
+    """The first one's values would stay in the second one's zero-shot features."""
+    tuner = LoRA()
+    FewShotClassifier(tiny_backbone, tuner)
+    with pytest.raises(DtrapError, match="6 layers adapted by another tuner"):
+        FewShotClassifier(tiny_backbone, LoRA("text"))
+    FewShotClassifier(tiny_backbone, tuner)
+
+
+@pytest.mark.parametrize("settings", [{"encoder": "image"}, {"projections": ["q", "w"]}, {"rank": 0}, {"dropout": 1.0}])
+def test_unknown_settings_are_named(settings):
+    with pytest.raises(DtrapError, match=next(iter(settings))):
+        LoRA(**settings)
+
+
+def test_an_adapter_that_does_not_fit_changes_nothing(tiny_backbone):
+    tuner = LoRA(rank=4)
+    tuner.attach(tiny_backbone)
+    randomised(tuner)
+    before = {k: v.detach().clone() for k, v in tuner.adapter_state().items()}
+    last = list(before)[-1]
+    with pytest.raises(DtrapError, match="does not fit"):
+        tuner.load_adapter_state({k: torch.zeros_like(v) for k, v in before.items()} | {last: torch.zeros(1, 1)})
+    assert all(torch.equal(before[k], v) for k, v in tuner.adapter_state().items())
+
+
 def test_the_training_is_described_with_its_share(tiny_backbone):
     module = FewShotClassifier(tiny_backbone, LoRA(rank=1, projections=["q"], blocks=[0]))
     whole = sum(p.numel() for p in module.backbone.parameters())

@@ -75,6 +75,43 @@ def test_previous_relations_of_a_changed_batch_are_refused(ids):
         objective(features(), TEXT, LABELS, row_ids=torch.tensor(ids))
 
 
+def test_without_row_ids_changed_labels_tell_a_changed_batch():
+    """Mini-batches of a stranger's loader: as many rows, but others."""
+    objective = Objective()
+    objective.set_stage(0.0)
+    objective(features(), TEXT, LABELS)
+    objective.set_stage(0.1)
+    objective(features(1), TEXT, LABELS)
+    with pytest.raises(DtrapError, match="relation_source to 'current'"):
+        objective(features(2), TEXT, LABELS.flip(0))
+
+
+def test_another_run_starts_outside_of_any_stage_and_with_the_same_draws():
+    objective = Objective(relation_weight=0)
+    objective.start(3)
+    objective.set_stage(0.5)
+    first = objective(features(), TEXT, LABELS)["L_ad"]
+    objective.start(3)
+    with pytest.warns(UserWarning, match="StageSwitch"):
+        assert objective(features(), TEXT, LABELS).keys() == {"total", "L_vlm"}
+    objective.set_stage(0.5)
+    assert objective(features(), TEXT, LABELS)["L_ad"] == first
+
+
+@pytest.mark.parametrize(
+    ("settings", "told"),
+    [
+        ({"visual_term": "negated-visual"}, "visual_term is 'negated-visual'.*Did you mean 'negated_visual'"),
+        ({"relation_source": "former"}, "relation_source is 'former'; expected one of previous, current"),
+        ({"relation_form": "kl"}, "relation_form is 'kl'"),
+        ({"relation_temperature": 0.0}, "relation_temperature"),
+    ],
+)
+def test_unknown_settings_are_named(settings, told):
+    with pytest.raises(DtrapError, match=told):
+        Objective(**settings)
+
+
 def test_without_a_stage_switch_the_terms_are_off_and_one_warning_says_so():
     objective = Objective()
     with pytest.warns(UserWarning, match="StageSwitch"):
