@@ -170,7 +170,7 @@ class FewShotDataModule(LightningDataModule, ABC):
                 "Complete the download, or leave them out with bad_images: skip."
             )
         for path in index.missing:
-            self._skip(path, "does not exist")
+            self._skip(path, f"Image {path} does not exist.")
         return index
 
     @cached_property
@@ -343,7 +343,9 @@ class FewShotDataModule(LightningDataModule, ABC):
                 raise self._too_few_readable(label)
         if not any(chosen):
             raise DtrapError(f"{self.title}: none of the query images can be read. Replace them.")
-        return to_batch(chosen, views, self.preprocessing)
+        # A test may be the first to ask for the support, in inference mode, whose tensors no training can use.
+        with torch.inference_mode(False):
+            return to_batch(chosen, views, self.preprocessing)
 
     def _replace(self, label: int, positions: list[int], faults: dict[int, ImageError]) -> list[int]:
         """Positions of a class, unreadable ones replaced, or left out where numbers need not be equal."""
@@ -374,7 +376,7 @@ class FewShotDataModule(LightningDataModule, ABC):
     def _skip(self, path: str, reason: str) -> None:
         if all(path != known for known, _ in self.skipped_images):
             self.skipped_images.append((path, reason))
-            logger.warning("%s: left out %s: %s", self.title, path, reason)
+            logger.warning("%s: left out: %s", self.title, reason)
 
 
 def _plain_ids(batch: Batch) -> list[int]:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
 
 from ..errors import DtrapError, nearest
 from .few_shot import FewShotDataModule, OnFault, Task
-from .index import ImageIndex, class_folders, index_class_folders, listing
+from .index import ImageIndex, class_folders, index_class_folders, listing, no_folder
 from .views import Preprocessing
 
 
@@ -84,6 +85,8 @@ class FolderDataModule(FewShotDataModule):
         names = self._names(folders)
         index = index_class_folders(self.root, folders, names)
         self._support_size = len(index.paths)
+        if not index.paths:
+            raise _no_images(self.root, folders)
         if self.query_root is None:
             return index
         for folder in _folders_of(self.query_root, "query_root"):
@@ -115,10 +118,19 @@ class FolderDataModule(FewShotDataModule):
             raise DtrapError(f"class_names: '{twice[0]}' names several folders of {self.root}. Give each its own name.")
         return names
 
+    @cached_property
+    def usable_classes(self) -> list[int]:
+        """Classes with an image of their own."""
+        return self._large_classes([len(found) for found in self._own_positions], 1, "for the support")
+
+    @property
+    def _own_positions(self) -> list[np.ndarray]:
+        """Positions in the index of the images of each class under the root."""
+        return [found[found < self._support_size] for found in self.positions]
+
     def draw_task(self) -> Task:
         """All classes; support and query images as the folders or the held-out share say."""
-        own = [found[found < self._support_size] for found in self.positions]
-        usable = self._large_classes([len(found) for found in own], 1, "for the support")
+        own, usable = self._own_positions, self.usable_classes
         support = {label: own[label] for label in usable}
         query = {label: self.positions[label][len(own[label]) :] for label in usable}
         if self.held_out is not None:
@@ -160,9 +172,21 @@ class FolderDataModule(FewShotDataModule):
         return max(1, round(sum(map(len, self.task.support)) / len(self.task.classes)))
 
 
+def _no_images(root: Path, folders: list[str]) -> DtrapError:
+    """The error for class folders without a single image; those of a root one too high hold the class folders."""
+    for folder in folders:
+        within = class_folders(root / folder)
+        if within:
+            return DtrapError(
+                f"The class folders of {root} have no images in them; {root / folder} has folders: {listing(within)}. "
+                f"Set data.root to {root / folder} if these are the classes, or move the images up."
+            )
+    return DtrapError(f"The class folders of {root} ({listing(folders)}) have no images in them. Add some.")
+
+
 def _folders_of(root: Path, argument: str) -> list[str]:
     if not root.is_dir():
-        raise DtrapError(f"The folder {root} does not exist. Set data.{argument} to the folder of the class folders.")
+        raise DtrapError(f"{root} {no_folder(root)}. Set data.{argument} to the folder of the class folders.")
     folders = class_folders(root)
     if not folders:
         raise DtrapError(f"{root} has no folders. Expected one folder per class, with its images in it.")

@@ -9,7 +9,23 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 
 from ..errors import DtrapError
 
-IMAGE_ENDINGS = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp", ".gif", ".ppm", ".pgm", ".jp2")
+# HEIC needs a plugin of Pillow's; without it such a file is told as unreadable, not passed over in silence.
+IMAGE_ENDINGS = (
+    ".jpg",
+    ".jpeg",
+    ".png",
+    ".bmp",
+    ".tif",
+    ".tiff",
+    ".webp",
+    ".gif",
+    ".ppm",
+    ".pgm",
+    ".jp2",
+    ".avif",
+    ".heic",
+    ".heif",
+)
 
 
 class ImageError(DtrapError):

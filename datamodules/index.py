@@ -72,10 +72,15 @@ def locate(root: Path, candidates: Iterable[str], title: str, what: str) -> Path
     raise not_found(root, looked_for, title, what)
 
 
+def no_folder(path: Path) -> str:
+    """What a path is that should have been a folder, to follow it in a sentence."""
+    return "is not a folder" if path.exists() else "does not exist"
+
+
 def not_found(root: Path, looked_for: Sequence[str], title: str, what: str) -> DtrapError:
     """The error for data that is not where it was looked for."""
     if not root.is_dir():
-        return DtrapError(f"{title}: the folder {root} does not exist. Set data.root to where the data are.")
+        return DtrapError(f"{title}: {root} {no_folder(root)}. Set data.root to where the data are.")
     return DtrapError(
         f"{title}: no {what} under {root}. Looked for: {', '.join(looked_for)}. "
         "Set data.root to the folder that holds one of these."

@@ -12,6 +12,7 @@ from torch.utils.data import DataLoader, Dataset
 from ..errors import DtrapError
 from .batches import Batch
 from .images import ImageError, list_images, open_image
+from .index import no_folder
 from .views import Preprocessing
 
 
@@ -36,7 +37,7 @@ class UnlabelledImages(Dataset[dict[str, Any]]):
     def __init__(self, folder: str | Path, preprocessing: Preprocessing) -> None:
         folder = Path(folder).expanduser()
         if not folder.is_dir():
-            raise DtrapError(f"The image folder {folder} does not exist. Name the folder of the new images.")
+            raise DtrapError(f"{folder} {no_folder(folder)}. Name the folder of the new images.")
         self.paths = list_images(folder, recursive=True)
         if not self.paths:
             raise DtrapError(f"No image files in {folder} or its sub-folders. Name the folder of new images.")

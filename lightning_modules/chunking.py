@@ -20,8 +20,8 @@ from torch.utils.checkpoint import checkpoint
 # Number of this option in glibc's malloc.h
 _M_MMAP_THRESHOLD = -3
 
-# Rows whose mask comes from one generator: a generator per row costs too many launches on a GPU, one for the whole
-# batch draws it anew for every chunk. Support batches are multiples of 5 rows in a 5-way task.
+# Rows whose mask comes from one generator: a generator per row would be many small launches on a GPU, one for the
+# whole batch draws it anew for every chunk. Support batches are multiples of 5 rows in a 5-way task.
 _BLOCK = 5
 
 
@@ -29,7 +29,7 @@ class _Rows(NamedTuple):
     """Which rows of which pass the running chunk holds."""
 
     first: int
-    count: int
+    images: int
     seed: int
 
 
@@ -50,7 +50,7 @@ def _give_freed_memory_back() -> None:
     """Have glibc map every block of 1 MiB or more by itself, from now on in this process.
 
     Its heap hardly reuses the aligned blocks that torch frees: a step of 125 images in chunks of 25 peaked at 12.1 GB
-    instead of 5.5. Nothing happens where there is no glibc.
+    instead of 5.1. Nothing happens where there is no glibc.
     """
     with suppress(AttributeError, OSError, TypeError):
         ctypes.CDLL(None).mallopt(_M_MMAP_THRESHOLD, 2**20)
@@ -59,8 +59,8 @@ def _give_freed_memory_back() -> None:
 def encode_in_chunks(encode: Callable[[Tensor], Tensor], images: Tensor, chunk: int | None = None) -> Tensor:
     """Features [N, D] of images [N, 3, H, W], at most `chunk` images at a time where given.
 
-    With gradients on, each chunk is recomputed in the backward pass (`torch.utils.checkpoint`). `RowDropout` layers draw
-    the same masks with and without chunks. Chunks of a CPU's step set an option of glibc's malloc, for good.
+    With gradients on, each chunk is recomputed in the backward pass (`torch.utils.checkpoint`). `RowDropout` layers
+    draw the same masks with and without chunks. On a CPU this sets an option of glibc's malloc, for good.
     """
     total = len(images)
     seed = int(torch.randint(2**62, ()))
@@ -107,7 +107,7 @@ class RowDropout(nn.Module):
 
     def _kept(self, x: Tensor, rows: _Rows) -> Tensor:
         """Mask shaped as `x`; where a tower makes several rows of an image (windows), they stay with it."""
-        first = rows.first * len(x) // rows.count
+        first = rows.first * len(x) // rows.images
         blocks = range(first // _BLOCK, -(-(first + len(x)) // _BLOCK))
         kept = torch.empty((len(blocks), _BLOCK, *x.shape[1:]), dtype=torch.bool, device=x.device)
         for number, block in zip(blocks, kept, strict=True):

@@ -8,12 +8,12 @@ from importlib.metadata import version
 from pathlib import Path
 
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save
 
 from .. import __version__
 from ..errors import DtrapError
 from ..lightning_modules import FewShotClassifier
-from .results import cannot_write, write_atomically
+from .results import write_atomically
 
 CARD_FORMAT = "dtrap-adapter/1"
 
@@ -66,15 +66,8 @@ def save_adapter(path: Path, module: FewShotClassifier, card: AdapterCard) -> No
         DtrapError: The files cannot be written.
     """
     state = {name: value.detach().cpu().contiguous() for name, value in module.tuner.adapter_state().items()}
-    temporary = path.with_suffix(".part")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        save_file(state, temporary, metadata={"format": CARD_FORMAT})
-        write_atomically(card_path(path), (json.dumps(asdict(card), indent=2, ensure_ascii=False) + "\n").encode())
-        temporary.replace(path)
-    except (OSError, SafetensorError) as error:
-        temporary.unlink(missing_ok=True)
-        raise cannot_write(path, error) from error
+    write_atomically(card_path(path), (json.dumps(asdict(card), indent=2, ensure_ascii=False) + "\n").encode())
+    write_atomically(path, save(state, metadata={"format": CARD_FORMAT}))
 
 
 def read_card(path: Path) -> AdapterCard:
@@ -83,7 +76,7 @@ def read_card(path: Path) -> AdapterCard:
     Raises:
         DtrapError: The adapter or its card is not there or is no card of this format.
     """
-    if not path.is_file():
+    if not path.is_file() or path.suffix == ".json":
         raise DtrapError(f"{path}: no such adapter. Expected a .safetensors file that `dtrap fit` saved.")
     card = card_path(path)
     try:

@@ -22,6 +22,7 @@ def run(command: str, arguments: list[str]) -> int:
 
     warnings.filterwarnings("ignore", category=FutureWarning)
     warnings.filterwarnings("ignore", category=DeprecationWarning)
+    warnings.formatwarning = lambda message, *where, **more: f"Warning: {message}\n"
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
     console = Console(highlight=False)
     if command == "fit":

@@ -8,6 +8,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+import torch
 import yaml
 from jsonargparse import ArgumentError, ArgumentParser, Namespace
 from lightning.pytorch import Trainer
@@ -52,6 +53,7 @@ class DtrapCLI(LightningCLI):
                 "prog": f"dtrap {command}",
                 "description": _DESCRIPTIONS[command],
                 "exit_on_error": False,
+                "allow_abbrev": False,
             },
         )
 
@@ -86,6 +88,12 @@ class DtrapCLI(LightningCLI):
             self.config = parser.parse_args(args)
         except (ArgumentError, TypeError, ValueError) as error:
             raise DtrapError(explain(error, parser, files)) from error
+        seed = self.config.get("seed_everything")
+        if seed not in (None, False):
+            raise DtrapError(
+                f"seed_everything is {seed}; all that is random in an episode is drawn from data.seed. Leave it out "
+                f"and give --data.seed {seed}."
+            )
 
     def instantiate_classes(self) -> None:
         """Leave the instantiation to the command."""
@@ -197,7 +205,10 @@ def build_module(config: Namespace, shared: FewShotClassifier | None = None) -> 
     """
     model = config.model.clone()
     if shared is None:
-        backbone, tuner = build_part(Backbone, model.backbone), build_part(Tuner, model.tuner)
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(0)  # a backbone without weights is the same one where a run goes on
+            backbone = build_part(Backbone, model.backbone)
+        tuner = build_part(Tuner, model.tuner)
     else:
         backbone, tuner = shared.backbone, shared.tuner
     return FewShotClassifier(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import signal
 import time
 import warnings
@@ -11,6 +12,7 @@ from typing import Any
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.plugins.environments import LightningEnvironment
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from torch import Tensor
 
 from ..callbacks import StageSwitch
@@ -71,28 +73,39 @@ def episode_trainer(arguments: dict[str, Any], callbacks: list[Callback], *, pro
         arguments: The Trainer's arguments from the config.
         callbacks: Callbacks besides those of the config.
         progress: Whether it has a progress bar of its own.
+
+    Raises:
+        DtrapError: Lightning refuses an argument, or an episode would run on several devices or test nothing.
     """
     plugins = arguments.get("plugins") or []
     plugins = plugins if isinstance(plugins, list) else [plugins]
     configured = arguments.get("callbacks") or []
     configured = configured if isinstance(configured, list) else [configured]
-    trainer = Trainer(
-        **{
-            **arguments,
-            "logger": False,
-            "enable_checkpointing": False,
-            "enable_progress_bar": progress,
-            "enable_model_summary": False,
-            # A launcher's variables (torchrun, SLURM) must not turn an episode into a distributed run.
-            "plugins": [*plugins, LightningEnvironment()],
-            "callbacks": [*configured, *callbacks],
-        }
-    )
+    settings = {
+        **arguments,
+        "logger": False,
+        "enable_checkpointing": False,
+        "enable_progress_bar": progress,
+        "enable_model_summary": False,
+        # A launcher's variables (torchrun, SLURM) must not turn an episode into a distributed run.
+        "plugins": [*plugins, LightningEnvironment()],
+        # Copies: what a callback such as EarlyStopping has seen of one episode must not reach the next.
+        "callbacks": [*copy.deepcopy(configured), *callbacks],
+    }
+    try:
+        trainer = Trainer(**settings)
+    except (MisconfigurationException, ValueError, TypeError, ImportError) as error:
+        shown = ("accelerator", "devices", "precision")
+        given = ", ".join(f"{name} {arguments[name]!r}" for name in shown if name in arguments)
+        reason = " ".join(str(error).split())[:500].rstrip(".!")
+        raise DtrapError(f"trainer ({given}): {reason}. Change that option of the trainer.") from error
     if trainer.num_devices != 1 or trainer.num_nodes != 1:
         raise DtrapError(
             f"trainer.devices is {arguments.get('devices')!r}, which is {trainer.num_devices} devices; an episode runs "
             "on one. Set trainer.devices to 1, or to a list with one device such as [2]."
         )
+    if trainer.limit_test_batches == 0:
+        raise DtrapError("trainer.limit_test_batches is 0, so that no query would be tested. Leave it out.")
     return trainer
 
 

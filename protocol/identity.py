@@ -28,10 +28,13 @@ NEUTRAL_TRAINER_FLAGS = {
     "profiler",
     "strategy",
 }
+# What is done about a fault in the data cannot change an episode that had none, and the fingerprint of the data
+# files says which there are: whoever follows an error's advice to skip goes on with the rows so far.
+NEUTRAL_DATA_OPTIONS = {"root", "query_root", "num_workers", "bad_images", "small_classes"}
 NEUTRAL = {
     (): {"config"},
-    ("data",): {"root", "query_root", "num_workers"},
-    ("data", "init_args"): {"root", "query_root", "num_workers"},
+    ("data",): NEUTRAL_DATA_OPTIONS,
+    ("data", "init_args"): NEUTRAL_DATA_OPTIONS,
     ("model",): {"image_chunk"},
     ("model", "init_args"): {"image_chunk"},
     ("protocol",): {"episodes", "folder", "overwrite", "compare", "pictures", "save_adapters"},
@@ -45,9 +48,9 @@ ABSENT = object()
 def identity(config: Mapping[str, Any]) -> dict[str, Any]:
     """Part of a resolved config that decides the numbers of a run; rows of two identities never mix.
 
-    Left out: where the data lie, workers, device and display flags of the Trainer, loggers, the chunk of the
-    image tower, the number of episodes, what is done with the results, and empty sections. An unknown key
-    counts. Tuples become lists and paths text, so that a config read back from a file is the same.
+    Left out: where the data lie, what is done about faults in them, workers, device and display flags of the Trainer,
+    loggers, the chunk of the image tower, the number of episodes, what is done with the results, and empty sections. An
+    unknown key counts. Tuples become lists and paths text, so that a config read back from a file is the same.
     """
     return _without_neutral(config, ())
 

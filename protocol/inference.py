@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import tempfile
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
@@ -23,8 +24,10 @@ from .adapters import AdapterCard, load_adapter, read_card
 from .configuration import DtrapCLI, build_data, build_module, build_trainer_arguments
 from .episode import EXPECTED_WARNINGS, episode_trainer
 from .progress import EpisodeProgress
-from .results import Row, write_atomically
+from .results import Row, cannot_write, write_atomically
 from .summary import render, summarise
+
+ANOTHER_FILE = "or name another file with --output."
 
 
 def test(arguments: list[str], console: Console) -> int:
@@ -85,8 +88,7 @@ def predict(arguments: list[str], console: Console) -> int:
         raise DtrapError(f"{config.adapter} holds {len(adapters)} adapters; name the one to predict with.")
     card = read_card(adapters[0])
     output = Path(config.output)
-    if output.is_dir():
-        raise DtrapError(f"--output {output} is a folder; expected the name of a CSV file.")
+    _check_output(output)
     module = build_module(config)
     load_adapter(adapters[0], module, card)
     preprocessing = Preprocessing.of(module.backbone) or Preprocessing()
@@ -97,13 +99,25 @@ def predict(arguments: list[str], console: Console) -> int:
     probabilities = torch.cat(batches) if batches else torch.empty(0, len(card.class_names))
     unreadable = {str(path) for path, _ in images.unreadable}
     readable = [path for path in images.paths if str(path) not in unreadable]
-    write_atomically(output, _table(readable, probabilities, card.class_names).encode())
+    write_atomically(output, _table(readable, probabilities, card.class_names).encode(), ANOTHER_FILE)
     console.print(f"{len(readable)} images labelled: {output}", soft_wrap=True, markup=False)
     if unreadable:
         console.print(f"{len(unreadable)} images could not be read and are not in the table:", markup=False)
     for _, reason in images.unreadable:
         console.print(f"  {reason}", soft_wrap=True, markup=False)
     return 0 if readable else 1
+
+
+def _check_output(output: Path) -> None:
+    """Raise a DtrapError before the work where its result could not be written."""
+    if output.is_dir():
+        raise DtrapError(f"--output {output} is a folder; expected the name of a CSV file.")
+    try:
+        output.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=output.parent):
+            pass
+    except OSError as error:
+        raise cannot_write(output, error, ANOTHER_FILE) from error
 
 
 def _table(paths: Sequence[Any], probabilities: torch.Tensor, class_names: Sequence[str]) -> str:

@@ -23,6 +23,15 @@ _NOISE = re.compile(
     r"Expected a path but .* either not accessible or invalid"
 )
 _MOST_LINES = 7
+_TYPES = {
+    "int": "a whole number",
+    "float": "a number",
+    "bool": "true or false",
+    "str": "a text",
+    "dict": "a mapping such as '{key: value}'",
+    "list": "a list such as '[a, b]'",
+    "collections.abc.Sequence": "a list such as '[a, b]'",
+}
 
 
 def explain(error: Exception, parser: ArgumentParser, files: Sequence[str] = ()) -> str:
@@ -129,11 +138,11 @@ def _literal(match: re.Match[str], text: str, key: str, parser: ArgumentParser) 
 
 
 def _wrong_type(match: re.Match[str], text: str, key: str, parser: ArgumentParser) -> str:
-    inner = re.findall(r'Parser key "([^"]*)"', text)
-    full = ".".join(dict.fromkeys(inner))
-    names = {"int": "a whole number", "float": "a number", "bool": "true or false", "str": "a text"}
-    kind = match.group(1)
-    return f"{full}: found '{match.group(2).strip()}', expected {names.get(kind, kind)}."
+    full = ".".join(dict.fromkeys(re.findall(r'Parser key "([^"]*)"', text)))
+    kinds = dict.fromkeys(re.findall(r"Expected a <class '([\w.]+)'>", text))
+    expected = " or ".join(_TYPES.get(kind, kind) for kind in kinds if kind != "NoneType")
+    value = re.search(r"(?:Got|Given) value: ([^\n]*)", text)
+    return f"{full}: found '{value.group(1).strip()[:120] if value else ''}', expected {expected}."
 
 
 def _no_file(match: re.Match[str], text: str, key: str, parser: ArgumentParser) -> str:
@@ -141,7 +150,7 @@ def _no_file(match: re.Match[str], text: str, key: str, parser: ArgumentParser) 
 
 
 def _no_value(match: re.Match[str], text: str, key: str, parser: ArgumentParser) -> str:
-    return f"{match.group(1)}: a value is missing. Expected {match.group(1)}.NAME VALUE or {match.group(1)} VALUE."
+    return f"{match.group(1)}: a value is missing. Expected {match.group(1)} VALUE."
 
 
 _KINDS: list[tuple[str, Any]] = [
@@ -153,21 +162,17 @@ _KINDS: list[tuple[str, Any]] = [
     (r"Import path (\S+) does not correspond to a subclass of (\w+)", _wrong_class),
     (r"following arguments are required: ([^\n]*)", _required),
     (r"Literal\[", _literal),
-    (r"Expected a <class '(\w+)'>\. Got value: ([^\n]*)", _wrong_type),
+    (r"Expected a <class '(?!NoneType)", _wrong_type),
     (r"File does not exist: '([^']*)'", _no_file),
-    (r"argument (--\S+): expected one argument", _no_value),
+    (r"argument (?:-\w/)?(--\S+): expected one argument", _no_value),
 ]
 
 
 def _keys(parser: ArgumentParser) -> list[str]:
     keys = {action.dest for action in parser._actions if action.dest not in ("help", "print_config")}
-    for key, value in parser.get_defaults().items(nested=False):
-        keys.add(key)
-        if key == "model":
-            keys.update(f"model.{name}" for name in _parameters(FewShotClassifier))
-            for part, base in (("tuner", Tuner), ("backbone", Backbone)):
-                keys.update(f"model.{part}.{n}" for c in _subclasses(base) for n in _parameters(c))
-        del value
+    keys.update(f"model.{name}" for name in _parameters(FewShotClassifier))
+    for part, base in (("tuner", Tuner), ("backbone", Backbone)):
+        keys.update(f"model.{part}.{n}" for c in _subclasses(base) for n in _parameters(c))
     keys.update(f"data.{n}" for c in _subclasses(few_shot.FewShotDataModule) for n in _parameters(c))
     return sorted(keys)
 

@@ -18,6 +18,11 @@ from ..errors import DtrapError
 
 Row = dict[str, Any]
 
+GO_ON = (
+    "and start the same command again: it goes on with the first missing episode. Or choose another folder with "
+    "--protocol.folder."
+)
+
 
 class ResultRows:
     """Rows of finished episodes in a JSON Lines file that survives a kill at any moment.
@@ -177,8 +182,13 @@ class RunFolder:
                 raise cannot_write(path, error) from error
 
 
-def write_atomically(path: Path, content: bytes) -> None:
+def write_atomically(path: Path, content: bytes, remedy: str = GO_ON) -> None:
     """Put `content` in place of the file in one move, so that no reader and no kill sees a part of it.
+
+    Args:
+        path: The file; its folder is made where it does not exist.
+        content: All that it shall hold.
+        remedy: What a user can do besides making place, for the error.
 
     Raises:
         DtrapError: the file cannot be written; an earlier one stays as it was.
@@ -192,7 +202,7 @@ def write_atomically(path: Path, content: bytes) -> None:
             os.fsync(file.fileno())
         os.replace(temporary, path)
     except OSError as error:
-        raise cannot_write(path, error) from error
+        raise cannot_write(path, error, remedy) from error
     finally:
         with suppress(OSError):
             temporary.unlink()
@@ -211,17 +221,14 @@ def plain(value: Any) -> Any:
     return plain(value.tolist()) if hasattr(value, "tolist") else value
 
 
-def cannot_write(path: Path, error: Exception) -> DtrapError:
+def cannot_write(path: Path, error: Exception, remedy: str = GO_ON) -> DtrapError:
     """Error that names the file, the reason and the remedy of a failed write."""
     reason = getattr(error, "strerror", None) or str(error)
     if getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT):
-        remedy = "Free space there"
+        mend = "Free space there"
     else:
-        remedy = "Make the place writable"
-    return DtrapError(
-        f"{path}: cannot write ({reason}). {remedy} and start the same command again: it goes on with the "
-        "first missing episode. Or choose another folder with --protocol.folder."
-    )
+        mend = "Make the place writable"
+    return DtrapError(f"{path}: cannot write ({reason}). {mend} {remedy}")
 
 
 def _write_from(descriptor: int, end: int, content: bytes) -> None:

@@ -27,7 +27,7 @@ from .configuration import (
     build_trainer_arguments,
     parse_methods,
 )
-from .episode import run_episode
+from .episode import episode_trainer, run_episode
 from .identity import default_folder_name, difference, identity
 from .loggers import ProtocolLogger, prepare_logger
 from .picture import episode_picture
@@ -64,11 +64,16 @@ class ProtocolRun:
         self.tuner: Tuner = build_part(Tuner, self.main.parsed.model.tuner)
         self.episodes = self.settings.episodes if self.data.tasks is None else self.data.tasks
         self.folder = RunFolder(self.settings.folder or Path("runs") / self._default_name())
+        if self.data.tasks is not None and self.folder.path.resolve().is_relative_to(self.data.root.resolve()):
+            raise DtrapError(
+                f"the results would go to {self.folder.path}, inside the images' folder {self.data.root}, and be "
+                "taken for a class. Give --protocol.folder FOLDER elsewhere, or start from another folder."
+            )
 
     def _default_name(self) -> str:
         episodic = self.data.tasks is None
         return default_folder_name(
-            dataset=self.data.title if episodic else Path(self.data.root).name,
+            dataset=self.data.title if episodic else self.data.root.resolve().name,
             way=self.data.way if episodic else None,
             shot=self.data.shot if episodic else None,
             backbone=backbone_label(self.main.parsed),
@@ -80,11 +85,18 @@ class ProtocolRun:
     def run(self) -> int:
         """Run what is missing and show the result; the exit status of the command."""
         with self.folder.lock():
-            if self.settings.overwrite and self.folder.identity.exists():
-                self.folder.clear()
-            self._check_identity()
-            missing = {method.name: self.folder.rows.missing(method.name, self.episodes) for method in self.methods}
+            anew = self.settings.overwrite and self.folder.identity.exists()
+            if not anew:
+                self._check_identity()
+            rows = self.folder.rows
+            missing = {
+                m.name: list(range(self.episodes)) if anew else rows.missing(m.name, self.episodes)
+                for m in self.methods
+            }
             if any(missing.values()):
+                self._check_settings()
+                if anew:
+                    self.folder.clear()
                 self._record_identity()
                 try:
                     self._run_missing(missing)
@@ -93,24 +105,37 @@ class ProtocolRun:
                     self.console.print(f"Interrupted. Go on with: {self._command()}", soft_wrap=True, markup=False)
                     return 130
             else:
+                if self.data.root.exists():  # the result is told without the data too, but not beside other data
+                    self._check_data_files(self._stored())
                 self.console.print(
                     f"Already finished: {self.folder.path} (--protocol.overwrite true starts anew)",
                     soft_wrap=True,
+                    markup=False,
                 )
             self._finish(complete=True)
         return 0
+
+    def _check_settings(self) -> None:
+        """Tell what is wrong with data, trainer or stage before anything is deleted, written or loaded."""
+        self.data.task  # noqa: B018
+        for method in self.methods:
+            StageSwitch(**method.parsed.stage_switch)
+            without_logger = method.parsed.clone()
+            without_logger.trainer.logger = False
+            episode_trainer(build_trainer_arguments(without_logger), [])
 
     # Identity
 
     def _stored(self) -> dict[str, Any]:
         try:
-            return json.loads(self.folder.identity.read_text(encoding="utf-8"))
+            stored = json.loads(self.folder.identity.read_text(encoding="utf-8"))
+            if stored["main"] not in stored["methods"]:
+                raise ValueError(f"'{stored['main']}' is not among its methods")
+            return stored
         except FileNotFoundError:
             return {}
-        except ValueError as error:
-            raise DtrapError(
-                f"{self.folder.identity}: not readable as JSON ({error}). Start anew with --protocol.overwrite true."
-            ) from error
+        except (ValueError, KeyError, TypeError) as error:
+            raise DtrapError(f"{self.folder.identity}: not as `dtrap fit` wrote it ({error}). {ELSEWHERE}") from error
 
     def _check_identity(self) -> None:
         stored = self._stored()
@@ -120,11 +145,11 @@ class ProtocolRun:
                 f"{self.folder.path} has a {foreign[0]}, but no {self.folder.identity.name}: it is no run folder, or "
                 "that file was lost. Choose another folder with --protocol.folder, or move the file away."
             )
+        with_rows = {row["method"] for row in self.folder.rows.read()}
         for position, method in enumerate(self.methods):
-            known = stored.get("methods", {}).get(method.name)
-            if position == 0 and stored:
-                known = stored["methods"][stored["main"]]
-            lines = difference(known, identity(method.plain)) if known is not None else []
+            name = stored["main"] if position == 0 and stored else method.name
+            known = stored.get("methods", {}).get(name) if name in with_rows else None
+            lines = difference(identity(known), identity(method.plain)) if known is not None else []
             if lines:
                 more = [f"  and {len(lines) - 4} more"] if len(lines) > 4 else []
                 raise DtrapError(
@@ -139,22 +164,27 @@ class ProtocolRun:
                 )
 
     def _record_identity(self) -> None:
-        """Note what the rows of this folder belong to, after a look at the data files."""
-        stored = self._stored()
-        fingerprint = self.data.index.fingerprint()
-        known = stored.get("data_files", fingerprint)
-        if known != fingerprint and self.folder.rows.read():
-            raise DtrapError(
-                f"{self.folder.path}: the data files under {self.data.root} are not those that its rows come from "
-                f"(other names, labels or numbers). Restore them. {ELSEWHERE}"
-            )
+        """Note what the rows of this folder belong to; of a run that left none nothing is kept."""
+        stored = self._stored() if self.folder.rows.read() else {}
+        fingerprint = self._check_data_files(stored)
         methods = stored.get("methods", {}) | {m.name: identity(m.plain) for m in self.methods}
         main = stored.get("main", self.main.name)
         self.folder.write_json(self.folder.identity, {"main": main, "data_files": fingerprint, "methods": methods})
-        self.folder.write_text(self.folder.config, yaml.safe_dump(self.main.plain, sort_keys=False))
-        for method in self.methods[1:]:
-            path = self.folder.path / f"config.{method.name}.yaml"
-            self.folder.write_text(path, yaml.safe_dump(method.plain, sort_keys=False))
+        for method in self.methods:
+            path = self.folder.config if method is self.main else self.folder.path / f"config.{method.name}.yaml"
+            # Whoever starts from this config again wants to go on, not to delete the results.
+            plain = {**method.plain, "protocol": {**method.plain["protocol"], "overwrite": False}}
+            self.folder.write_text(path, yaml.safe_dump(plain, sort_keys=False, allow_unicode=True))
+
+    def _check_data_files(self, stored: dict[str, Any]) -> str:
+        """The fingerprint of the data files, which must be that of the rows."""
+        fingerprint = self.data.index.fingerprint()
+        if stored.get("data_files", fingerprint) != fingerprint:
+            raise DtrapError(
+                f"{self.folder.path}: the data files under {self.data.root} are not those that its rows come from "
+                f"(other names, labels, numbers or queries). Restore them. {ELSEWHERE}"
+            )
+        return fingerprint
 
     # The loop
 
@@ -272,8 +302,12 @@ class ProtocolRun:
         summary = summarise(rows, self.data.description, names, episodes=self.episodes, support_images=support)
         self.folder.write_json(self.folder.summary, summary)
         render(summary, self.console)
-        if self.settings.save_adapters:
+        if self.data.skipped_images:
+            self.console.print(f"{len(self.data.skipped_images)} missing or unreadable images left out; listed above.")
+        if self.settings.save_adapters and self.folder.adapters.exists():
             self.console.print(f"Adapters: {self.folder.adapters}", soft_wrap=True, markup=False, highlight=False)
+        elif self.settings.save_adapters:
+            self._warn("this run saved no adapters; --protocol.overwrite true runs it again and saves them.")
 
     def _command(self) -> str:
         words: list[str] = []

@@ -17,8 +17,9 @@ class ProtocolSettings:
         folder: Where the results go; null makes a folder under `runs` named after data set, way, shot, backbone,
             tuner, method and seed.
         overwrite: Delete the results that the folder holds and start anew, instead of going on.
-        compare: One or several overlays, by name or path; each runs as a further method on the very same episodes.
-        method: Name of the method in rows and tables; null names it after its losses.
+        compare: One overlay, by name or path, or several as in "[methods/baseline.yaml, methods/paper.yaml]"; each
+            runs as a further method on the very same episodes.
+        method: Name of the method in rows, tables and file names; null names it after its losses.
         pictures: Number of episodes, from the first, that leave a picture of their support views and queries.
         save_adapters: Whether each episode's adapter is saved.
     """
@@ -34,6 +35,12 @@ class ProtocolSettings:
     def __post_init__(self) -> None:
         if self.episodes < 1:
             raise DtrapError(f"protocol.episodes is {self.episodes}; expected at least 1.")
+        if self.pictures < 0:
+            raise DtrapError(f"protocol.pictures is {self.pictures}; expected 0 or a number of episodes.")
+        if self.method is not None and (not self.method.strip() or "/" in self.method):
+            raise DtrapError(
+                f"protocol.method is '{self.method}'; expected a name without '/': files are named after it."
+            )
 
     @property
     def overlays(self) -> list[str]:

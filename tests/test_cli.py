@@ -58,6 +58,17 @@ def mistake(dtrap, tmp_path, tiny_model):
         (["--model.tuner.ranks", "3"], ["model.tuner.ranks", "'rank'"]),
         (["--protocol.episods", "3"], ["--protocol.episods", "'--protocol.episodes'"]),
         (["--trainer.max_epochz", "3"], ["--trainer.max_epochz", "'--trainer.max_epochs'"]),
+        (["--protocol.episode", "3"], ["--protocol.episode:", "'--protocol.episodes'"]),
+        (["--protocol.method", "a/b"], ["protocol.method is 'a/b'", "without '/'"]),
+        (["--protocol.pictures", "-1"], ["protocol.pictures is -1"]),
+        (["--config"], ["--config: a value is missing"]),
+        (["--seed_everything", "3"], ["seed_everything is 3", "--data.seed 3"]),
+        (["--trainer.max_epochs", "ten"], ["trainer.max_epochs: found 'ten', expected a whole number."]),
+        (["--model.tuner.blocks", "x"], ["model.tuner.blocks: found 'x', expected a list"]),
+        (["--trainer.accelerator", "gpux"], ["accelerator 'gpux'", "Available names"]),
+        (["--trainer.devices", "x"], ["devices 'x'"]),
+        (["--trainer.limit_test_batches", "0"], ["trainer.limit_test_batches is 0"]),
+        (["--data.root", __file__], ["test_cli.py is not a folder"]),
         (["--protocol.episodes", "many"], ["protocol.episodes", "'many'", "a whole number"]),
         (["--protocol.episodes", "0"], ["protocol.episodes is 0", "at least 1"]),
         (["--model.objective.relation_form", "cosin"], ["relation_form", "'cosin'", "cosine, softmax", "'cosine'?"]),
@@ -108,6 +119,22 @@ def test_a_mistake_in_a_config_file_names_the_key(mistake, tmp_path, content, to
 def test_no_data_and_no_root_say_what_to_give(mistake):
     assert "isic_5shot.yaml" in mistake(start=[])
     assert "--data.root" in mistake(start=["--config", "isic_5shot.yaml"])
+
+
+def test_a_closed_standard_output_is_no_error(tmp_path):
+    done = subprocess.run(["sh", "-c", f"{sys.executable} -m dtrap configs >&-"], capture_output=True, cwd=tmp_path)
+    assert (done.returncode, done.stderr) == (0, b"")
+
+
+def test_a_warning_is_one_line_without_code(tmp_path, tiny_model):
+    root = make_eurosat(tmp_path / "eurosat", per_class=2)
+    done = python(
+        "-m", "dtrap", "fit", "--config", "eurosat_1shot.yaml", "--data.root", str(root), "--data.query", "1",
+        *tiny_model, "--model.backbone.pretrained", "null", "--protocol.episodes", "1", "--trainer.max_epochs", "1",
+        cwd=tmp_path,
+    )  # fmt: skip
+    assert done.returncode == 0
+    assert done.stderr == "Warning: The backbone has random weights (pretrained: null): expect chance accuracy.\n"
 
 
 def test_debug_shows_the_traceback(tmp_path):

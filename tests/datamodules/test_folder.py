@@ -122,6 +122,28 @@ def test_an_empty_class_folder(tmp_path, folder_root):
     assert data.query()["labels"].tolist() == [0]
 
 
+def test_a_small_class_is_told_once(folder_root, caplog):
+    (folder_root / "cls_04").mkdir()
+    data = folder(folder_root, small_classes="skip")
+    for _ in range(2):
+        data.set_episode(0)
+        data.setup()
+    assert caplog.text.count("'cls_04' has 0") == 1
+
+
+def test_a_root_one_too_high_names_the_right_one(folder_root):
+    with pytest.raises(DtrapError, match=r"my_photos has folders: cls_00.*Set data\.root to .*my_photos"):
+        folder(folder_root.parent).setup()
+    with pytest.raises(DtrapError, match="is not a folder"):
+        folder(next(folder_root.rglob("*.png"))).setup()
+
+
+def test_pictures_of_a_kind_that_pillow_cannot_read_are_not_passed_over(folder_root):
+    (folder_root / "cls_01" / "IMG_1.HEIC").write_bytes(b"\0\0\0\x18ftypheic")
+    with pytest.raises(DtrapError, match=r"IMG_1\.HEIC cannot be read"):
+        folder(folder_root).support()
+
+
 def test_unreadable_images(folder_root):
     truncate(folder_root / "cls_01" / "cls_01_2.png")
     with pytest.raises(DtrapError, match=r"cls_01_2\.png cannot be read.*bad_images: skip"):

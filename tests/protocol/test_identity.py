@@ -82,6 +82,8 @@ def changed(path, value):
         ("data.init_args.root", "/elsewhere"),
         ("data.init_args.query_root", "/elsewhere"),
         ("data.init_args.num_workers", 8),
+        ("data.init_args.bad_images", "skip"),
+        ("data.init_args.small_classes", "skip"),
         ("protocol.episodes", 800),
         ("protocol.folder", "runs/a"),
         ("protocol.overwrite", True),

@@ -89,6 +89,7 @@ def test_unreadable_images_are_listed_and_the_others_predicted(dtrap, fitted, tm
         (["--adapter", "nowhere.safetensors"], ["nowhere.safetensors", "no such adapter"]),
         (["--images", "nowhere"], ["nowhere", "does not exist"]),
         (["--output", "run"], ["run is a folder"]),
+        (["--output", "run/config.yaml/x.csv"], ["x.csv: cannot write", "--output"]),
     ],
 )
 def test_what_does_not_fit_is_refused_with_the_reason(dtrap, fitted, root, words, told):
