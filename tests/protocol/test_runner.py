@@ -274,6 +274,7 @@ def test_a_folder_of_somebody_elses_is_left_alone(dtrap, words, tmp_path):
 
 
 def test_ctrl_c_prints_the_partial_summary_and_the_command_that_goes_on(dtrap, words, tmp_path, monkeypatch):
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a background shell may have it ignored
     original, calls = FewShotClassifier.training_step, iter(range(10**6))
 
     def step(self, *arguments):
