@@ -6,7 +6,8 @@ import copy
 import signal
 import time
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -22,13 +23,22 @@ from ..lightning_modules import FewShotClassifier
 from .results import Row
 
 # What Lightning says of loaders and modules that are meant to be so.
-EXPECTED_WARNINGS = (
+_EXPECTED_WARNINGS = (
     r".*does not have many workers.*",
     r".*module\(s\) in eval mode at the start of training.*",
     r".*isinstance\(treespec, LeafSpec\).*",
     r".*number of training batches .* is smaller than the logging interval.*",
     r".*`Trainer.fit` stopped.*",
 )
+
+
+@contextmanager
+def without_expected_warnings() -> Iterator[None]:
+    """Within it, Lightning's warnings about what is meant to be so are not shown."""
+    with warnings.catch_warnings():
+        for message in _EXPECTED_WARNINGS:
+            warnings.filterwarnings("ignore", message=message)
+        yield
 
 
 class EpisodeRecorder(Callback):
@@ -40,8 +50,13 @@ class EpisodeRecorder(Callback):
 
     def __init__(self, on_step: Callable[[float], None]) -> None:
         self.on_step = on_step
+        self._share = 1.0
         self._boundary: dict[str, Tensor] | None = None
         self._end: dict[str, Tensor] | None = None
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Find the share of the run that one step is."""
+        self._share = 1 / max(int(trainer.estimated_stepping_batches), 1)
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
@@ -50,7 +65,7 @@ class EpisodeRecorder(Callback):
         self._end = {name: value for name, value in outputs.items() if name != "loss"}
         if self._suppressed(pl_module):
             self._boundary = self._end
-        self.on_step(1 / max(int(trainer.estimated_stepping_batches), 1))
+        self.on_step(self._share)
 
     @staticmethod
     def _suppressed(module: LightningModule) -> bool:
@@ -127,9 +142,7 @@ def run_episode(
     """
     started = time.monotonic()
     recorder = EpisodeRecorder(on_step)
-    with warnings.catch_warnings():
-        for message in EXPECTED_WARNINGS:
-            warnings.filterwarnings("ignore", message=message)
+    with without_expected_warnings():
         trainer = episode_trainer(arguments, [stage_switch, recorder])
         try:
             zero_shot = None

@@ -5,7 +5,6 @@ from __future__ import annotations
 import csv
 import io
 import tempfile
-import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -22,7 +21,7 @@ from ..errors import DtrapError
 from ..lightning_modules import FewShotClassifier
 from .adapters import AdapterCard, load_adapter, read_card
 from .configuration import DtrapCLI, build_data, build_module, build_trainer_arguments
-from .episode import EXPECTED_WARNINGS, episode_trainer
+from .episode import episode_trainer, without_expected_warnings
 from .progress import EpisodeProgress
 from .results import Row, cannot_write, write_atomically
 from .summary import render, summarise
@@ -93,8 +92,7 @@ def predict(arguments: list[str], console: Console) -> int:
     load_adapter(adapters[0], module, card)
     preprocessing = Preprocessing.of(module.backbone) or Preprocessing()
     images = UnlabelledImages(config.images, preprocessing)
-    with warnings.catch_warnings():
-        _quieten()
+    with without_expected_warnings():
         batches: Any = _trainer(config, console, progress=console.is_terminal).predict(module, images.batches())
     probabilities = torch.cat(batches) if batches else torch.empty(0, len(card.class_names))
     unreadable = {str(path) for path, _ in images.unreadable}
@@ -165,14 +163,8 @@ def _trainer(config: Namespace, console: Console, *, progress: bool) -> Trainer:
     return episode_trainer(build_trainer_arguments(config), [], progress=progress)
 
 
-def _quieten() -> None:
-    for message in EXPECTED_WARNINGS:
-        warnings.filterwarnings("ignore", message=message)
-
-
 def _accuracy(trainer: Trainer, module: FewShotClassifier, data: FewShotDataModule) -> float:
-    with warnings.catch_warnings():
-        _quieten()
+    with without_expected_warnings():
         return float(trainer.test(module, datamodule=data, verbose=False)[0]["test/accuracy"])
 
 
