@@ -1,5 +1,6 @@
-"""Lightning callbacks."""
+"""Callbacks for the Trainer, one file each."""
 
+from .keep_best import KeepBest
 from .stage_switch import StageSwitch
 
-__all__ = ["StageSwitch"]
+__all__ = ["KeepBest", "StageSwitch"]

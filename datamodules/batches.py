@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
+import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
@@ -29,10 +30,47 @@ class Batches:
         return iter(self.batches)
 
 
-def split_batch(batch: Batch, rows: int) -> Batches:
-    """A batch cut into batches of at most so many rows."""
-    starts = range(0, len(batch["labels"]), rows)
-    return Batches([{name: rows_of[i : i + rows] for name, rows_of in batch.items()} for i in starts])
+class MiniBatches:
+    """The rows of a batch in mini-batches, shuffled anew in every epoch; an incomplete last one is left out.
+
+    A batch of fewer rows than one mini-batch is given as a whole.
+
+    Args:
+        batch: All rows.
+        size: Rows of a mini-batch.
+        order: Gives the order of so many rows in an epoch: (epoch, rows) -> numbers of the rows.
+    """
+
+    def __init__(self, batch: Batch, size: int, order: Callable[[int, int], np.ndarray]) -> None:
+        self.batch, self.order = batch, order
+        self.rows = len(batch["labels"])
+        self.size = min(size, self.rows)
+        self.epoch = 0
+
+    @property
+    def sampler(self) -> MiniBatches:
+        """Where Lightning tells the epoch."""
+        return self
+
+    def set_epoch(self, epoch: int) -> None:
+        """Go to the order of another epoch."""
+        self.epoch = epoch
+
+    def __len__(self) -> int:
+        return self.rows // self.size
+
+    def __iter__(self) -> Iterator[Batch]:
+        order = torch.from_numpy(self.order(self.epoch, self.rows))
+        for number in range(len(self)):
+            chosen = order[number * self.size : (number + 1) * self.size]
+            yield {name: column[chosen] for name, column in self.batch.items()}
+
+
+def split_batch(batch: Batch, images: int, views: int = 1) -> Batches:
+    """A batch cut into batches of at most so many images, each with all its views, view slowest."""
+    columns = {name: column.unflatten(0, (views, -1)) for name, column in batch.items()}
+    starts = range(0, len(batch["labels"]) // views, images)
+    return Batches([{n: c[:, i : i + images].flatten(0, 1) for n, c in columns.items()} for i in starts])
 
 
 def decode(

@@ -16,7 +16,7 @@ from lightning.pytorch import LightningDataModule
 from PIL import Image
 
 from ..errors import DtrapError
-from .batches import Batch, Batches, Views, decode, split_batch, to_batch
+from .batches import Batch, Batches, MiniBatches, Views, decode, split_batch, to_batch
 from .images import ImageError, open_image
 from .index import ImageIndex, listing
 from .views import Preprocessing, check_views, draw_views
@@ -29,7 +29,7 @@ OnFault = Literal["error", "skip"]
 QUERY_BATCH = 128
 
 # What the numbers of an episode are drawn for (second part of the seed's spawn key).
-_CLASSES, _IMAGES, _VIEWS, _OTHER = range(4)
+_CLASSES, _IMAGES, _VIEWS, _OTHER, _BATCHES = range(5)
 
 
 @dataclass(frozen=True)
@@ -76,6 +76,7 @@ class FewShotDataModule(LightningDataModule, ABC):
         bad_images: "error", or "skip" to leave missing and unreadable images out (see `skipped_images`); the
             next image of the class in the episode's order takes the place.
         small_classes: "error", or "skip" to leave out classes with fewer than shot + query images.
+        batch_size: Support rows of a training step, drawn anew in every epoch; None for all of them.
 
     Attributes:
         title: Name of the data set, as in a result line.
@@ -112,10 +113,12 @@ class FewShotDataModule(LightningDataModule, ABC):
         num_workers: int = 0,
         bad_images: OnFault = "error",
         small_classes: OnFault = "error",
+        batch_size: int | None = None,
     ) -> None:
         super().__init__()
         check_views(views)
         _check_at_least(way=(way, 2), shot=(shot, 1), query=(query, 0), seed=(seed, 0), num_workers=(num_workers, 0))
+        _check_at_least(batch_size=(1 if batch_size is None else batch_size, 1))
         _check_choice(bad_images=bad_images, small_classes=small_classes)
         self.root = Path(root).expanduser()
         self.way, self.shot, self.query_shot, self.views = way, shot, query, views
@@ -126,6 +129,7 @@ class FewShotDataModule(LightningDataModule, ABC):
         self.preprocessing = preprocessing or Preprocessing()
         self.num_workers = num_workers
         self.bad_images, self.small_classes = bad_images, small_classes
+        self.batch_size, self.query_views = batch_size, 1
         self.skipped_images: list[tuple[str, str]] = []
         self.set_episode(episode)
 
@@ -224,11 +228,12 @@ class FewShotDataModule(LightningDataModule, ABC):
         self._moved: dict[tuple[torch.device, torch.dtype], Batch] = {}
 
     def setup(self, stage: str | None = None) -> None:
-        """Take the backbone's preprocessing and check that the episode can be drawn."""
-        backbone = getattr(getattr(self.trainer, "lightning_module", None), "backbone", None)
-        preprocessing = Preprocessing.of(backbone) or self.preprocessing
-        if preprocessing != self.preprocessing:
-            self.preprocessing = preprocessing
+        """Take the backbone's preprocessing and the tuner's query views; check that the episode can be drawn."""
+        module = getattr(self.trainer, "lightning_module", None)
+        preprocessing = Preprocessing.of(getattr(module, "backbone", None)) or self.preprocessing
+        query_views = min(getattr(module, "query_views", 1), self.views)
+        if (preprocessing, query_views) != (self.preprocessing, self.query_views):
+            self.preprocessing, self.query_views = preprocessing, query_views
             self._discard()
         self.task  # noqa: B018
 
@@ -252,7 +257,7 @@ class FewShotDataModule(LightningDataModule, ABC):
 
     @property
     def steps_per_epoch(self) -> int:
-        """Full-batch steps of one epoch: `shot`, as in the authors' protocol."""
+        """Steps of one epoch with the full batch: `shot`, as in the authors' protocol."""
         return self.shot
 
     @property
@@ -286,19 +291,29 @@ class FewShotDataModule(LightningDataModule, ABC):
 
     def query(self) -> Batch:
         """The query batch (plain views) on the CPU, decoded at the first call of an episode."""
+        batch = self.query_in_views()
+        return {name: column[: len(column) // self.query_views] for name, column in batch.items()}
+
+    def query_in_views(self) -> Batch:
+        """The query batch in `query_views` fixed views each, view slowest; the first one is plain."""
         if self._query is None:
             if self.bad_images == "skip":
                 self.support()  # support images take their spares first
-            self._query = self._decode(self.task.query, self._plain_view, needed=0)
+            self._query = self._decode(self.task.query, self._query_views, needed=0)
         return self._query
 
-    def train_dataloader(self) -> Batches:
-        """One epoch: the full support batch, the same object at each of the `steps_per_epoch` steps."""
+    def train_dataloader(self) -> Batches | MiniBatches:
+        """One epoch: the full support batch, the same object at each of the `steps_per_epoch` steps.
+
+        With `batch_size`, all support rows once in mini-batches.
+        """
+        if self.batch_size is not None:
+            return MiniBatches(self.support(), self.batch_size, self._row_order)
         return Batches([self.support()] * self.steps_per_epoch)
 
     def test_dataloader(self) -> Batches | list[Batch]:
-        """Every query image once; an empty list where there is none."""
-        return split_batch(self.query(), QUERY_BATCH) if self.has_query else []
+        """Every query image once, in all its views; an empty list where there is none."""
+        return split_batch(self.query_in_views(), QUERY_BATCH, self.query_views) if self.has_query else []
 
     def transfer_batch_to_device(self, batch: Any, device: torch.device, dataloader_idx: int) -> Any:
         """Move a batch; the support batch is moved once per episode and device."""
@@ -323,8 +338,12 @@ class FewShotDataModule(LightningDataModule, ABC):
         rng = self._generator(_VIEWS, position)
         return draw_views(self.load_image(position), self.preprocessing, self.views, rng)
 
-    def _plain_view(self, position: int) -> Views:
-        return [self.preprocessing.resize(self.load_image(position))]
+    def _query_views(self, position: int) -> Views:
+        rng = self._generator(_VIEWS, position)
+        return draw_views(self.load_image(position), self.preprocessing, self.query_views, rng)
+
+    def _row_order(self, epoch: int, rows: int) -> np.ndarray:
+        return self._generator(_BATCHES, epoch).permutation(rows)
 
     def _decode(self, images: list[list[int]], views_of: Callable[[int], Views], needed: int) -> Batch:
         """Batch of all views of the images of each class; spares take the place of unreadable ones."""

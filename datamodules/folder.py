@@ -35,6 +35,7 @@ class FolderDataModule(FewShotDataModule):
         num_workers: Threads that decode images; the result does not depend on it.
         bad_images: "error", or "skip" to leave unreadable images out (see `skipped_images`).
         small_classes: "error", or "skip" to leave out folders without images.
+        batch_size: Support rows of a training step, drawn anew in every epoch; None for all of them.
 
     Raises:
         DtrapError: An argument is out of range, or `query_root` and `held_out` are both given.
@@ -57,6 +58,7 @@ class FolderDataModule(FewShotDataModule):
         num_workers: int = 0,
         bad_images: OnFault = "error",
         small_classes: OnFault = "error",
+        batch_size: int | None = None,
     ) -> None:
         super().__init__(
             root,
@@ -67,6 +69,7 @@ class FolderDataModule(FewShotDataModule):
             num_workers=num_workers,
             bad_images=bad_images,
             small_classes=small_classes,
+            batch_size=batch_size,
         )
         if held_out is not None and not 0 < held_out < 1:
             raise DtrapError(f"held_out is {held_out}; expected a share between 0 and 1, such as 0.2.")

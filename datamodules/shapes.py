@@ -40,6 +40,7 @@ class ShapesDataModule(FewShotDataModule):
         preprocessing: Input size and normalisation where no backbone states its own; None for 48 pixels and
             CLIP's mean and standard deviation.
         num_workers: Threads that draw images; the result does not depend on it.
+        batch_size: Support rows of a training step, drawn anew in every epoch; None for all of them.
 
     Raises:
         DtrapError: An argument is out of range, or there is no such domain.
@@ -59,6 +60,7 @@ class ShapesDataModule(FewShotDataModule):
         template: str | None = None,
         preprocessing: Preprocessing | None = None,
         num_workers: int = 0,
+        batch_size: int | None = None,
     ) -> None:
         if domain not in DOMAINS:
             raise DtrapError(f"domain is '{domain}'; expected one of {', '.join(DOMAINS)}.{nearest(domain, DOMAINS)}")
@@ -78,6 +80,7 @@ class ShapesDataModule(FewShotDataModule):
             template=template,
             preprocessing=preprocessing or Preprocessing(image_size=IMAGE_SIZE),
             num_workers=num_workers,
+            batch_size=batch_size,
         )
         self.domain = domain
         self.images_per_class = images_per_class

@@ -1,43 +1,57 @@
-"""Class names and templates become class prompts; class prompts become class text features."""
+"""Class names with templates or descriptions become class prompts; class prompts become class text features."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import json
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
+import yaml
 from torch import Tensor
 
-from ..errors import DtrapError
+from ..errors import DtrapError, nearest
 from .backbones.base import Backbone
 from .losses import normalise
+
+Descriptions = Mapping[str, Sequence[str]]
 
 
 @dataclass(frozen=True)
 class ClassPrompts:
-    """The prompts of a task's classes, every class with the same number of them.
+    """The prompts of a task's classes.
 
     Attributes:
         class_names: The W names.
-        prompts: The W * P prompts, class by class.
-        tokens: [W * P, context_length] int64.
+        prompts: The P prompts, class by class.
+        per_class: Number of prompts of each of the W classes.
+        tokens: [P, context_length] int64.
     """
 
     class_names: tuple[str, ...]
     prompts: tuple[str, ...]
+    per_class: tuple[int, ...]
     tokens: Tensor
 
-    @property
-    def per_class(self) -> int:
-        """P, the number of prompts of each class."""
-        return len(self.prompts) // len(self.class_names)
 
+def class_prompts(
+    class_names: Sequence[str],
+    templates: str | Sequence[str],
+    backbone: Backbone,
+    descriptions: Descriptions | None = None,
+) -> ClassPrompts:
+    """Prompts and tokens: `{}` in a template or description is the class name, with `_` replaced by a space.
 
-def class_prompts(class_names: Sequence[str], templates: str | Sequence[str], backbone: Backbone) -> ClassPrompts:
-    """Prompts and tokens: `{}` in a template is the class name, with `_` replaced by a space.
+    Args:
+        class_names: The W names.
+        templates: One or several; every class has one prompt of each.
+        backbone: Its tokenizer is used.
+        descriptions: Sentences of each class in place of the templates.
 
     Raises:
-        DtrapError: No class, a class named twice, a template without `{}`, or a prompt too long for the model.
+        DtrapError: No class, a class named twice or without description, a template without `{}`, or a prompt too long
+            for the model; the message names the class.
     """
     templates = [templates] if isinstance(templates, str) else list(templates)
     if not templates or any("{}" not in template for template in templates):
@@ -47,15 +61,65 @@ def class_prompts(class_names: Sequence[str], templates: str | Sequence[str], ba
     repeated = sorted({name for name in class_names if list(class_names).count(name) > 1})
     if repeated:
         raise DtrapError(f"class name {repeated[0]!r} stands twice; two classes with one prompt cannot be told apart.")
-    prompts = [t.replace("{}", name.replace("_", " ")) for name in class_names for t in templates]
-    return ClassPrompts(tuple(class_names), tuple(prompts), backbone.tokenize(prompts))
+    missing = [name for name in class_names if descriptions is not None and name not in descriptions]
+    if descriptions is not None and missing:
+        raise DtrapError(
+            f"descriptions: none for the class {missing[0]!r}.{nearest(missing[0], list(descriptions))} Expected "
+            "sentences for every class, by the names that the data have."
+        )
+    texts = {name: templates if descriptions is None else descriptions[name] for name in class_names}
+    prompts = {name: [text.replace("{}", name.replace("_", " ")) for text in texts[name]] for name in class_names}
+    every = tuple(prompt for name in class_names for prompt in prompts[name])
+    per_class = tuple(len(prompts[name]) for name in class_names)
+    return ClassPrompts(tuple(class_names), every, per_class, tokenize_classes(prompts, backbone))
 
 
-def average_prompts(prompt_features: Tensor, per_class: int) -> Tensor:
-    """Class features [W, D] from prompt features [W * P, D]: the mean of the normalised prompts of a class."""
-    if per_class == 1:
+def tokenize_classes(prompts: Mapping[str, Sequence[str]], backbone: Backbone) -> Tensor:
+    """Tokens [P, context_length] of the prompts of each class, class by class.
+
+    Raises:
+        DtrapError: A prompt is too long for the model; the message names the class and the prompt.
+    """
+    try:
+        return backbone.tokenize([prompt for of_class in prompts.values() for prompt in of_class])
+    except DtrapError:
+        for name, of_class in prompts.items():
+            try:
+                backbone.tokenize(list(of_class))
+            except DtrapError as error:
+                raise DtrapError(f"class {name!r}: {error}") from error
+        raise
+
+
+def read_descriptions(path: str | Path) -> dict[str, list[str]]:
+    """Descriptions of classes from a YAML or JSON file: class name -> one sentence or a list of them.
+
+    Raises:
+        DtrapError: There is no such file, or it is made otherwise.
+    """
+    path = Path(path).expanduser()
+    expected = "Expected a YAML or JSON file such as '{River: [a satellite photo of a river., water with banks.]}'"
+    try:
+        text = path.read_text(encoding="utf-8")
+        content = json.loads(text) if path.suffix == ".json" else yaml.safe_load(text)
+    except (OSError, ValueError, yaml.YAMLError) as error:
+        reason = " ".join(str(error).split())[:300]
+        raise DtrapError(f"descriptions {path}: not readable ({reason}). {expected}.") from error
+    if not isinstance(content, dict) or not content:
+        raise DtrapError(f"descriptions {path}: holds a {type(content).__name__}. {expected}.")
+    descriptions = {str(name): [value] if isinstance(value, str) else value for name, value in content.items()}
+    for name, sentences in descriptions.items():
+        sound = isinstance(sentences, list) and sentences and all(isinstance(s, str) and s.strip() for s in sentences)
+        if not sound:
+            raise DtrapError(f"descriptions {path}: class {name!r} has {sentences!r}. {expected}.")
+    return descriptions
+
+
+def average_prompts(prompt_features: Tensor, per_class: Sequence[int]) -> Tensor:
+    """Class features [W, D] from prompt features [P, D]: the mean of the normalised prompts of each class."""
+    if all(count == 1 for count in per_class):
         return prompt_features
-    return normalise(prompt_features).unflatten(0, (-1, per_class)).mean(dim=1)
+    return torch.stack([rows.mean(dim=0) for rows in normalise(prompt_features).split(list(per_class))])
 
 
 class FrozenTextFeatures:
@@ -67,14 +131,19 @@ class FrozenTextFeatures:
 
     def __init__(self) -> None:
         self._features: dict[tuple[str, torch.dtype], Tensor] = {}
+        self._last: tuple[ClassPrompts, torch.dtype, torch.device, Tensor] | None = None
 
     def __call__(self, backbone: Backbone, prompts: ClassPrompts, device: torch.device) -> Tensor:
         """Class features [W, D] on `device`, without gradient, in the backbone's own precision."""
         dtype = next(backbone.parameters()).dtype
+        if self._last is not None and self._last[0] is prompts and self._last[1:3] == (dtype, device):
+            return self._last[3]
         keys = [(prompt, dtype) for prompt in prompts.prompts]
-        with torch.no_grad(), torch.autocast(device.type, enabled=False):
+        with torch.inference_mode(False), torch.no_grad(), torch.autocast(device.type, enabled=False):
             for key, tokens in zip(keys, prompts.tokens, strict=True):
                 if key not in self._features:
                     self._features[key] = backbone.encode_text(tokens[None].to(device))[0]
-        features = torch.stack([self._features[key].to(device) for key in keys])
-        return average_prompts(features, prompts.per_class)
+            features = torch.stack([self._features[key].to(device) for key in keys])
+            features = average_prompts(features, prompts.per_class)
+        self._last = (prompts, dtype, device, features)
+        return features

@@ -25,6 +25,7 @@ from ..datamodules.few_shot import FewShotDataModule
 from ..errors import DtrapError
 from ..lightning_modules import FewShotClassifier, Objective
 from ..lightning_modules.backbones import Backbone
+from ..lightning_modules.text_head import read_descriptions
 from ..lightning_modules.tuners import Tuner
 from .mistakes import explain
 from .settings import ProtocolSettings
@@ -165,8 +166,12 @@ def parse_methods(arguments: list[str]) -> list[MethodConfig]:
 def _parse_method(arguments: list[str], name: str | None) -> MethodConfig:
     cli = DtrapCLI(arguments, "fit")
     plain = to_plain(cli)
+    if isinstance(plain["model"]["descriptions"], str):  # the run keeps what the file says, not where it lies
+        plain["model"]["descriptions"] = read_descriptions(plain["model"]["descriptions"])
     if name is None:
         name = cli.config.protocol.method or build_part(Objective, cli.config.model.objective).method
+    if build_part(Tuner, cli.config.model.tuner).transductive and "transductive" not in name:
+        name += "-transductive"
     return MethodConfig(name, cli.config, plain)
 
 
@@ -222,6 +227,8 @@ def build_module(config: Namespace, shared: FewShotClassifier | None = None) -> 
         image_chunk=model.image_chunk,
         plain_views=model.plain_views,
         start_seed=model.start_seed,
+        text_chunk=model.text_chunk,
+        descriptions=model.descriptions,
     )
 
 

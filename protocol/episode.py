@@ -25,6 +25,8 @@ from .results import Row
 # What Lightning says of loaders and modules that are meant to be so.
 _EXPECTED_WARNINGS = (
     r".*does not have many workers.*",
+    r".*defined a `validation_step` but have no `val_dataloader`.*",
+    r".*`configure_optimizers` returned `None`.*",
     r".*module\(s\) in eval mode at the start of training.*",
     r".*isinstance\(treespec, LeafSpec\).*",
     r".*number of training batches .* is smaller than the logging interval.*",

@@ -35,8 +35,8 @@ NEUTRAL = {
     (): {"config"},
     ("data",): NEUTRAL_DATA_OPTIONS,
     ("data", "init_args"): NEUTRAL_DATA_OPTIONS,
-    ("model",): {"image_chunk"},
-    ("model", "init_args"): {"image_chunk"},
+    ("model",): {"image_chunk", "text_chunk"},
+    ("model", "init_args"): {"image_chunk", "text_chunk"},
     ("protocol",): {"episodes", "folder", "overwrite", "compare", "pictures", "save_adapters"},
     ("trainer",): NEUTRAL_TRAINER_FLAGS,
 }
@@ -49,7 +49,7 @@ def identity(config: Mapping[str, Any]) -> dict[str, Any]:
     """Part of a resolved config that decides the numbers of a run; rows of two identities never mix.
 
     Left out: where the data lie, what is done about faults in them, workers, device and display flags of the Trainer,
-    loggers, the chunk of the image tower, the number of episodes, what is done with the results, and empty sections. An
+    loggers, the chunks of the towers, the number of episodes, what is done with the results, and empty sections. An
     unknown key counts. Tuples become lists and paths text, so that a config read back from a file is the same.
     """
     return _without_neutral(config, ())

@@ -13,8 +13,8 @@ Tower = Literal["vision", "text"]
 class Backbone(nn.Module, ABC):
     """A frozen pre-trained vision-language model: two towers into one feature space of width D.
 
-    Every attention layer of the towers' blocks is a `SeparateAttention`, so that `q_proj`, `k_proj`, `v_proj` and
-    `out_proj` are Linear layers of their own.
+    Every attention layer of the towers' blocks has Linear layers of its own called `q_proj`, `k_proj`, `v_proj` and
+    `out_proj`.
 
     Attributes:
         identifier: Which model and weights these are, for file names and adapter cards, such as
@@ -53,7 +53,68 @@ class Backbone(nn.Module, ABC):
 
     @abstractmethod
     def attention_layers(self, tower: Tower) -> list[str]:
-        """Dotted names, within this module, of the `SeparateAttention` of every block of a tower, first block first.
+        """Dotted names, within this module, of the attention layer of every block of a tower, first block first.
 
         Attention-pool heads are not among them.
         """
+
+    # For tuners that go into the towers
+
+    @abstractmethod
+    def tower_parameters(self, tower: Tower) -> dict[str, nn.Parameter]:
+        """All parameters of a tower by their dotted names within this module, its projection and embeddings included.
+
+        The logit scale and bias belong to neither tower.
+        """
+
+    @property
+    @abstractmethod
+    def token_embedding(self) -> nn.Module:
+        """The text tower's word embedding: tokens [P, L] -> [P, L, C], positions not yet added."""
+
+    @abstractmethod
+    def blocks(self, tower: Tower) -> list[nn.Module]:
+        """The transformer blocks of a tower, first block first; empty for a ResNet.
+
+        A block takes tokens [B, T, C] as its first positional argument and gives such tokens, some in a tuple.
+        """
+
+    @property
+    @abstractmethod
+    def image_entrance(self) -> nn.Module:
+        """A module whose input and output are the image tokens [B, T, C] before the first block, positions added.
+
+        In CLIP that is the norm before the blocks (`ln_pre`).
+        """
+
+    @property
+    @abstractmethod
+    def last_norms(self) -> list[nn.Module]:
+        """The last norm of every residual block of the image tower; in a ResNet that of the shortcuts too."""
+
+    @property
+    @abstractmethod
+    def stages(self) -> list[nn.Module]:
+        """The four stages of a ResNet image tower, each giving maps [B, C, H, W]; empty for others."""
+
+    @abstractmethod
+    def project_image(self, pooled: Tensor) -> Tensor:
+        """The frozen projection into the feature space: [B, D].
+
+        Args:
+            pooled: [B, C] in the width of the blocks; for a ResNet the map [B, C, H, W] of the last stage's shape, which
+                goes through the attention pool.
+        """
+
+    def encode_text_embeddings(self, embeddings: Tensor, tokens: Tensor) -> Tensor:
+        """Text features [P, D] of word embeddings [P, L, C] in place of those of the tokens.
+
+        Args:
+            embeddings: Positions not added.
+            tokens: [P, L]; tell where the text ends and what is padding.
+        """
+        handle = self.token_embedding.register_forward_hook(lambda module, inputs, output: embeddings.to(output.dtype))
+        try:
+            return self.encode_text(tokens)
+        finally:
+            handle.remove()

@@ -11,6 +11,7 @@ from typing import Any
 
 import open_clip
 from open_clip.constants import HF_SAFE_WEIGHTS_NAME, HF_WEIGHTS_NAME
+from open_clip.modified_resnet import ModifiedResNet
 from open_clip.tokenizer import HFTokenizer, SimpleTokenizer
 from open_clip.transform import PreprocessCfg, merge_preprocess_dict
 from torch import Tensor, nn
@@ -23,6 +24,7 @@ from .hub import cached_file, hub_file, require_reachable, unreachable
 
 ASSETS = Path(__file__).parents[2] / "assets"
 OPENAI_CACHE = Path("~/.cache/clip")
+TEXT_PARTS = ("text", "transformer", "token_embedding", "positional_embedding", "ln_final", "text_projection")
 WEIGHT_ENDINGS = (".safetensors", ".pt", ".pth", ".bin", ".ckpt")
 
 
@@ -141,6 +143,58 @@ class OpenCLIP(Backbone):
     def attention_layers(self, tower: Tower) -> list[str]:
         """See `Backbone.attention_layers`."""
         return list(self._attention_layers[tower])
+
+    def tower_parameters(self, tower: Tower) -> dict[str, nn.Parameter]:
+        """See `Backbone.tower_parameters`."""
+        parts = ("visual",) if tower == "vision" else TEXT_PARTS
+        return {name: value for name, value in self.named_parameters() if name.split(".")[1] in parts}
+
+    @property
+    def token_embedding(self) -> nn.Module:
+        """See `Backbone.token_embedding`."""
+        return self._text_tower.token_embedding
+
+    def blocks(self, tower: Tower) -> list[nn.Module]:
+        """See `Backbone.blocks`."""
+        if tower == "text":
+            return list(self._text_tower.transformer.resblocks)
+        visual = self.model.visual
+        if hasattr(visual, "transformer"):
+            return list(visual.transformer.resblocks)
+        return list(getattr(getattr(visual, "trunk", None), "blocks", []))
+
+    @property
+    def image_entrance(self) -> nn.Module:
+        """See `Backbone.image_entrance`."""
+        visual = self.model.visual
+        return visual.ln_pre if hasattr(visual, "ln_pre") else visual.trunk.norm_pre
+
+    @property
+    def last_norms(self) -> list[nn.Module]:
+        """See `Backbone.last_norms`."""
+        blocks: list[Any] = self.blocks("vision")
+        norms = [block.ln_2 if hasattr(block, "ln_2") else block.norm2 for block in blocks]
+        bottleneck: Any
+        for bottleneck in (block for stage in self.stages for block in stage.children()):
+            shortcut = [bottleneck.downsample[-1]] if bottleneck.downsample is not None else []
+            norms += [bottleneck.bn3, *shortcut]
+        return norms
+
+    @property
+    def stages(self) -> list[nn.Module]:
+        """See `Backbone.stages`."""
+        visual = self.model.visual
+        names = ("layer1", "layer2", "layer3", "layer4")
+        return [getattr(visual, name) for name in names] if isinstance(visual, ModifiedResNet) else []
+
+    def project_image(self, pooled: Tensor) -> Tensor:
+        """See `Backbone.project_image`."""
+        visual = self.model.visual
+        if isinstance(visual, ModifiedResNet):
+            return visual.attnpool(pooled)
+        if hasattr(visual, "trunk"):
+            return visual.head(visual.trunk.head(pooled))
+        return pooled if visual.proj is None else pooled @ visual.proj
 
     @property
     def _text_tower(self) -> Any:

@@ -1,6 +1,6 @@
 """Ways of adapting a frozen backbone, one file each."""
 
-from .base import Tuner
+from .base import TaskData, Tuner
 from .lora import LoRA
 
-__all__ = ["LoRA", "Tuner"]
+__all__ = ["LoRA", "TaskData", "Tuner"]

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
@@ -14,34 +17,76 @@ from torch.optim.lr_scheduler import LRScheduler
 from ...errors import DtrapError
 from .. import losses
 from ..backbones.base import Backbone, Tower
+from ..chunking import encode_in_chunks
 from ..text_head import ClassPrompts, average_prompts
+
+if TYPE_CHECKING:
+    from ..few_shot_classifier import Batch, FewShotClassifier
+
+
+@dataclass(frozen=True)
+class TaskData:
+    """What a tuner gets to see of a task before its first step.
+
+    Attributes:
+        labels: Classes [N] of the support rows, in the order view, class, shot.
+        text_features: Class text features [W, D].
+        encoded: `Tuner.image_features` [N, F] of the support rows; None where the tuner trains the image tower.
+        images: The support rows [N, 3, H, W], normalised, where the tuner trains the image tower, else None.
+        view: Their views [N], 0 is plain; None where the loader tells none.
+        sample_id: What tells their images apart [N]; None where the loader tells none.
+        query_images: Images [V*Q, 3, H, W] of the queries, without labels, view slowest; None unless `transductive`.
+    """
+
+    labels: Tensor
+    text_features: Tensor
+    encoded: Tensor | None = None
+    images: Tensor | None = None
+    view: Tensor | None = None
+    sample_id: Tensor | None = None
+    query_images: Tensor | None = None
 
 
 class Tuner(nn.Module, ABC):
     """A way of adapting a frozen backbone to a task of W classes.
 
-    `FewShotClassifier` calls `attach` once, `reset` before each task, `prepare_task` before a task's first step, and in
-    every step `image_features`, `text_features` and `classification_loss`; for predictions `logits`. A tuner that only
-    changes features (LoRA, CoOp, MaPLe) leaves the last three as they are.
+    From an image to its logits: `image_features` is the tower's part [B, F], computed once per image where the tower is
+    frozen; `adapt_image_features` is what stands on top [B, A]; `logits` are made of that and the texts. L_ad and L_ra
+    act on `related_features` of it. F = A = D and everything is the identity but for the tuners that say otherwise.
+
+    `FewShotClassifier` calls `attach` once, `reset` before each task, and `prepare_task` before the optimiser is made.
 
     Attributes:
         name: Short name for file names and adapter cards.
         transductive: Whether it sees the unlabelled queries; its results are marked so.
+        needs_task: Whether `prepare_task` has to be called.
+        trains_itself: Whether it makes its steps itself in `own_step`, with optimisers of its own.
+        query_views: Fixed views of each query that a test takes; their probabilities are added up.
         learning_rate: The rate of its own optimiser where no other is asked for.
     """
 
     name: str
     transductive: bool = False
+    needs_task: bool = False
+    trains_itself: bool = False
+    query_views: int = 1
     learning_rate: float = 2e-4
 
     @property
     @abstractmethod
     def trains(self) -> frozenset[Tower]:
-        """The towers whose features change with training; features of the others are computed once."""
+        """The towers whose features change with training; features of the others are computed once.
+
+        Lambda's default follows it: that of the text branch where only "text" is in it.
+        """
 
     @abstractmethod
     def attach(self, backbone: Backbone) -> None:
-        """Put the tuner's parameters into, or on top of, the frozen backbone; does nothing the second time."""
+        """Put the tuner's parameters into, or on top of, the frozen backbone; does nothing the second time.
+
+        Raises:
+            DtrapError: The tuner does not go with this backbone; the message says why.
+        """
 
     @abstractmethod
     def reset(self, seed: int, num_classes: int) -> None:
@@ -51,12 +96,16 @@ class Tuner(nn.Module, ABC):
     def adapter_state(self) -> dict[str, Tensor]:
         """All that has to be saved, by name: what is trained as the parameters themselves, the rest as buffers."""
 
+    def make_room(self, state: dict[str, Tensor]) -> None:
+        """Give own tensors the shapes of a saved state, where they depend on the task; nothing by default."""
+
     def load_adapter_state(self, state: dict[str, Tensor]) -> None:
         """Take the values of a saved `adapter_state`.
 
         Raises:
             DtrapError: Names or shapes are not this tuner's.
         """
+        self.make_room(state)
         own = self.adapter_state()
         if own.keys() != state.keys():
             odd = sorted(own.keys() ^ state.keys())
@@ -75,11 +124,23 @@ class Tuner(nn.Module, ABC):
                 value.copy_(state[key])
 
     def trained_parameters(self) -> list[nn.Parameter]:
-        """The parameters that the optimiser gets."""
+        """The parameters that the optimiser gets; none where `prepare_task` is all the training there is."""
         return [value for value in self.adapter_state().values() if isinstance(value, nn.Parameter)]
 
-    def prepare_task(self, image_features: Tensor, text_features: Tensor, labels: Tensor) -> None:
-        """Build what a task needs from its support features [N, D], texts [W, D] and labels [N]; nothing by default."""
+    def prepare_task(self, task: TaskData) -> None:
+        """Build what a task needs from its support images; nothing by default. Gradients are off."""
+
+    def choose(self, image_features: Tensor, text_features: Tensor, labels: Tensor, logit_scale: float) -> None:
+        """Choose hyper-parameters on a validation split, after training; nothing by default.
+
+        Called where the loaders have a validation split, and only then.
+
+        Args:
+            image_features: [B, A] of the validation images, as `adapt_image_features` gives them.
+            text_features: [W, D].
+            labels: [B].
+            logit_scale: tau.
+        """
 
     @contextmanager
     def disabled(self) -> Iterator[None]:
@@ -87,12 +148,24 @@ class Tuner(nn.Module, ABC):
         yield
 
     def image_features(self, backbone: Backbone, images: Tensor) -> Tensor:
-        """Image features [B, D] of images [B, 3, H, W]."""
+        """The image tower's part: features [B, F] of images [B, 3, H, W]."""
         return backbone.encode_image(images)
 
-    def text_features(self, backbone: Backbone, prompts: ClassPrompts) -> Tensor:
-        """Class text features [W, D]; the tokens are on the backbone's device."""
-        return average_prompts(backbone.encode_text(prompts.tokens), prompts.per_class)
+    def adapt_image_features(self, features: Tensor) -> Tensor:
+        """What stands on top of the image tower: [B, A] from `image_features` [B, F]."""
+        return features
+
+    def zero_shot_features(self, features: Tensor) -> Tensor:
+        """The backbone's own features [B, D] out of `image_features` [B, F] of a frozen image tower."""
+        return features
+
+    def related_features(self, image_features: Tensor) -> Tensor:
+        """What L_ad and L_ra act on: [B, any width] from `adapt_image_features` [B, A]."""
+        return image_features
+
+    def text_features(self, backbone: Backbone, prompts: ClassPrompts, chunk: int | None = None) -> Tensor:
+        """Class text features [W, D], at most `chunk` prompts at a time; the tokens are on the backbone's device."""
+        return average_prompts(encode_in_chunks(backbone.encode_text, prompts.tokens, chunk), prompts.per_class)
 
     def logits(self, image_features: Tensor, text_features: Tensor, logit_scale: float) -> Tensor:
         """Logits [B, W]; the scaled cosine to the class texts by default."""
@@ -104,10 +177,41 @@ class Tuner(nn.Module, ABC):
         """The loss that L_ad and L_ra are added to; cross-entropy of `logits` by default, which is L_vlm."""
         return nn.functional.cross_entropy(self.logits(image_features, text_features, logit_scale), labels)
 
-    def optimizer(self, parameters: list[nn.Parameter], learning_rate: float) -> Optimizer:
-        """AdamW with weight decay 0.01 and betas 0.9, 0.999, as the authors' code has for LoRA."""
+    def own_step(self, module: FewShotClassifier, batch: Batch) -> dict[str, Tensor]:
+        """One step of a tuner that `trains_itself`: the terms, "total" among them.
+
+        It gets its optimisers from `module.optimizers()` and goes back through `module.manual_backward`.
+        """
+        raise NotImplementedError
+
+    def optimizer(self, parameters: list[nn.Parameter], learning_rate: float) -> Optimizer | list[Optimizer]:
+        """AdamW with weight decay 0.01 and betas 0.9, 0.999, as the authors' code has for LoRA.
+
+        Several optimisers only where the tuner `trains_itself`.
+        """
         return torch.optim.AdamW(parameters, lr=learning_rate, weight_decay=1e-2, betas=(0.9, 0.999))
 
-    def scheduler(self, optimizer: Optimizer, total_steps: int) -> LRScheduler:
+    def scheduler(self, optimizer: Optimizer, total_steps: int, steps_per_epoch: int) -> LRScheduler | None:
         """Cosine over eight times the run down to 1e-6, stepped every step, as in the authors' code."""
         return torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, T_max=8 * total_steps, eta_min=1e-6)
+
+
+def warmup_cosine(
+    optimizer: Optimizer, total_steps: int, steps_per_epoch: int, *, warmup_rate: float = 1e-5
+) -> LRScheduler:
+    """CoOp's schedule, stepped every step but changing per epoch: one epoch at `warmup_rate`, then a cosine.
+
+    With E epochs in all, epoch e >= 1 has the rate lr / 2 * (1 + cos(pi * (e - 1) / E)): the cosine starts anew after
+    the warm-up but spans all E epochs, so that it never reaches 0 (Dassl's schedule, as CoOp runs it).
+    """
+    epochs = max(-(-total_steps // steps_per_epoch), 1)
+    factors: list[Callable[[int], float]] = []
+    for group in optimizer.param_groups:
+        rate = group["lr"]
+
+        def factor(step: int, rate: float = rate) -> float:
+            epoch = step // steps_per_epoch
+            return warmup_rate / rate if epoch == 0 else 0.5 * (1 + math.cos(math.pi * (epoch - 1) / epochs))
+
+        factors.append(factor)
+    return torch.optim.lr_scheduler.LambdaLR(optimizer, factors)

@@ -84,7 +84,7 @@ def test_plain_views_encoded_again_have_another_dropout_mask(tiny_backbone, data
     calls = []
     module = FewShotClassifier(tiny_backbone, LoRA(dropout=0.5), plain_views="encode")
     original = module.image_features
-    module.image_features = lambda images: calls.append(len(images)) or original(images)
+    module.image_features = lambda images, ids=None: calls.append(len(images)) or original(images, ids)
     Trainer(max_epochs=5, callbacks=[StageSwitch()], **QUIET).fit(module, datamodule=data)
     assert calls == [50, 10] * 6 + [50] * 4
 
@@ -249,6 +249,7 @@ class LinearHead(Tuner):
 
     name = "linear-head"
     learning_rate = 0.1
+    needs_task = True
 
     @property
     def trains(self):
@@ -261,11 +262,10 @@ class LinearHead(Tuner):
         self.head = torch.nn.Linear(self.width, num_classes)
         self.prepared = 0
 
-    def prepare_task(self, image_features, text_features, labels):
+    def prepare_task(self, task):
         self.prepared += 1
-        with torch.no_grad():
-            for c in range(len(text_features)):
-                self.head.weight[c] = image_features[labels == c].mean(0)
+        for c in range(len(task.text_features)):
+            self.head.weight[c] = task.encoded[task.labels == c].mean(0)
 
     def adapter_state(self):
         return dict(self.head.named_parameters()) if hasattr(self, "head") else {}

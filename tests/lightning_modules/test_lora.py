@@ -64,7 +64,7 @@ def test_the_scale_is_alpha_over_sqrt_rank(tiny_backbone, rslora):
     tuner.attach(tiny_backbone)
     randomised(tuner)
     name = tiny_backbone.attention_layers("vision")[0] + ".q_proj"
-    layer, x = tiny_backbone.get_submodule(name), torch.randn(5, 32)
+    layer, x = tiny_backbone.get_submodule(name), IMAGES[0, 0, :5]
     a, b = tuner.adapter_state()[f"{name}.lora_A"], tuner.adapter_state()[f"{name}.lora_B"]
     scale = 6.0 / (sqrt(4) if rslora else 4)
     torch.testing.assert_close(layer(x), layer.base_layer(x) + scale * x @ a.T @ b.T)

@@ -1,0 +1,203 @@
+"""A frozen vision-language model with a tuner: from images and class prompts to logits."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from typing import NamedTuple
+
+import torch
+from lightning.pytorch import LightningModule
+from torch import Tensor
+from torchmetrics.classification import MulticlassConfusionMatrix
+
+from ..errors import DtrapError
+from .backbones.base import Backbone
+from .chunking import encode_in_chunks
+from .image_cache import FrozenImageFeatures
+from .objective import Objective
+from .text_head import ClassPrompts, FrozenTextFeatures, class_prompts, read_descriptions
+from .tuners import LoRA, Tuner
+
+Batch = dict[str, Tensor]
+
+
+class Rows(NamedTuple):
+    """Which rows a batch has.
+
+    Attributes:
+        sample_id: The batch's own column [B], None where it has none.
+        view: Likewise.
+        ids: [B, k] what tells a row from others; None without `sample_id`.
+        plain: Numbers [M] of the rows with view 0; None where the batch does not tell or has none.
+    """
+
+    sample_id: Tensor | None
+    view: Tensor | None
+    ids: Tensor | None
+    plain: Tensor | None
+
+    @classmethod
+    def of(cls, batch: Batch) -> Rows:
+        """From the columns of a batch."""
+        sample_id, view = batch.get("sample_id"), batch.get("view")
+        columns = [column for column in (sample_id, view) if column is not None]
+        ids = torch.stack(columns, dim=1) if sample_id is not None else None
+        plain = (view == 0).nonzero().flatten() if view is not None else None
+        return cls(sample_id, view, ids, plain if plain is not None and len(plain) > 0 else None)
+
+
+class TunedModel(LightningModule):
+    """Backbone, tuner and text classifier head, and what of them is computed once only.
+
+    Args:
+        backbone: The pre-trained model; it stays frozen but for what the tuner trains.
+        tuner: What is trained; LoRA on the image tower where None.
+        objective: The staged losses; its logit scale is the model's.
+        template: One or several templates with `{}` for the class name, averaged; None takes the data module's.
+        descriptions: Sentences per class in place of templates: a YAML or JSON file, or a mapping.
+        image_chunk: Images that go through the image tower at a time; None is the whole batch.
+        text_chunk: Class prompts that go through a trained text tower at a time; None is all of them.
+
+    Attributes:
+        prompts: The classes' prompts, None before `set_classes`.
+        confusion: Counts [W, W] of a test (rows true, columns predicted).
+    """
+
+    def __init__(
+        self,
+        backbone: Backbone,
+        tuner: Tuner | None,
+        objective: Objective | None,
+        template: str | Sequence[str] | None,
+        descriptions: str | dict[str, list[str]] | None,
+        image_chunk: int | None,
+        text_chunk: int | None,
+    ) -> None:
+        super().__init__()
+        for name, chunk in (("image_chunk", image_chunk), ("text_chunk", text_chunk)):
+            if chunk is not None and chunk < 1:
+                raise DtrapError(f"{name} is {chunk}; expected at least 1, or null for no division.")
+        self.backbone = backbone.requires_grad_(False)
+        self.tuner = tuner if tuner is not None else LoRA()
+        self.objective = objective if objective is not None else Objective()
+        self.template = template
+        self.descriptions = read_descriptions(descriptions) if isinstance(descriptions, str) else descriptions
+        self.image_chunk, self.text_chunk = image_chunk, text_chunk
+        self.tuner.attach(self.backbone)
+        self.objective.text_only = self.tuner.trains == {"text"}
+        self.prompts: ClassPrompts | None = None
+        self.confusion = MulticlassConfusionMatrix(num_classes=2)
+        self._frozen_texts, self._frozen_images = FrozenTextFeatures(), FrozenImageFeatures()
+        self._images_of: tuple[object, object] = (None, None)
+        self._zero_shot = False
+        self._evaluation_texts: Tensor | None = None
+        self._train_what_is_trained()
+        self.train(False)
+
+    def _train_what_is_trained(self) -> None:
+        for parameter in self.tuner.trained_parameters():
+            parameter.requires_grad_(True)
+
+    def describe_training(self) -> str:
+        """One line: tuner, trained parameters and their share of the whole model."""
+        trained = sum(p.numel() for p in self.tuner.trained_parameters())
+        parameters = {id(p): p.numel() for p in (*self.backbone.parameters(), *self.tuner.parameters())}
+        whole = sum(parameters.values())
+        towers = " and ".join(f"{tower} tower" for tower in sorted(self.tuner.trains)) or "neither tower"
+        share = f"{trained:,} of {whole:,} parameters ({100 * trained / whole:.2f} %)"
+        return f"{self.tuner.name} on {self.backbone.identifier}: trains {share}, {towers}"
+
+    def train(self, mode: bool = True) -> TunedModel:
+        """Switch the tuner's mode; the frozen backbone stays in evaluation mode."""
+        super().train(mode)
+        self.backbone.eval()
+        self.tuner.train(mode)
+        return self
+
+    def set_classes(self, class_names: Sequence[str], template: str | Sequence[str] = "a photo of a {}.") -> None:
+        """Make the text classifier head; the module's own `template` or `descriptions` go before this template."""
+        self.prompts = class_prompts(class_names, self.template or template, self.backbone, self.descriptions)
+        self.confusion = MulticlassConfusionMatrix(num_classes=max(len(class_names), 2)).to(self.device)
+        self._evaluation_texts = None
+
+    @property
+    def class_prompts(self) -> ClassPrompts:
+        """The classes' prompts.
+
+        Raises:
+            DtrapError: There are no classes yet.
+        """
+        if self.prompts is None:
+            raise DtrapError("the module has no classes yet: call module.set_classes(class_names, template) first.")
+        return self.prompts
+
+    @property
+    def query_views(self) -> int:
+        """Fixed views of each query that a test takes."""
+        return self.tuner.query_views
+
+    def encode_images(self, images: Tensor, ids: Tensor | None = None) -> Tensor:
+        """The image tower's part [B, F] of normalised images [B, 3, H, W].
+
+        Args:
+            images: The images.
+            ids: [B, k], what tells these images from others of the data module; of a frozen tower each of them is
+                encoded once then.
+        """
+        if "vision" in self.tuner.trains or ids is None or not self._fixed_views:
+            return self._encode(images)
+        return self._frozen_images(ids, lambda missing: self._encode(images[missing]))
+
+    def _encode(self, images: Tensor) -> Tensor:
+        return encode_in_chunks(lambda part: self.tuner.image_features(self.backbone, part), images, self.image_chunk)
+
+    @property
+    def _fixed_views(self) -> bool:
+        return getattr(getattr(self._trainer, "datamodule", None), "fixed_views", False)
+
+    def _know_images_of(self, datamodule: object) -> None:
+        """Forget the features of other images than those of the data module's current episode."""
+        episode = getattr(datamodule, "episode", None)
+        if self._images_of[0] is not datamodule or self._images_of[1] != episode:
+            self._frozen_images.clear()
+            self._images_of = (datamodule, episode)
+
+    def image_features(self, images: Tensor, ids: Tensor | None = None) -> Tensor:
+        """Image features [B, A] of normalised images [B, 3, H, W], as tuned so far; see `encode_images`."""
+        if not self._zero_shot:
+            return self.tuner.adapt_image_features(self.encode_images(images, ids))
+        if "vision" not in self.tuner.trains:
+            return self.tuner.zero_shot_features(self.encode_images(images, ids))
+        with self.tuner.disabled():
+            return encode_in_chunks(self.backbone.encode_image, images, self.image_chunk)
+
+    def text_features(self) -> Tensor:
+        """Class text features [W, D], as tuned so far; of a frozen text tower each prompt is encoded once only."""
+        prompts = self.class_prompts
+        if "text" not in self.tuner.trains:
+            return self._frozen_texts(self.backbone, prompts, self.device)
+        if self._zero_shot:
+            with self.tuner.disabled():
+                return self._frozen_texts(self.backbone, prompts, self.device)
+        if prompts.tokens.device != self.device:
+            self.prompts = prompts = replace(prompts, tokens=prompts.tokens.to(self.device))
+        return self.tuner.text_features(self.backbone, prompts, self.text_chunk)
+
+    @contextmanager
+    def zero_shot(self) -> Iterator[None]:
+        """Within it, features, tests and predictions are those of the backbone without the tuner."""
+        self._zero_shot = True
+        try:
+            yield
+        finally:
+            self._zero_shot = False
+
+    def forward(self, images: Tensor, ids: Tensor | None = None) -> Tensor:
+        """Logits [B, W] of normalised images [B, 3, H, W]; see `encode_images` for the ids."""
+        texts = self._evaluation_texts if self._evaluation_texts is not None else self.text_features()
+        features, scale = self.image_features(images, ids), self.objective.logit_scale
+        if self._zero_shot:
+            return Tuner.logits(self.tuner, features, texts, scale)
+        return self.tuner.logits(features, texts, scale)

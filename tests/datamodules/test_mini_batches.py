@@ -1,0 +1,112 @@
+"""Mini-batches of the support rows, and queries in several views."""
+
+import pytest
+import torch
+from dtrap.callbacks import StageSwitch
+from dtrap.datamodules import FolderDataModule, ShapesDataModule
+from dtrap.datamodules.views import Preprocessing
+from dtrap.errors import DtrapError
+from dtrap.lightning_modules import FewShotClassifier, Objective
+from layouts import make_folder
+from lightning.pytorch import Trainer
+
+
+def rows(batch):
+    return list(zip(batch["sample_id"].tolist(), batch["view"].tolist(), strict=True))
+
+
+def test_an_epoch_has_every_row_once_in_an_order_of_its_own():
+    data = ShapesDataModule(shot=1, query=2, batch_size=6)
+    loader = data.train_dataloader()
+    assert len(loader) == 4
+    epochs = []
+    for epoch in (0, 1):
+        loader.set_epoch(epoch)
+        batches = list(loader)
+        assert [len(batch["labels"]) for batch in batches] == [6] * 4
+        epochs.append([row for batch in batches for row in rows(batch)])
+        assert len(set(epochs[-1])) == 24
+        assert set(epochs[-1]) < set(rows(data.support()))
+    assert epochs[0] != epochs[1]
+    again = ShapesDataModule(shot=1, query=2, batch_size=6, num_workers=2).train_dataloader()
+    torch.manual_seed(7)
+    again.set_epoch(1)
+    assert [row for batch in again for row in rows(batch)] == epochs[1]
+
+
+def test_rows_keep_their_image_label_and_view():
+    data = ShapesDataModule(shot=2, query=1, batch_size=7)
+    whole = {row: (image, label) for row, image, label in zip(
+        rows(data.support()), data.support()["images"], data.support()["labels"], strict=True
+    )}  # fmt: skip
+    for batch in data.train_dataloader():
+        for row, image, label in zip(rows(batch), batch["images"], batch["labels"], strict=True):
+            assert torch.equal(whole[row][0], image)
+            assert whole[row][1] == label
+
+
+def test_a_support_smaller_than_a_mini_batch_is_one():
+    loader = ShapesDataModule(shot=1, query=1, views=1, batch_size=32).train_dataloader()
+    (batch,) = loader
+    assert len(loader) == 1
+    assert len(batch["labels"]) == 5
+
+
+def test_lightning_tells_the_epochs_and_a_folder_has_mini_batches_too(tiny_backbone, tmp_path):
+    data = FolderDataModule(make_folder(tmp_path / "photos", counts=(2, 2)), batch_size=5)
+    seen = []
+
+    class Module(FewShotClassifier):
+        def training_step(self, batch, batch_idx):
+            seen.append(rows(batch))
+            return super().training_step(batch, batch_idx)
+
+    module = Module(tiny_backbone, objective=Objective(relation_source="current"))
+    trainer = Trainer(
+        max_epochs=2, callbacks=[StageSwitch()], accelerator="cpu", logger=False, enable_progress_bar=False,
+        enable_model_summary=False, enable_checkpointing=False,
+    )  # fmt: skip
+    trainer.fit(module, datamodule=data)
+    assert trainer.global_step == 8
+    first, second = ({row for step in epoch for row in step} for epoch in (seen[:4], seen[4:]))
+    assert first == second
+    assert len(first) == 20
+    assert seen[:4] != seen[4:]
+
+
+def test_relations_of_the_step_before_are_refused_with_mini_batches(tiny_backbone):
+    trainer = Trainer(max_epochs=2, callbacks=[StageSwitch()], accelerator="cpu", logger=False,
+                      enable_progress_bar=False, enable_model_summary=False, enable_checkpointing=False)  # fmt: skip
+    with pytest.raises(DtrapError, match="Set relation_source to 'current' for mini-batches"):
+        trainer.fit(FewShotClassifier(tiny_backbone), datamodule=ShapesDataModule(shot=1, query=1, batch_size=5))
+
+
+def test_a_batch_of_nothing_is_refused():
+    with pytest.raises(DtrapError, match="batch_size is 0"):
+        ShapesDataModule(batch_size=0)
+
+
+def test_queries_in_views_keep_the_plain_ones_first_and_in_one_batch(tiny_backbone):
+    data = ShapesDataModule(shot=1, query=3, preprocessing=Preprocessing.of(tiny_backbone))
+    plain = data.query()
+    module = FewShotClassifier(tiny_backbone)
+    module.tuner.query_views = 5
+    trainer = Trainer(accelerator="cpu", logger=False, enable_progress_bar=False)
+    with module.zero_shot():
+        trainer.test(module, datamodule=data, verbose=False)
+    zero_shot = module.confusion.compute().clone()
+    assert data.query_views == 5
+    assert torch.equal(data.query()["images"], plain["images"])
+    batch = data.query_in_views()
+    assert batch["view"].tolist() == [view for view in range(5) for _ in range(15)]
+    trainer.test(module, datamodule=data, verbose=False)
+    module.set_classes(data.class_names, data.template)
+    module.eval()
+    with torch.no_grad():
+        probabilities = module(batch["images"]).softmax(-1).unflatten(0, (5, 15)).sum(0)
+        expected_zero_shot = module(plain["images"]).argmax(-1)
+    assert torch.equal(torch.cat(module.test_predictions), probabilities.argmax(-1))
+    counts = torch.zeros(5, 5, dtype=torch.long)
+    for label, predicted in zip(plain["labels"], expected_zero_shot, strict=True):
+        counts[label, predicted] += 1
+    assert torch.equal(zero_shot, counts)
