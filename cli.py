@@ -12,6 +12,7 @@ COMMANDS = {
     "fit": "train and test on every episode; prints mean and 95% interval",
     "test": "test saved adapters again",
     "predict": "classify a folder of images with a saved adapter",
+    "export": "write the tuned model for open_clip, transformers or peft alone",
     "configs": "list the shipped configs",
 }
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor
@@ -37,8 +37,7 @@ class KeepBest(Callback):
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Begin anew with every fit."""
-        if not hasattr(pl_module, "tuner"):
-            raise DtrapError(f"KeepBest: {type(pl_module).__name__} has no tuner. Expected a FewShotClassifier.")
+        _tuner(pl_module)
         if stage == "fit":
             self.best, self.accuracies, self._state = None, [], {}
 
@@ -50,11 +49,18 @@ class KeepBest(Callback):
         highest = max(self.accuracies, default=float("-inf"))
         if accuracy > highest or (self.ties == "last" and accuracy == highest):
             self.best = len(self.accuracies)
-            self._state = {name: value.detach().clone() for name, value in pl_module.tuner.adapter_state().items()}
+            self._state = {name: value.detach().clone() for name, value in _tuner(pl_module).adapter_state().items()}
         self.accuracies.append(accuracy)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Go back to the best state."""
         if self._state:
-            pl_module.tuner.load_adapter_state(self._state)
+            _tuner(pl_module).load_adapter_state(self._state)
             self._state = {}
+
+
+def _tuner(module: LightningModule) -> Any:
+    tuner = getattr(module, "tuner", None)
+    if tuner is None:
+        raise DtrapError(f"KeepBest: {type(module).__name__} has no tuner. Expected a FewShotClassifier.")
+    return tuner

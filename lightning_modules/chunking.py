@@ -45,6 +45,15 @@ def _chunk_rows(rows: _Rows) -> Iterator[None]:
         _rows.reset(token)
 
 
+def pass_seed() -> int | None:
+    """Seed of the running pass through `encode_in_chunks`, below 2^62; None outside of one.
+
+    It is the same in all chunks of the pass and in their recomputation.
+    """
+    rows = _rows.get()
+    return None if rows is None else rows.seed
+
+
 @cache
 def _give_freed_memory_back() -> None:
     """Have glibc map every block of 1 MiB or more by itself, from now on in this process.

@@ -83,7 +83,7 @@ class FewShotClassifier(TunedModel):
     def setup(self, stage: str) -> None:
         """Take the classes of the data module's task; before a fit, start the tuner anew."""
         self._evaluation_texts = None
-        datamodule = getattr(self.trainer, "datamodule", None)
+        datamodule: Any = getattr(self.trainer, "datamodule", None)
         self._know_images_of(datamodule)
         names = getattr(datamodule, "class_names", None)
         if names is not None:
@@ -93,6 +93,11 @@ class FewShotClassifier(TunedModel):
             raise DtrapError(
                 f"{type(datamodule).__name__ if datamodule else 'The loader'} offers no class_names: call "
                 "module.set_classes(class_names, template) before, or give the data module `class_names`."
+            )
+        if self.tuner.trains_itself and getattr(datamodule, "batch_size", None) is not None:
+            raise DtrapError(
+                f"batch_size is {datamodule.batch_size}, but the tuner {self.tuner.name} makes its own batches out of "
+                "all support rows. Set data.batch_size to null."
             )
         if stage == "fit":
             episode_seed = getattr(datamodule, "episode_seed", None)
@@ -152,15 +157,17 @@ class FewShotClassifier(TunedModel):
             return
         self._prepared = True
         self.train(False)
-        with torch.no_grad(), self.trainer.precision_plugin.forward_context():
-            self.tuner.prepare_task(self._task_data())
-        self._train_what_is_trained()
-
-    def _task_data(self) -> TaskData:
+        # Before the precision's context, in which images would be drawn in another type.
         self.trainer.fit_loop.setup_data()
         datamodule: Any = getattr(self.trainer, "datamodule", None)
         # The full batch, where the data module has one; its loader would give it again and again.
         batches = [datamodule.support()] if self._fixed_views else self.trainer.train_dataloader
+        query = self._query_batch(datamodule) if self.tuner.transductive else None
+        with torch.no_grad(), self.trainer.precision_plugin.forward_context():
+            self.tuner.prepare_task(self._task_data(batches, query))
+        self._train_what_is_trained()
+
+    def _task_data(self, batches: Any, query: Batch | None) -> TaskData:
         kept: dict[str, list[Tensor]] = {}
         for batch in self._on_device(batches):
             for name in ("labels", "view", "sample_id"):
@@ -172,18 +179,16 @@ class FewShotClassifier(TunedModel):
                 encoded = self.encode_images(batch["images"], self._rows_of(batch).ids)
                 kept.setdefault("encoded", []).append(encoded)
         columns = {name: torch.cat(parts) for name, parts in kept.items()}
-        return TaskData(**columns, text_features=self.text_features(), query_images=self._query_images(datamodule))
+        query_images = None if query is None else next(self._on_device([query]))["images"]
+        return TaskData(**columns, text_features=self.text_features(), query_images=query_images)
 
-    def _query_images(self, datamodule: Any) -> Tensor | None:
-        if not self.tuner.transductive:
-            return None
+    def _query_batch(self, datamodule: Any) -> Batch:
         if not getattr(datamodule, "has_query", False):
             raise DtrapError(
                 f"the tuner {self.tuner.name} is transductive: it adapts to the unlabelled queries, and there are "
                 "none. Use a data module with queries (data.query, or query_root of a folder), or another tuner."
             )
-        batches = list(self._on_device([datamodule.query_in_views()]))
-        return batches[0]["images"]
+        return datamodule.query_in_views()
 
     def _on_device(self, batches: Any) -> Iterator[Batch]:
         """Batches as the Trainer would give them to a step."""

@@ -40,6 +40,6 @@ class FrozenImageFeatures:
             if missing:
                 encoded = encode(torch.tensor(missing, device=ids.device))
                 self._rows.update(zip([keys[number] for number in missing], encoded, strict=True))
-            features = torch.stack([self._rows[key] for key in keys])
+            features = encoded if len(missing) == len(keys) else torch.stack([self._rows[key] for key in keys])
         self._last = ids, features
         return features

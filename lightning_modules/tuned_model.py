@@ -86,6 +86,7 @@ class TunedModel(LightningModule):
         self.descriptions = read_descriptions(descriptions) if isinstance(descriptions, str) else descriptions
         self.image_chunk, self.text_chunk = image_chunk, text_chunk
         self.tuner.attach(self.backbone)
+        self._refuse_foreign_adapters()
         self.objective.text_only = self.tuner.trains == {"text"}
         self.prompts: ClassPrompts | None = None
         self.confusion = MulticlassConfusionMatrix(num_classes=2)
@@ -95,6 +96,15 @@ class TunedModel(LightningModule):
         self._evaluation_texts: Tensor | None = None
         self._train_what_is_trained()
         self.train(False)
+
+    def _refuse_foreign_adapters(self) -> None:
+        """Adapters that another tuner has put into the backbone would stay in this one's zero-shot features."""
+        adapters = {id(value) for name, value in self.backbone.named_parameters() if ".lora_" in name}
+        if adapters - {id(value) for value in self.tuner.adapter_state().values()}:
+            raise DtrapError(
+                f"{self.backbone.identifier} has LoRA adapters of another tuner than {self.tuner.name}, whose values "
+                "would stay. Give both modules the same tuner, or load the backbone once more for this one."
+            )
 
     def _train_what_is_trained(self) -> None:
         for parameter in self.tuner.trained_parameters():

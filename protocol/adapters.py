@@ -1,21 +1,32 @@
-"""Saved adapters: a safetensors file with the trained values and a JSON card that says what they belong to."""
+"""Saved adapters: a safetensors file with the trained values and a JSON card that says what they belong to.
+
+What `dtrap export` writes is read here too: a folder in peft's form, or a plain checkpoint; its card is dtrap.json.
+"""
 
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, dataclass, field
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field, replace
 from importlib.metadata import version
 from pathlib import Path
 
+from jsonargparse import Namespace
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save
+from torch import Tensor
 
 from .. import __version__
 from ..errors import DtrapError
 from ..lightning_modules import FewShotClassifier
+from .configuration import DtrapCLI
 from .results import write_atomically
 
 CARD_FORMAT = "dtrap-adapter/1"
+EXPORT_CARD = "dtrap.json"
+PEFT_WEIGHTS = "adapter_model.safetensors"
+PEFT_PREFIX = "base_model.model."
+CONFIG = "config.yaml"
 
 
 def _versions() -> dict[str, str]:
@@ -37,6 +48,7 @@ class AdapterCard:
         episode: Number of the episode.
         method: Name of the method in the run's rows.
         accuracy: Accuracy on the episode's queries in percent, None without queries.
+        prompts: The sentences of each class where they come from descriptions, else None.
         versions: Versions of dtrap and the libraries that made it.
         format: Format of this card.
     """
@@ -50,34 +62,63 @@ class AdapterCard:
     episode: int
     method: str
     accuracy: float | None = None
+    prompts: dict[str, list[str]] | None = None
     versions: dict[str, str] = field(default_factory=_versions)
     format: str = CARD_FORMAT
 
 
 def card_path(adapter: Path) -> Path:
-    """The card of an adapter file: same name, ending .json."""
-    return adapter.with_suffix(".json")
+    """The card of an adapter: dtrap.json of an exported folder; beside a file the same name, ending .json."""
+    return adapter / EXPORT_CARD if adapter.is_dir() else adapter.with_suffix(".json")
+
+
+def is_exported(path: Path) -> bool:
+    """Whether this is a folder that `dtrap export` wrote."""
+    return (path / EXPORT_CARD).is_file()
+
+
+def is_plain(path: Path) -> bool:
+    """Whether this is an exported folder with the backbone itself in it."""
+    return is_exported(path) and not (path / PEFT_WEIGHTS).is_file()
+
+
+def card_content(card: AdapterCard) -> bytes:
+    """The card as it stands in its file."""
+    return (json.dumps(asdict(card), indent=2, ensure_ascii=False) + "\n").encode()
 
 
 def save_adapter(path: Path, module: FewShotClassifier, card: AdapterCard) -> None:
-    """Write the adapter and its card; the adapter is whole or absent.
+    """Write the adapter and its card, with the class prompts where they are described; it is whole or absent.
 
     Raises:
         DtrapError: The files cannot be written.
     """
+    if module.descriptions is not None:
+        card = replace(card, prompts=class_sentences(module))
     state = {name: value.detach().cpu().contiguous() for name, value in module.tuner.adapter_state().items()}
-    write_atomically(card_path(path), (json.dumps(asdict(card), indent=2, ensure_ascii=False) + "\n").encode())
+    write_atomically(card_path(path), card_content(card))
     write_atomically(path, save(state, metadata={"format": CARD_FORMAT}))
 
 
+def class_sentences(module: FewShotClassifier) -> dict[str, list[str]]:
+    """The prompts of each class."""
+    prompts = module.class_prompts
+    texts = iter(prompts.prompts)
+    counts = zip(prompts.class_names, prompts.per_class, strict=True)
+    return {name: [next(texts) for _ in range(count)] for name, count in counts}
+
+
 def read_card(path: Path) -> AdapterCard:
-    """The card of an adapter.
+    """The card of an adapter: a file, or a folder that `dtrap export` wrote.
 
     Raises:
         DtrapError: The adapter or its card is not there or is no card of this format.
     """
-    if not path.is_file() or path.suffix == ".json":
-        raise DtrapError(f"{path}: no such adapter. Expected a .safetensors file that `dtrap fit` saved.")
+    if path.suffix == ".json" or not (path.is_file() or is_exported(path)):
+        raise DtrapError(
+            f"{path}: no such adapter. Expected a .safetensors file that `dtrap fit` saved, or a folder that `dtrap "
+            "export` wrote."
+        )
     card = card_path(path)
     try:
         content = json.loads(card.read_text(encoding="utf-8"))
@@ -90,10 +131,31 @@ def read_card(path: Path) -> AdapterCard:
         raise DtrapError(f"{card}: not an adapter card ({error}). Expected the format {CARD_FORMAT}.") from error
 
 
+def read_tensors(path: Path) -> dict[str, Tensor]:
+    """Tensors of a safetensors file.
+
+    Raises:
+        DtrapError: It is none.
+    """
+    try:
+        return load_file(path)
+    except (OSError, SafetensorError) as error:
+        raise DtrapError(f"{path}: not a readable safetensors file ({error}).") from error
+
+
+def _read_state(path: Path) -> dict[str, Tensor]:
+    """The tuner's values by its own names, of an adapter file or of a folder in peft's form."""
+    if not path.is_dir():
+        return read_tensors(path)
+    state = read_tensors(path / PEFT_WEIGHTS)
+    return {f"model.{name.removeprefix(PEFT_PREFIX).removesuffix('.weight')}": value for name, value in state.items()}
+
+
 def load_adapter(path: Path, module: FewShotClassifier, card: AdapterCard) -> None:
     """Put a saved adapter into a module of the same backbone and tuner.
 
-    A module without classes gets those of the card, and its template; one that has classes must have the card's.
+    A module without classes gets those of the card with its template or sentences; one that has classes must have the
+    card's.
 
     Raises:
         DtrapError: The backbone, the tuner or the classes are others, or the file does not fit.
@@ -109,19 +171,82 @@ def load_adapter(path: Path, module: FewShotClassifier, card: AdapterCard) -> No
             f"{path}: trained with the tuner {card.tuner}, but the config has {tuner}. Use the run's config."
         )
     if module.prompts is None:
-        module.template = card.template
+        module.template, module.descriptions = card.template, card.prompts
         module.set_classes(card.class_names)
-    elif list(module.prompts.class_names) != card.class_names:
-        raise DtrapError(
-            f"{path}: trained for the classes {', '.join(card.class_names)}, but here they are "
-            f"{', '.join(module.prompts.class_names)}. Use the data, the seed and the episode that it was trained on."
-        )
+    check_classes(path, module.class_prompts.class_names, card)
     module.tuner.reset(0, len(card.class_names))
-    try:
-        state = load_file(path)
-    except (OSError, SafetensorError) as error:
-        raise DtrapError(f"{path}: not a readable safetensors file ({error}).") from error
+    state = _read_state(path)
     try:
         module.tuner.load_adapter_state(state)
     except DtrapError as error:
         raise DtrapError(f"{path}: {error}") from error
+
+
+def check_classes(path: Path, names: Sequence[str], card: AdapterCard) -> None:
+    """Refuse a task of other classes than the card's.
+
+    Raises:
+        DtrapError: They are others, or in another order.
+    """
+    if list(names) != card.class_names:
+        raise DtrapError(
+            f"{path}: trained for the classes {', '.join(card.class_names)}, but here they are {', '.join(names)}. "
+            "Use the data, the seed and the episode that it was trained on."
+        )
+
+
+def find_adapters(arguments: list[str], command: str) -> tuple[DtrapCLI, list[Path]]:
+    """The parsed command line and its adapters; without `--config`, with the config of the run that saved them.
+
+    A plain checkpoint says all that predictions need, so that no config is looked for there.
+
+    Raises:
+        DtrapError: A mistake in the config or the command line, or no adapters where they should be.
+    """
+    if not any(word in ("--config", "-c") or word.startswith("--config=") for word in arguments):
+        saved = _saved_config(arguments, command)
+        arguments = [*(["--config", str(saved)] if saved else []), *arguments]
+    cli = DtrapCLI(arguments, command)
+    path = Path(cli.config.adapter)
+    if not path.is_dir() or is_exported(path):
+        return cli, [path]
+    found = sorted(path.glob("*.safetensors")) or sorted(path.glob("adapters/*.safetensors"))
+    if not found:
+        raise DtrapError(
+            f"{path}: no adapters (.safetensors) here. `dtrap fit --protocol.save_adapters true` saves them."
+        )
+    return cli, found
+
+
+def only_adapter(cli: DtrapCLI, adapters: list[Path]) -> Path:
+    """The one adapter of a command that takes one.
+
+    Raises:
+        DtrapError: There are several.
+    """
+    if len(adapters) > 1:
+        raise DtrapError(f"{cli.config.adapter} holds {len(adapters)} adapters; name the one to {cli.command} with.")
+    return adapters[0]
+
+
+def without_description_file(config: Namespace, card: AdapterCard) -> Namespace:
+    """The config without its file of descriptions where the card has them."""
+    if card.prompts is not None:
+        config.model.descriptions = None
+    return config
+
+
+def _saved_config(arguments: list[str], command: str) -> Path | None:
+    value = next((w.partition("=")[2] for w in arguments if w.startswith("--adapter=")), None)
+    if value is None and "--adapter" in arguments[:-1]:
+        value = arguments[arguments.index("--adapter") + 1]
+    if value is None:
+        return None
+    path = Path(value)
+    if command == "predict" and is_plain(path):
+        return None
+    names = [CONFIG]
+    if path.is_file() or is_exported(path):
+        names.insert(0, f"config.{read_card(path).method}.yaml")
+    places = [path, path.parent, path.parent.parent] if path.is_dir() else [path.parent, path.parent.parent]
+    return next((place / name for place in places for name in names if (place / name).is_file()), None)

@@ -1,4 +1,4 @@
-"""The commands that need torch: fit, test, predict."""
+"""The commands that need torch: fit, test, predict, export."""
 
 from __future__ import annotations
 
@@ -33,6 +33,10 @@ def run(command: str, arguments: list[str]) -> int:
         from .inference import test
 
         return test(arguments, console)
+    if command == "export":
+        from .export import export
+
+        return export(arguments, console)
     from .inference import predict
 
     return predict(arguments, console)

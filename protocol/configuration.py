@@ -6,7 +6,7 @@ import copy
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 import yaml
@@ -36,7 +36,7 @@ class DtrapCLI(LightningCLI):
 
     Args:
         arguments: Command line words after the command's name.
-        command: "fit", "test" or "predict"; the last two have further options.
+        command: "fit", "test", "predict" or "export"; all but the first have further options.
     """
 
     def __init__(self, arguments: list[str], command: str) -> None:
@@ -59,13 +59,13 @@ class DtrapCLI(LightningCLI):
         )
 
     def add_core_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
-        """Lightning's sections; predictions need no data set, so that its section is not looked at."""
-        if self.command != "predict":
+        """Lightning's sections; predictions and exports need no data set, so that its section is not looked at."""
+        if self.command not in ("predict", "export"):
             super().add_core_arguments_to_parser(parser)
             return
         parser.add_lightning_class_args(Trainer, "trainer")
         parser.add_lightning_class_args(FewShotClassifier, "model")
-        parser.add_argument("--data", type=dict[str, Any] | None, help="Not needed for predictions")
+        parser.add_argument("--data", type=dict[str, Any] | None, help="Not needed for this command")
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """The stage, the protocol and the options of single commands."""
@@ -74,8 +74,20 @@ class DtrapCLI(LightningCLI):
         if self.command == "fit":
             return
         parser.add_argument(
-            "--adapter", type=str, required=True, help="Saved adapter (.safetensors), or a folder of them"
+            "--adapter",
+            type=str,
+            required=True,
+            help="Saved adapter (.safetensors), a folder of them, or a folder that `dtrap export` wrote",
         )
+        if self.command == "export":
+            parser.add_argument("--output", type=str, required=True, help="Folder to write; it must be empty or new")
+            parser.add_argument(
+                "--form",
+                type=Literal["plain", "peft"],
+                default="plain",
+                help="plain: a checkpoint of the backbone's own library, open_clip or transformers; "
+                "peft: a LoRA adapter as peft saves it",
+            )
         if self.command == "predict":
             parser.add_argument(
                 "--images", type=str, required=True, help="Folder of images, searched with its sub-folders"
@@ -104,6 +116,7 @@ _DESCRIPTIONS = {
     "fit": "Train and test on every episode of a few-shot task; write a row each and the mean with its interval.",
     "test": "Test saved adapters again on the queries of their episodes.",
     "predict": "Classify a folder of images with a saved adapter; write a CSV.",
+    "export": "Write the tuned model as a folder that open_clip, transformers or peft loads without dtrap.",
 }
 
 

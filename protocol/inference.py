@@ -19,9 +19,19 @@ from ..datamodules.unlabelled import UnlabelledImages
 from ..datamodules.views import Preprocessing
 from ..errors import DtrapError
 from ..lightning_modules import FewShotClassifier
-from .adapters import AdapterCard, load_adapter, read_card
-from .configuration import DtrapCLI, build_data, build_module, build_trainer_arguments
+from .adapters import (
+    AdapterCard,
+    check_classes,
+    find_adapters,
+    is_plain,
+    load_adapter,
+    only_adapter,
+    read_card,
+    without_description_file,
+)
+from .configuration import build_data, build_module, build_trainer_arguments
 from .episode import episode_trainer, without_expected_warnings
+from .export import load_exported
 from .progress import EpisodeProgress
 from .results import Row, cannot_write, write_atomically
 from .summary import render, summarise
@@ -35,9 +45,9 @@ def test(arguments: list[str], console: Console) -> int:
     Raises:
         DtrapError: A config, an adapter or the data are not as expected.
     """
-    config, adapters = _configured(arguments, "test")
-    cards = {path: read_card(path) for path in adapters}
-    data, module = build_data(config), build_module(config)
+    cli, adapters = find_adapters(arguments, "test")
+    config, cards = cli.config, {path: read_card(path) for path in adapters}
+    data, module = build_data(config), _build(config, *next(iter(cards.items())))
     if not data.has_query:
         raise DtrapError(
             "no query images, so there is nothing to test on: give --data.query_root FOLDER (or the --data.held_out "
@@ -51,17 +61,11 @@ def test(arguments: list[str], console: Console) -> int:
             progress.begin(number)
             _check_seed(path, card, data)
             data.set_episode(card.episode)
+            check_classes(path, data.class_names, card)
+            module.descriptions = card.prompts
             module.set_classes(data.class_names, data.template)
-            load_adapter(path, module, card)
-            row = {
-                "method": card.method,
-                "episode": card.episode,
-                "accuracy": _accuracy(trainer, module, data),
-            }
-            with module.zero_shot():
-                row["zero_shot_accuracy"] = _accuracy(trainer, module, data)
-            rows.append(row)
-            progress.finish(row | {"method": "test"})
+            rows.append(_tested(path, card, module, data, trainer))
+            progress.finish(rows[-1] | {"method": "test"})
     for path, card, row in zip(cards, cards.values(), rows, strict=True):
         saved = "" if card.accuracy is None else f", {card.accuracy:.1f} % when it was saved"
         if len(cards) <= 10:
@@ -82,14 +86,14 @@ def predict(arguments: list[str], console: Console) -> int:
     Raises:
         DtrapError: A config, the adapter or the folder are not as expected.
     """
-    config, adapters = _configured(arguments, "predict")
-    if len(adapters) > 1:
-        raise DtrapError(f"{config.adapter} holds {len(adapters)} adapters; name the one to predict with.")
-    card = read_card(adapters[0])
+    cli, adapters = find_adapters(arguments, "predict")
+    config, adapter = cli.config, only_adapter(cli, adapters)
+    card = read_card(adapter)
     output = Path(config.output)
     _check_output(output)
-    module = build_module(config)
-    load_adapter(adapters[0], module, card)
+    module = _build(config, adapter, card)
+    if not is_plain(adapter):
+        load_adapter(adapter, module, card)
     preprocessing = Preprocessing.of(module.backbone) or Preprocessing()
     images = UnlabelledImages(config.images, preprocessing)
     with without_expected_warnings():
@@ -128,35 +132,22 @@ def _table(paths: Sequence[Any], probabilities: torch.Tensor, class_names: Seque
     return text.getvalue()
 
 
-def _configured(arguments: list[str], command: str) -> tuple[Namespace, list[Path]]:
-    """The parsed config and the adapters; without `--config`, the config of the run that saved them."""
-    if not any(word in ("--config", "-c") or word.startswith("--config=") for word in arguments):
-        saved = _saved_config(arguments)
-        arguments = [*(["--config", str(saved)] if saved else []), *arguments]
-    config = DtrapCLI(arguments, command).config
-    path = Path(config.adapter)
-    if not path.is_dir():
-        return config, [path]
-    found = sorted(path.glob("*.safetensors")) or sorted(path.glob("adapters/*.safetensors"))
-    if not found:
-        raise DtrapError(
-            f"{path}: no adapters (.safetensors) here. `dtrap fit --protocol.save_adapters true` saves them."
-        )
-    return config, found
+def _build(config: Namespace, adapter: Path, card: AdapterCard) -> FewShotClassifier:
+    """The module of the config, or of the exported folder that the adapter is."""
+    if is_plain(adapter):
+        return load_exported(adapter, card)
+    return build_module(without_description_file(config, card))
 
 
-def _saved_config(arguments: list[str]) -> Path | None:
-    value = next((w.partition("=")[2] for w in arguments if w.startswith("--adapter=")), None)
-    if value is None and "--adapter" in arguments[:-1]:
-        value = arguments[arguments.index("--adapter") + 1]
-    if value is None:
-        return None
-    path = Path(value)
-    names = ["config.yaml"]
-    if path.is_file():
-        names.insert(0, f"config.{read_card(path).method}.yaml")
-    places = [path, path.parent, path.parent.parent] if path.is_dir() else [path.parent, path.parent.parent]
-    return next((place / name for place in places for name in names if (place / name).is_file()), None)
+def _tested(path: Path, card: AdapterCard, module: FewShotClassifier, data: FewShotDataModule, trainer: Trainer) -> Row:
+    """Accuracies of one adapter; a plain checkpoint has no zero-shot model any more."""
+    row: Row = {"method": card.method, "episode": card.episode}
+    if is_plain(path):
+        return row | {"accuracy": _accuracy(trainer, module, data)}
+    load_adapter(path, module, card)
+    row["accuracy"] = _accuracy(trainer, module, data)
+    with module.zero_shot():
+        return row | {"zero_shot_accuracy": _accuracy(trainer, module, data)}
 
 
 def _trainer(config: Namespace, console: Console, *, progress: bool) -> Trainer:

@@ -142,4 +142,5 @@ def test_debug_shows_the_traceback(tmp_path):
     assert "Traceback" in done.stderr
     done = python("-m", "dtrap", "ft", cwd=tmp_path)
     assert done.returncode == 2
-    assert done.stderr == "dtrap: 'ft' is no command. Did you mean 'fit'? Commands: fit, test, predict, configs.\n"
+    commands = "Commands: fit, test, predict, export, configs."
+    assert done.stderr == f"dtrap: 'ft' is no command. Did you mean 'fit'? {commands}\n"

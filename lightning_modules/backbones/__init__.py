@@ -2,5 +2,6 @@
 
 from .base import Backbone
 from .open_clip import OpenCLIP
+from .transformers import Transformers
 
-__all__ = ["Backbone", "OpenCLIP"]
+__all__ = ["Backbone", "OpenCLIP", "Transformers"]

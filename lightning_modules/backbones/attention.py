@@ -122,8 +122,11 @@ class SeparateAttention(nn.Module):
         return projected.unflatten(-1, (num_heads, -1)).transpose(1, 2)
 
     def _rotated(self, heads: Tensor, rope: Tensor) -> Tensor:
-        prefix, rest = heads[:, :, : self.rotated_from], heads[:, :, self.rotated_from :]
-        return torch.cat([prefix, rotate(rest, rope, **self.rotary_options)], dim=2)
+        """Heads [B, H, L, d] with the N tokens after the prefix rotated, of rope [..., N, 2d]; later ones are not."""
+        positions = rope.shape[-2]
+        sizes = [self.rotated_from, positions, heads.shape[2] - self.rotated_from - positions]
+        prefix, placed, appended = heads.split(sizes, dim=2)
+        return torch.cat([prefix, rotate(placed, rope, **self.rotary_options), appended], dim=2)
 
 
 class SeparateMultiheadAttention(SeparateAttention):

@@ -102,7 +102,7 @@ class Backbone(nn.Module, ABC):
         """The frozen projection into the feature space: [B, D].
 
         Args:
-            pooled: [B, C] in the width of the blocks; for a ResNet the map [B, C, H, W] of the last stage's shape, which
+            pooled: [B, C] in the width of the blocks; for a ResNet a map [B, C, H, W] of the last stage's shape, which
                 goes through the attention pool.
         """
 

@@ -2,23 +2,33 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from pathlib import Path
 from threading import Thread
 
-from huggingface_hub import get_hf_file_metadata, hf_hub_download, hf_hub_url, try_to_load_from_cache
+from huggingface_hub import (
+    _CACHED_NO_EXIST,
+    constants,
+    get_hf_file_metadata,
+    get_repo_discussions,
+    hf_hub_download,
+    hf_hub_url,
+    try_to_load_from_cache,
+)
+from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
+from huggingface_hub.file_download import repo_folder_name
 
 from ...errors import DtrapError
 
-try:
-    from huggingface_hub.errors import EntryNotFoundError
-except ImportError:  # huggingface_hub < 0.26
-    from huggingface_hub.utils import EntryNotFoundError
-
 # Seconds that the hub has for its first answer; the whole error has to come within 5 s.
 ANSWER_SECONDS = 4.0
+CONVERSION_BOT = "SFconvertbot"
+CONVERSION_TITLE = "Adding `safetensors` variant of this model"
 
 
-def hub_file(repo: str, filenames: list[str], *, what: str, remedy: str, cache_dir: str | None = None) -> Path:
+def hub_file(
+    repo: str, filenames: list[str], *, what: str, remedy: str, cache_dir: str | None = None, converted: bool = False
+) -> Path:
     """Local path of the first of `filenames` that a repository has; downloaded if the cache has none of them.
 
     Args:
@@ -27,35 +37,86 @@ def hub_file(repo: str, filenames: list[str], *, what: str, remedy: str, cache_d
         what: What is being loaded, with its verb, for the error: "Weights 'openai' are".
         remedy: What to do without network, for the error.
         cache_dir: The hub's cache folder; None follows HF_HOME.
+        converted: Look also into the open pull request in which the hub's own bot turned the repository's weights into
+            safetensors. Some repositories, such as OpenAI's, have them only there.
 
     Raises:
         DtrapError: None is cached, and the hub cannot be reached or does not hand any of them out.
     """
+    revisions = [None, *(_cached_pull_requests(repo, cache_dir) if converted else [])]
+    for revision in revisions:
+        cached = cached_file(repo, filenames, cache_dir, revision)
+        if cached is not None:
+            return cached
+    found = _download(repo, filenames, what, remedy, cache_dir, converted)
+    if found is None:
+        raise unreachable(what, repo, FileNotFoundError(f"it has no {' or '.join(filenames)}"), remedy)
+    return found
+
+
+def optional_hub_file(
+    repo: str, filenames: list[str], *, what: str, remedy: str, cache_dir: str | None = None
+) -> Path | None:
+    """The same as `hub_file`, or None where the repository has none of `filenames`.
+
+    Raises:
+        DtrapError: None is cached, nor is it known that there is none, and the hub cannot be reached.
+    """
     cached = cached_file(repo, filenames, cache_dir)
-    if cached is not None:
-        return cached
-    for filename in filenames:
-        try:
-            require_reachable(repo, filename)
-            return Path(hf_hub_download(repo, filename, cache_dir=cache_dir))
-        except EntryNotFoundError:
-            continue
-        except Exception as error:
-            raise unreachable(what, repo, error, remedy) from error
-    missing = FileNotFoundError(f"it has no {' or '.join(filenames)}")
-    raise unreachable(what, repo, missing, remedy)
+    known = [try_to_load_from_cache(repo, name, cache_dir=cache_dir) is _CACHED_NO_EXIST for name in filenames]
+    return cached if cached is not None or all(known) else _download(repo, filenames, what, remedy, cache_dir, False)
 
 
-def cached_file(repo: str, filenames: list[str], cache_dir: str | None = None) -> Path | None:
+def cached_file(
+    repo: str, filenames: list[str], cache_dir: str | None = None, revision: str | None = None
+) -> Path | None:
     """Local path of the first of `filenames` that is cached, or None.
 
     Only looks at the disk: the hub's download functions may ask the network even with `local_files_only`.
     """
     for filename in filenames:
-        cached = try_to_load_from_cache(repo, filename, cache_dir=cache_dir)
+        cached = try_to_load_from_cache(repo, filename, cache_dir=cache_dir, revision=revision)
         if isinstance(cached, str):
             return Path(cached)
     return None
+
+
+def _download(
+    repo: str, filenames: list[str], what: str, remedy: str, cache_dir: str | None, converted: bool
+) -> Path | None:
+    """The first of `filenames` that the repository has, or None; an error where the hub does not answer in time."""
+    try:
+        with suppress(EntryNotFoundError):  # an answer too
+            require_reachable(repo, filenames[0])
+        found = _first(repo, filenames, cache_dir, None)
+        revision = _conversion(repo) if found is None and converted else None
+        return found if revision is None else _first(repo, filenames, cache_dir, revision)
+    except Exception as error:
+        raise unreachable(what, repo, error, remedy) from error
+
+
+def _first(repo: str, filenames: list[str], cache_dir: str | None, revision: str | None) -> Path | None:
+    for filename in filenames:
+        try:
+            return Path(hf_hub_download(repo, filename, cache_dir=cache_dir, revision=revision))
+        except LocalEntryNotFoundError:  # no network, although its name says otherwise
+            raise
+        except EntryNotFoundError:
+            continue
+    return None
+
+
+def _conversion(repo: str) -> str | None:
+    """Revision of the pull request of the hub's conversion bot that is open in a repository."""
+    for request in get_repo_discussions(repo, author=CONVERSION_BOT, discussion_type="pull_request"):
+        if request.author == CONVERSION_BOT and request.title == CONVERSION_TITLE and request.status == "open":
+            return f"refs/pr/{request.num}"
+    return None
+
+
+def _cached_pull_requests(repo: str, cache_dir: str | None) -> list[str]:
+    folder = Path(cache_dir or constants.HF_HUB_CACHE) / repo_folder_name(repo_id=repo, repo_type="model")
+    return [f"refs/pr/{path.name}" for path in sorted(folder.glob("refs/refs/pr/*"))]
 
 
 def require_reachable(repo: str, filename: str) -> None:

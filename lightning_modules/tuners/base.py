@@ -63,6 +63,7 @@ class Tuner(nn.Module, ABC):
         trains_itself: Whether it makes its steps itself in `own_step`, with optimisers of its own.
         query_views: Fixed views of each query that a test takes; their probabilities are added up.
         learning_rate: The rate of its own optimiser where no other is asked for.
+        merges_into_backbone: Whether it changes nothing but weights of the backbone, so that it can be exported.
     """
 
     name: str
@@ -71,6 +72,7 @@ class Tuner(nn.Module, ABC):
     trains_itself: bool = False
     query_views: int = 1
     learning_rate: float = 2e-4
+    merges_into_backbone: bool = False
 
     @property
     @abstractmethod

@@ -40,6 +40,7 @@ class LoRA(Tuner):
     """
 
     name = "lora"
+    merges_into_backbone = True
 
     def __init__(
         self,

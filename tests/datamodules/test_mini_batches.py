@@ -7,6 +7,7 @@ from dtrap.datamodules import FolderDataModule, ShapesDataModule
 from dtrap.datamodules.views import Preprocessing
 from dtrap.errors import DtrapError
 from dtrap.lightning_modules import FewShotClassifier, Objective
+from dtrap.lightning_modules.tuners import StepSPT
 from layouts import make_folder
 from lightning.pytorch import Trainer
 
@@ -110,3 +111,10 @@ def test_queries_in_views_keep_the_plain_ones_first_and_in_one_batch(tiny_backbo
     for label, predicted in zip(plain["labels"], expected_zero_shot, strict=True):
         counts[label, predicted] += 1
     assert torch.equal(zero_shot, counts)
+
+
+def test_a_tuner_with_batches_of_its_own_refuses_others(tiny_backbone):
+    module = FewShotClassifier(tiny_backbone, StepSPT())
+    trainer = Trainer(max_epochs=1, accelerator="cpu", logger=False, enable_checkpointing=False)
+    with pytest.raises(DtrapError, match="batch_size is 5, but the tuner stepspt makes its own batches"):
+        trainer.fit(module, datamodule=ShapesDataModule(shot=1, query=1, batch_size=5))

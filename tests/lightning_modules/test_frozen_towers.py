@@ -8,7 +8,7 @@ from dtrap.errors import DtrapError
 from dtrap.lightning_modules import FewShotClassifier, Objective
 from dtrap.lightning_modules.backbones import OpenCLIP
 from dtrap.lightning_modules.image_cache import FrozenImageFeatures
-from dtrap.lightning_modules.tuners import LoRA
+from dtrap.lightning_modules.tuners import LoRA, StepSPT, TipAdapterF
 from layouts import make_eurosat
 from lightning.pytorch import Trainer
 
@@ -110,3 +110,17 @@ def test_a_trained_text_tower_in_chunks_has_the_same_gradients_and_masks(tiny_ba
 def test_a_chunk_of_nothing_is_refused(tiny_backbone):
     with pytest.raises(DtrapError, match="text_chunk is 0"):
         FewShotClassifier(tiny_backbone, text_chunk=0)
+
+
+@pytest.mark.parametrize("precision", ["64-true", "bf16-mixed", "bf16-true"])
+@pytest.mark.parametrize("tuner", [TipAdapterF, StepSPT])
+@pytest.mark.filterwarnings("ignore")
+def test_a_task_is_prepared_in_every_precision(tiny_backbone, tuner, precision):
+    """The images are drawn in their own type, whatever the precision's context makes of new tensors."""
+    module = FewShotClassifier(tiny_backbone, tuner())
+    trainer = Trainer(max_epochs=2, precision=precision, callbacks=[StageSwitch()], **QUIET)
+    data = ShapesDataModule(shot=1, query=2)
+    trainer.fit(module, datamodule=data)
+    trainer.test(module, datamodule=data, verbose=False)
+    assert data.support()["images"].dtype == torch.float32
+    assert all(torch.isfinite(value).all() for value in module.tuner.adapter_state().values())

@@ -7,7 +7,7 @@ import torch
 from dtrap.errors import DtrapError
 from dtrap.lightning_modules import FewShotClassifier
 from dtrap.lightning_modules.backbones import OpenCLIP
-from dtrap.lightning_modules.tuners import LoRA
+from dtrap.lightning_modules.tuners import CLIPAdapter, LoRA
 
 IMAGES = torch.randn(3, 3, 32, 32, generator=torch.Generator().manual_seed(0))
 
@@ -143,6 +143,8 @@ def test_adapters_of_two_tuners_on_one_backbone_are_refused(tiny_backbone):
     FewShotClassifier(tiny_backbone, tuner)
     with pytest.raises(DtrapError, match="6 layers adapted by another tuner"):
         FewShotClassifier(tiny_backbone, LoRA("text"))
+    with pytest.raises(DtrapError, match="adapters of another tuner than clip-adapter"):
+        FewShotClassifier(tiny_backbone, CLIPAdapter())
     FewShotClassifier(tiny_backbone, tuner)
 
 

@@ -125,3 +125,34 @@ def test_another_backbone_other_classes_and_a_broken_file_are_refused(dtrap, fit
     status, _, err = dtrap("predict", "--adapter", adapter, "--images", root)
     assert status == 2
     assert "card is missing" in err
+
+
+@pytest.mark.parametrize("form", ["plain", "peft"])
+def test_an_exported_folder_is_tested_and_predicts_like_its_adapter(dtrap, fitted, root, tmp_path, form):
+    name, row = next(iter(rows_of(fitted).items()))
+    adapter = fitted / f"{name}.safetensors"
+    status, _, err = dtrap("export", "--adapter", adapter, "--output", "exported", "--form", form)
+    assert status == 0, err
+    status, out, err = dtrap("test", "--adapter", "exported")
+    assert status == 0, err
+    assert f"exported: {row['accuracy']:.1f} %, {row['accuracy']:.1f} % when it was saved" in out
+    assert ("zero-shot " in out) == (form == "peft")
+    tables = []
+    for saved in (adapter, "exported"):
+        status, _, err = dtrap("predict", "--adapter", saved, "--images", root, "--output", "p.csv")
+        assert status == 0, err
+        lines = (tmp_path / "p.csv").read_text().splitlines()[1:]
+        tables.append([[float(value) for value in line.split(",")[2:]] for line in lines])
+    assert tables[1] == [pytest.approx(probabilities, abs=1e-5) for probabilities in tables[0]]
+
+
+def test_an_exported_folder_refuses_other_classes_and_another_backbone(dtrap, fitted, root):
+    adapter = next(fitted.glob("*svl-ra.safetensors"))
+    for form in ("plain", "peft"):
+        dtrap("export", "--adapter", adapter, "--output", form, "--form", form)
+        status, _, err = dtrap("test", "--adapter", form, "--data.way", 4)
+        assert status == 2
+        assert "trained for the classes" in err
+    status, _, err = dtrap("predict", "--config", "backbones/tiny.yaml", "--adapter", "peft", "--images", root)
+    assert status == 2
+    assert "trained on the backbone random/random-" in err

@@ -1,0 +1,171 @@
+"""A tuned backbone as a plain checkpoint of the library that it came from: open_clip or transformers."""
+
+from __future__ import annotations
+
+import copy
+import json
+from pathlib import Path
+from typing import Any
+
+import open_clip
+import timm
+import torch
+import transformers
+from open_clip.constants import HF_CONFIG_NAME, HF_SAFE_WEIGHTS_NAME
+from open_clip.tokenizer import HFTokenizer
+from peft.tuners.lora import LoraLayer
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from ...errors import DtrapError
+from .attention import SeparateAttention, SeparateOpenClipAttention, SeparateTimmAttention
+from .base import Backbone
+from .open_clip import OpenCLIP, find_architecture
+from .transformers import Transformers
+
+TOKENIZER_CONFIG = "tokenizer_config.json"
+_QKV = ("q_proj", "k_proj", "v_proj")
+_LIBRARY_NAMES = {
+    SeparateOpenClipAttention: {"q_norm": "ln_q", "k_norm": "ln_k", "inner_norm": "ln_inner"},
+    SeparateTimmAttention: {"out_proj": "proj", "inner_norm": "norm"},
+}
+_BILINEAR = 2
+
+
+def merged_state(model: nn.Module) -> dict[str, Tensor]:
+    """State of a model with peft's LoRA layers merged into the weights, W + scale * B A; the model stays as it is."""
+    state = dict(model.state_dict())
+    for name, layer in model.named_modules():
+        if not isinstance(layer, LoraLayer):
+            continue
+        for key in [key for key in state if key.startswith(f"{name}.")]:
+            del state[key]
+        plain = {key: value.detach() for key, value in layer.get_base_layer().state_dict().items()}
+        with torch.no_grad():
+            for adapter in layer.active_adapters:
+                plain["weight"] = plain["weight"] + layer.get_delta_weight(adapter)
+        state |= {f"{name}.{key}": value for key, value in plain.items()}
+    return state
+
+
+def plain_state(backbone: Backbone) -> dict[str, Tensor]:
+    """State of the library's own model, by the library's names and with LoRA merged; the backbone stays as it is.
+
+    For open_clip the separate query, key and value layers are put together as they were before. Which timm model fuses
+    them is asked of a new one of the same name, since nothing in the separate layers tells.
+    """
+    model: Any = backbone.model
+    state = merged_state(model)
+    if isinstance(backbone, OpenCLIP):
+        fused_trunk = _fused_layers(model.visual.trunk) if hasattr(model.visual, "trunk") else set()
+        for name, layer in model.named_modules():
+            if isinstance(layer, SeparateTimmAttention):
+                _rename(state, name, layer)
+                if name.removeprefix("visual.trunk.") in fused_trunk:
+                    _fuse(state, name, "qkv.weight", "qkv.bias")
+            elif isinstance(layer, SeparateAttention):
+                _rename(state, name, layer)
+                _fuse(state, name, "in_proj_weight", "in_proj_bias")
+    return {name: value.detach().cpu().contiguous() for name, value in state.items()}
+
+
+def _fused_layers(trunk: Any) -> set[str]:
+    """Names of the attention layers with one weight for queries, keys and values in a new trunk of the same kind."""
+    with torch.device("meta"):
+        fresh = timm.create_model(trunk.pretrained_cfg["architecture"], pretrained=False)
+    return {name.removesuffix(".qkv") for name, _ in fresh.named_modules() if name.endswith(".qkv")}
+
+
+def _rename(state: dict[str, Tensor], name: str, layer: SeparateAttention) -> None:
+    for ours, theirs in _LIBRARY_NAMES.get(type(layer), {}).items():
+        for key in [key for key in state if key.startswith(f"{name}.{ours}.")]:
+            state[f"{name}.{theirs}.{key.rpartition('.')[2]}"] = state.pop(key)
+
+
+def _fuse(state: dict[str, Tensor], name: str, weight: str, bias: str) -> None:
+    """Put q_proj, k_proj and v_proj together; without a bias of the keys the others keep theirs (EVA)."""
+    state[f"{name}.{weight}"] = torch.cat([state.pop(f"{name}.{part}.weight") for part in _QKV])
+    biases = [state.pop(f"{name}.{part}.bias", None) for part in _QKV]
+    given = [value for value in biases if value is not None]
+    if len(given) == len(_QKV):
+        state[f"{name}.{bias}"] = torch.cat(given)
+    elif given:
+        state[f"{name}.q_bias"], state[f"{name}.v_bias"] = given
+
+
+def save_plain(backbone: Backbone, folder: Path, name: str | None = None) -> None:
+    """Write a folder that the backbone's library loads by itself, tokenizer and image preprocessing included.
+
+    open_clip reads it as "local-dir:FOLDER", transformers by `from_pretrained`. The preprocessing is dtrap's: a picture
+    is resized straight to the square, bilinear.
+
+    Args:
+        backbone: An `OpenCLIP` or a `Transformers`.
+        folder: Where the files go; it exists.
+        name: For `OpenCLIP` the name or JSON config that it was made with; None where it is the identifier's.
+
+    Raises:
+        DtrapError: It is neither, or the library cannot load what was written.
+    """
+    if isinstance(backbone, OpenCLIP):
+        _save_open_clip(backbone, folder, name or backbone.identifier.rpartition("/")[0])
+    elif isinstance(backbone, Transformers):
+        _save_transformers(backbone, folder)
+    else:
+        raise DtrapError(
+            f"{type(backbone).__name__} is no backbone of open_clip or transformers: there is no library that its "
+            "plain checkpoint could be written for. Keep the adapter file; `dtrap predict` works from it."
+        )
+
+
+def load_plain(folder: Path) -> Backbone:
+    """The backbone that `save_plain` wrote.
+
+    Raises:
+        DtrapError: The folder is of neither library, or cannot be read.
+    """
+    config, weights = folder / HF_CONFIG_NAME, folder / HF_SAFE_WEIGHTS_NAME
+    if config.is_file():
+        tokenizer = str(folder) if (folder / TOKENIZER_CONFIG).is_file() else None
+        return OpenCLIP(str(config), str(weights), tokenizer=tokenizer)
+    if (folder / "config.json").is_file():
+        return Transformers(str(folder))
+    raise DtrapError(
+        f"{folder}: holds neither {HF_CONFIG_NAME} nor config.json. Expected a folder that `dtrap export` wrote."
+    )
+
+
+def _save_open_clip(backbone: OpenCLIP, folder: Path, name: str) -> None:
+    config = copy.deepcopy(find_architecture(name).config)
+    if "timm_model_name" in config["vision_cfg"]:
+        config["vision_cfg"]["timm_model_pretrained"] = False
+    backbone.tokenize([""])
+    tokenizer = backbone._tokenizer
+    if isinstance(tokenizer, HFTokenizer):
+        tokenizer.tokenizer.save_pretrained(folder)
+        if not config["text_cfg"].get("hf_tokenizer_name"):  # any name tells open_clip to look into the folder
+            cleaning = {"clean": "lower", **(config["text_cfg"].get("tokenizer_kwargs") or {})}
+            config["text_cfg"] |= {"hf_tokenizer_name": "tokenizer", "tokenizer_kwargs": cleaning}
+    statistics = {"mean": list(backbone.image_mean), "std": list(backbone.image_std)}
+    preprocessing = {**statistics, "interpolation": "bilinear", "resize_mode": "squash"}
+    content = {"model_cfg": config, "preprocess_cfg": preprocessing}
+    (folder / HF_CONFIG_NAME).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+    save_file(plain_state(backbone), folder / HF_SAFE_WEIGHTS_NAME, metadata={"format": "pt"})
+    try:
+        open_clip.create_model(f"local-dir:{folder}")
+    except (RuntimeError, ValueError, KeyError) as error:
+        raise DtrapError(
+            f"{backbone.identifier}: open_clip {open_clip.__version__} cannot load the exported model "
+            f"({' '.join(str(error).split())[:300]}). Keep the adapter file; `dtrap predict` works from it."
+        ) from error
+
+
+def _save_transformers(backbone: Transformers, folder: Path) -> None:
+    backbone.tokenize([""])
+    backbone._tokenizer.save_pretrained(folder)
+    kind = {"clip": transformers.CLIPImageProcessor, "siglip": transformers.SiglipImageProcessor}
+    size = {"height": backbone.image_size, "width": backbone.image_size}
+    options = {"size": size, "resample": _BILINEAR, "do_center_crop": False, "do_convert_rgb": True}
+    statistics = {"image_mean": list(backbone.image_mean), "image_std": list(backbone.image_std)}
+    kind[backbone.model.config.model_type](**options, **statistics).save_pretrained(folder)
+    backbone.model.save_pretrained(folder, state_dict=plain_state(backbone))

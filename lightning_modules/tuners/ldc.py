@@ -1,0 +1,297 @@
+"""LDC: adapters on several levels of the image tower and logits with less confusion between classes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from math import prod, sqrt
+from typing import Any, NamedTuple
+
+import torch
+from torch import Generator, Tensor, nn
+from torch.nn import functional
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import CosineAnnealingLR, LRScheduler
+
+from ...errors import DtrapError
+from .. import losses
+from ..backbones.base import Backbone, Tower
+from .base import Tuner
+
+_LEVEL_WEIGHTS = (0.1, 0.2, 0.3, 0.4)
+_VIT_HIDDEN = 2048
+_BETAS = tuple(step / 50 for step in range(51))
+
+
+class BranchLogits(NamedTuple):
+    """What LDC says of images in each of its branches.
+
+    Attributes:
+        clip: c [B, W], the scaled cosines to the class texts.
+        mlp: m [B, W], from the fused levels alone.
+        deconfused: a [B, W], c with the correction of its confusion between classes.
+        gate: g [B, 1] in (0, 1).
+        total: g * m + (1 - g) * a.
+    """
+
+    clip: Tensor
+    mlp: Tensor
+    deconfused: Tensor
+    gate: Tensor
+    total: Tensor
+
+
+class LDC(Tuner):
+    """Logits deconfusion (Li et al., "Logits DeConfusion with CLIP for Few-Shot Learning", CVPR 2025).
+
+    Four levels of the frozen image tower go through an adapter each, are pooled and added up with the weights 0.1, 0.2,
+    0.3, 0.4, and go through the frozen projection a second time: z. An MLP makes the logits m of z; another one
+    corrects the zero-shot logits c to a; the prediction is beta * m + (1 - beta) * a.
+
+    The levels are the four stages of a ResNet, or the blocks n-7, n-5, n-3, n-1 of a transformer of n blocks (with 4 to
+    6 blocks the last four, which is ours: the authors' code fails there). They are kept per image where images are
+    encoded once: 2.4 MB for ViT-B/16, 6 MB for RN50, in float32.
+
+    L_ad and L_ra act on z. `image_features` is the image feature x and the tapped levels in one row;
+    `adapt_image_features` is x and z in one row.
+
+    Args:
+        beta: Share of m in the logits where no validation split chooses it out of 0, 0.02, ..., 1.
+
+    Raises:
+        DtrapError: `beta` is not in [0, 1].
+    """
+
+    name = "ldc"
+    learning_rate = 1e-4
+    beta: Tensor
+    levels: nn.ModuleList
+    mlp: nn.Sequential
+    of_clip: nn.Sequential
+    of_fused: nn.Sequential
+    correction: nn.Sequential
+    gate: nn.Sequential
+
+    def __init__(self, beta: float = 0.5) -> None:
+        super().__init__()
+        if not 0 <= beta <= 1:
+            raise DtrapError(f"LDC: beta is {beta}; expected a share between 0 and 1.")
+        self.initial_beta = beta
+        self.register_buffer("beta", torch.tensor(beta))
+        self._project: Callable[[Tensor], Tensor] | None = None
+        self._shapes: list[torch.Size] = []
+        self._width = self._classes = 0
+
+    @property
+    def trains(self) -> frozenset[Tower]:
+        """No tower: the adapters stand on top of the image tower's levels."""
+        return frozenset()
+
+    # Start
+
+    def attach(self, backbone: Backbone) -> None:
+        """Make the adapters of the levels, whose shapes are found with one blank image.
+
+        Raises:
+            DtrapError: The image tower has fewer than four levels, they have no common width, or this tuner is attached
+                to another backbone.
+        """
+        if self._project is not None:
+            if self._project != backbone.project_image:
+                raise DtrapError("LDC: this tuner is attached to another backbone; make a new LDC() for this one.")
+            return
+        taps, parameter = tapped_modules(backbone), next(backbone.parameters())
+        blank = parameter.new_zeros(1, 3, backbone.image_size, backbone.image_size)
+        backbone.eval()
+        with torch.no_grad(), _outputs_of(taps) as levels:
+            backbone.encode_image(blank)
+        self._shapes = [level.shape[1:] for level in levels]
+        self._width, self._project = backbone.feature_dim, backbone.project_image
+        with torch.random.fork_rng(devices=[]):
+            adapters = nn.ModuleList(_level_adapter(shape, self._shapes[-1]) for shape in self._shapes)
+        self.levels = adapters.to(parameter.device, parameter.dtype).train(self.training)
+
+    def _make_heads(self, classes: int) -> None:
+        """The layers whose shapes depend on the number of classes; nothing is left to do where they have them."""
+        if self._classes == classes:
+            return
+        self._classes = classes
+        width = self._width
+        hidden = _VIT_HIDDEN if len(self._shapes[0]) == 2 else width
+        parameter = next(self.levels.parameters())
+        with torch.random.fork_rng(devices=[]):
+            heads = {
+                "mlp": _bottleneck(width, hidden, classes),
+                "of_clip": _bottleneck(classes, width, width),
+                "of_fused": _bottleneck(width, width, width),
+                "correction": _bottleneck(width, width, classes),
+                "gate": _bottleneck(width, width, 1),
+            }
+        for name, head in heads.items():
+            self.add_module(name, head.to(parameter.device, parameter.dtype).train(self.training))
+
+    def reset(self, seed: int, num_classes: int) -> None:
+        """Torch's default start of linear layers and convolutions; norms and beta as new."""
+        self._make_heads(num_classes)
+        generator = Generator().manual_seed(seed)
+        self.beta.fill_(self.initial_beta)
+        for module in self.modules():
+            if isinstance(module, (nn.Linear, nn.Conv2d)):
+                start = nn.init.kaiming_uniform_(torch.empty(module.weight.shape), a=sqrt(5), generator=generator)
+                with torch.no_grad():
+                    module.weight.copy_(start)
+            elif isinstance(module, (nn.LayerNorm, nn.BatchNorm1d, nn.BatchNorm2d)):
+                module.reset_parameters()
+
+    def adapter_state(self) -> dict[str, Tensor]:
+        """The adapters, the running statistics of their batch norms, and beta."""
+        state = self.state_dict(keep_vars=True)
+        return {name: value for name, value in state.items() if not name.endswith("num_batches_tracked")}
+
+    def make_room(self, state: dict[str, Tensor]) -> None:
+        """Take the saved number of classes."""
+        if "mlp.3.weight" in state:
+            self._make_heads(len(state["mlp.3.weight"]))
+
+    # From images to logits
+
+    def image_features(self, backbone: Backbone, images: Tensor) -> Tensor:
+        """[B, F]: the image feature x [B, D], then the tapped levels, flattened."""
+        with _outputs_of(tapped_modules(backbone)) as levels:
+            features = backbone.encode_image(images)
+        return torch.cat([features, *(level.flatten(1) for level in levels)], dim=1)
+
+    def zero_shot_features(self, features: Tensor) -> Tensor:
+        """The image feature x [B, D]."""
+        return features[:, : self._width]
+
+    def level_features(self, features: Tensor) -> list[Tensor]:
+        """The four adapted and pooled levels of `image_features` [B, F]: [B, C] each, [B, C, h, w] in a ResNet."""
+        flat = features[:, self._width :].split([prod(shape) for shape in self._shapes], dim=1)
+        adapted = [
+            adapter(level.unflatten(1, shape))
+            for adapter, level, shape in zip(self.levels, flat, self._shapes, strict=True)
+        ]
+        return [level.mean(dim=1) if level.dim() == 3 else level for level in adapted]
+
+    def adapt_image_features(self, features: Tensor) -> Tensor:
+        """[B, 2D]: x, then z, the projection of the weighted sum of the levels."""
+        levels = zip(_LEVEL_WEIGHTS, self.level_features(features), strict=True)
+        fused = self._project(sum(weight * level for weight, level in levels))  # type: ignore[misc, arg-type]
+        return torch.cat([self.zero_shot_features(features), fused], dim=1)
+
+    def related_features(self, image_features: Tensor) -> Tensor:
+        """The projected levels z [B, D]."""
+        return image_features[:, self._width :]
+
+    def branch_logits(self, image_features: Tensor, text_features: Tensor, logit_scale: float) -> BranchLogits:
+        """The logits of every branch, of x and z [B, 2D] and texts [W, D]."""
+        feature, fused = image_features.split(self._width, dim=1)
+        clip = logit_scale * losses.cosines(feature, text_features)
+        mlp, gate = self.mlp(fused), self.gate(fused).sigmoid()
+        deconfused = clip + self.correction(self.of_clip(clip.to(fused.dtype)) + self.of_fused(fused))
+        return BranchLogits(clip, mlp, deconfused, gate, gate * mlp + (1 - gate) * deconfused)
+
+    def logits(self, image_features: Tensor, text_features: Tensor, logit_scale: float) -> Tensor:
+        """Logits [B, W]: beta * m + (1 - beta) * a."""
+        branches = self.branch_logits(image_features, text_features, logit_scale)
+        return self.beta * branches.mlp + (1 - self.beta) * branches.deconfused
+
+    # Training
+
+    def loss_terms(
+        self, image_features: Tensor, text_features: Tensor, labels: Tensor, logit_scale: float
+    ) -> dict[str, Tensor]:
+        """CE(m), CE(a), CE(total) and the mean distances |m - c|, |a - c|, by their names in the reference runs.
+
+        Raises:
+            DtrapError: A batch of one row in training, of which a batch norm has no variance.
+        """
+        if self.training and len(labels) == 1:
+            raise DtrapError(
+                "LDC: a training batch has 1 image, and its batch norms need at least 2. Choose a batch size that "
+                "leaves no single image at the end of an epoch, or drop the last batch."
+            )
+        clip, mlp, deconfused, _, total = self.branch_logits(image_features, text_features, logit_scale)
+        return {
+            "ce_mlp": functional.cross_entropy(mlp, labels),
+            "ce_ada": functional.cross_entropy(deconfused, labels),
+            "ce_total": functional.cross_entropy(total, labels),
+            "l1_mlp": (mlp - clip).abs().mean(),
+            "l1_ada": (deconfused - clip).abs().mean(),
+        }
+
+    def classification_loss(
+        self, image_features: Tensor, text_features: Tensor, labels: Tensor, logit_scale: float
+    ) -> Tensor:
+        """The sum of `loss_terms`."""
+        return torch.stack(list(self.loss_terms(image_features, text_features, labels, logit_scale).values())).sum()
+
+    def choose(self, image_features: Tensor, text_features: Tensor, labels: Tensor, logit_scale: float) -> None:
+        """Choose beta out of 0, 0.02, ..., 1: the first of the most accurate."""
+        branches = self.branch_logits(image_features, text_features, logit_scale)
+        fused = (beta * branches.mlp + (1 - beta) * branches.deconfused for beta in _BETAS)
+        correct = [int((logits.argmax(dim=-1) == labels).sum()) for logits in fused]
+        self.beta.fill_(_BETAS[correct.index(max(correct))])
+
+    def optimizer(self, parameters: list[nn.Parameter], learning_rate: float) -> Optimizer:
+        """AdamW with eps 1e-4 and weight decay 1e-4, as the authors' code has it."""
+        return torch.optim.AdamW(parameters, lr=learning_rate, eps=1e-4, weight_decay=1e-4)
+
+    def scheduler(self, optimizer: Optimizer, total_steps: int, steps_per_epoch: int) -> LRScheduler:
+        """Cosine to 0 over all steps, stepped every step."""
+        return CosineAnnealingLR(optimizer, T_max=total_steps)
+
+
+def tapped_modules(backbone: Backbone) -> list[nn.Module]:
+    """The four stages or blocks of the image tower that LDC taps, first one first.
+
+    Raises:
+        DtrapError: It has neither four stages nor four blocks.
+    """
+    modules = backbone.stages or backbone.blocks("vision")
+    if len(modules) < 4:
+        raise DtrapError(
+            f"LDC: the image tower of {backbone.identifier} has {len(modules)} blocks or stages; LDC adapts four "
+            "levels. Use a transformer of at least 4 blocks or a ResNet CLIP, or another tuner."
+        )
+    return modules[-7::2] if len(modules) >= 7 else modules[-4:]
+
+
+@contextmanager
+def _outputs_of(modules: list[nn.Module]) -> Iterator[list[Tensor]]:
+    """Within it, the modules' outputs gather in the list, in the order of their calls."""
+    outputs: list[Tensor] = []
+
+    def keep(module: nn.Module, inputs: Any, output: Any) -> None:
+        outputs.append(output[0] if isinstance(output, tuple) else output)
+
+    handles = [module.register_forward_hook(keep) for module in modules]
+    try:
+        yield outputs
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def _level_adapter(shape: torch.Size, last: torch.Size) -> nn.Sequential:
+    """Adapter of a level: tokens [B, T, C] stay so; maps [B, C, H, W] get the last level's shape."""
+    if len(shape) == 3 == len(last):
+        channels, size = last[0], tuple(last[1:])
+        convolution = nn.Conv2d(shape[0], channels, kernel_size=1, bias=False)
+        return nn.Sequential(convolution, nn.BatchNorm2d(channels), nn.ReLU(), nn.AdaptiveAvgPool2d(size))
+    if len(shape) == 2 and shape[-1] == last[-1]:
+        return nn.Sequential(nn.Linear(shape[1], shape[1], bias=False), nn.LayerNorm(shape[1]), nn.ReLU())
+    raise DtrapError(
+        f"LDC: a level of the image tower has the shape {list(shape)}, the last one {list(last)}; expected tokens "
+        "[T, C] of one width C, or the maps [C, H, W] of a ResNet's stages. Use another backbone or another tuner."
+    )
+
+
+def _bottleneck(inputs: int, hidden: int, outputs: int) -> nn.Sequential:
+    return nn.Sequential(
+        nn.Linear(inputs, hidden, bias=False),
+        nn.BatchNorm1d(hidden),
+        nn.ReLU(),
+        nn.Linear(hidden, outputs, bias=False),
+    )

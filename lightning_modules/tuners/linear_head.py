@@ -1,0 +1,101 @@
+"""A linear head on the frozen image feature."""
+
+from __future__ import annotations
+
+from math import sqrt
+from typing import Literal, get_args
+
+import torch
+from torch import Generator, Tensor, nn
+from torch.nn import functional
+
+from ...errors import DtrapError
+from ..backbones.base import Backbone, Tower
+from ..losses import normalise
+from .base import TaskData, Tuner
+
+Start = Literal["text", "random"]
+
+
+class LinearHead(Tuner):
+    """Linear classification of the normalised image feature x: tau * (V x + b) with V [W, D] and b [W] trained.
+
+    Both towers stay frozen, so that L_ad and L_ra are constant.
+
+    Args:
+        start: "text" starts V from the normalised class texts and b from zero, which is zero-shot; "random" starts both
+            as torch starts linear layers, uniform in +-1/sqrt(D).
+
+    Raises:
+        DtrapError: `start` is none of those.
+    """
+
+    name = "linear-head"
+    learning_rate = 1e-3
+    weight: nn.Parameter
+    bias: nn.Parameter
+
+    def __init__(self, start: Start = "text") -> None:
+        super().__init__()
+        if start not in get_args(Start):
+            raise DtrapError(f"LinearHead: start is {start!r}; expected one of {', '.join(get_args(Start))}.")
+        self.start = start
+        self.needs_task = start == "text"
+
+    @property
+    def trains(self) -> frozenset[Tower]:
+        """No tower."""
+        return frozenset()
+
+    def attach(self, backbone: Backbone) -> None:
+        """Make a head of the feature width, without a class as yet.
+
+        Raises:
+            DtrapError: This tuner is attached to a backbone of another feature width.
+        """
+        if hasattr(self, "weight"):
+            if self.weight.shape[1] != backbone.feature_dim:
+                raise DtrapError(
+                    f"LinearHead: this head takes features of width {self.weight.shape[1]}, and {backbone.identifier} "
+                    f"gives {backbone.feature_dim}; make a new LinearHead() for this backbone."
+                )
+            return
+        parameter = next(backbone.parameters())
+        self.weight = nn.Parameter(parameter.new_empty(0, backbone.feature_dim))
+        self.bias = nn.Parameter(parameter.new_empty(0))
+
+    def _make_head(self, classes: int) -> None:
+        if len(self.weight) != classes:
+            self.weight = nn.Parameter(self.weight.new_empty(classes, self.weight.shape[1]))
+            self.bias = nn.Parameter(self.bias.new_empty(classes))
+
+    def reset(self, seed: int, num_classes: int) -> None:
+        """A random head, or zeros until `prepare_task` gives the texts."""
+        self._make_head(num_classes)
+        generator, bound = Generator().manual_seed(seed), 1 / sqrt(self.weight.shape[1])
+        with torch.no_grad():
+            for parameter in (self.weight, self.bias):
+                start = torch.zeros(parameter.shape)
+                if self.start == "random":
+                    start.uniform_(-bound, bound, generator=generator)
+                parameter.copy_(start)
+
+    def prepare_task(self, task: TaskData) -> None:
+        """Start from the class texts."""
+        with torch.no_grad():
+            self.weight.copy_(normalise(task.text_features))
+
+    def adapter_state(self) -> dict[str, Tensor]:
+        """V [W, D] and b [W]."""
+        return {"weight": self.weight, "bias": self.bias}
+
+    def make_room(self, state: dict[str, Tensor]) -> None:
+        """Take the saved number of classes."""
+        if "weight" in state:
+            self._make_head(len(state["weight"]))
+
+    def logits(self, image_features: Tensor, text_features: Tensor, logit_scale: float) -> Tensor:
+        """Logits [B, W]: tau * (V x + b); the texts are not looked at."""
+        with torch.autocast(image_features.device.type, enabled=False):
+            x = normalise(image_features)
+            return logit_scale * functional.linear(x, self.weight.to(x.dtype), self.bias.to(x.dtype))

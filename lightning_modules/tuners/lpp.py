@@ -1,0 +1,201 @@
+"""LP++: a linear probe blended with the class texts, with step sizes derived from the support features."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from math import sqrt
+from typing import Any, cast
+
+import torch
+from torch import Generator, Tensor, nn
+from torch.optim import Optimizer
+
+from ...errors import DtrapError
+from ..backbones.base import Backbone, Tower
+from ..losses import normalise
+from .base import TaskData, Tuner
+
+_MOMENTUM = 0.9
+
+
+class BlockDescent(Optimizer):
+    """Gradient descent with momentum, in which each block of parameters has a rhythm of its own.
+
+    In every step the velocity of a parameter becomes momentum * velocity + gradient; the parameter moves by
+    -lr * velocity in each `every`-th step only. With momentum 1 the velocity is the sum of all gradients so far.
+
+    Args:
+        blocks: Parameter groups, each with `params`, `lr`, `momentum` and `every`.
+    """
+
+    def __init__(self, blocks: list[dict[str, Any]]) -> None:
+        super().__init__(blocks, defaults={})
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
+        """One step; the closure, if any, computes the gradients and its result is returned."""
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        for block in self.param_groups:
+            for parameter in block["params"]:
+                if parameter.grad is None:
+                    continue
+                state = self.state[parameter]
+                if not state:
+                    state.update(steps=0, velocity=torch.zeros_like(parameter))
+                state["steps"] += 1
+                state["velocity"].mul_(block["momentum"]).add_(parameter.grad)
+                if state["steps"] % block["every"] == 0:
+                    parameter.sub_(state["velocity"], alpha=block["lr"])
+        return loss
+
+
+class LPPlusPlus(Tuner):
+    """LP++ (Huang et al., "LP++: A Surprisingly Strong Linear Probe for Few-Shot CLIP", CVPR 2024).
+
+    The logits of a normalised image feature x are x Wc^T + b + alpha * (x t^T), with class weights Wc [W, D], a bias
+    b [W] and a factor alpha [W] on the cosines to the texts, in place of tau: with Wc = b = 0 and alpha = tau it is
+    zero-shot. All three are trained on the full batch; image features are constant, so that L_ad and L_ra are too.
+
+    With F [N, D] the normalised support rows f (all views of all images) and t [W, D] the normalised texts:
+    Wc starts from the sum of each class's rows, b uniform in +-1/sqrt(D), alpha from 250 * the mean over the classes of
+    the mean f.t of the class's rows. Wc and b step by 4 N / lambda_max(F^T F), with momentum 0.9. alpha steps by
+    N / (4 max_k sum_i (f_i.t_k)^2), in every `alpha_every`-th step only and along the sum of its gradients since the
+    start, as in the authors' code, which never clears them.
+
+    The rate (`learning_rate`, 1 by default) is a factor on both derived step sizes. The authors keep the iteration that
+    is best on a validation split, the last one of equals: `dtrap.callbacks.KeepBest(ties="last")`.
+
+    Args:
+        alpha_every: Steps from one move of alpha to the next.
+
+    Raises:
+        DtrapError: `alpha_every` is below 1.
+
+    Attributes:
+        weight: Wc [W, D].
+        bias: b [W].
+        alpha: alpha [W].
+        weight_step: Derived step size of Wc and b.
+        alpha_step: Derived step size of alpha.
+    """
+
+    name = "lpp"
+    needs_task = True
+    learning_rate = 1.0
+    weight_step: Tensor
+    alpha_step: Tensor
+
+    def __init__(self, alpha_every: int = 10) -> None:
+        super().__init__()
+        if alpha_every < 1:
+            raise DtrapError(f"LPPlusPlus: alpha_every is {alpha_every}; expected at least 1 step.")
+        self.alpha_every = alpha_every
+        self.register_buffer("weight_step", torch.tensor(0.0))
+        self.register_buffer("alpha_step", torch.tensor(0.0))
+
+    @property
+    def trains(self) -> frozenset[Tower]:
+        """No tower."""
+        return frozenset()
+
+    # Start
+
+    def attach(self, backbone: Backbone) -> None:
+        """Make a probe of the feature width, without a class as yet.
+
+        Raises:
+            DtrapError: This tuner is attached to a backbone of another feature width.
+        """
+        if not hasattr(self, "weight"):
+            self._make_probe(next(backbone.parameters()).detach().new_empty(0, backbone.feature_dim))
+        elif self.weight.shape[1] != backbone.feature_dim:
+            raise DtrapError(
+                f"LPPlusPlus: this probe takes features of width {self.weight.shape[1]}, and {backbone.identifier} "
+                f"gives {backbone.feature_dim}; make a new LPPlusPlus() for this backbone."
+            )
+
+    def _make_probe(self, weight: Tensor) -> None:
+        self.weight = nn.Parameter(weight)
+        self.bias = nn.Parameter(weight.new_empty(len(weight)))
+        self.alpha = nn.Parameter(weight.new_empty(len(weight)))
+
+    def _give_room(self, classes: int) -> None:
+        if len(self.weight) != classes:
+            self._make_probe(self.weight.detach().new_empty(classes, self.weight.shape[1]))
+
+    def reset(self, seed: int, num_classes: int) -> None:
+        """Draw the bias; the rest is zero until `prepare_task` derives it."""
+        self._give_room(num_classes)
+        bound, generator = 1 / sqrt(self.weight.shape[1]), Generator().manual_seed(seed)
+        with torch.no_grad():
+            self.bias.copy_(torch.empty(num_classes).uniform_(-bound, bound, generator=generator))
+            for value in (self.weight, self.alpha, self.weight_step, self.alpha_step):
+                value.zero_()
+
+    def prepare_task(self, task: TaskData) -> None:
+        """Derive the start of Wc and alpha and both step sizes from the support rows."""
+        features, texts = normalise(cast(Tensor, task.encoded)), normalise(task.text_features)
+        with torch.no_grad(), torch.autocast(features.device.type, enabled=False):
+            membership = nn.functional.one_hot(task.labels, len(texts)).to(features.dtype)
+            similarities = features @ texts.to(features.dtype).T
+            own_class = (membership * similarities).sum(dim=0) / membership.sum(dim=0)
+            self.weight.copy_(membership.T @ features)
+            self.alpha.fill_(float(250 * own_class.nanmean()))  # nan for a class without images
+            largest = torch.linalg.eigvalsh(features.T @ features)[-1]
+            self.weight_step.copy_(4 * len(features) / largest)
+            self.alpha_step.copy_(len(features) / (4 * similarities.square().sum(dim=0).max()))
+
+    # State
+
+    def adapter_state(self) -> dict[str, Tensor]:
+        """Wc, b, alpha and the step sizes."""
+        return {
+            "weight": self.weight,
+            "bias": self.bias,
+            "alpha": self.alpha,
+            "weight_step": self.weight_step,
+            "alpha_step": self.alpha_step,
+        }
+
+    def make_room(self, state: dict[str, Tensor]) -> None:
+        """Take the saved number of classes."""
+        if "weight" in state:
+            self._give_room(len(state["weight"]))
+
+    # From features to logits
+
+    def logits(self, image_features: Tensor, text_features: Tensor, logit_scale: float) -> Tensor:
+        """Logits x Wc^T + b + alpha * (x t^T) [B, W]; alpha takes the logit scale's place."""
+        with torch.autocast(image_features.device.type, enabled=False):
+            x = normalise(image_features)
+            weight, bias, alpha = (value.to(x.dtype) for value in (self.weight, self.bias, self.alpha))
+            return nn.functional.linear(x, weight, bias) + alpha * (x @ normalise(text_features).to(x.dtype).T)
+
+    # Training
+
+    def optimizer(self, parameters: list[nn.Parameter], learning_rate: float) -> Optimizer:
+        """The derived steps, times `learning_rate`."""
+        probe = [parameter for parameter in parameters if parameter is not self.alpha]
+        return BlockDescent(
+            [
+                {
+                    "params": probe,
+                    "lr": learning_rate * float(self.weight_step),
+                    "momentum": _MOMENTUM,
+                    "every": 1,
+                },
+                {
+                    "params": [self.alpha],
+                    "lr": learning_rate * float(self.alpha_step),
+                    "momentum": 1.0,
+                    "every": self.alpha_every,
+                },
+            ]
+        )
+
+    def scheduler(self, optimizer: Optimizer, total_steps: int, steps_per_epoch: int) -> None:
+        """None: the step sizes are constant."""
+        return

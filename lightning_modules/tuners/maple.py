@@ -1,0 +1,231 @@
+"""MaPLe: prompts for both towers, those of the image tower being linear maps of those of the text tower."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from typing import Any
+
+import torch
+from torch import Generator, Tensor, nn
+from torch.nn.utils import skip_init
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler
+
+from ...errors import DtrapError
+from ..backbones.base import Backbone, Tower
+from ..chunking import encode_in_chunks
+from ..text_head import ClassPrompts
+from .base import Tuner, warmup_cosine
+from .coop import check_backbone, context_embedding, find_placeholder, text_weight, word_tokens
+
+Hook = Callable[[nn.Module, tuple[Any, ...]], tuple[Any, ...]]
+
+
+class MaPLe(Tuner):
+    """Multi-modal prompt learning (Khattak et al. 2023, CVPR), with the facts of its authors' code.
+
+    Before block 0 the context stands in place of the first n words and, mapped to the image tower's width, after the
+    patches. Before block i = 1 .. depth - 1 the tokens at these places are replaced by another trained prompt and
+    by its linear map; later blocks hand them on. The prompt is the initial words, the class name (`_` read as a space)
+    and a full stop; templates and descriptions have no effect on it.
+
+    What `depth` has more than a tower has blocks gets no gradient there and stays as it started.
+
+    Args:
+        context_tokens: Number n of prompt tokens of each tower and block.
+        initial_words: The words that begin every prompt. The embeddings of their first n tokens are the start of the
+            context, which replaces them; words after them stay. None draws the start from a normal distribution of
+            standard deviation 0.02, and the context stands alone before the class name.
+        depth: Number J of blocks with prompts of their own, from the first; 1 is the context alone.
+
+    Raises:
+        DtrapError: A number below 1.
+    """
+
+    name = "maple"
+    learning_rate = 3.5e-3
+    context: nn.Parameter
+    projection: nn.Linear
+    _first: int
+    _words: str
+
+    def __init__(self, context_tokens: int = 2, initial_words: str | None = "a photo of a", depth: int = 9) -> None:
+        super().__init__()
+        for setting, value in (("context_tokens", context_tokens), ("depth", depth)):
+            if value < 1:
+                raise DtrapError(f"MaPLe: {setting} is {value}; expected at least 1.")
+        if initial_words is not None and not initial_words.strip():
+            raise DtrapError(f"MaPLe: initial_words is {initial_words!r}; expected words, or null for a random start.")
+        self.context_tokens = context_tokens
+        self.initial_words = initial_words
+        self.depth = depth
+        self.deep_context = nn.ParameterList()
+        self.deep_projections = nn.ModuleList()
+        self._backbones: list[Backbone] = []
+        self._word_tokens: Tensor | None = None
+        self._tokens: tuple[tuple[str, ...], Tensor] | None = None
+
+    @property
+    def trains(self) -> frozenset[Tower]:
+        """Both towers."""
+        return frozenset({"vision", "text"})
+
+    def attach(self, backbone: Backbone) -> None:
+        """Make room for prompts and projections; the backbone is left as it is.
+
+        Raises:
+            DtrapError: The image tower is no transformer, there are fewer initial words than prompt tokens, or this
+                tuner is attached to another backbone.
+        """
+        if self._backbones:
+            check_backbone("MaPLe", self._backbones[0], backbone)
+            return
+        layers = backbone.attention_layers("vision")
+        if not layers or not backbone.blocks("vision") or getattr(backbone, "image_entrance", None) is None:
+            raise DtrapError(
+                f"MaPLe: the image tower of {backbone.identifier} has no transformer blocks to put prompt tokens into "
+                "(a ResNet?). Use a backbone with a plain vision transformer, such as ViT-B-16-quickgelu, or a tuner "
+                "that does not go into the image tower, such as CoOp."
+            )
+        placeholder = find_placeholder(backbone)
+        self._first, self._words = placeholder.first, " ".join([placeholder.word] * self.context_tokens)
+        if self.initial_words is not None:
+            self._words = " ".join(self.initial_words.replace("_", " ").split())
+            self._word_tokens = self._initial_tokens(word_tokens(backbone, placeholder, self._words))
+        self._backbones.append(backbone)
+        image_width = backbone.get_submodule(f"{layers[0]}.q_proj").in_features
+        weight = text_weight(backbone)
+
+        def prompt() -> nn.Parameter:
+            return nn.Parameter(weight.new_zeros(self.context_tokens, weight.shape[1]))
+
+        def projection() -> nn.Linear:
+            return skip_init(nn.Linear, weight.shape[1], image_width, dtype=weight.dtype, device=weight.device)
+
+        self.context, self.projection = prompt(), projection()
+        for _ in range(self.depth - 1):
+            self.deep_context.append(prompt())
+            self.deep_projections.append(projection())
+        self.reset(0, 1)
+
+    def _initial_tokens(self, tokens: Tensor) -> Tensor:
+        if len(tokens) < self.context_tokens:
+            raise DtrapError(
+                f"MaPLe: context_tokens is {self.context_tokens}, but the initial words {self.initial_words!r} have "
+                f"{len(tokens)} tokens. Expected at most as many; set initial_words: null for a random start."
+            )
+        return tokens[: self.context_tokens]
+
+    @torch.no_grad()
+    def reset(self, seed: int, num_classes: int) -> None:
+        """Words or a normal draw for the context, normal draws for deep prompts, torch's default for linear maps.
+
+        The deep projections start as copies of one draw, as in the authors' code.
+        """
+        generator = Generator().manual_seed(seed)
+        prompts = list(self.deep_context)
+        if self._word_tokens is None:
+            prompts.insert(0, self.context)
+        else:
+            self.context.copy_(context_embedding(self._backbones[0], self._word_tokens))
+        for prompt in prompts:
+            prompt.copy_(torch.empty(prompt.shape).normal_(std=0.02, generator=generator))
+        shape = self.projection.weight.shape
+        bound = shape[1] ** -0.5
+        for projections in ([self.projection], list(self.deep_projections)):
+            weight = torch.empty(shape).uniform_(-bound, bound, generator=generator)
+            bias = torch.empty(shape[0]).uniform_(-bound, bound, generator=generator)
+            for projection in projections:
+                projection.load_state_dict({"weight": weight, "bias": bias})
+
+    def adapter_state(self) -> dict[str, Tensor]:
+        """Prompts [n, C] of the text tower and the linear maps of C to the image tower's width."""
+        return dict(self.named_parameters())
+
+    def image_features(self, backbone: Backbone, images: Tensor) -> Tensor:
+        """Features [B, D] of images [B, 3, H, W] with the prompts among the image tokens; none is left for a pool."""
+        blocks = backbone.blocks("vision")
+        count = self.context_tokens
+        deep = zip(blocks[1:], self.deep_projections, self.deep_context, strict=False)
+        hooks = {block: _replace(projection(prompt), -count) for block, projection, prompt in deep}
+        hooks[backbone.image_entrance] = _append(self.projection(self.context))
+        with _hooked(hooks), blocks[-1].register_forward_hook(_remove_last(count)):
+            return backbone.encode_image(images)
+
+    def text_features(self, backbone: Backbone, prompts: ClassPrompts, chunk: int | None = None) -> Tensor:
+        """Class text features [W, D], at most `chunk` classes at a time.
+
+        Raises:
+            DtrapError: A prompt is too long for the model; the message names the class.
+        """
+        tokens = self._tokenize(backbone, prompts.class_names, prompts.tokens.device)
+        first = self._first
+
+        def encode(rows: Tensor) -> Tensor:
+            embeddings = _with_rows(backbone.token_embedding(rows), self.context, first)
+            deep = zip(backbone.blocks("text")[1:], self.deep_context, strict=False)
+            with _hooked({block: _replace(prompt, first) for block, prompt in deep}):
+                return backbone.encode_text_embeddings(embeddings, rows)
+
+        return encode_in_chunks(encode, tokens, chunk)
+
+    def _tokenize(self, backbone: Backbone, class_names: tuple[str, ...], device: torch.device) -> Tensor:
+        """Tokens [W, L] on the device; made once for as long as the classes stay."""
+        known = self._tokens
+        if known is None or known[0] != class_names or known[1].device != device:
+            with torch.inference_mode(False):
+                rows = [self._class_tokens(backbone, name) for name in class_names]
+                self._tokens = known = class_names, torch.cat(rows).to(device)
+        return known[1]
+
+    def _class_tokens(self, backbone: Backbone, class_name: str) -> Tensor:
+        try:
+            return backbone.tokenize([f"{self._words} {class_name.replace('_', ' ')}."])
+        except DtrapError as error:
+            raise DtrapError(f"class {class_name!r}: {error}") from error
+
+    def optimizer(self, parameters: list[nn.Parameter], learning_rate: float) -> Optimizer:
+        """Plain SGD with momentum 0.9 and weight decay 5e-4, biases too, as MaPLe's code has it."""
+        return torch.optim.SGD(parameters, lr=learning_rate, momentum=0.9, weight_decay=5e-4)
+
+    def scheduler(self, optimizer: Optimizer, total_steps: int, steps_per_epoch: int) -> LRScheduler:
+        """One epoch at 1e-5, then a cosine per epoch; see `warmup_cosine`."""
+        return warmup_cosine(optimizer, total_steps, steps_per_epoch)
+
+
+@contextmanager
+def _hooked(hooks: dict[nn.Module, Hook]) -> Iterator[None]:
+    """Within it, modules get their inputs through the hooks."""
+    with ExitStack() as stack:
+        for module, hook in hooks.items():
+            stack.enter_context(module.register_forward_pre_hook(hook))
+        yield
+
+
+def _with_rows(tokens: Tensor, rows: Tensor, first: int) -> Tensor:
+    """Tokens [B, T, C] with those from position `first` (negative: from the end) replaced by rows [n, C]."""
+    first = first % tokens.shape[1]
+    return torch.cat([tokens[:, :first], _repeated(rows, tokens), tokens[:, first + len(rows) :]], dim=1)
+
+
+def _repeated(rows: Tensor, tokens: Tensor) -> Tensor:
+    """Rows [n, C] for each of the tokens [B, T, C], in their type: [B, n, C]."""
+    return rows.to(tokens.dtype).expand(len(tokens), -1, -1)
+
+
+def _replace(rows: Tensor, first: int) -> Hook:
+    return lambda module, inputs: (_with_rows(inputs[0], rows, first), *inputs[1:])
+
+
+def _append(rows: Tensor) -> Hook:
+    return lambda module, inputs: (torch.cat([inputs[0], _repeated(rows, inputs[0])], dim=1), *inputs[1:])
+
+
+def _remove_last(count: int) -> Callable[[nn.Module, Any, Any], Any]:
+    def hook(module: nn.Module, inputs: Any, output: Any) -> Any:
+        if isinstance(output, tuple):
+            return (output[0][:, :-count], *output[1:])
+        return output[:, :-count]
+
+    return hook

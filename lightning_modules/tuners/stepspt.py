@@ -1,0 +1,253 @@
+"""StepSPT: a style prompt before the frozen image tower and a linear head, stepped in turn; it sees the queries."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, cast
+
+import torch
+import torch.nn.functional as F
+from torch import Generator, Tensor, nn
+from torch.optim import SGD, Optimizer
+
+from ...errors import DtrapError
+from ..backbones.base import Backbone, Tower
+from ..chunking import encode_in_chunks
+from .base import TaskData, Tuner
+from .distribution_alignment import confident_rows, diversity_loss, find_partners, information_loss
+
+if TYPE_CHECKING:
+    from lightning.pytorch.core.optimizer import LightningOptimizer
+
+    from ..few_shot_classifier import Batch, FewShotClassifier
+
+_INTERNAL_BATCH = 5
+
+
+class StepSPT(Tuner):
+    """Step-wise style prompt tuning (Xu et al.), as the authors' code has it, with a CLIP in place of their ConvNeXt.
+
+    The style prompt is a batch norm on the 3 channels of the normalised image. A linear head [W, D] on the image
+    tower's raw features gives the logits; texts play no part in them. One step is one epoch of the authors' code:
+
+    1. Bank: features and confidence of the episode's rows, the last view of support and queries.
+    2. Internal: cross-entropy of all support rows in batches of 5, steps on the head alone.
+    3. External: predictions of the episode's rows are aligned with those of confident neighbours and spread over the
+       classes (`distribution_alignment`), a step on the style prompt alone.
+
+    The batch norm takes each batch's own statistics in all three and its running ones in a test, where the
+    probabilities of a query's views are added up. It is transductive: the queries take part, without labels, in 1 and
+    3. A step needs the full support batch.
+
+    The place of SVL + RA is ours, not the authors': L_ad and L_ra are added to the external loss, on the features of
+    the episode's support rows; those rows are the plain ones too, since each image is there in one view only.
+
+    Attributes:
+        next_permutation: The order [N] of the support rows in the next internal step in place of a drawn one, used up
+            by that step.
+    """
+
+    name = "stepspt"
+    transductive = True
+    needs_task = True
+    trains_itself = True
+    query_views = 5
+    learning_rate = 0.01
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.batch_norm = nn.BatchNorm2d(3)
+        self.head: nn.Linear | None = None
+        self.next_permutation: Tensor | None = None
+        self._width = 0
+        self._disabled = False
+        self._queries: Tensor | None = None
+        self._generator = Generator()
+
+    @property
+    def trains(self) -> frozenset[Tower]:
+        """The image tower: it is frozen, but what stands before it changes its features."""
+        return frozenset({"vision"})
+
+    def attach(self, backbone: Backbone) -> None:
+        """Take the width of the backbone's features.
+
+        Raises:
+            DtrapError: The tuner is attached to a backbone of another width.
+        """
+        if self._width not in (0, backbone.feature_dim):
+            raise DtrapError(
+                f"StepSPT: this tuner is attached to a backbone of width {self._width}, expected that of "
+                f"{backbone.identifier}, {backbone.feature_dim}; make a new StepSPT() for this one."
+            )
+        self._width = backbone.feature_dim
+
+    def _make_head(self, num_classes: int) -> nn.Linear:
+        """The head, made anew where it is of another number of classes."""
+        if self.head is None or self.head.out_features != num_classes:
+            self.head = nn.utils.skip_init(nn.Linear, self._width, num_classes).to(self.batch_norm.weight)
+        return self.head
+
+    def reset(self, seed: int, num_classes: int) -> None:
+        """A batch norm that does nothing yet and a head by torch's default; permutations are drawn from here on."""
+        self._generator = Generator().manual_seed(seed)
+        self.next_permutation = self._queries = None
+        self.batch_norm.reset_parameters()
+        head = self._make_head(num_classes)
+        weight, bias = torch.empty(num_classes, self._width), torch.empty(num_classes)
+        nn.init.kaiming_uniform_(weight, a=math.sqrt(5), generator=self._generator)
+        bound = 1 / math.sqrt(self._width)
+        nn.init.uniform_(bias, -bound, bound, generator=self._generator)
+        with torch.no_grad():
+            head.weight.copy_(weight)
+            head.bias.copy_(bias)
+
+    def adapter_state(self) -> dict[str, Tensor]:
+        """Weight, bias and running statistics [3] of the batch norm, weight [W, D] and bias [W] of the head."""
+        state: dict[str, Tensor] = {
+            f"batch_norm.{name}": getattr(self.batch_norm, name)
+            for name in ("weight", "bias", "running_mean", "running_var")
+        }
+        if self.head is not None:
+            state |= {"head.weight": self.head.weight, "head.bias": self.head.bias}
+        return state
+
+    def make_room(self, state: dict[str, Tensor]) -> None:
+        """Give the head the number of classes that was saved."""
+        if "head.bias" in state:
+            self._make_head(len(state["head.bias"]))
+
+    def prepare_task(self, task: TaskData) -> None:
+        """Keep the last view of the queries.
+
+        Raises:
+            DtrapError: There are no query images, or not as many views of each as of the support images, at most 5.
+        """
+        if task.query_images is None:
+            raise DtrapError(
+                "StepSPT: the task has no query images; it is transductive and expects the unlabelled queries. Use a "
+                "data module with queries, or a tuner that needs none."
+            )
+        support_views = 1 if task.view is None else int(task.view.max()) + 1
+        views, rows = min(self.query_views, support_views), len(task.query_images)
+        if rows == 0 or rows % views != 0:
+            raise DtrapError(
+                f"StepSPT: the task has {rows} query images; expected {views} views of each query, as the support "
+                "images have, view slowest. Give every query in all its views."
+            )
+        self._queries = task.query_images[-(rows // views) :].clone()
+
+    @contextmanager
+    def disabled(self) -> Iterator[None]:
+        """Within it, images reach the tower without the batch norm."""
+        self._disabled = True
+        try:
+            yield
+        finally:
+            self._disabled = False
+
+    def image_features(self, backbone: Backbone, images: Tensor) -> Tensor:
+        """Features [B, D] of images [B, 3, H, W] behind the style prompt."""
+        return backbone.encode_image(images if self._disabled else self.batch_norm(images))
+
+    def logits(self, image_features: Tensor, text_features: Tensor, logit_scale: float) -> Tensor:
+        """Logits [B, W] of the linear head on raw features [B, D], in float32 or better; without the texts."""
+        if self.head is None:
+            raise DtrapError("StepSPT has no head yet: reset(seed, num_classes) or load_adapter_state comes first.")
+        dtype = torch.promote_types(image_features.dtype, torch.float32)
+        with torch.autocast(image_features.device.type, enabled=False):
+            return F.linear(image_features.to(dtype), self.head.weight.to(dtype), self.head.bias.to(dtype))
+
+    def optimizer(self, parameters: list[nn.Parameter], learning_rate: float) -> list[Optimizer]:
+        """SGD for the head (momentum 0.9, dampening 0.9, weight decay 0.001), then plain SGD for the style prompt."""
+        style = {id(parameter) for parameter in self.batch_norm.parameters()}
+        return [
+            SGD(
+                [parameter for parameter in parameters if id(parameter) not in style],
+                lr=learning_rate,
+                momentum=0.9,
+                dampening=0.9,
+                weight_decay=1e-3,
+            ),
+            SGD([parameter for parameter in parameters if id(parameter) in style], lr=learning_rate),
+        ]
+
+    def scheduler(self, optimizer: Optimizer, total_steps: int, steps_per_epoch: int) -> None:
+        """None: the rates are constant."""
+
+    def own_step(self, module: FewShotClassifier, batch: Batch) -> dict[str, Tensor]:
+        """One epoch of the authors' code on the full support batch.
+
+        Returns:
+            The objective's terms, of which `L_vlm` is the external loss; `L_iid`, its part without the spread over the
+            classes; `L_internal`, the mean cross-entropy of the internal steps.
+        """
+        head_optimizer, style_optimizer = cast("list[LightningOptimizer]", module.optimizers())
+        images, labels = batch["images"], batch["labels"]
+        support = _last_view(batch)
+        episode = torch.cat([images[support], self._unlabelled()])
+        with torch.no_grad():
+            bank = self._encode(module, [episode])
+            confident = confident_rows(self._probabilities(bank))
+        internal = self._internal_steps(module, head_optimizer, images, labels)
+        features = self._encode(module, [episode])
+        probabilities = self._probabilities(features)
+        with torch.no_grad():
+            partners = find_partners(features, bank, confident)
+            partner_probabilities = self._probabilities(F.normalize(bank[partners].to(probabilities.dtype), dim=1))
+        information = information_loss(probabilities, partner_probabilities)
+        terms = module.objective(
+            self.related_features(features[: len(support)]),
+            module.text_features(),
+            labels[support],
+            classification_loss=information + diversity_loss(probabilities),
+        )
+        style_optimizer.zero_grad()
+        module.manual_backward(terms["total"])
+        style_optimizer.step()
+        return {**terms, "L_iid": information, "L_internal": internal}
+
+    def _internal_steps(
+        self, module: FewShotClassifier, optimizer: LightningOptimizer, images: Tensor, labels: Tensor
+    ) -> Tensor:
+        """Steps of the head through all support rows; the mean loss.
+
+        The head is behind the tower, so that all batches are encoded first, each with its own statistics.
+        """
+        permutation, self.next_permutation = self.next_permutation, None
+        if permutation is None:
+            permutation = torch.randperm(len(labels), generator=self._generator)
+        batches = permutation.to(labels.device).split(_INTERNAL_BATCH)
+        with torch.no_grad():
+            features = self._encode(module, [images[rows] for rows in batches])
+        found = []
+        for rows, part in zip(batches, features.split(_INTERNAL_BATCH), strict=True):
+            loss = F.cross_entropy(self.logits(part, part, 1.0), labels[rows])
+            optimizer.zero_grad()
+            module.manual_backward(loss)
+            optimizer.step()
+            found.append(loss.detach())
+        return torch.stack(found).mean()
+
+    def _encode(self, module: FewShotClassifier, batches: Sequence[Tensor]) -> Tensor:
+        """Features of all batches, each normalised as a whole; only the tower works in chunks."""
+        images = torch.cat([self.batch_norm(batch) for batch in batches])
+        return encode_in_chunks(module.backbone.encode_image, images, module.image_chunk)
+
+    def _probabilities(self, features: Tensor) -> Tensor:
+        return self.logits(features, features, 1.0).softmax(dim=1)
+
+    def _unlabelled(self) -> Tensor:
+        if self._queries is None:
+            raise DtrapError("StepSPT: a step before prepare_task; the queries of the task are not known yet.")
+        return self._queries
+
+
+def _last_view(batch: Batch) -> Tensor:
+    """Numbers of the rows of the last view; all of them where the batch tells no views."""
+    view = batch.get("view")
+    if view is None:
+        return torch.arange(len(batch["labels"]), device=batch["labels"].device)
+    return (view == view.max()).nonzero().flatten()

@@ -1,0 +1,109 @@
+"""Every tuner on every kind of backbone, plain and with SVL + RA: it trains, or it says why it cannot.
+
+`tools/tuner_table.py` makes the README's table of what these tests record.
+"""
+
+import re
+import warnings
+
+import pytest
+import torch
+from dtrap.callbacks import StageSwitch
+from dtrap.datamodules import ShapesDataModule
+from dtrap.errors import DtrapError
+from dtrap.lightning_modules import FewShotClassifier, Objective
+from dtrap.lightning_modules.tuners import (
+    FWT,
+    LDC,
+    CLIPAdapter,
+    CoOp,
+    FullFineTuning,
+    LinearHead,
+    LoRA,
+    LPPlusPlus,
+    MaPLe,
+    StepSPT,
+    TipAdapter,
+    TipAdapterF,
+)
+from lightning.pytorch import Trainer
+from small_backbones import SMALL
+
+TUNERS = {
+    "LoRA, vision": lambda: LoRA(rank=2),
+    "LoRA, text": lambda: LoRA("text", rank=2),
+    "LoRA, both": lambda: LoRA("both", rank=2),
+    "CoOp": lambda: CoOp(context_tokens=4),
+    "MaPLe": lambda: MaPLe(),
+    "CLIP-Adapter": lambda: CLIPAdapter(),
+    "Tip-Adapter": lambda: TipAdapter(),
+    "Tip-Adapter-F": lambda: TipAdapterF(),
+    "LP++": lambda: LPPlusPlus(),
+    "LDC": lambda: LDC(),
+    "linear head": lambda: LinearHead(),
+    "full, vision": lambda: FullFineTuning(),
+    "full, text": lambda: FullFineTuning("text"),
+    "StepSPT": lambda: StepSPT(),
+    "FWT around LoRA": lambda: FWT(LoRA(rank=2)),
+}
+METHODS = {"plain": lambda: Objective(0.0, 0.0), "SVL + RA": lambda: Objective()}
+NO_BLOCKS = "ResNet"
+REFUSED = {
+    ("open_clip CLIP ResNet", "LoRA, vision"): NO_BLOCKS,
+    ("open_clip CLIP ResNet", "LoRA, both"): NO_BLOCKS,
+    ("open_clip CLIP ResNet", "MaPLe"): NO_BLOCKS,
+    ("open_clip CLIP ResNet", "FWT around LoRA"): NO_BLOCKS,
+}
+UNTRAINED = {"Tip-Adapter"}
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory):
+    return {name: tmp_path_factory.mktemp(f"backbone{number}") for number, name in enumerate(SMALL)}
+
+
+def outcome(backbone, tuner, objective):
+    """What happened in one episode: "works", with the terms that were constant, or "refused" with the reason."""
+    data = ShapesDataModule(shot=1, query=1, views=2)
+    try:
+        module = FewShotClassifier(backbone, tuner, objective, image_chunk=4, text_chunk=2)
+        trainer = Trainer(
+            max_epochs=5, callbacks=[StageSwitch()], accelerator="cpu", logger=False, enable_checkpointing=False,
+            enable_progress_bar=False, enable_model_summary=False,
+        )  # fmt: skip
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            trainer.fit(module, datamodule=data)
+        trainer.test(module, datamodule=data, verbose=False)
+    except DtrapError as error:
+        return f"refused: {error}", None
+    told = (re.match(r"(L_\w+) is constant here", str(warning.message)) for warning in caught)
+    constant = sorted({match.group(1) for match in told if match})
+    return " ".join(["works", *constant]), module
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("tuner", TUNERS)
+@pytest.mark.parametrize("backbone", SMALL)
+def test_a_pair_works_or_says_why_not(folders, record_property, backbone, tuner, method):
+    made = SMALL[backbone](folders[backbone])
+    before = {name: value.detach().clone() for name, value in made.named_parameters()}
+    torch.manual_seed(0)
+    result, module = outcome(made, TUNERS[tuner](), METHODS[method]())
+    for name, value in (("backbone", backbone), ("tuner", tuner), ("method", method), ("outcome", result)):
+        record_property(name, value)
+    expected = REFUSED.get((backbone, tuner))
+    if expected is not None:
+        assert result.startswith("refused: ")
+        assert expected in result
+        return
+    assert result.startswith("works")
+    trained = module.tuner.trained_parameters()
+    assert bool(trained) != (tuner in UNTRAINED)
+    assert all(torch.isfinite(value).all() for value in module.tuner.adapter_state().values())
+    assert int(module.confusion.compute().sum()) == 5
+    ids = {id(parameter) for parameter in trained}
+    for name, value in module.backbone.named_parameters():
+        if id(value) not in ids and name in before:
+            assert torch.equal(before[name], value), name

@@ -1,0 +1,386 @@
+"""Exported models: loaded by open_clip, transformers and peft alone, and by dtrap again."""
+
+import ast
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from dtrap.datamodules.views import Preprocessing
+from dtrap.lightning_modules import FewShotClassifier, Objective
+from dtrap.lightning_modules.backbones import OpenCLIP, Transformers
+from dtrap.lightning_modules.tuners import FullFineTuning, LoRA
+from dtrap.protocol.adapters import AdapterCard, save_adapter
+from PIL import Image
+from safetensors.torch import load_file, save_file
+
+CLASSES = ["dog", "cat", "photo"]
+TOWER = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2}
+WORDS = ["<pad>", "<eos>", "<unk>", "a", "photo", "of", "dog", "cat", "."]
+
+
+def save_tokenizer(folder):
+    from tokenizers import Tokenizer, models, pre_tokenizers, processors
+    from transformers import PreTrainedTokenizerFast
+
+    tokenizer = Tokenizer(models.WordLevel({word: i for i, word in enumerate(WORDS)}, unk_token="<unk>"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+    tokenizer.post_processor = processors.TemplateProcessing(single="$A <eos>", special_tokens=[("<eos>", 1)])
+    special = {"pad_token": "<pad>", "eos_token": "<eos>", "unk_token": "<unk>"}
+    PreTrainedTokenizerFast(tokenizer_object=tokenizer, **special).save_pretrained(folder)
+
+
+def save_transformers(folder, family):
+    """A random CLIP or SigLIP as transformers itself saves it."""
+    from transformers import CLIPConfig, CLIPModel, SiglipConfig, SiglipModel
+
+    config_class, model_class = {"clip": (CLIPConfig, CLIPModel), "siglip": (SiglipConfig, SiglipModel)}[family]
+    text = {**TOWER, "vocab_size": 16, "max_position_embeddings": 12, "eos_token_id": 1, "pad_token_id": 0}
+    vision = {**TOWER, "image_size": 32, "patch_size": 16}
+    own = {"projection_dim": 8} if family == "clip" else {}
+    text |= {"projection_size": 16} if family == "siglip" else {}
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model = model_class(config_class(text_config=text, vision_config=vision, **own))
+        for parameter in model.parameters():
+            torch.nn.init.normal_(parameter, std=0.3)
+    model.save_pretrained(folder)
+    save_tokenizer(folder)
+
+
+@pytest.fixture(params=["open_clip", "clip", "siglip"])
+def library(request):
+    return request.param
+
+
+@pytest.fixture(scope="module")
+def backbones(tiny_clip_files, tmp_path_factory):
+    """Class and init args of a small backbone of each kind."""
+    config, checkpoint = tiny_clip_files
+    folders = {family: tmp_path_factory.mktemp(family) for family in ("clip", "siglip")}
+    for family, folder in folders.items():
+        save_transformers(folder, family)
+    return {
+        "open_clip": (OpenCLIP, {"name": str(config), "pretrained": str(checkpoint)}),
+        **{family: (Transformers, {"name": str(folder)}) for family, folder in folders.items()},
+    }
+
+
+def save_run(folder, backbone, tuner_arguments, tuner_class=LoRA, descriptions=None):
+    """A run folder with a config and one adapter of random values: the tuned module and the adapter's path."""
+    backbone_class, arguments = backbone
+    tuner = tuner_class(**tuner_arguments)
+    module = FewShotClassifier(
+        backbone_class(**arguments), tuner, Objective(logit_scale=50.0), descriptions=descriptions
+    )
+    module.set_classes(CLASSES)
+    module.start_task(1)
+    generator = torch.Generator().manual_seed(1)
+    with torch.no_grad():
+        for value in module.tuner.adapter_state().values():
+            value.add_(torch.randn(value.shape, generator=generator) * 0.1)
+    model = {
+        "backbone": {"class_path": f"dtrap.lightning_modules.backbones.{backbone_class.__name__}"},
+        "tuner": {"class_path": f"dtrap.lightning_modules.tuners.{tuner_class.__name__}", "init_args": tuner_arguments},
+        "objective": {"class_path": "dtrap.lightning_modules.Objective", "init_args": {"logit_scale": 50.0}},
+    }
+    model["backbone"]["init_args"] = arguments
+    model |= {"descriptions": "nowhere.yaml"} if descriptions is not None else {}
+    folder.mkdir()
+    (folder / "config.yaml").write_text(yaml.safe_dump({"model": model}))
+    adapter = folder / "adapters" / "tuned.safetensors"
+    card = AdapterCard(module.backbone.identifier, tuner.name, CLASSES, "a photo of a {}.", "test", 1, 0, "svl-ra")
+    save_adapter(adapter, module, card)
+    return module, adapter
+
+
+@pytest.fixture
+def run(backbones, library, tmp_path):
+    return save_run(tmp_path / "run", backbones[library], {"encoder": "both", "rank": 4})
+
+
+@pytest.fixture
+def pictures(tmp_path):
+    folder = tmp_path / "pictures"
+    folder.mkdir()
+    rng = np.random.default_rng(0)
+    for number, size in enumerate([(45, 70), (64, 33), (32, 32)]):
+        coarse = Image.fromarray(rng.integers(0, 256, (5, 6, 3), dtype=np.uint8))
+        coarse.resize(size, Image.Resampling.BICUBIC).save(folder / f"{number}.png")
+    return folder
+
+
+def pixels_of(pictures, module):
+    preprocessing = Preprocessing.of(module.backbone)
+    return torch.stack([preprocessing.to_tensor(Image.open(path)) for path in sorted(pictures.glob("*.png"))])
+
+
+def export(dtrap, adapter, output, *words):
+    status, out, err = dtrap("export", "--adapter", adapter, "--output", output, *words)
+    assert status == 0, err
+    return out
+
+
+def predicted(dtrap, saved, pictures, tmp_path):
+    """Probabilities of the pictures as `dtrap predict` writes them."""
+    status, _, err = dtrap("predict", "--adapter", saved, "--images", pictures, "--output", "p.csv")
+    assert status == 0, err
+    rows = [line.split(",")[2:] for line in (tmp_path / "p.csv").read_text().splitlines()[1:]]
+    return torch.tensor([[float(value) for value in row] for row in rows])
+
+
+START = """
+import json, sys
+import torch
+from PIL import Image
+from pathlib import Path
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
+from torch.nn.functional import normalize
+
+pixels, result = load_file("pixels.safetensors")["pixels"], {}
+pictures = [Image.open(path) for path in sorted(Path("pictures").glob("*.png"))]
+for folder in sys.argv[1:]:
+    with safe_open(f"{folder}/class_features.safetensors", "pt") as file:
+        classes, metadata = file.get_tensor("class_features"), file.metadata()
+    names, scale = json.loads(metadata["class_names"]), float(metadata["logit_scale"])
+"""
+OPEN_CLIP = """
+    import open_clip
+    model, _, transform = open_clip.create_model_and_transforms(f"local-dir:{folder}")
+    model.eval()
+    tokens = open_clip.get_tokenizer(f"local-dir:{folder}")([f"a photo of a {name}." for name in names])
+    with torch.no_grad():
+        image, text = model.encode_image(pixels), model.encode_text(tokens)
+    own = torch.stack([transform(picture) for picture in pictures])
+"""
+TRANSFORMERS = """
+    from transformers import AutoImageProcessor, AutoModel, AutoTokenizer
+    model, processor = AutoModel.from_pretrained(folder), AutoImageProcessor.from_pretrained(folder)
+    end = "" if model.config.model_type == "siglip" else "."
+    words = [f"a photo of a {name}{end}" for name in names]
+    tokens = AutoTokenizer.from_pretrained(folder)(words, padding="max_length", max_length=12, return_tensors="pt")
+    with torch.no_grad():
+        image, text = model.get_image_features(pixel_values=pixels), model.get_text_features(input_ids=tokens.input_ids)
+    image, text = (getattr(features, "pooler_output", features) for features in (image, text))
+    own = processor(pictures, return_tensors="pt").pixel_values
+"""
+END = """
+    result[f"{folder}/logits"] = scale * normalize(image, dim=-1) @ classes.T
+    result |= {f"{folder}/text": normalize(text, dim=-1), f"{folder}/classes": classes, f"{folder}/own": own}
+save_file(result, "alone.safetensors")
+assert not {"dtrap", "peft"} & {name.partition(".")[0] for name in sys.modules}
+"""
+
+
+OPEN_CLIP_CASES = [("open_clip", LoRA, "vision"), ("open_clip", LoRA, "text"), ("open_clip", FullFineTuning, "both")]
+TRANSFORMERS_CASES = [("clip", LoRA, "text"), ("clip", FullFineTuning, "vision"), ("siglip", LoRA, "both")]
+
+
+@pytest.mark.parametrize(("script", "cases"), [(OPEN_CLIP, OPEN_CLIP_CASES), (TRANSFORMERS, TRANSFORMERS_CASES)])
+def test_the_library_alone_gives_the_logits_of_the_tuned_model(dtrap, backbones, pictures, tmp_path, script, cases):
+    """In a process of its own, which imports neither dtrap nor peft."""
+    modules = {}
+    for library, tuner, encoder in cases:
+        name = f"{library}-{tuner.name}-{encoder}"
+        modules[name], adapter = save_run(tmp_path / f"run-{name}", backbones[library], {"encoder": encoder}, tuner)
+        export(dtrap, adapter, name)
+    pixels = pixels_of(pictures, next(iter(modules.values())))
+    save_file({"pixels": pixels}, tmp_path / "pixels.safetensors")
+    command = [sys.executable, "-c", START + script + END, *modules]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    result = load_file(tmp_path / "alone.safetensors")
+    for name, module in modules.items():
+        with torch.no_grad():
+            expected = module(pixels)
+            with module.zero_shot():
+                zero_shot = module(pixels)
+        assert (expected - zero_shot).abs().max() > 0.1
+        assert (result[f"{name}/logits"] - expected).abs().max() <= 1e-5
+        assert (result[f"{name}/text"] - result[f"{name}/classes"]).abs().max() <= 1e-6
+        one_level = 1.01 / 255 / min(module.backbone.image_std)
+        assert (result[f"{name}/own"] - pixels_of(pictures, module)).abs().max() <= one_level
+
+
+def test_an_exported_folder_has_the_card_and_the_config(dtrap, run, tmp_path):
+    _, adapter = run
+    assert "lora on" in export(dtrap, adapter, "exported")
+    card = json.loads((tmp_path / "exported" / "dtrap.json").read_text())
+    assert card == json.loads(adapter.with_suffix(".json").read_text())
+    config = yaml.safe_load((tmp_path / "exported" / "config.yaml").read_text())
+    assert config["model"]["tuner"]["init_args"]["rank"] == 4
+    assert not {"adapter", "output", "form"} & config.keys()
+    assert not list(tmp_path.glob(".exported*"))
+
+
+def test_predictions_from_every_form_are_those_of_the_adapter(dtrap, run, pictures, tmp_path):
+    _, adapter = run
+    export(dtrap, adapter, "plain")
+    export(dtrap, adapter, tmp_path / "elsewhere" / "peft", "--form", "peft")
+    export(dtrap, tmp_path / "elsewhere" / "peft", "again")
+    (tmp_path / "plain" / "config.yaml").unlink()
+    expected = predicted(dtrap, adapter, pictures, tmp_path)
+    for saved in (tmp_path / "run", "plain", "elsewhere/peft", "again"):
+        assert (predicted(dtrap, saved, pictures, tmp_path) - expected).abs().max() <= 1e-5
+
+
+def test_peft_loads_the_adapter_into_the_library_model(dtrap, run, library, pictures, backbones, tmp_path):
+    from peft import PeftModel
+    from transformers import AutoModel
+
+    module, adapter = run
+    export(dtrap, adapter, "peft", "--form", "peft")
+    assert (tmp_path / "peft" / "adapter_config.json").is_file()
+    pixels, tokens = pixels_of(pictures, module), module.class_prompts.tokens
+    with torch.no_grad():
+        expected = module.backbone.encode_image(pixels), module.backbone.encode_text(tokens)
+    if library == "open_clip":
+        model = PeftModel.from_pretrained(OpenCLIP(**backbones[library][1]).model, tmp_path / "peft").base_model.model
+        encode = model.encode_image, model.encode_text
+    else:
+        plain = AutoModel.from_pretrained(backbones[library][1]["name"]).eval()
+        model = PeftModel.from_pretrained(plain, tmp_path / "peft").base_model.model
+        encode = model.get_image_features, lambda tokens: model.get_text_features(input_ids=tokens)
+    with torch.no_grad():
+        results = encode[0](pixels), encode[1](tokens)
+    for features, right in zip(results, expected, strict=True):
+        assert (getattr(features, "pooler_output", features) - right).abs().max() <= 1e-6 * right.abs().max()
+
+
+def test_a_text_adapter_in_the_form_of_peft_stays_out_of_the_image_tower(dtrap, backbones, tmp_path):
+    """CLIP's text blocks are called "transformer...", its image blocks "visual.transformer..."."""
+    from peft import PeftModel
+    from peft.tuners.lora import LoraLayer
+
+    _, adapter = save_run(tmp_path / "run", backbones["open_clip"], {"encoder": "text"})
+    export(dtrap, adapter, "peft", "--form", "peft")
+    model = PeftModel.from_pretrained(OpenCLIP(**backbones["open_clip"][1]).model, tmp_path / "peft").base_model.model
+    adapted = {name for name, layer in model.named_modules() if isinstance(layer, LoraLayer)}
+    assert len(adapted) == 6
+    assert not any(name.startswith("visual") for name in adapted)
+
+
+def test_described_classes_need_no_descriptions_file_afterwards(dtrap, backbones, pictures, tmp_path):
+    sentences = {"dog": ["a dog that barks.", "an animal."], "cat": ["a {} on a mat."], "photo": ["a print."]}
+    module, adapter = save_run(tmp_path / "run", backbones["open_clip"], {}, descriptions=sentences)
+    card = json.loads(adapter.with_suffix(".json").read_text())
+    assert card["prompts"] == {**sentences, "cat": ["a cat on a mat."]}
+    export(dtrap, adapter, "plain")
+    with torch.no_grad():
+        expected = module(pixels_of(pictures, module)).softmax(dim=-1)
+    for saved in (adapter, "plain"):
+        assert (predicted(dtrap, saved, pictures, tmp_path) - expected).abs().max() <= 1e-5
+
+
+@pytest.fixture
+def saved(backbones, tmp_path):
+    """An adapter of open_clip's tiny CLIP."""
+    return save_run(tmp_path / "run", backbones["open_clip"], {})[1]
+
+
+@pytest.mark.parametrize(
+    ("output", "words", "told"),
+    [
+        ("full", [], ["full", "not empty", "--output"]),
+        ("file.txt", [], ["file.txt is a file"]),
+        ("file.txt/deeper", [], ["deeper", "cannot write", "--output"]),
+        ("run/adapters/exported", [], ["inside the adapter's folder"]),
+        ("new", ["--form", "onnx"], ["form", "onnx", "plain", "peft"]),
+        ("new", ["--model.tuner", "dtrap.lightning_modules.tuners.CoOp"], ["coop", "cannot be exported", "prompt"]),
+        ("new", ["--model.tuner.rank", "3"], ["expected [3, 32]"]),
+    ],
+)
+def test_what_cannot_be_exported_is_refused_and_nothing_is_written(dtrap, saved, tmp_path, output, words, told):
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "file.txt").touch()
+    (tmp_path / "file.txt").touch()
+    before = sorted(tmp_path.rglob("*"))
+    status, _, err = dtrap("export", "--adapter", saved, "--output", output, *words)
+    assert status == 2
+    assert "Traceback" not in err
+    for part in told:
+        assert part in err
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_full_fine_tuning_has_no_form_of_peft_and_predicts_alike(dtrap, backbones, pictures, tmp_path):
+    module, adapter = save_run(tmp_path / "run", backbones["open_clip"], {"encoder": "both"}, FullFineTuning)
+    status, _, err = dtrap("export", "--adapter", adapter, "--output", "peft", "--form", "peft")
+    assert status == 2
+    assert "changes the weights themselves" in err
+    assert not (tmp_path / "peft").exists()
+    export(dtrap, adapter, "plain")
+    with torch.no_grad():
+        expected = module(pixels_of(pictures, module)).softmax(dim=-1)
+    for saved in (adapter, "plain"):
+        assert (predicted(dtrap, saved, pictures, tmp_path) - expected).abs().max() <= 1e-5
+
+
+def test_several_adapters_and_a_plain_checkpoint_are_refused(dtrap, saved):
+    export(dtrap, saved, "plain")
+    status, _, err = dtrap("export", "--adapter", "plain", "--output", "again")
+    assert status == 2
+    assert "already" in err
+    saved.with_name("second.safetensors").write_bytes(saved.read_bytes())
+    saved.with_name("second.json").write_bytes(saved.with_suffix(".json").read_bytes())
+    status, _, err = dtrap("export", "--adapter", saved.parent, "--output", "again")
+    assert status == 2
+    assert "holds 2 adapters" in err
+
+
+def test_an_empty_folder_is_filled_and_a_failure_leaves_none(dtrap, saved, tmp_path, monkeypatch):
+    def fail(*arguments, **options):
+        raise OSError(28, "No space left on device")
+
+    (tmp_path / "empty").mkdir()
+    with monkeypatch.context() as patch:
+        patch.setattr("dtrap.protocol.export.save_plain", fail)
+        status, _, err = dtrap("export", "--adapter", saved, "--output", "new")
+    assert status == 2
+    assert "No space left" in err
+    assert {path.name for path in tmp_path.iterdir()} == {"run", "empty"}
+    export(dtrap, saved, "empty")
+    assert (tmp_path / "empty" / "open_clip_model.safetensors").is_file()
+
+
+def test_files_of_different_exports_are_not_mixed(dtrap, saved, pictures, tmp_path):
+    export(dtrap, saved, "plain")
+    card = tmp_path / "plain" / "dtrap.json"
+    card.write_text(card.read_text().replace('"cat"', '"cow"'))
+    status, _, err = dtrap("predict", "--adapter", "plain", "--images", pictures)
+    assert status == 2
+    assert "cow" in err
+    (tmp_path / "plain" / "class_features.safetensors").unlink()
+    status, _, err = dtrap("predict", "--adapter", "plain", "--images", pictures)
+    assert status == 2
+    assert "class_features.safetensors" in err
+
+
+def test_help_tells_the_forms(dtrap):
+    status, out, _ = dtrap("export", "--help")
+    assert status == 0
+    assert "--form" in out
+
+
+README = (Path(__file__).parents[2] / "README.md").read_text(encoding="utf-8")
+(SNIPPET,) = (code for code in re.findall(r"```python\n(.*?)```", README, re.DOTALL) if "class_features" in code)
+
+
+@pytest.mark.parametrize("library", ["clip", "siglip"])
+def test_ten_lines_of_transformers_classify_a_picture(dtrap, run, library, pictures, tmp_path, monkeypatch, capsys):
+    _, adapter = run
+    export(dtrap, adapter, "exported")
+    monkeypatch.setattr(sys, "argv", ["classify.py", "exported", str(pictures / "2.png")])
+    capsys.readouterr()
+    exec(SNIPPET, {})
+    probabilities = ast.literal_eval(capsys.readouterr().out)
+    dtrap("predict", "--adapter", adapter, "--images", pictures, "--output", "p.csv")
+    header, *_, last = (line.split(",")[2:] for line in (tmp_path / "p.csv").read_text().splitlines())
+    expected = dict(zip(header, map(float, last), strict=True))
+    assert probabilities == pytest.approx(expected, abs=1e-4)

@@ -1,0 +1,95 @@
+"""Writes the README's table of backbones and tuners from the outcome of `tests/lightning_modules/test_every_pair.py`.
+
+python tools/tuner_table.py            # run the tests, write the table between the README's two marks
+python tools/tuner_table.py --check    # only say whether the table is what the tests record
+
+Needs pytest and the package with its `test` extra.
+"""
+
+from __future__ import annotations
+
+import argparse
+import re
+import subprocess
+import sys
+import tempfile
+import xml.etree.ElementTree as ElementTree
+from pathlib import Path
+
+ROOT = Path(__file__).parents[1]
+TESTS = ROOT / "tests" / "lightning_modules" / "test_every_pair.py"
+README = ROOT / "README.md"
+BEGIN, END = "<!-- tuner table: made by tools/tuner_table.py -->", "<!-- end of the tuner table -->"
+
+Outcomes = dict[tuple[str, str, str], str]
+
+
+def run_tests(report: Path) -> None:
+    """Run every pair and leave pytest's report; raises a CalledProcessError where one fails."""
+    words = [sys.executable, "-m", "pytest", str(TESTS), f"--junitxml={report}", "-o", "junit_family=xunit1"]
+    subprocess.run(words, check=True, cwd=ROOT)
+
+
+def read_report(report: Path) -> Outcomes:
+    """Outcome by backbone, tuner and method, in the tests' order."""
+    found: Outcomes = {}
+    for case in ElementTree.parse(report).iter("testcase"):
+        properties = {p.get("name"): p.get("value", "") for p in case.iter("property")}
+        if "outcome" in properties:
+            key = tuple(str(properties[name]) for name in ("backbone", "tuner", "method"))
+            found[key] = str(properties["outcome"])  # type: ignore[index]
+    return found
+
+
+def cell(outcome: str, reasons: list[str]) -> str:
+    """What the table shows of an outcome; a reason gets a number, the same one each time."""
+    if outcome.startswith("works"):
+        constant = outcome.split()[1:]
+        return "works" if not constant else f"works ({', '.join(constant)} constant)"
+    # The backbone's name and the like differ between equal reasons.
+    reason = re.sub(r"\S*(?:\.json|/)\S*|'[^']*'", "…", outcome.removeprefix("refused: "))
+    if reason not in reasons:
+        reasons.append(reason)
+    return f"refused [{reasons.index(reason) + 1}]"
+
+
+def table(outcomes: Outcomes) -> str:
+    """The table in Markdown: a row per tuner and method, a column per backbone, and the reasons below."""
+    backbones, tuners, methods = (list(dict.fromkeys(key[i] for key in outcomes)) for i in range(3))
+    reasons: list[str] = []
+    lines = [f"| tuner | | {' | '.join(backbones)} |", "|---" * (len(backbones) + 2) + "|"]
+    for tuner in tuners:
+        for method in methods:
+            cells = [cell(outcomes[backbone, tuner, method], reasons) for backbone in backbones]
+            lines.append(f"| {tuner} | {method} | {' | '.join(cells)} |")
+    notes = [f"{number}. {reason}" for number, reason in enumerate(reasons, start=1)]
+    return "\n".join([*lines, "", *notes])
+
+
+def main() -> int:
+    """Write or check the table."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--check", action="store_true", help="write nothing; exit with 1 where the README differs")
+    parser.add_argument("--report", type=Path, help="a report of these tests (--junitxml) instead of running them")
+    arguments = parser.parse_args()
+    with tempfile.TemporaryDirectory() as folder:
+        report = arguments.report or Path(folder) / "report.xml"
+        if arguments.report is None:
+            run_tests(report)
+        made = table(read_report(report))
+    text = README.read_text(encoding="utf-8")
+    before, mark, rest = text.partition(BEGIN)
+    _, end, after = rest.partition(END)
+    if not mark or not end:
+        print(f"{README} has no '{BEGIN}' … '{END}'", file=sys.stderr)
+        return 1
+    wanted = f"{before}{BEGIN}\n{made}\n{END}{after}"
+    if arguments.check:
+        print("the README's table is up to date" if text == wanted else "the README's table is out of date")
+        return int(text != wanted)
+    README.write_text(wanted, encoding="utf-8")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
