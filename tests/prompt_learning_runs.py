@@ -9,11 +9,10 @@ from dtrap.lightning_modules import FewShotClassifier, Objective
 from dtrap.lightning_modules.backbones import OpenCLIP
 from lightning.pytorch import Callback, Trainer
 from open_clip.tokenizer import SimpleTokenizer
-from reference_files import REFERENCE
-from safetensors.torch import load_file, save_file
+from reference_files import golden
+from safetensors.torch import save_file
 from torch.utils.data import DataLoader
 
-FOLDER = REFERENCE / "tuners"
 UNUSED_TOKEN = 93
 
 
@@ -21,10 +20,7 @@ class Golden:
     """One run: `settings`, `arrays` and a backbone whose tokenizer has the run's compact vocabulary."""
 
     def __init__(self, name, folder):
-        if not (FOLDER / f"{name}.json").is_file():
-            pytest.skip(f"{name} is not in ../shared/reference/tuners")
-        self.settings = json.loads((FOLDER / f"{name}.json").read_text())
-        self.arrays = load_file(FOLDER / f"{name}.safetensors")
+        self.settings, self.arrays = golden(name)
         config, weights = folder / "golden.json", folder / "golden.safetensors"
         config.write_text(json.dumps(self.settings["open_clip_config"]))
         model = {key[6:]: v.float().contiguous() for key, v in self.arrays.items() if key.startswith("model.")}

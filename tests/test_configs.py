@@ -1,5 +1,6 @@
 """Every shipped config through the real entry point; overlays that add up and do not leak."""
 
+import re
 from itertools import permutations
 
 import pytest
@@ -67,6 +68,34 @@ def test_every_method_runs(dtrap, tmp_path, tiny_model, method):
     )  # fmt: skip
     assert status == 0, err
     assert "EuroSAT 5-way 1-shot · 1 episode · " in out
+
+
+@pytest.mark.parametrize("tuner", OVERLAYS["tuners"])
+def test_every_tuner_runs_saves_and_is_loaded_again(dtrap, tuner):
+    short = ["--model.tuner.context_tokens", 4] if tuner == "tuners/coop.yaml" else []
+    status, out, err = dtrap(
+        "fit", "--config", "demo.yaml", "--config", tuner, *short, "--data.query", 2, "--protocol.episodes", 1,
+        "--trainer.max_epochs", 5, "--protocol.save_adapters", "true", "--protocol.folder", "run",
+    )  # fmt: skip
+    assert status == 0, err
+    transductive = tuner == "tuners/stepspt.yaml"
+    name = "svl-ra-transductive" if transductive else "svl-ra"
+    assert f"Shapes (x-ray) 5-way 1-shot · {name} · 1 episode · " in out
+    assert ("transductive" in out) == transductive
+    status, out, err = dtrap("test", "--adapter", f"run/adapters/episode_0000_{name}.safetensors")
+    assert status == 0, err
+    found = re.search(r"([\d.]+) %, ([\d.]+) % when it was saved", out)
+    assert found.group(1) == found.group(2)
+
+
+@pytest.mark.parametrize("batches", OVERLAYS["batches"])
+def test_mini_batches_run_from_their_config(dtrap, batches):
+    status, out, err = dtrap(
+        "fit", "--config", "demo.yaml", "--config", "tuners/maple.yaml", "--config", batches, "--data.query", 2,
+        "--protocol.episodes", 1, "--trainer.max_epochs", 2,
+    )  # fmt: skip
+    assert status == 0, err
+    assert "· svl-ra · 1 episode · " in out
 
 
 @pytest.mark.parametrize("backbone", OVERLAYS["backbones"])

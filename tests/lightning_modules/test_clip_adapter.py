@@ -1,7 +1,5 @@
 """CLIP-Adapter: the authors' run, its start, what is trained, saving."""
 
-import json
-
 import pytest
 import torch
 from dtrap.callbacks import StageSwitch
@@ -9,16 +7,13 @@ from dtrap.datamodules import ShapesDataModule
 from dtrap.datamodules.views import Preprocessing
 from dtrap.errors import DtrapError
 from dtrap.lightning_modules import FewShotClassifier, Objective
-from dtrap.lightning_modules.backbones.base import Backbone
 from dtrap.lightning_modules.tuners.clip_adapter import CLIPAdapter
+from feature_backbone import FeatureBackbone
 from lightning.pytorch import Callback, Trainer
-from reference_files import REFERENCE
-from safetensors.torch import load_file
-from torch import nn
+from reference_files import golden
 from torch.utils.data import DataLoader, Dataset
 
 IMAGES = torch.randn(3, 3, 32, 32, generator=torch.Generator().manual_seed(0))
-GOLDEN = REFERENCE / "tuners" / "clip_adapter_w6s4.json"
 QUIET = {
     "accelerator": "cpu",
     "logger": False,
@@ -26,29 +21,6 @@ QUIET = {
     "enable_progress_bar": False,
     "enable_model_summary": False,
 }
-
-
-class FeatureBackbone(Backbone):
-    """Its images are the features themselves; prompt number i has the text feature of row i."""
-
-    identifier, image_size, context_length, logit_bias = "features", 1, 1, None
-    image_mean = image_std = (0.0, 0.0, 0.0)
-    attention_layers = tower_parameters = token_embedding = blocks = None
-    image_entrance = last_norms = stages = project_image = None
-
-    def __init__(self, texts):
-        super().__init__()
-        self.feature_dim = texts.shape[1]
-        self.texts = nn.Parameter(texts.float())
-
-    def encode_image(self, images):
-        return images.flatten(1)
-
-    def encode_text(self, tokens):
-        return self.texts[tokens[:, 0]]
-
-    def tokenize(self, prompts):
-        return torch.arange(len(prompts))[:, None]
 
 
 class Batches(Dataset):
@@ -96,9 +68,8 @@ class Seen(Callback):
         self.look(pl_module)
 
 
-@pytest.mark.skipif(not GOLDEN.is_file(), reason="clip_adapter_w6s4 is not in ../shared/reference/tuners")
 def test_the_authors_run_is_repeated():
-    settings, arrays = json.loads(GOLDEN.read_text()), load_file(GOLDEN.with_suffix(".safetensors"))
+    settings, arrays = golden("clip_adapter_w6s4")
     objective = Objective(0.0, 0.0, logit_scale=settings["logit_scale"])
     tuner = CLIPAdapter(settings["ratio"], settings["reduction"])
     module = FewShotClassifier(FeatureBackbone(arrays["in.text_features"]), tuner, objective)

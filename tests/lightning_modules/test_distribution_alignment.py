@@ -1,7 +1,5 @@
 """StepSPT's alignment: confident rows, partners, its two losses and label propagation."""
 
-import json
-
 import pytest
 import torch
 from dtrap.lightning_modules.tuners.distribution_alignment import (
@@ -11,8 +9,7 @@ from dtrap.lightning_modules.tuners.distribution_alignment import (
     information_loss,
     label_propagation,
 )
-from reference_files import REFERENCE
-from safetensors.torch import load_file
+from reference_files import golden
 
 
 def close(got, expected):
@@ -20,10 +17,7 @@ def close(got, expected):
 
 
 def test_label_propagation_is_the_authors():
-    paths = [REFERENCE / "source_free" / f"stepspt_w5s2.{ending}" for ending in ("json", "safetensors")]
-    if not all(path.is_file() for path in paths):
-        pytest.skip("stepspt_w5s2 is not in ../shared/reference/source_free")
-    settings, arrays = json.loads(paths[0].read_text()), load_file(paths[1])
+    settings, arrays = golden("stepspt_w5s2")
     scores = sum(label_propagation(logits) for logits in arrays["end.query_logits"])
     close(scores, arrays["end.scores_lp"])
     right = scores.argmax(dim=1) == torch.arange(settings["way"]).repeat_interleave(settings["queries"])

@@ -5,6 +5,7 @@ from contextlib import contextmanager
 
 import open_clip
 import pytest
+import reference_files
 import torch
 from dtrap.errors import DtrapError
 from dtrap.lightning_modules import FewShotClassifier, Objective, losses
@@ -13,8 +14,7 @@ from dtrap.lightning_modules.tuners import LoRA, Tuner
 from dtrap.lightning_modules.tuners.fwt import FWT, FeatureWiseTransformation
 from dtrap.lightning_modules.tuners.stepspt import StepSPT
 from lightning.pytorch import Trainer
-from reference_files import REFERENCE
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Generator, nn
 from torch.utils.data import DataLoader
 
@@ -31,11 +31,8 @@ IMAGES = random(len(LABELS), 3, 32, 32)
 
 
 def golden(name):
-    paths = [REFERENCE / "source_free" / f"{name}.{ending}" for ending in ("json", "safetensors")]
-    if not all(path.is_file() for path in paths):
-        pytest.skip(f"{name} is not in ../shared/reference/source_free")
-    arrays = load_file(paths[1])
-    return json.loads(paths[0].read_text()), {k: v.double() if v.is_floating_point() else v for k, v in arrays.items()}
+    settings, arrays = reference_files.golden(name)
+    return settings, {k: v.double() if v.is_floating_point() else v for k, v in arrays.items()}
 
 
 def close(got, expected):

@@ -5,13 +5,13 @@ from math import exp
 
 import open_clip
 import pytest
+import reference_files
 import torch
 from dtrap.lightning_modules import FewShotClassifier, Objective
 from dtrap.lightning_modules.backbones import OpenCLIP
 from dtrap.lightning_modules.tuners.ldc import LDC, BranchLogits
 from lightning.pytorch import Callback, Trainer
-from reference_files import REFERENCE
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch.utils.data import DataLoader
 
 PARTS = {
@@ -65,11 +65,7 @@ class Golden:
     """A reference run: settings, arrays, the backbone, our names of the adapters."""
 
     def __init__(self, name, folder, monkeypatch):
-        file = REFERENCE / "tuners" / name
-        if not file.with_suffix(".json").is_file():
-            pytest.skip(f"{name} is not in ../shared/reference/tuners")
-        self.settings = json.loads(file.with_suffix(".json").read_text())
-        self.arrays = load_file(file.with_suffix(".safetensors"))
+        self.settings, self.arrays = reference_files.golden(name)
         self.width, tokens = self.settings["dim"], self.arrays["in.tokens"].flatten(0, 1).long()
         config, weights = folder / "golden.json", folder / "golden.safetensors"
         config.write_text(json.dumps(self.settings["open_clip_config"]))

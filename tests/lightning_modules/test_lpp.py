@@ -1,7 +1,5 @@
 """LP++: the authors' run, the formulas in NumPy, its steps, identities, saving."""
 
-import json
-
 import numpy as np
 import pytest
 import torch
@@ -10,17 +8,15 @@ from dtrap.datamodules import ShapesDataModule
 from dtrap.datamodules.views import Preprocessing
 from dtrap.errors import DtrapError
 from dtrap.lightning_modules import FewShotClassifier, Objective
-from dtrap.lightning_modules.backbones.base import Backbone
 from dtrap.lightning_modules.tuners.base import TaskData
 from dtrap.lightning_modules.tuners.lpp import BlockDescent, LPPlusPlus
+from feature_backbone import FeatureBackbone
 from lightning.pytorch import Callback, Trainer
-from reference_files import REFERENCE
-from safetensors.torch import load_file
+from reference_files import golden
 from torch import nn
 from torch.utils.data import DataLoader
 
 IMAGES = torch.randn(3, 3, 32, 32, generator=torch.Generator().manual_seed(0))
-GOLDEN = REFERENCE / "tuners" / "lpp_w7s4.json"
 QUIET = {
     "accelerator": "cpu",
     "logger": False,
@@ -29,29 +25,6 @@ QUIET = {
     "enable_model_summary": False,
     "num_sanity_val_steps": 0,
 }
-
-
-class FeatureBackbone(Backbone):
-    """Its images are the features themselves; prompt number i has the text feature of row i."""
-
-    identifier, image_size, context_length, logit_bias = "features", 1, 1, None
-    image_mean = image_std = (0.0, 0.0, 0.0)
-    attention_layers = tower_parameters = token_embedding = blocks = None
-    image_entrance = last_norms = stages = project_image = None
-
-    def __init__(self, texts):
-        super().__init__()
-        self.feature_dim = texts.shape[1]
-        self.texts = nn.Parameter(texts.float())
-
-    def encode_image(self, images):
-        return images.flatten(1)
-
-    def encode_text(self, tokens):
-        return self.texts[tokens[:, 0]]
-
-    def tokenize(self, prompts):
-        return torch.arange(len(prompts))[:, None]
 
 
 class Seen(Callback):
@@ -88,9 +61,8 @@ def split(arrays, name):
     return {"images": arrays[f"in.{name}_features"].double(), "labels": arrays[f"in.{name}_labels"].long()}
 
 
-@pytest.mark.skipif(not GOLDEN.is_file(), reason="lpp_w7s4 is not in ../shared/reference/tuners")
 def test_the_authors_run_is_repeated():
-    settings, arrays = json.loads(GOLDEN.read_text()), load_file(GOLDEN.with_suffix(".safetensors"))
+    settings, arrays = golden("lpp_w7s4")
     tuner, keep = LPPlusPlus(settings["alpha_every"]), KeepBest(ties="last")
     module = FewShotClassifier(FeatureBackbone(arrays["in.text_features"]), tuner, Objective(0.0, 0.0))
     module.set_classes([str(number) for number in range(settings["way"])])

@@ -11,8 +11,8 @@ from dtrap.lightning_modules.backbones import OpenCLIP
 from dtrap.lightning_modules.losses import cosines
 from dtrap.lightning_modules.tuners import LoRA
 from lightning.pytorch import Callback, Trainer
-from reference_files import RUNS, find
-from safetensors.torch import load_file, save_file
+from reference_files import RUNS, golden
+from safetensors.torch import save_file
 from torch.utils.data import DataLoader
 
 CLASSES = ["one", "two", "three", "four", "five"]
@@ -38,10 +38,7 @@ class Given(Callback):
 
 @pytest.fixture(params=RUNS)
 def run(request, tmp_path, monkeypatch):
-    paths = [find(f"{request.param}.{ending}") for ending in ("json", "safetensors")]
-    if None in paths:
-        pytest.skip(f"{request.param} is not in ../shared/reference, and only one run is in tests/data")
-    settings, arrays = json.loads(paths[0].read_text()), load_file(paths[1])
+    settings, arrays = golden(request.param)
     config, weights = tmp_path / "golden.json", tmp_path / "golden.safetensors"
     config.write_text(json.dumps(settings["open_clip_config"]))
     expected = open_clip.model.CLIP(**settings["open_clip_config"]).state_dict().keys()

@@ -4,6 +4,7 @@ import json
 
 import open_clip
 import pytest
+import reference_files
 import torch
 from dtrap.callbacks import StageSwitch
 from dtrap.datamodules import EuroSATDataModule
@@ -15,8 +16,7 @@ from dtrap.lightning_modules.tuners.base import TaskData
 from dtrap.lightning_modules.tuners.stepspt import StepSPT
 from layouts import make_eurosat
 from lightning.pytorch import Callback, LightningDataModule, Trainer
-from reference_files import REFERENCE
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Generator
 from torch.utils.data import DataLoader
 
@@ -78,10 +78,7 @@ def batch_of(images, shots):
 
 @pytest.fixture
 def golden(tmp_path):
-    paths = [REFERENCE / "source_free" / f"stepspt_w5s2.{ending}" for ending in ("json", "safetensors")]
-    if not all(path.is_file() for path in paths):
-        pytest.skip("stepspt_w5s2 is not in ../shared/reference/source_free")
-    settings, arrays = json.loads(paths[0].read_text()), load_file(paths[1])
+    settings, arrays = reference_files.golden("stepspt_w5s2")
     config, weights = tmp_path / "golden.json", tmp_path / "golden.safetensors"
     config.write_text(json.dumps(settings["open_clip_config"]))
     model = {k[6:]: v.float().contiguous() for k, v in arrays.items() if k.startswith("model.")}

@@ -1,26 +1,22 @@
 """Tip-Adapter and Tip-Adapter-F: the authors' run, the formula in NumPy, identities, search, saving."""
 
-import json
-
 import numpy as np
 import pytest
+import reference_files
 import torch
 from dtrap.callbacks import KeepBest, StageSwitch
 from dtrap.datamodules import ShapesDataModule
 from dtrap.datamodules.views import Preprocessing
 from dtrap.errors import DtrapError
 from dtrap.lightning_modules import FewShotClassifier, Objective
-from dtrap.lightning_modules.backbones.base import Backbone
 from dtrap.lightning_modules.tuners.base import TaskData
 from dtrap.lightning_modules.tuners.tip_adapter import TipAdapter, TipAdapterF
+from feature_backbone import FeatureBackbone
 from lightning.pytorch import Callback, LightningDataModule, Trainer
-from reference_files import REFERENCE
-from safetensors.torch import load_file
 from torch import nn
 from torch.utils.data import DataLoader, Dataset
 
 IMAGES = torch.randn(3, 3, 32, 32, generator=torch.Generator().manual_seed(0))
-GOLDEN = REFERENCE / "tuners" / "tip_w6s3.json"
 QUIET = {
     "accelerator": "cpu",
     "logger": False,
@@ -29,29 +25,6 @@ QUIET = {
     "enable_model_summary": False,
     "num_sanity_val_steps": 0,
 }
-
-
-class FeatureBackbone(Backbone):
-    """Its images are the features themselves; prompt number i has the text feature of row i."""
-
-    identifier, image_size, context_length, logit_bias = "features", 1, 1, None
-    image_mean = image_std = (0.0, 0.0, 0.0)
-    attention_layers = tower_parameters = token_embedding = blocks = None
-    image_entrance = last_norms = stages = project_image = None
-
-    def __init__(self, texts):
-        super().__init__()
-        self.feature_dim = texts.shape[1]
-        self.texts = nn.Parameter(texts.float())
-
-    def encode_image(self, images):
-        return images.flatten(1)
-
-    def encode_text(self, tokens):
-        return self.texts[tokens[:, 0]]
-
-    def tokenize(self, prompts):
-        return torch.arange(len(prompts))[:, None]
 
 
 class Batches(Dataset):
@@ -128,9 +101,7 @@ class Seen(Callback):
 
 @pytest.fixture
 def golden():
-    if not GOLDEN.is_file():
-        pytest.skip("tip_w6s3 is not in ../shared/reference/tuners")
-    return json.loads(GOLDEN.read_text()), load_file(GOLDEN.with_suffix(".safetensors"))
+    return reference_files.golden("tip_w6s3")
 
 
 def golden_fit(tuner, settings, arrays, validation, callbacks=(), epochs=1):
