@@ -41,6 +41,14 @@ class KeepBest(Callback):
         if stage == "fit":
             self.best, self.accuracies, self._state = None, [], {}
 
+    def state_dict(self) -> dict[str, Any]:
+        """What a run needs that is resumed from a checkpoint."""
+        return {"best": self.best, "accuracies": self.accuracies, "state": self._state}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Go on with what was validated before the checkpoint."""
+        self.best, self.accuracies, self._state = (state_dict[name] for name in ("best", "accuracies", "state"))
+
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Keep a copy of the tuner's state where this is the best validation so far."""
         if trainer.sanity_checking or "val/accuracy" not in trainer.callback_metrics:

@@ -265,6 +265,9 @@ class FewShotDataModule(LightningDataModule, ABC):
         """Whether there are images to measure an accuracy on."""
         return self.query_shot > 0
 
+    def __str__(self) -> str:
+        return f"{type(self).__name__}: {self.title} under {self.root}"
+
     def path_of(self, sample_id: int) -> Path:
         """File of a `sample_id`."""
         return Path(self.index.paths[sample_id])

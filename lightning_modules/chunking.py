@@ -72,7 +72,8 @@ def encode_in_chunks(encode: Callable[[Tensor], Tensor], images: Tensor, chunk: 
     draw the same masks with and without chunks. On a CPU this sets an option of glibc's malloc, for good.
     """
     total = len(images)
-    seed = int(torch.randint(2**62, ()))
+    # Without gradient nothing is drawn: whether kept features are encoded must not matter to what is random later.
+    seed = int(torch.randint(2**62, ())) if torch.is_grad_enabled() else 0
 
     def encode_rows(part: Tensor, first: int) -> Tensor:
         with _chunk_rows(_Rows(first, len(part), seed)):

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import islice
 from math import isfinite
 from typing import Any, Literal
 
 import torch
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
+from lightning.pytorch.utilities import CombinedLoader
 from torch import Tensor
 
 from ..errors import DtrapError
@@ -68,6 +70,8 @@ class FewShotClassifier(TunedModel):
             raise DtrapError(
                 f"the tuner {self.tuner.name} steps optimisers of its own; leave optimizer and lr_scheduler out."
             )
+        if learning_rate is not None and not learning_rate > 0:
+            raise DtrapError(f"learning_rate is {learning_rate}; expected more than 0, or null for the tuner's own.")
         if plain_views not in ("reuse", "encode"):
             raise DtrapError(f"plain_views is {plain_views!r}; expected 'reuse' or 'encode'.")
         self.learning_rate = learning_rate
@@ -83,8 +87,8 @@ class FewShotClassifier(TunedModel):
     def setup(self, stage: str) -> None:
         """Take the classes of the data module's task; before a fit, start the tuner anew."""
         self._evaluation_texts = None
-        datamodule: Any = getattr(self.trainer, "datamodule", None)
-        self._know_images_of(datamodule)
+        self.refuse_foreign_adapters()
+        datamodule = self.data_source
         names = getattr(datamodule, "class_names", None)
         if names is not None:
             template = getattr(datamodule, "template", "a photo of a {}.")
@@ -94,14 +98,22 @@ class FewShotClassifier(TunedModel):
                 f"{type(datamodule).__name__ if datamodule else 'The loader'} offers no class_names: call "
                 "module.set_classes(class_names, template) before, or give the data module `class_names`."
             )
-        if self.tuner.trains_itself and getattr(datamodule, "batch_size", None) is not None:
-            raise DtrapError(
-                f"batch_size is {datamodule.batch_size}, but the tuner {self.tuner.name} makes its own batches out of "
-                "all support rows. Set data.batch_size to null."
-            )
+        if stage == "fit" and self.tuner.trains_itself:
+            self._check_own_steps(datamodule)
         if stage == "fit":
             episode_seed = getattr(datamodule, "episode_seed", None)
             self.start_task(episode_seed("tuner") if episode_seed is not None else int(torch.randint(2**31, ())))
+
+    def _check_own_steps(self, datamodule: Any) -> None:
+        """What a tuner cannot have that steps optimisers of its own."""
+        reason = f"the tuner {self.tuner.name} makes several optimiser steps of its own out of all support rows"
+        if getattr(datamodule, "batch_size", None) is not None:
+            raise DtrapError(f"batch_size is {datamodule.batch_size}, but {reason}. Set data.batch_size to null.")
+        if self.trainer.max_steps != -1:
+            raise DtrapError(
+                f"max_steps is {self.trainer.max_steps}, but {reason}, so that it would end in the middle. Set "
+                "trainer.max_epochs in its place."
+            )
 
     def start_task(self, seed: int) -> None:
         """Start the tuner and the draws of L_ad anew from `seed`."""
@@ -159,13 +171,24 @@ class FewShotClassifier(TunedModel):
         self.train(False)
         # Before the precision's context, in which images would be drawn in another type.
         self.trainer.fit_loop.setup_data()
-        datamodule: Any = getattr(self.trainer, "datamodule", None)
-        # The full batch, where the data module has one; its loader would give it again and again.
-        batches = [datamodule.support()] if self._fixed_views else self.trainer.train_dataloader
-        query = self._query_batch(datamodule) if self.tuner.transductive else None
+        query = self._query_batch() if self.tuner.transductive else None
+        batches = self._support_batches()
         with torch.no_grad(), self.trainer.precision_plugin.forward_context():
             self.tuner.prepare_task(self._task_data(batches, query))
         self._train_what_is_trained()
+
+    def _support_batches(self) -> Iterable[Batch]:
+        """All support rows once."""
+        if self._fixed_views:  # the full batch; the loader would give it again and again
+            return [self.data_source.support()]
+        batches = self.trainer.num_training_batches
+        if not isfinite(batches):
+            raise DtrapError(
+                f"the tuner {self.tuner.name} looks at all training images before its first step, but the loader has "
+                "no length. Give a loader with a length, or set Trainer(limit_train_batches=...) to a number."
+            )
+        loader: Any = self.trainer.train_dataloader
+        return islice(iter(loader), int(batches))
 
     def _task_data(self, batches: Any, query: Batch | None) -> TaskData:
         kept: dict[str, list[Tensor]] = {}
@@ -182,7 +205,8 @@ class FewShotClassifier(TunedModel):
         query_images = None if query is None else next(self._on_device([query]))["images"]
         return TaskData(**columns, text_features=self.text_features(), query_images=query_images)
 
-    def _query_batch(self, datamodule: Any) -> Batch:
+    def _query_batch(self) -> Batch:
+        datamodule = self.data_source
         if not getattr(datamodule, "has_query", False):
             raise DtrapError(
                 f"the tuner {self.tuner.name} is transductive: it adapts to the unlabelled queries, and there are "
@@ -202,11 +226,18 @@ class FewShotClassifier(TunedModel):
 
     def on_train_start(self) -> None:
         """End before the first step where nothing is left to train."""
-        if not self.tuner.trained_parameters():
-            self.trainer.should_stop = True
+        if self.tuner.trained_parameters():
+            return
+        self.trainer.should_stop = True
+        if self.objective.suppresses:
+            self.objective.warn_once(
+                "untrained", f"{self.tuner.name} has nothing to train, so that L_ad and L_ra have no effect."
+            )
 
-    def training_step(self, batch: Batch, batch_idx: int) -> dict[str, Tensor]:
-        """One step of the objective; the terms are logged by the paper's names."""
+    def training_step(self, batch: Batch, batch_idx: int) -> dict[str, Tensor] | None:
+        """One step of the objective; the terms are logged by the paper's names. None where nothing is trained."""
+        if not self.tuner.trained_parameters():
+            return None
         terms = self.tuner.own_step(self, batch) if self.tuner.trains_itself else self._terms(batch)
         logged = {name: term.detach() for name, term in terms.items()}
         self.log_dict({f"train/{name}": term for name, term in logged.items()}, batch_size=len(batch["labels"]))
@@ -246,12 +277,13 @@ class FewShotClassifier(TunedModel):
 
     def on_train_end(self) -> None:
         """Let the tuner choose hyper-parameters where there is a validation split."""
-        if type(self.tuner).choose is Tuner.choose or not self.trainer.val_dataloaders:
+        if not self.tuner.chooses or not self.trainer.val_dataloaders:
             return
         self.train(False)
         features, labels = [], []
+        loaders = CombinedLoader(self.trainer.val_dataloaders, mode="sequential")
         with torch.no_grad(), self.trainer.precision_plugin.forward_context():
-            for batch in self._on_device(self.trainer.val_dataloaders):
+            for batch in self._on_device(batch for batch, _, _ in iter(loaders)):
                 features.append(self.image_features(batch["images"], Rows.of(batch).ids))
                 labels.append(batch["labels"])
             texts, scale = self.text_features(), self.objective.logit_scale
@@ -289,11 +321,17 @@ class FewShotClassifier(TunedModel):
     # Evaluation
 
     def _scores(self, batch: Batch) -> tuple[Tensor, Tensor]:
-        """Scores [b, W] and labels [b] of the images of a batch, the views of an image added up."""
-        logits, labels = self(batch["images"], Rows.of(batch).ids), batch["labels"]
-        views = int(batch["view"].max()) + 1 if "view" in batch else 1
+        """Scores [b, W] and labels [b]: of the rows, or of the images where the tuner adds up several views of each."""
+        rows = Rows.of(batch)
+        logits, labels = self(batch["images"], rows.ids), batch["labels"]
+        views = int(rows.view.max()) + 1 if self.query_views > 1 and rows.view is not None else 1
         if views == 1:
             return logits, labels
+        if rows.sample_id is None or len(labels) % views or not _same_images(rows.sample_id, views):
+            raise DtrapError(
+                f"the tuner {self.tuner.name} adds up the views of a query, but a batch of {len(labels)} rows is not "
+                f"{views} views of the same images, view slowest. Give every image in all its views, or without `view`."
+            )
         per_view = logits.unflatten(0, (views, -1))
         scores = per_view[0] if self._zero_shot else per_view.softmax(dim=-1).sum(dim=0)
         return scores, labels[: len(scores)]
@@ -349,3 +387,8 @@ class FewShotClassifier(TunedModel):
     def predict_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """Probabilities [B, W] of the classes."""
         return self(batch["images"]).softmax(dim=-1)
+
+
+def _same_images(sample_id: Tensor, views: int) -> bool:
+    blocks = sample_id.unflatten(0, (views, -1))
+    return bool((blocks == blocks[0]).all())

@@ -171,7 +171,7 @@ class Objective(nn.Module):
                 terms["L_ra"] = relation
                 total = total + self.relation_weight * relation
         elif not self._staged and self.suppresses:
-            self._warn_once(
+            self.warn_once(
                 "stage",
                 "L_ad and L_ra are off, since no StageSwitch drives this objective: add the callback "
                 "dtrap.callbacks.StageSwitch() to the Trainer",
@@ -243,12 +243,13 @@ class Objective(nn.Module):
                 "Expected a tuner with trainable parameters that the features or the logits depend on."
             )
         for name in constant:
-            self._warn_once(
+            self.warn_once(
                 name,
                 f"{name} is constant here: what is trained does not change it. It is logged, without effect.",
             )
 
-    def _warn_once(self, key: str, message: str) -> None:
+    def warn_once(self, key: str, message: str) -> None:
+        """Give a warning, unless one with the same key was given before."""
         if key not in self._warned:
             self._warned.add(key)
             warnings.warn(message, stacklevel=3)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -53,12 +54,22 @@ def class_prompts(
         DtrapError: No class, a class named twice or without description, a template without `{}`, or a prompt too long
             for the model; the message names the class.
     """
+    prompts = prompt_texts(class_names, templates, descriptions)
+    every = tuple(prompt for name in class_names for prompt in prompts[name])
+    per_class = tuple(len(prompts[name]) for name in class_names)
+    return ClassPrompts(tuple(class_names), every, per_class, tokenize_classes(prompts, backbone))
+
+
+def prompt_texts(
+    class_names: Sequence[str], templates: str | Sequence[str], descriptions: Descriptions | None = None
+) -> dict[str, list[str]]:
+    """The prompts of each class; see `class_prompts`."""
     templates = [templates] if isinstance(templates, str) else list(templates)
     if not templates or any("{}" not in template for template in templates):
         raise DtrapError(f"template is {templates}; expected texts that contain {{}} for the class name.")
     if not class_names:
         raise DtrapError("no class names: a text classifier needs at least one class.")
-    repeated = sorted({name for name in class_names if list(class_names).count(name) > 1})
+    repeated = [name for name, count in Counter(class_names).items() if count > 1]
     if repeated:
         raise DtrapError(f"class name {repeated[0]!r} stands twice; two classes with one prompt cannot be told apart.")
     missing = [name for name in class_names if descriptions is not None and name not in descriptions]
@@ -68,10 +79,7 @@ def class_prompts(
             "sentences for every class, by the names that the data have."
         )
     texts = {name: templates if descriptions is None else descriptions[name] for name in class_names}
-    prompts = {name: [text.replace("{}", name.replace("_", " ")) for text in texts[name]] for name in class_names}
-    every = tuple(prompt for name in class_names for prompt in prompts[name])
-    per_class = tuple(len(prompts[name]) for name in class_names)
-    return ClassPrompts(tuple(class_names), every, per_class, tokenize_classes(prompts, backbone))
+    return {name: [text.replace("{}", name.replace("_", " ")) for text in texts[name]] for name in class_names}
 
 
 def tokenize_classes(prompts: Mapping[str, Sequence[str]], backbone: Backbone) -> Tensor:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
-from lightning.pytorch import LightningModule
+from lightning.pytorch import LightningDataModule, LightningModule
 from torch import Tensor
 from torchmetrics.classification import MulticlassConfusionMatrix
 
@@ -86,18 +87,23 @@ class TunedModel(LightningModule):
         self.descriptions = read_descriptions(descriptions) if isinstance(descriptions, str) else descriptions
         self.image_chunk, self.text_chunk = image_chunk, text_chunk
         self.tuner.attach(self.backbone)
-        self._refuse_foreign_adapters()
+        self.refuse_foreign_adapters()
+        if self.tuner.own_prompts and (template is not None or descriptions is not None):
+            warnings.warn(
+                f"{self.tuner.name} learns its own prompt of the class names: template and descriptions are used by "
+                "the zero-shot test alone.",
+                stacklevel=3,
+            )
         self.objective.text_only = self.tuner.trains == {"text"}
         self.prompts: ClassPrompts | None = None
         self.confusion = MulticlassConfusionMatrix(num_classes=2)
         self._frozen_texts, self._frozen_images = FrozenTextFeatures(), FrozenImageFeatures()
-        self._images_of: tuple[object, object] = (None, None)
         self._zero_shot = False
         self._evaluation_texts: Tensor | None = None
         self._train_what_is_trained()
         self.train(False)
 
-    def _refuse_foreign_adapters(self) -> None:
+    def refuse_foreign_adapters(self) -> None:
         """Adapters that another tuner has put into the backbone would stay in this one's zero-shot features."""
         adapters = {id(value) for name, value in self.backbone.named_parameters() if ".lora_" in name}
         if adapters - {id(value) for value in self.tuner.adapter_state().values()}:
@@ -148,31 +154,44 @@ class TunedModel(LightningModule):
         """Fixed views of each query that a test takes."""
         return self.tuner.query_views
 
+    def share_frozen(self, other: TunedModel) -> None:
+        """Take over what another model of the same backbone and tuner has of frozen towers, from now on."""
+        self._frozen_texts, self._frozen_images = other._frozen_texts, other._frozen_images
+
     def encode_images(self, images: Tensor, ids: Tensor | None = None) -> Tensor:
         """The image tower's part [B, F] of normalised images [B, 3, H, W].
 
         Args:
             images: The images.
             ids: [B, k], what tells these images from others of the data module; of a frozen tower each of them is
-                encoded once then.
+                encoded once then (but for tests of more images than fit into a gigabyte).
         """
         if "vision" in self.tuner.trains or ids is None or not self._fixed_views:
             return self._encode(images)
-        return self._frozen_images(ids, lambda missing: self._encode(images[missing]))
+        datamodule, device = self.data_source, images.device.type
+        half = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else None
+        weight = next(self.backbone.parameters())
+        source = (datamodule, getattr(datamodule, "episode", None), weight.device, weight.dtype, half)
+        testing = not getattr(self._trainer, "training", False)
+        frozen = self._frozen_images.of(source)
+        return frozen(ids, lambda missing: self._encode(images[missing]), while_room=testing)
 
     def _encode(self, images: Tensor) -> Tensor:
         return encode_in_chunks(lambda part: self.tuner.image_features(self.backbone, part), images, self.image_chunk)
 
     @property
-    def _fixed_views(self) -> bool:
-        return getattr(getattr(self._trainer, "datamodule", None), "fixed_views", False)
+    def data_source(self) -> Any:
+        """The data module whose batches the Trainer is giving; None where they come from elsewhere.
 
-    def _know_images_of(self, datamodule: object) -> None:
-        """Forget the features of other images than those of the data module's current episode."""
-        episode = getattr(datamodule, "episode", None)
-        if self._images_of[0] is not datamodule or self._images_of[1] != episode:
-            self._frozen_images.clear()
-            self._images_of = (datamodule, episode)
+        Lightning's `trainer.datamodule` is that of an earlier call too.
+        """
+        loop = getattr(self._trainer, "_active_loop", None)
+        source = getattr(getattr(loop, "_data_source", None), "instance", None)
+        return source if isinstance(source, LightningDataModule) else None
+
+    @property
+    def _fixed_views(self) -> bool:
+        return getattr(self.data_source, "fixed_views", False)
 
     def image_features(self, images: Tensor, ids: Tensor | None = None) -> Tensor:
         """Image features [B, A] of normalised images [B, 3, H, W], as tuned so far; see `encode_images`."""
@@ -192,7 +211,8 @@ class TunedModel(LightningModule):
             with self.tuner.disabled():
                 return self._frozen_texts(self.backbone, prompts, self.device)
         if prompts.tokens.device != self.device:
-            self.prompts = prompts = replace(prompts, tokens=prompts.tokens.to(self.device))
+            with torch.inference_mode(False):  # a test may be the first to move them
+                self.prompts = prompts = replace(prompts, tokens=prompts.tokens.to(self.device))
         return self.tuner.text_features(self.backbone, prompts, self.text_chunk)
 
     @contextmanager

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 from jsonargparse import Namespace
 from safetensors import SafetensorError
@@ -19,8 +20,9 @@ from torch import Tensor
 from .. import __version__
 from ..errors import DtrapError
 from ..lightning_modules import FewShotClassifier
+from ..lightning_modules.text_head import prompt_texts
 from .configuration import DtrapCLI
-from .results import write_atomically
+from .results import plain, write_atomically
 
 CARD_FORMAT = "dtrap-adapter/1"
 EXPORT_CARD = "dtrap.json"
@@ -49,6 +51,8 @@ class AdapterCard:
         method: Name of the method in the run's rows.
         accuracy: Accuracy on the episode's queries in percent, None without queries.
         prompts: The sentences of each class where they come from descriptions, else None.
+        settings: The arguments of the tuner; empty where the card does not tell.
+        logit_scale: tau; None where the card does not tell.
         versions: Versions of dtrap and the libraries that made it.
         format: Format of this card.
     """
@@ -63,6 +67,8 @@ class AdapterCard:
     method: str
     accuracy: float | None = None
     prompts: dict[str, list[str]] | None = None
+    settings: dict[str, Any] = field(default_factory=dict)
+    logit_scale: float | None = None
     versions: dict[str, str] = field(default_factory=_versions)
     format: str = CARD_FORMAT
 
@@ -88,11 +94,12 @@ def card_content(card: AdapterCard) -> bytes:
 
 
 def save_adapter(path: Path, module: FewShotClassifier, card: AdapterCard) -> None:
-    """Write the adapter and its card, with the class prompts where they are described; it is whole or absent.
+    """Write the adapter and its card, completed by what the module knows; it is whole or absent.
 
     Raises:
         DtrapError: The files cannot be written.
     """
+    card = replace(card, settings=plain(module.tuner.settings), logit_scale=float(module.objective.logit_scale))
     if module.descriptions is not None:
         card = replace(card, prompts=class_sentences(module))
     state = {name: value.detach().cpu().contiguous() for name, value in module.tuner.adapter_state().items()}
@@ -158,7 +165,8 @@ def load_adapter(path: Path, module: FewShotClassifier, card: AdapterCard) -> No
     card's.
 
     Raises:
-        DtrapError: The backbone, the tuner or the classes are others, or the file does not fit.
+        DtrapError: The backbone, the tuner, its settings, the classes, their prompts or the logit scale are others, or
+            the file does not fit.
     """
     backbone, tuner = module.backbone.identifier, module.tuner.name
     if card.backbone != backbone:
@@ -174,12 +182,30 @@ def load_adapter(path: Path, module: FewShotClassifier, card: AdapterCard) -> No
         module.template, module.descriptions = card.template, card.prompts
         module.set_classes(card.class_names)
     check_classes(path, module.class_prompts.class_names, card)
+    _check_settings(path, module, card)
     module.tuner.reset(0, len(card.class_names))
     state = _read_state(path)
     try:
         module.tuner.load_adapter_state(state)
     except DtrapError as error:
         raise DtrapError(f"{path}: {error}") from error
+
+
+def _check_settings(path: Path, module: FewShotClassifier, card: AdapterCard) -> None:
+    """Refuse what would silently make other predictions than those that were tested."""
+    settings = plain(module.tuner.settings)
+    known, own = dict(card.settings), {name: settings.get(name) for name in card.settings}
+    if card.logit_scale is not None:
+        known["logit scale"], own["logit scale"] = card.logit_scale, float(module.objective.logit_scale)
+    if not module.tuner.own_prompts:
+        known["class prompts"] = prompt_texts(card.class_names, card.template, card.prompts)
+        own["class prompts"] = class_sentences(module)
+    for name, value in known.items():
+        if own[name] != value:
+            raise DtrapError(
+                f"{path}: trained with {name} {str(value)[:200]}, but here it is {str(own[name])[:200]}. Use the "
+                "config of the run."
+            )
 
 
 def check_classes(path: Path, names: Sequence[str], card: AdapterCard) -> None:

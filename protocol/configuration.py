@@ -229,7 +229,7 @@ def build_module(config: Namespace, shared: FewShotClassifier | None = None) -> 
         tuner = build_part(Tuner, model.tuner)
     else:
         backbone, tuner = shared.backbone, shared.tuner
-    return FewShotClassifier(
+    module = FewShotClassifier(
         backbone=backbone,
         tuner=tuner,
         objective=build_part(Objective, model.objective),
@@ -243,6 +243,9 @@ def build_module(config: Namespace, shared: FewShotClassifier | None = None) -> 
         text_chunk=model.text_chunk,
         descriptions=model.descriptions,
     )
+    if shared is not None:
+        module.share_frozen(shared)
+    return module
 
 
 def backbone_label(config: Namespace) -> str:

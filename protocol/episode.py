@@ -156,6 +156,9 @@ def run_episode(
             trainer.fit(module, datamodule=data)
             if data.has_query:
                 trainer.test(module, datamodule=data, verbose=False)
+        except MisconfigurationException as error:
+            reason = " ".join(str(error).split())[:500].rstrip(".!")
+            raise DtrapError(f"trainer: {reason}. Change that option of the trainer.") from error
         except SystemExit as stop:  # how Lightning passes on Ctrl-C and SIGTERM
             signal.signal(signal.SIGINT, signal.default_int_handler)
             raise KeyboardInterrupt from stop

@@ -79,9 +79,8 @@ def export(arguments: list[str], console: Console) -> int:
 
 
 def _check_output(output: Path, adapter: Path) -> None:
-    home = (adapter if adapter.is_dir() else adapter.parent).resolve()
-    if output.resolve().is_relative_to(home):
-        raise DtrapError(f"--output {output} is inside the adapter's folder {home}. Name a folder elsewhere.")
+    if adapter.is_dir() and output.resolve().is_relative_to(adapter.resolve()):
+        raise DtrapError(f"--output {output} is inside the adapter's folder {adapter}. Name a folder elsewhere.")
     if output.is_dir() and any(output.iterdir()):
         raise DtrapError(f"--output {output} exists and is not empty. Empty it, {ANOTHER_FOLDER}")
     if output.exists() and not output.is_dir():

@@ -45,6 +45,8 @@ def cell(outcome: str, reasons: list[str]) -> str:
     """What the table shows of an outcome; a reason gets a number, the same one each time."""
     if outcome.startswith("works"):
         constant = outcome.split()[1:]
+        if constant == ["untrained"]:
+            return "works (nothing to train)"
         return "works" if not constant else f"works ({', '.join(constant)} constant)"
     # The backbone's name and the like differ between equal reasons.
     reason = re.sub(r"\S*(?:\.json|/)\S*|'[^']*'", "…", outcome.removeprefix("refused: "))

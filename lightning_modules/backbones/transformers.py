@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import re
 import warnings
@@ -16,7 +17,7 @@ from torch import Tensor, nn
 
 from ...errors import DtrapError
 from .base import Backbone, Tower
-from .checkpoint import read_weights
+from .checkpoint import read_weights, sha256
 from .hub import cached_file, hub_file, optional_hub_file
 
 WEIGHTS = ["model.safetensors", "model.safetensors.index.json"]
@@ -82,9 +83,10 @@ class Transformers(Backbone):
             warnings.warn(
                 "The backbone has random weights (random_weights: true): expect chance accuracy.", stacklevel=2
             )
+            self.identifier = f"{files.label}/random"
         else:
-            _load(self.model, files)
-        self.identifier = f"{files.label}/random" if random_weights else files.label
+            paths = _load(self.model, files)
+            self.identifier = files.label if files.folder is None else f"{files.label}-{_checksum(paths)}"
         self.image_size = _image_size(config, files.label)
         self.image_mean, self.image_std = _image_statistics(family, files, only_local=random_weights)
         self.context_length = config.text_config.max_position_embeddings
@@ -306,8 +308,13 @@ def _build(family: Family, content: dict[str, Any], label: str) -> tuple[Any, An
     return config, model
 
 
-def _load(model: nn.Module, files: ModelFiles) -> None:
-    """Weights from one safetensors file, or from the several that an index names."""
+def _checksum(paths: list[Path]) -> str:
+    """Eight digits that tell the weights of a folder from those of another."""
+    return hashlib.sha256("".join(sha256(path) for path in paths).encode()).hexdigest()[:8]
+
+
+def _load(model: nn.Module, files: ModelFiles) -> list[Path]:
+    """Weights from one safetensors file, or from the several that an index names; gives these files."""
     path = files.require(WEIGHTS, converted=True)
     paths = [path]
     if path.suffix == ".json":
@@ -323,6 +330,7 @@ def _load(model: nn.Module, files: ModelFiles) -> None:
         raise DtrapError(
             f"{path}: these weights do not fit config.json: {reason} … Give the two that belong together."
         ) from error
+    return paths
 
 
 def _image_size(config: Any, label: str) -> int:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import inspect
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -63,6 +64,8 @@ class Tuner(nn.Module, ABC):
         trains_itself: Whether it makes its steps itself in `own_step`, with optimisers of its own.
         query_views: Fixed views of each query that a test takes; their probabilities are added up.
         learning_rate: The rate of its own optimiser where no other is asked for.
+        own_prompts: Whether it makes the class prompts itself, of the class names alone.
+        chooses: Whether `choose` is to be called where there is a validation split.
         merges_into_backbone: Whether it changes nothing but weights of the backbone, so that it can be exported.
     """
 
@@ -72,6 +75,8 @@ class Tuner(nn.Module, ABC):
     trains_itself: bool = False
     query_views: int = 1
     learning_rate: float = 2e-4
+    own_prompts: bool = False
+    chooses: bool = False
     merges_into_backbone: bool = False
 
     @property
@@ -81,6 +86,13 @@ class Tuner(nn.Module, ABC):
 
         Lambda's default follows it: that of the text branch where only "text" is in it.
         """
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """The arguments that it was made with, as plain values; tensors, which are saved, are left out."""
+        names = inspect.signature(type(self).__init__).parameters
+        values = {name: getattr(self, name) for name in names if hasattr(self, name)}
+        return {name: value for name, value in values.items() if not isinstance(value, Tensor | nn.Module)}
 
     @abstractmethod
     def attach(self, backbone: Backbone) -> None:
@@ -135,7 +147,7 @@ class Tuner(nn.Module, ABC):
     def choose(self, image_features: Tensor, text_features: Tensor, labels: Tensor, logit_scale: float) -> None:
         """Choose hyper-parameters on a validation split, after training; nothing by default.
 
-        Called where the loaders have a validation split, and only then.
+        Called where it `chooses` and the loaders have a validation split.
 
         Args:
             image_features: [B, A] of the validation images, as `adapt_image_features` gives them.

@@ -114,6 +114,7 @@ class CoOp(Tuner):
     """
 
     name = "coop"
+    own_prompts = True
     learning_rate = 2e-3
     context: nn.Parameter
     _placeholder: Placeholder

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -110,6 +111,8 @@ class FWT(Tuner):
         self.needs_task = inner.needs_task
         self.query_views = inner.query_views
         self.learning_rate = inner.learning_rate
+        self.own_prompts = inner.own_prompts
+        self.chooses = inner.chooses
         self.merges_into_backbone = inner.merges_into_backbone
         self._norms: list[nn.Module] = []
         self._disabled = False
@@ -118,6 +121,11 @@ class FWT(Tuner):
     def trains(self) -> frozenset[Tower]:
         """The towers that the inner tuner trains."""
         return self.inner.trains
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """Those of the inner tuner."""
+        return self.inner.settings
 
     def attach(self, backbone: Backbone) -> None:
         """Attach the inner tuner and make a layer for each of the backbone's last norms.

@@ -63,6 +63,7 @@ class LDC(Tuner):
     """
 
     name = "ldc"
+    chooses = True
     learning_rate = 1e-4
     beta: Tensor
     levels: nn.ModuleList

@@ -44,6 +44,7 @@ class MaPLe(Tuner):
     """
 
     name = "maple"
+    own_prompts = True
     learning_rate = 3.5e-3
     context: nn.Parameter
     projection: nn.Linear

@@ -37,6 +37,9 @@ class StepSPT(Tuner):
     3. External: predictions of the episode's rows are aligned with those of confident neighbours and spread over the
        classes (`distribution_alignment`), a step on the style prompt alone.
 
+    Label propagation over all queries, the variant "SPT+LP+DA" of their results, is the function
+    `distribution_alignment.label_propagation` on the logits of each view.
+
     The batch norm takes each batch's own statistics in all three and its running ones in a test, where the
     probabilities of a query's views are added up. It is transductive: the queries take part, without labels, in 1 and
     3. A step needs the full support batch.
@@ -64,7 +67,7 @@ class StepSPT(Tuner):
         self._width = 0
         self._disabled = False
         self._queries: Tensor | None = None
-        self._generator = Generator()
+        self._seed = 0
 
     @property
     def trains(self) -> frozenset[Tower]:
@@ -91,15 +94,16 @@ class StepSPT(Tuner):
         return self.head
 
     def reset(self, seed: int, num_classes: int) -> None:
-        """A batch norm that does nothing yet and a head by torch's default; permutations are drawn from here on."""
-        self._generator = Generator().manual_seed(seed)
+        """A batch norm that does nothing yet and a head by torch's default; the seed decides permutations too."""
+        self._seed = seed
+        generator = Generator().manual_seed(seed)
         self.next_permutation = self._queries = None
         self.batch_norm.reset_parameters()
         head = self._make_head(num_classes)
         weight, bias = torch.empty(num_classes, self._width), torch.empty(num_classes)
-        nn.init.kaiming_uniform_(weight, a=math.sqrt(5), generator=self._generator)
+        nn.init.kaiming_uniform_(weight, a=math.sqrt(5), generator=generator)
         bound = 1 / math.sqrt(self._width)
-        nn.init.uniform_(bias, -bound, bound, generator=self._generator)
+        nn.init.uniform_(bias, -bound, bound, generator=generator)
         with torch.no_grad():
             head.weight.copy_(weight)
             head.bias.copy_(bias)
@@ -218,7 +222,9 @@ class StepSPT(Tuner):
         """
         permutation, self.next_permutation = self.next_permutation, None
         if permutation is None:
-            permutation = torch.randperm(len(labels), generator=self._generator)
+            step = module.trainer.fit_loop.epoch_loop.total_batch_idx
+            seed = (self._seed + 104729 * (step + 1)) % 2**63
+            permutation = torch.randperm(len(labels), generator=Generator().manual_seed(seed))
         batches = permutation.to(labels.device).split(_INTERNAL_BATCH)
         with torch.no_grad():
             features = self._encode(module, [images[rows] for rows in batches])

@@ -73,6 +73,7 @@ class TipAdapter(Tuner):
             )
         self.start = alpha, beta
         self.search_scale = search_scale
+        self.chooses = search_scale is not None
         self.search_step = search_step
         self.register_buffer("keys", torch.empty(0, 0))
         self.register_buffer("values", torch.empty(0, 0))
@@ -178,9 +179,7 @@ class TipAdapter(Tuner):
             )
 
     def choose(self, image_features: Tensor, text_features: Tensor, labels: Tensor, logit_scale: float) -> None:
-        """Take the first of the most accurate pairs, beta being the outer loop; nothing without `search_scale`."""
-        if self.search_scale is None:
-            return
+        """Take the first of the most accurate pairs, beta being the outer loop."""
         betas, alphas = self.grids()
         correct = self.search(image_features, text_features, labels, logit_scale).flatten().tolist()
         first = correct.index(max(correct))

@@ -26,7 +26,7 @@ from dtrap.lightning_modules.tuners import (
     TipAdapter,
     TipAdapterF,
 )
-from lightning.pytorch import Trainer
+from lightning.pytorch import Callback, Trainer
 from small_backbones import SMALL
 
 TUNERS = {
@@ -48,13 +48,25 @@ TUNERS = {
 }
 METHODS = {"plain": lambda: Objective(0.0, 0.0), "SVL + RA": lambda: Objective()}
 NO_BLOCKS = "ResNet"
+# Terms that what is trained cannot change, with SVL + RA.
+CONSTANT = {
+    **dict.fromkeys(("LoRA, text", "CoOp", "full, text"), "L_ad"),
+    **dict.fromkeys(("Tip-Adapter-F", "LP++", "linear head"), "L_ad L_ra"),
+    "Tip-Adapter": "untrained",
+}
 REFUSED = {
     ("open_clip CLIP ResNet", "LoRA, vision"): NO_BLOCKS,
     ("open_clip CLIP ResNet", "LoRA, both"): NO_BLOCKS,
     ("open_clip CLIP ResNet", "MaPLe"): NO_BLOCKS,
     ("open_clip CLIP ResNet", "FWT around LoRA"): NO_BLOCKS,
 }
-UNTRAINED = {"Tip-Adapter"}
+
+
+class Start(Callback):
+    """The trained values before the first step."""
+
+    def on_train_start(self, trainer, pl_module):
+        self.values = [parameter.detach().clone() for parameter in pl_module.tuner.trained_parameters()]
 
 
 @pytest.fixture(scope="module")
@@ -63,12 +75,13 @@ def folders(tmp_path_factory):
 
 
 def outcome(backbone, tuner, objective):
-    """What happened in one episode: "works", with the terms that were constant, or "refused" with the reason."""
+    """What happened in one episode: "works" (the constant terms, or "untrained"), or "refused" with the reason."""
+    start = Start()
     data = ShapesDataModule(shot=1, query=1, views=2)
     try:
         module = FewShotClassifier(backbone, tuner, objective, image_chunk=4, text_chunk=2)
         trainer = Trainer(
-            max_epochs=5, callbacks=[StageSwitch()], accelerator="cpu", logger=False, enable_checkpointing=False,
+            max_epochs=5, callbacks=[StageSwitch(), start], accelerator="cpu", logger=False, enable_checkpointing=False,
             enable_progress_bar=False, enable_model_summary=False,
         )  # fmt: skip
         with warnings.catch_warnings(record=True) as caught:
@@ -76,10 +89,13 @@ def outcome(backbone, tuner, objective):
             trainer.fit(module, datamodule=data)
         trainer.test(module, datamodule=data, verbose=False)
     except DtrapError as error:
-        return f"refused: {error}", None
+        return f"refused: {error}", None, []
+    if not module.tuner.trained_parameters():
+        assert any("has nothing to train" in str(warning.message) for warning in caught) == objective.suppresses
+        return "works untrained", module, []
     told = (re.match(r"(L_\w+) is constant here", str(warning.message)) for warning in caught)
     constant = sorted({match.group(1) for match in told if match})
-    return " ".join(["works", *constant]), module
+    return " ".join(["works", *constant]), module, start.values
 
 
 @pytest.mark.filterwarnings("ignore")
@@ -90,7 +106,7 @@ def test_a_pair_works_or_says_why_not(folders, record_property, backbone, tuner,
     made = SMALL[backbone](folders[backbone])
     before = {name: value.detach().clone() for name, value in made.named_parameters()}
     torch.manual_seed(0)
-    result, module = outcome(made, TUNERS[tuner](), METHODS[method]())
+    result, module, start = outcome(made, TUNERS[tuner](), METHODS[method]())
     for name, value in (("backbone", backbone), ("tuner", tuner), ("method", method), ("outcome", result)):
         record_property(name, value)
     expected = REFUSED.get((backbone, tuner))
@@ -98,9 +114,13 @@ def test_a_pair_works_or_says_why_not(folders, record_property, backbone, tuner,
         assert result.startswith("refused: ")
         assert expected in result
         return
-    assert result.startswith("works")
+    constant = "untrained" if tuner == "Tip-Adapter" else CONSTANT.get(tuner, "") if method == "SVL + RA" else ""
+    assert result == f"works {constant}".rstrip()
     trained = module.tuner.trained_parameters()
-    assert bool(trained) != (tuner in UNTRAINED)
+    assert bool(trained) != (tuner == "Tip-Adapter")
+    moved = [not torch.equal(before, after) for before, after in zip(start, trained, strict=True)]
+    # MaPLe's prompts of deeper blocks than the tower has stay as they were.
+    assert any(moved) if tuner == "MaPLe" else all(moved)
     assert all(torch.isfinite(value).all() for value in module.tuner.adapter_state().values())
     assert int(module.confusion.compute().sum()) == 5
     ids = {id(parameter) for parameter in trained}

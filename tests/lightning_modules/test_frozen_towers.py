@@ -78,9 +78,23 @@ def test_rows_are_known_by_their_ids_alone():
         assert torch.equal(cache(ids, encode), ids.float() * 10)
         assert torch.equal(cache(ids, encode), ids.float() * 10)
     assert asked == [[0, 1], [1]]
-    cache.clear()
-    cache(ids, encode)
+    cache.of("another episode")(ids, encode)
     assert asked[2:] == [[0, 1, 2]]
+
+
+def test_rows_of_a_test_are_kept_only_while_there_is_room():
+    cache, asked = FrozenImageFeatures(most_bytes=2 * 4 * 2), []
+
+    def encode(missing):
+        asked.append(missing.tolist())
+        return ids[missing].float()
+
+    training = torch.tensor([[1, 0], [2, 0], [3, 0]])
+    for ids, while_room in ((training, False), (torch.tensor([[7, 0]]), True), (training.clone(), True)):
+        assert torch.equal(cache(ids, encode, while_room=while_room), ids.float())
+    ids = torch.tensor([[7, 0], [1, 0]])
+    assert torch.equal(cache(ids, encode), ids.float())
+    assert asked == [[0, 1, 2], [0], [0]]
 
 
 @pytest.mark.parametrize("chunk", [1, 2, 4])

@@ -84,8 +84,10 @@ def test_unreadable_images_are_listed_and_the_others_predicted(dtrap, fitted, tm
 @pytest.mark.parametrize(
     ("words", "told"),
     [
-        (["--model.tuner.rank", "4"], ["expected [4, 32]"]),
-        (["--model.tuner.encoder", "both"], ["names differ"]),
+        (["--model.tuner.rank", "4"], ["trained with rank 16, but here it is 4", "config of the run"]),
+        (["--model.tuner.encoder", "both"], ["trained with encoder vision, but here it is both"]),
+        (["--model.tuner.alpha", "640"], ["trained with alpha 8.0, but here it is 640"]),
+        (["--model.objective.logit_scale", "50"], ["trained with logit scale 100.0, but here it is 50.0"]),
         (["--adapter", "nowhere.safetensors"], ["nowhere.safetensors", "no such adapter"]),
         (["--images", "nowhere"], ["nowhere", "does not exist"]),
         (["--output", "run"], ["run is a folder"]),
