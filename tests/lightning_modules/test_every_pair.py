@@ -38,7 +38,7 @@ TUNERS = {
     "CLIP-Adapter": lambda: CLIPAdapter(),
     "Tip-Adapter": lambda: TipAdapter(),
     "Tip-Adapter-F": lambda: TipAdapterF(),
-    "LP++": lambda: LPPlusPlus(),
+    "LP++": lambda: LPPlusPlus(alpha_every=2),
     "LDC": lambda: LDC(),
     "linear head": lambda: LinearHead(),
     "full, vision": lambda: FullFineTuning(),
