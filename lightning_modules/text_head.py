@@ -65,6 +65,12 @@ def prompt_texts(
 ) -> dict[str, list[str]]:
     """The prompts of each class; see `class_prompts`."""
     templates = [templates] if isinstance(templates, str) else list(templates)
+    lists = [template for template in templates if template.strip().startswith("[") and template.strip().endswith("]")]
+    if lists:
+        raise DtrapError(
+            f"template is the text {lists[0]!r}, which looks like a list. Several templates need quotes of their own: "
+            "\"['a photo of a {}.', 'a close-up of a {}.']\"."
+        )
     if not templates or any("{}" not in template for template in templates):
         raise DtrapError(f"template is {templates}; expected texts that contain {{}} for the class name.")
     if not class_names:
@@ -74,9 +80,10 @@ def prompt_texts(
         raise DtrapError(f"class name {repeated[0]!r} stands twice; two classes with one prompt cannot be told apart.")
     missing = [name for name in class_names if descriptions is not None and name not in descriptions]
     if descriptions is not None and missing:
+        more = f" and {len(missing) - 5} more" if len(missing) > 5 else ""
         raise DtrapError(
-            f"descriptions: none for the class {missing[0]!r}.{nearest(missing[0], list(descriptions))} Expected "
-            "sentences for every class, by the names that the data have."
+            f"descriptions: none for the class {', '.join(map(repr, missing[:5]))}{more}."
+            f"{nearest(missing[0], list(descriptions))} Expected sentences for every class, by the names of the data."
         )
     texts = {name: templates if descriptions is None else descriptions[name] for name in class_names}
     return {name: [text.replace("{}", name.replace("_", " ")) for text in texts[name]] for name in class_names}

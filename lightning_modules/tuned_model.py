@@ -119,11 +119,16 @@ class TunedModel(LightningModule):
     def describe_training(self) -> str:
         """One line: tuner, trained parameters and their share of the whole model."""
         trained = sum(p.numel() for p in self.tuner.trained_parameters())
-        parameters = {id(p): p.numel() for p in (*self.backbone.parameters(), *self.tuner.parameters())}
+        who = f"{self.tuner.name} on {self.backbone.identifier}"
+        if trained == 0:
+            return f"{who}: is made of each task's support images, frozen towers"
+        # What goes into the backbone's own weights, in the end or as a copy, is no part of its own.
+        own = [] if self.tuner.merges_into_backbone else self.tuner.parameters()
+        parameters = {id(p): p.numel() for p in (*self.backbone.parameters(), *own)}
         whole = sum(parameters.values())
-        towers = " and ".join(f"{tower} tower" for tower in sorted(self.tuner.trains)) or "neither tower"
+        towers = " and ".join(f"{tower} tower" for tower in sorted(self.tuner.trains)) or "frozen towers"
         share = f"{trained:,} of {whole:,} parameters ({100 * trained / whole:.2f} %)"
-        return f"{self.tuner.name} on {self.backbone.identifier}: trains {share}, {towers}"
+        return f"{who}: trains {share}, {towers}"
 
     def train(self, mode: bool = True) -> TunedModel:
         """Switch the tuner's mode; the frozen backbone stays in evaluation mode."""

@@ -172,12 +172,9 @@ def load_adapter(path: Path, module: FewShotClassifier, card: AdapterCard) -> No
     if card.backbone != backbone:
         raise DtrapError(
             f"{path}: trained on the backbone {card.backbone}, but the config has {backbone}. An adapter fits only the "
-            "weights that it was trained on: use the run's own config.yaml."
+            "weights that it was trained on: use the run's own config.yaml, and where it is that, the same weights."
         )
-    if card.tuner != tuner:
-        raise DtrapError(
-            f"{path}: trained with the tuner {card.tuner}, but the config has {tuner}. Use the run's config."
-        )
+    check_tuner(path, tuner, card)
     if module.prompts is None:
         module.template, module.descriptions = card.template, card.prompts
         module.set_classes(card.class_names)
@@ -206,6 +203,14 @@ def _check_settings(path: Path, module: FewShotClassifier, card: AdapterCard) ->
                 f"{path}: trained with {name} {str(value)[:200]}, but here it is {str(own[name])[:200]}. Use the "
                 "config of the run."
             )
+
+
+def check_tuner(path: Path, tuner: str, card: AdapterCard) -> None:
+    """Refuse another tuner than the card's; raises a DtrapError."""
+    if card.tuner != tuner:
+        raise DtrapError(
+            f"{path}: trained with the tuner {card.tuner}, but the config has {tuner}. Use the run's config."
+        )
 
 
 def check_classes(path: Path, names: Sequence[str], card: AdapterCard) -> None:

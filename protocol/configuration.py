@@ -166,7 +166,7 @@ def parse_methods(arguments: list[str]) -> list[MethodConfig]:
     main = _parse_method(arguments, None)
     methods = [main]
     for overlay in main.settings.overlays:
-        methods.append(_parse_method([*arguments, "--config", overlay], Path(overlay).stem))
+        methods.append(_parse_method([*arguments, "--config", overlay], Path(overlay).stem, main))
     names = [method.name for method in methods]
     if len(set(names)) < len(names):
         raise DtrapError(
@@ -176,13 +176,16 @@ def parse_methods(arguments: list[str]) -> list[MethodConfig]:
     return methods
 
 
-def _parse_method(arguments: list[str], name: str | None) -> MethodConfig:
+def _parse_method(arguments: list[str], name: str | None, main: MethodConfig | None = None) -> MethodConfig:
     cli = DtrapCLI(arguments, "fit")
     plain = to_plain(cli)
     if isinstance(plain["model"]["descriptions"], str):  # the run keeps what the file says, not where it lies
         plain["model"]["descriptions"] = read_descriptions(plain["model"]["descriptions"])
+    losses = build_part(Objective, cli.config.model.objective).method
     if name is None:
-        name = cli.config.protocol.method or build_part(Objective, cli.config.model.objective).method
+        name = cli.config.protocol.method or losses
+    elif main is not None and plain["model"]["tuner"] != main.plain["model"]["tuner"]:
+        name = f"{name}-{losses}"  # an overlay that brings another tuner: both are what it compares
     if build_part(Tuner, cli.config.model.tuner).transductive and "transductive" not in name:
         name += "-transductive"
     return MethodConfig(name, cli.config, plain)

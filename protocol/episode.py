@@ -26,7 +26,7 @@ from .results import Row
 _EXPECTED_WARNINGS = (
     r".*does not have many workers.*",
     r".*defined a `validation_step` but have no `val_dataloader`.*",
-    r".*`configure_optimizers` returned `None`.*",
+    r".*configure_optimizers` returned `None`.*",
     r".*module\(s\) in eval mode at the start of training.*",
     r".*isinstance\(treespec, LeafSpec\).*",
     r".*number of training batches .* is smaller than the logging interval.*",

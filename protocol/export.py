@@ -74,6 +74,8 @@ def export(arguments: list[str], console: Console) -> int:
             save_plain(_with_trained_weights(module), folder, settings.get("name"))
         (folder / EXPORT_CARD).write_bytes(card_content(card))
         (folder / CONFIG).write_text(_run_config(cli), encoding="utf-8")
+        for path in folder.iterdir():  # safetensors are written for their owner alone
+            path.chmod((folder / CONFIG).stat().st_mode)
     console.print(f"{card.tuner} on {card.backbone}, {len(card.class_names)} classes: {output}", soft_wrap=True)
     return 0
 

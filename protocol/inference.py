@@ -19,9 +19,11 @@ from ..datamodules.unlabelled import UnlabelledImages
 from ..datamodules.views import Preprocessing
 from ..errors import DtrapError
 from ..lightning_modules import FewShotClassifier
+from ..lightning_modules.tuners import Tuner
 from .adapters import (
     AdapterCard,
     check_classes,
+    check_tuner,
     find_adapters,
     is_plain,
     load_adapter,
@@ -29,7 +31,7 @@ from .adapters import (
     read_card,
     without_description_file,
 )
-from .configuration import build_data, build_module, build_trainer_arguments
+from .configuration import build_data, build_module, build_part, build_trainer_arguments
 from .episode import episode_trainer, without_expected_warnings
 from .export import load_exported
 from .progress import EpisodeProgress
@@ -102,12 +104,16 @@ def predict(arguments: list[str], console: Console) -> int:
     unreadable = {str(path) for path, _ in images.unreadable}
     readable = [path for path in images.paths if str(path) not in unreadable]
     write_atomically(output, _table(readable, probabilities, card.class_names).encode(), ANOTHER_FILE)
-    console.print(f"{len(readable)} images labelled: {output}", soft_wrap=True, markup=False)
+    console.print(f"{_images(len(readable))} labelled: {output}", soft_wrap=True, markup=False)
     if unreadable:
-        console.print(f"{len(unreadable)} images could not be read and are not in the table:", markup=False)
+        console.print(f"{_images(len(unreadable))} could not be read and not in the table:", markup=False)
     for _, reason in images.unreadable:
         console.print(f"  {reason}", soft_wrap=True, markup=False)
     return 0 if readable else 1
+
+
+def _images(count: int) -> str:
+    return f"{count} image{'' if count == 1 else 's'}"
 
 
 def _check_output(output: Path) -> None:
@@ -136,6 +142,7 @@ def _build(config: Namespace, adapter: Path, card: AdapterCard) -> FewShotClassi
     """The module of the config, or of the exported folder that the adapter is."""
     if is_plain(adapter):
         return load_exported(adapter, card)
+    check_tuner(adapter, build_part(Tuner, config.model.tuner).name, card)
     return build_module(without_description_file(config, card))
 
 

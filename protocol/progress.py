@@ -40,7 +40,8 @@ class EpisodeProgress:
         earlier = [row for row in rows if row["method"] in methods and row["episode"] < episodes]
         self.episodes = episodes
         self.first_method = methods[0]
-        self.accuracy_title = methods[0] if len(methods) > 1 else "accuracy"
+        named = len(methods) > 1 or methods[0].endswith("transductive")
+        self.accuracy_title = methods[0] if named else "accuracy"
         self.total = episodes * len(methods)
         self.console = console or Console()
         self.clock = clock

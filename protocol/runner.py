@@ -191,6 +191,8 @@ class ProtocolRun:
     def _run_missing(self, missing: dict[str, list[int]]) -> None:
         self.data.setup()
         modules = self._build_modules()
+        for module in dict.fromkeys(modules.values()):
+            self._rehearse(module)
         self._show_start(modules)
         configs = {method.name: method.plain for method in self.methods}
         prepare_logger(self.main.parsed.trainer, self.folder, self.data.description, self._tags(), configs)
@@ -244,6 +246,15 @@ class ProtocolRun:
             modules[method.name] = build_module(method.parsed, shared)
             built.append((settings, modules[method.name]))
         return modules
+
+    def _rehearse(self, module: FewShotClassifier) -> None:
+        """Find mistakes in the prompts of all classes before the first episode, and what the tuner trains."""
+        module.set_classes(self.data.index.class_names, self.data.template)
+        module.set_classes(self.data.class_names, self.data.template)
+        module.start_task(0)
+        if module.tuner.own_prompts:
+            with torch.no_grad():
+                module.text_features()
 
     # What is shown and left
 

@@ -168,4 +168,5 @@ def _save_transformers(backbone: Transformers, folder: Path) -> None:
     options = {"size": size, "resample": _BILINEAR, "do_center_crop": False, "do_convert_rgb": True}
     statistics = {"image_mean": list(backbone.image_mean), "image_std": list(backbone.image_std)}
     kind[backbone.model.config.model_type](**options, **statistics).save_pretrained(folder)
+    transformers.utils.logging.disable_progress_bar()  # one file only
     backbone.model.save_pretrained(folder, state_dict=plain_state(backbone))

@@ -128,7 +128,7 @@ class OpenCLIP(Backbone):
             if length > self.context_length:
                 raise DtrapError(
                     f"Prompt '{prompt}' has {length} tokens, but {self.identifier} has room for "
-                    f"{self.context_length}. Shorten the class name or the template."
+                    f"{self.context_length}. Shorten the class name, the template or the description."
                 )
         tokens = self._tokenizer(prompts, context_length=self.context_length)
         vocabulary = self._text_tower.token_embedding.num_embeddings

@@ -124,7 +124,7 @@ class Transformers(Backbone):
             if len(ids) > self.context_length:
                 raise DtrapError(
                     f"Prompt '{prompt}' has {len(ids)} tokens, but {self.identifier} has room for "
-                    f"{self.context_length}. Shorten the class name or the template."
+                    f"{self.context_length}. Shorten the class name, the template or the description."
                 )
         padded = self._tokenizer(texts, padding="max_length", max_length=self.context_length, return_tensors="pt")
         self._check_vocabulary(padded.input_ids)

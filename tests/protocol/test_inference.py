@@ -74,7 +74,7 @@ def test_unreadable_images_are_listed_and_the_others_predicted(dtrap, fitted, tm
     adapter = next(fitted.glob("*.safetensors"))
     status, out, _ = dtrap("predict", "--adapter", adapter, "--images", new)
     assert status == 0
-    assert "1 images could not be read" in out
+    assert "1 image could not be read" in out
     assert "empty.jpg" in out
     (new / "deeper" / "SOUND.PNG").unlink()
     status, _, _ = dtrap("predict", "--adapter", adapter, "--images", new)

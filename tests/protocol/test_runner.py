@@ -359,3 +359,54 @@ def test_folder_with_held_out_images_claims_an_accuracy(dtrap, tmp_path, tiny_mo
     assert " · 1 episode · " in out
     (row,) = rows_of(next(tmp_path.glob("runs/*")))
     assert sum(map(sum, row["confusion"])) == 4
+
+
+def test_other_tuners_are_compared_under_their_names_and_transductive_ones_marked(dtrap):
+    status, out, err = dtrap(
+        "fit", "--config", "demo.yaml", "--protocol.episodes", 1, "--trainer.max_epochs", 1, "--data.query", 2,
+        "--protocol.compare", "[tuners/clip_adapter.yaml, tuners/stepspt.yaml, methods/baseline.yaml]",
+    )  # fmt: skip
+    assert status == 0, err
+    for name in ("svl-ra", "clip_adapter-svl-ra", "stepspt-svl-ra-transductive", "baseline"):
+        assert f"Shapes (x-ray) 5-way 1-shot · {name} · 1 episode · " in out
+
+
+def test_the_result_line_of_a_transductive_method_says_so_even_alone(dtrap, tmp_path):
+    words = ["--config", "demo.yaml", "--config", "tuners/stepspt.yaml", "--protocol.compare", "null"]
+    words += ["--protocol.episodes", 1, "--trainer.max_epochs", 1, "--data.query", 2, "--protocol.folder", "run"]
+    status, out, err = dtrap("fit", *words, "--protocol.save_adapters", "true")
+    assert status == 0, err
+    assert "svl-ra-transductive · 1 episode · " in out
+    assert "trains 491 of " in out  # batch norm 6, head 5 * 96 + 5
+    status, out, err = dtrap("test", "--adapter", "run")
+    assert status == 0, err
+    assert "svl-ra-transductive · 1 episode · " in out
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (["--model.descriptions", "texts.yaml"], ["none for the class ", "and 24 more"]),
+        (["--model.template", "[a photo of {}., a view of {}.]"], ["looks like a list", "'a photo of a {}.'"]),
+        (["--config", "tuners/coop.yaml"], ["is too long", "--model.tuner.context_tokens"]),
+        (["--model.template", "a very very very very long photo with too many words of a {}."], ["class '", "tokens"]),
+    ],
+)
+def test_mistakes_in_prompts_are_told_before_the_first_episode(dtrap, tmp_path, words, told):
+    (tmp_path / "texts.yaml").write_text("{circle: [a circle.]}")
+    status, out, err = dtrap("fit", "--config", "demo.yaml", *words)
+    assert status == 2
+    assert "episode" not in out
+    for part in told:
+        assert part in err
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_a_tuner_without_training_says_so_once(dtrap):
+    status, out, err = dtrap(
+        "fit", "--config", "demo.yaml", "--config", "tuners/tip_adapter.yaml", "--protocol.episodes", 2,
+        "--data.query", 2,
+    )  # fmt: skip
+    assert status == 0, err
+    assert "tip-adapter on tiny_clip/tiny_clip-c683ad6d: is made of each task's support images, frozen towers" in out
+    assert "run with no optimizer" not in out + err
