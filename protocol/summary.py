@@ -73,8 +73,8 @@ def render(summary: Mapping[str, Any], console: Console) -> None:
 def result_lines(summary: Mapping[str, Any]) -> list[str]:
     """One line per method: `ISIC 5-way 5-shot · 400 episodes · 51.2 ± 0.6 %  (zero-shot 30.1 ± 0.4 %)`.
 
-    Several methods are named after the description, and a transductive one always; an unfinished run says `37 of 400 episodes`; without
-    held-out images no accuracy is claimed.
+    Several methods are named after the description, and a transductive one always; an unfinished run says `37 of 400
+    episodes`; without held-out images no accuracy is claimed.
     """
     several = len(summary["methods"]) > 1
     lines = []
