@@ -15,8 +15,9 @@ from torch import Tensor
 from ..errors import DtrapError
 from .backbones.base import Backbone
 from .objective import Objective, PlainRows
-from .tuned_model import Batch, Rows, TunedModel
+from .tuned_model import Rows, TunedModel
 from .tuners import TaskData, Tuner
+from .tuners.base import Batch
 
 
 class FewShotClassifier(TunedModel):

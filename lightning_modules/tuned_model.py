@@ -20,8 +20,7 @@ from .image_cache import FrozenImageFeatures
 from .objective import Objective
 from .text_head import ClassPrompts, FrozenTextFeatures, class_prompts, read_descriptions
 from .tuners import LoRA, Tuner
-
-Batch = dict[str, Tensor]
+from .tuners.base import Batch
 
 
 class Rows(NamedTuple):

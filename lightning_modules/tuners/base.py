@@ -8,7 +8,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -21,8 +21,36 @@ from ..backbones.base import Backbone, Tower
 from ..chunking import encode_in_chunks
 from ..text_head import ClassPrompts, average_prompts
 
-if TYPE_CHECKING:
-    from ..few_shot_classifier import Batch, FewShotClassifier
+Batch = dict[str, Tensor]
+
+
+class SteppedModule(Protocol):
+    """What a tuner that makes its steps itself needs of the LightningModule that it is in."""
+
+    @property
+    def backbone(self) -> Any:
+        """The frozen model, a `Backbone`."""
+
+    @property
+    def objective(self) -> Any:
+        """The staged losses, an `Objective`."""
+
+    @property
+    def image_chunk(self) -> int | None:
+        """Images that go through the image tower at a time."""
+
+    @property
+    def trainer(self) -> Any:
+        """Lightning's Trainer."""
+
+    def optimizers(self) -> Any:
+        """The tuner's optimisers, in the order of its `optimizer`."""
+
+    def manual_backward(self, loss: Tensor) -> None:
+        """Go back from the loss, scaled where the precision asks for it."""
+
+    def text_features(self) -> Tensor:
+        """Class text features [W, D]."""
 
 
 @dataclass(frozen=True)
@@ -191,11 +219,8 @@ class Tuner(nn.Module, ABC):
         """The loss that L_ad and L_ra are added to; cross-entropy of `logits` by default, which is L_vlm."""
         return nn.functional.cross_entropy(self.logits(image_features, text_features, logit_scale), labels)
 
-    def own_step(self, module: FewShotClassifier, batch: Batch) -> dict[str, Tensor]:
-        """One step of a tuner that `trains_itself`: the terms, "total" among them.
-
-        It gets its optimisers from `module.optimizers()` and goes back through `module.manual_backward`.
-        """
+    def own_step(self, module: SteppedModule, batch: Batch) -> dict[str, Tensor]:
+        """One step of a tuner that `trains_itself`: the terms, "total" among them."""
         raise NotImplementedError
 
     def optimizer(self, parameters: list[nn.Parameter], learning_rate: float) -> Optimizer | list[Optimizer]:

@@ -15,13 +15,11 @@ from torch.optim import SGD, Optimizer
 from ...errors import DtrapError
 from ..backbones.base import Backbone, Tower
 from ..chunking import encode_in_chunks
-from .base import TaskData, Tuner
+from .base import Batch, SteppedModule, TaskData, Tuner
 from .distribution_alignment import confident_rows, diversity_loss, find_partners, information_loss
 
 if TYPE_CHECKING:
     from lightning.pytorch.core.optimizer import LightningOptimizer
-
-    from ..few_shot_classifier import Batch, FewShotClassifier
 
 _INTERNAL_BATCH = 5
 
@@ -181,7 +179,7 @@ class StepSPT(Tuner):
     def scheduler(self, optimizer: Optimizer, total_steps: int, steps_per_epoch: int) -> None:
         """None: the rates are constant."""
 
-    def own_step(self, module: FewShotClassifier, batch: Batch) -> dict[str, Tensor]:
+    def own_step(self, module: SteppedModule, batch: Batch) -> dict[str, Tensor]:
         """One epoch of the authors' code on the full support batch.
 
         Returns:
@@ -214,7 +212,7 @@ class StepSPT(Tuner):
         return {**terms, "L_iid": information, "L_internal": internal}
 
     def _internal_steps(
-        self, module: FewShotClassifier, optimizer: LightningOptimizer, images: Tensor, labels: Tensor
+        self, module: SteppedModule, optimizer: LightningOptimizer, images: Tensor, labels: Tensor
     ) -> Tensor:
         """Steps of the head through all support rows; the mean loss.
 
@@ -237,7 +235,7 @@ class StepSPT(Tuner):
             found.append(loss.detach())
         return torch.stack(found).mean()
 
-    def _encode(self, module: FewShotClassifier, batches: Sequence[Tensor]) -> Tensor:
+    def _encode(self, module: SteppedModule, batches: Sequence[Tensor]) -> Tensor:
         """Features of all batches, each normalised as a whole; only the tower works in chunks."""
         images = torch.cat([self.batch_norm(batch) for batch in batches])
         return encode_in_chunks(module.backbone.encode_image, images, module.image_chunk)
