@@ -10,9 +10,7 @@ from __future__ import annotations
 import argparse
 import json
 import resource
-import subprocess
 import sys
-import time
 
 import psutil
 import torch
@@ -21,7 +19,8 @@ from dtrap.datamodules.batches import Batch, Batches
 from dtrap.lightning_modules import FewShotClassifier, losses
 from dtrap.lightning_modules.backbones import OpenCLIP
 from dtrap.lightning_modules.tuners import LoRA
-from lightning.pytorch import Callback, Trainer
+from lightning.pytorch import Trainer
+from measuring import StepClock, in_new_process, verdict
 from torch import Tensor
 
 WAY, SHOT, VIEWS = 5, 5, 5
@@ -48,21 +47,6 @@ def support_batch() -> Batch:
         "view": torch.arange(VIEWS).repeat_interleave(rows),
         "sample_id": torch.arange(rows).repeat(VIEWS),
     }
-
-
-class StepClock(Callback):
-    """Seconds of every training step, from its batch to its update."""
-
-    def __init__(self) -> None:
-        self.seconds: list[float] = []
-
-    def on_train_batch_start(self, *_: object) -> None:
-        """Start the clock."""
-        self._started = time.perf_counter()
-
-    def on_train_batch_end(self, *_: object) -> None:
-        """Stop it."""
-        self.seconds.append(time.perf_counter() - self._started)
 
 
 def measure_step(chunk: int | None, steps: int) -> dict[str, float]:
@@ -108,20 +92,6 @@ def measure_gradients(images: int = 7) -> dict[str, float]:
     }
 
 
-def in_new_process(what: str, threads: int, steps: int) -> dict[str, float]:
-    """The figures of one measurement, made by a fresh interpreter."""
-    words = [sys.executable, __file__, "--only", what, "--threads", str(threads), "--steps", str(steps)]
-    done = subprocess.run(words, capture_output=True, text=True)
-    if done.returncode:
-        raise RuntimeError(done.stderr or f"ended by signal {-done.returncode}: out of memory?")
-    return json.loads(done.stdout.splitlines()[-1])
-
-
-def verdict(right: bool) -> str:
-    """PASS or FAIL."""
-    return "PASS" if right else "FAIL"
-
-
 def compare(chunks: list[str], threads: int, steps: int) -> bool:
     """Print the table; whether all bars are met."""
     met = True
@@ -131,12 +101,12 @@ def compare(chunks: list[str], threads: int, steps: int) -> bool:
         if chunk == "null" and available < GB_WITHOUT_CHUNKS:
             print(f"{chunk:>11}  left out: needs about {GB_WITHOUT_CHUNKS:g} GB, {available:.1f} GB are free")
             continue
-        figures = in_new_process(chunk, threads, steps)
+        figures = in_new_process(__file__, "--only", chunk, "--threads", threads, "--steps", steps)
         below = figures["gigabytes"] < PEAK_GB
         met &= below or chunk == "null"
         mark = "no bar" if chunk == "null" else verdict(below)
         print(f"{chunk:>11}  {figures['gigabytes']:8.2f} GB  {figures['seconds']:14.1f}  {mark}", flush=True)
-    figures = in_new_process("gradients", threads, steps)
+    figures = in_new_process(__file__, "--only", "gradients", "--threads", threads, "--steps", steps)
     same = figures["chunks"] < GRADIENT_DIFFERENCE < figures["other_masks"]
     print(
         f"gradient with chunks differs by {figures['chunks']:.1e} (bar {GRADIENT_DIFFERENCE:g}): {verdict(same)}; "

@@ -12,9 +12,7 @@ from __future__ import annotations
 import argparse
 import json
 import resource
-import subprocess
 import sys
-import time
 from collections.abc import Callable
 
 import torch
@@ -23,7 +21,8 @@ from dtrap.datamodules.batches import Batch, Batches
 from dtrap.lightning_modules import FewShotClassifier
 from dtrap.lightning_modules.backbones import OpenCLIP
 from dtrap.lightning_modules.tuners import CoOp, LoRA, Tuner
-from lightning.pytorch import Callback, LightningDataModule, Trainer
+from lightning.pytorch import LightningDataModule, Trainer
+from measuring import StepClock, in_new_process, verdict
 from torch import Tensor
 
 WAY, SHOT, VIEWS = 5, 1, 5
@@ -72,21 +71,6 @@ class Support(LightningDataModule):
     def train_dataloader(self) -> Batches:
         """The full batch in every step."""
         return Batches([self.batch] * self.steps)
-
-
-class StepClock(Callback):
-    """Seconds of every training step, from its batch to its update."""
-
-    def __init__(self) -> None:
-        self.seconds: list[float] = []
-
-    def on_train_batch_start(self, *_: object) -> None:
-        """Start the clock."""
-        self._started = time.perf_counter()
-
-    def on_train_batch_end(self, *_: object) -> None:
-        """Stop it."""
-        self.seconds.append(time.perf_counter() - self._started)
 
 
 def fit(module: FewShotClassifier, data: Support) -> list[float]:
@@ -147,20 +131,6 @@ def few_images(classes: int) -> Support:
     return data
 
 
-def in_new_process(what: str, threads: int) -> dict[str, float]:
-    """The figures of one measurement, made by a fresh interpreter."""
-    words = [sys.executable, __file__, "--only", what, "--threads", str(threads)]
-    done = subprocess.run(words, capture_output=True, text=True)
-    if done.returncode:
-        raise RuntimeError(done.stderr or f"ended by signal {-done.returncode}: out of memory?")
-    return json.loads(done.stdout.splitlines()[-1])
-
-
-def verdict(right: bool) -> str:
-    """PASS or FAIL."""
-    return "PASS" if right else "FAIL"
-
-
 def compare_steps(names: list[str], steps: int) -> bool:
     """Print the times of the steps; whether all bars are met."""
     met = True
@@ -181,7 +151,7 @@ def compare_memory(counts: list[int], threads: int) -> bool:
     """Print the memory of a step; whether the bar is met."""
     met = True
     for classes in counts:
-        figures = in_new_process(str(classes), threads)
+        figures = in_new_process(__file__, "--only", classes, "--threads", threads)
         below = figures["gigabytes"] < PEAK_GB
         met &= below
         size = f"{figures['gigabytes']:.2f} GB, {figures['seconds']:.0f} s a step"
