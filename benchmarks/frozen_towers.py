@@ -127,7 +127,8 @@ def few_images(classes: int) -> Support:
     data.class_names = [f"class {number}" for number in range(classes)]
     images = torch.randn(32, 3, 224, 224, generator=torch.Generator().manual_seed(1))
     numbers = torch.arange(32)
-    data.batch = {"images": images, "labels": numbers, "view": torch.zeros_like(numbers), "sample_id": numbers}
+    labels, view = numbers % classes, torch.zeros_like(numbers)
+    data.batch = {"images": images, "labels": labels, "view": view, "sample_id": numbers}
     return data
 
 
