@@ -150,9 +150,22 @@ class FewShotDataModule(LightningDataModule, ABC):
         return open_image(self.index.paths[position])
 
     def draw_task(self) -> Task:
-        """Classes and images of the current episode, drawn without replacement."""
+        """Classes and images of the current episode, drawn without replacement.
+
+        Where the data set has a published split, support images are drawn from "train" and queries from "test".
+        """
         classes = self._generator(_CLASSES).choice(self.usable_classes, size=self.way, replace=False)
         rng = self._generator(_IMAGES)
+        if self.index.splits is not None:
+            train, test = self.positions_in("train"), self.positions_in("test")
+            support = [rng.permutation(train[label]).tolist() for label in classes]
+            query = [rng.permutation(test[label]).tolist() for label in classes]
+            return Task(
+                classes=classes.tolist(),
+                support=[order[: self.shot] for order in support],
+                query=[order[: self.query_shot] for order in query],
+                spare=[order[self.shot :] for order in support],
+            )
         orders = [rng.permutation(self.positions[label]).tolist() for label in classes]
         end = self.shot + self.query_shot
         return Task(
@@ -183,6 +196,11 @@ class FewShotDataModule(LightningDataModule, ABC):
         labels = np.asarray(self.index.labels, dtype=np.int64)
         return [np.flatnonzero(labels == label) for label in range(len(self.index.class_names))]
 
+    def positions_in(self, split: str) -> list[np.ndarray]:
+        """Positions in the index of the images of each class in a published split."""
+        chosen = np.asarray(self.index.splits) == split
+        return [found[chosen[found]] for found in self.positions]
+
     @cached_property
     def usable_classes(self) -> list[int]:
         """Classes with enough images to be drawn.
@@ -191,7 +209,12 @@ class FewShotDataModule(LightningDataModule, ABC):
             DtrapError: A class has too few (unless `small_classes` is "skip"), or fewer than `way` are left.
         """
         needed = self.shot + self.query_shot
-        counts = [len(found) for found in self.positions]
+        if self.index.splits is None:
+            counts = [len(found) for found in self.positions]
+        else:  # what both splits have enough of counts as enough
+            parts = ((self.positions_in("train"), self.shot), (self.positions_in("test"), self.query_shot))
+            least = zip(*([min(len(found), most) for found in positions] for positions, most in parts), strict=True)
+            counts = [sum(numbers) for numbers in least]
         usable = self._large_classes(counts, needed, f"shot {self.shot} + query {self.query_shot}")
         if len(usable) < self.way:
             raise DtrapError(

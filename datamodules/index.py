@@ -24,6 +24,7 @@ class ImageIndex:
         roots: Folders that the paths lie in; the fingerprint does not depend on where these are.
         missing: Files that are named by a table but do not exist (left out of `paths`).
         notes: What a user should know of the scan, one line each.
+        splits: "train", "val" or "test" of each image; None where nobody has published a split.
     """
 
     paths: list[str]
@@ -32,12 +33,14 @@ class ImageIndex:
     roots: tuple[str, ...] = ()
     missing: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
+    splits: list[str] | None = None
 
     def fingerprint(self) -> str:
-        """SHA-256 of the relative paths and labels: tells whether two runs saw the same files."""
+        """SHA-256 of the relative paths, labels and splits: tells whether two runs saw the same files."""
         digest = hashlib.sha256()
-        for path, label in zip(self.paths, self.labels, strict=True):
-            digest.update(f"{label}\t{self._relative(path)}\n".encode(errors="surrogateescape"))
+        splits = [""] * len(self.paths) if self.splits is None else [f"\t{split}" for split in self.splits]
+        for path, label, split in zip(self.paths, self.labels, splits, strict=True):
+            digest.update(f"{label}\t{self._relative(path)}{split}\n".encode(errors="surrogateescape"))
         return digest.hexdigest()
 
     def _relative(self, path: str) -> str:
