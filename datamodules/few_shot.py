@@ -3,29 +3,27 @@
 from __future__ import annotations
 
 import logging
-from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
-from lightning.pytorch import LightningDataModule
-from PIL import Image
 
 from ..errors import DtrapError
+from .all_way import AllWay, Streamed, Subset, draw_subset, read_subset, stream_plain, stream_steps
 from .batches import Batch, Batches, MiniBatches, Views, decode, split_batch, to_batch
-from .images import ImageError, open_image
+from .collection import ImageCollection, OnFault, check_at_least
+from .images import ImageError
 from .index import ImageIndex, listing
 from .views import Preprocessing, check_views, draw_views
 
-__all__ = ["Batch", "Batches", "FewShotDataModule", "ImageIndex", "Task"]
+__all__ = ["AllWay", "Batch", "Batches", "FewShotDataModule", "ImageIndex", "OnFault", "Task"]
 
 logger = logging.getLogger(__name__)
 
-OnFault = Literal["error", "skip"]
 QUERY_BATCH = 128
 
 # What the numbers of an episode are drawn for (second part of the seed's spawn key).
@@ -51,7 +49,7 @@ class Task:
     spare: list[list[int]]
 
 
-class FewShotDataModule(LightningDataModule, ABC):
+class FewShotDataModule(ImageCollection):
     """N-way K-shot episodes of an image collection; episode k is the same in any order and on any machine.
 
     A subclass says where the files are (`scan`). An episode's images are decoded once. A batch is a
@@ -77,24 +75,23 @@ class FewShotDataModule(LightningDataModule, ABC):
             next image of the class in the episode's order takes the place.
         small_classes: "error", or "skip" to leave out classes with fewer than shot + query images.
         batch_size: Support rows of a training step, drawn anew in every epoch; None for all of them.
+        all_way: All classes, `shot` images of each and the whole test split, one task per seed, in place of episodes;
+            `way`, `query`, `views`, `seed` and `batch_size` play no part then.
 
     Attributes:
-        title: Name of the data set, as in a result line.
-        default_template: The data set's own class prompt.
         tasks: How many episodes there can be; None for any number.
+        own_images: Whether these are a user's own images, known by their folder rather than by a title.
         fixed_views: Whether a row of the support batch is the same picture at every step of an episode, so
             that features of a frozen tower may be kept.
         fixed_numbers: Whether every class needs exactly its numbers of images; otherwise unreadable ones may
             be left out without a replacement.
-        skipped_images: (path, reason) of the images that were left out so far.
 
     Raises:
         DtrapError: An argument is out of range.
     """
 
-    title = "Images"
-    default_template = "a photo of a {}."
     tasks: int | None = None
+    own_images = False
     fixed_views = True
     fixed_numbers = True
 
@@ -114,46 +111,30 @@ class FewShotDataModule(LightningDataModule, ABC):
         bad_images: OnFault = "error",
         small_classes: OnFault = "error",
         batch_size: int | None = None,
+        all_way: AllWay | None = None,
     ) -> None:
-        super().__init__()
+        super().__init__(root, template, preprocessing, num_workers, bad_images, small_classes)
         check_views(views)
-        _check_at_least(way=(way, 2), shot=(shot, 1), query=(query, 0), seed=(seed, 0), num_workers=(num_workers, 0))
-        _check_at_least(batch_size=(1 if batch_size is None else batch_size, 1))
-        _check_choice(bad_images=bad_images, small_classes=small_classes)
-        self.root = Path(root).expanduser()
+        check_at_least(way=(way, 2), shot=(shot, 1), query=(query, 0), seed=(seed, 0))
+        check_at_least(batch_size=(1 if batch_size is None else batch_size, 1))
         self.way, self.shot, self.query_shot, self.views = way, shot, query, views
         self.seed = seed
-        self.template = self.default_template if template is None else template
-        if "{}" not in self.template:
-            raise DtrapError(f"template is '{self.template}'; expected '{{}}' where the class name goes.")
-        self.preprocessing = preprocessing or Preprocessing()
-        self.num_workers = num_workers
-        self.bad_images, self.small_classes = bad_images, small_classes
         self.batch_size, self.query_views = batch_size, 1
-        self.skipped_images: list[tuple[str, str]] = []
+        self.all_way = all_way
+        if all_way is not None:
+            self.tasks, self.fixed_views = len(all_way.seeds), False
+            if all_way.validation:  # else Lightning must not find a validation loader at all
+                self.val_dataloader = self.validation_batches  # type: ignore[method-assign]
         self.set_episode(episode)
-
-    @abstractmethod
-    def scan(self) -> ImageIndex:
-        """Read paths and labels, in an order that does not depend on the machine; nothing is decoded.
-
-        Raises:
-            DtrapError: The data are not there or not as expected.
-        """
-
-    def load_image(self, position: int) -> Image.Image:
-        """RGB picture at a position of the index; called from several threads at a time.
-
-        Raises:
-            ImageError: It cannot be read.
-        """
-        return open_image(self.index.paths[position])
 
     def draw_task(self) -> Task:
         """Classes and images of the current episode, drawn without replacement.
 
         Where the data set has a published split, support images are drawn from "train" and queries from "test".
         """
+        if self.all_way is not None:
+            subset, classes = self.subset, list(range(len(self.index.class_names)))
+            return Task(classes, subset.train, subset.test, spare=[[] for _ in classes])
         classes = self._generator(_CLASSES).choice(self.usable_classes, size=self.way, replace=False)
         rng = self._generator(_IMAGES)
         if self.index.splits is not None:
@@ -174,32 +155,6 @@ class FewShotDataModule(LightningDataModule, ABC):
             query=[order[self.shot : end] for order in orders],
             spare=[order[end:] for order in orders],
         )
-
-    @cached_property
-    def index(self) -> ImageIndex:
-        """Paths and labels, read once; missing files are reported here."""
-        index = self.scan()
-        for note in index.notes:
-            logger.info("%s: %s", self.title, note)
-        if index.missing and self.bad_images == "error":
-            raise DtrapError(
-                f"{self.title}: {len(index.missing)} image(s) do not exist: {listing(index.missing, 3)}. "
-                "Complete the download, or leave them out with bad_images: skip."
-            )
-        for path in index.missing:
-            self._skip(path, f"Image {path} does not exist.")
-        return index
-
-    @cached_property
-    def positions(self) -> list[np.ndarray]:
-        """Positions in the index of the images of each class."""
-        labels = np.asarray(self.index.labels, dtype=np.int64)
-        return [np.flatnonzero(labels == label) for label in range(len(self.index.class_names))]
-
-    def positions_in(self, split: str) -> list[np.ndarray]:
-        """Positions in the index of the images of each class in a published split."""
-        chosen = np.asarray(self.index.splits) == split
-        return [found[chosen[found]] for found in self.positions]
 
     @cached_property
     def usable_classes(self) -> list[int]:
@@ -223,28 +178,19 @@ class FewShotDataModule(LightningDataModule, ABC):
             )
         return usable
 
-    def _large_classes(self, counts: list[int], needed: int, reason: str) -> list[int]:
-        """Labels of the classes with at least the needed number of images."""
-        names = self.index.class_names
-        small = [f"'{name}' has {n}" for name, n in zip(names, counts, strict=True) if n < needed]
-        if small and self.small_classes == "error":
-            raise DtrapError(
-                f"{self.title}: too few images under {self.root}: {listing(small)}; needed: {needed} "
-                f"({reason}). Add images, lower the numbers, or leave these out with small_classes: skip."
-            )
-        if small:
-            every = listing(small, len(small))
-            logger.warning("%s: left out %d small class(es): %s of %d", self.title, len(small), every, needed)
-        return [label for label, count in enumerate(counts) if count >= needed]
-
     def set_episode(self, episode: int) -> None:
         """Go to another episode; what was decoded of the last one is discarded."""
-        _check_at_least(episode=(episode, 0))
+        check_at_least(episode=(episode, 0))
+        if self.all_way is not None:
+            if episode >= len(self.all_way.seeds):
+                raise DtrapError(f"episode is {episode}, but all_way.seeds are {self.all_way.seeds}.")
+            self.seed = self.all_way.seeds[episode]
         self.episode = episode
         self._discard()
 
     def _discard(self) -> None:
         self._task: Task | None = None
+        self._subset: Subset | None = None
         self._spare: list[Iterator[int]] = []
         self._support: Batch | None = None
         self._query: Batch | None = None
@@ -259,6 +205,30 @@ class FewShotDataModule(LightningDataModule, ABC):
             self.preprocessing, self.query_views = preprocessing, query_views
             self._discard()
         self.task  # noqa: B018
+
+    @property
+    def subset(self) -> Subset:
+        """All-way: the images of the current seed.
+
+        Raises:
+            DtrapError: A class has no training image, or the subset file does not fit.
+        """
+        if self._subset is None:
+            self._subset = self.subset_of(self.seed)
+        return self._subset
+
+    def subset_of(self, seed: int) -> Subset:
+        """All-way: the images of a seed, from the subset file where there is one."""
+        file = None if self.all_way is None else self.all_way.subset
+        subset = draw_subset(self, seed) if file is None else read_subset(self, Path(file).expanduser(), seed)
+        names = self.index.class_names
+        empty = [name for name, images in zip(names, subset.train, strict=True) if not images]
+        if empty:
+            raise DtrapError(f"{self.title}: no training image of {listing(empty)} under {self.root}. Add some.")
+        few = [name for name, images in zip(names, subset.train, strict=True) if len(images) < self.shot]
+        if few:
+            logger.info("%s: fewer than %d training images of %s", self.title, self.shot, listing(few))
+        return subset
 
     @property
     def task(self) -> Task:
@@ -276,6 +246,8 @@ class FewShotDataModule(LightningDataModule, ABC):
     @property
     def description(self) -> str:
         """Title, way and shot, as in "ISIC 5-way 5-shot"."""
+        if self.all_way is not None:
+            return f"{self.title} all-way {self.shot}-shot"
         return f"{self.title} {self.way}-way {self.shot}-shot"
 
     @property
@@ -286,26 +258,19 @@ class FewShotDataModule(LightningDataModule, ABC):
     @property
     def has_query(self) -> bool:
         """Whether there are images to measure an accuracy on."""
-        return self.query_shot > 0
-
-    def __str__(self) -> str:
-        return f"{type(self).__name__}: {self.title} under {self.root}"
-
-    def path_of(self, sample_id: int) -> Path:
-        """File of a `sample_id`."""
-        return Path(self.index.paths[sample_id])
+        return any(self.task.query) if self.all_way is not None else self.query_shot > 0
 
     @property
     def support_ids(self) -> list[int]:
         """Positions in the index of the M support images, class by class."""
-        if self.bad_images == "skip":
+        if self.bad_images == "skip" and self.all_way is None:
             return _plain_ids(self.support())
         return [position for positions in self.task.support for position in positions]
 
     @property
     def query_ids(self) -> list[int]:
         """Positions in the index of the query images, class by class."""
-        if self.bad_images == "skip" and self.has_query:
+        if self.bad_images == "skip" and self.all_way is None and self.has_query:
             return _plain_ids(self.query())
         return [position for positions in self.task.query for position in positions]
 
@@ -328,17 +293,30 @@ class FewShotDataModule(LightningDataModule, ABC):
             self._query = self._decode(self.task.query, self._query_views, needed=0)
         return self._query
 
-    def train_dataloader(self) -> Batches | MiniBatches:
+    def train_dataloader(self) -> Batches | MiniBatches | Streamed:
         """One epoch: the full support batch, the same object at each of the `steps_per_epoch` steps.
 
-        With `batch_size`, all support rows once in mini-batches.
+        With `batch_size`, all support rows once in mini-batches. All-way: batches of an endless stream of the training
+        images, shuffled and augmented anew, each drawn from (seed, step) alone.
         """
+        if self.all_way is not None:
+            return stream_steps(self, self.subset, self.all_way)
         if self.batch_size is not None:
             return MiniBatches(self.support(), self.batch_size, self._row_order)
         return Batches([self.support()] * self.steps_per_epoch)
 
-    def test_dataloader(self) -> Batches | list[Batch]:
+    def support_batches(self) -> Iterable[Batch]:
+        """All support rows once, plain ones of the all-way protocol: what a tuner may look at before its first step."""
+        return [self.support()] if self.all_way is None else stream_plain(self, self.subset.train)
+
+    def validation_batches(self) -> Streamed:
+        """All-way: min(K, 4) images per class, plain; the validation loader where `all_way.validation` is set."""
+        return stream_plain(self, self.subset.val)
+
+    def test_dataloader(self) -> Batches | Streamed | list[Batch]:
         """Every query image once, in all its views; an empty list where there is none."""
+        if self.all_way is not None:
+            return stream_plain(self, self.subset.test)
         return split_batch(self.query_in_views(), QUERY_BATCH, self.query_views) if self.has_query else []
 
     def transfer_batch_to_device(self, batch: Any, device: torch.device, dataloader_idx: int) -> Any:
@@ -418,23 +396,6 @@ class FewShotDataModule(LightningDataModule, ABC):
             f"{self.episode}; unreadable, among others: {self.skipped_images[-1][0]}. Replace it or add some."
         )
 
-    def _skip(self, path: str, reason: str) -> None:
-        if all(path != known for known, _ in self.skipped_images):
-            self.skipped_images.append((path, reason))
-            logger.warning("%s: left out: %s", self.title, reason)
-
 
 def _plain_ids(batch: Batch) -> list[int]:
     return batch["sample_id"][batch["view"] == 0].tolist()
-
-
-def _check_at_least(**values: tuple[int, int]) -> None:
-    for name, (value, least) in values.items():
-        if value < least:
-            raise DtrapError(f"{name} is {value}; expected at least {least}.")
-
-
-def _check_choice(**values: str) -> None:
-    for name, value in values.items():
-        if value not in ("error", "skip"):
-            raise DtrapError(f"{name} is '{value}'; expected 'error' or 'skip'.")

@@ -42,6 +42,7 @@ class FolderDataModule(FewShotDataModule):
     """
 
     tasks = 1
+    own_images = True
     fixed_numbers = False
 
     def __init__(

@@ -43,6 +43,10 @@ class ImageIndex:
             digest.update(f"{label}\t{self._relative(path)}{split}\n".encode(errors="surrogateescape"))
         return digest.hexdigest()
 
+    def relative(self, position: int) -> str:
+        """Path of an image that does not depend on where the data lie: number of the root, then the path in it."""
+        return self._relative(self.paths[position])
+
     def _relative(self, path: str) -> str:
         for number, root in enumerate(self.roots):
             if path.startswith(root + os.sep):

@@ -39,6 +39,7 @@ class FewShotClassifier(TunedModel):
         learning_rate: Rate of the tuner's own optimiser; None is the tuner's default.
         optimizer: An optimiser in place of the tuner's own; brings its own rate.
         lr_scheduler: A schedule in place of the tuner's own, stepped every optimiser step.
+        final_rate: Where given, the rate falls to it in a cosine over the whole run, in place of the tuner's schedule.
         image_chunk: Images that go through the image tower at a time; None is the whole batch. Bounds the memory.
         text_chunk: Class prompts that go through a trained text tower at a time; None is all of them.
         plain_views: "reuse" takes the plain rows from the same forward pass; "encode" encodes the plain images a second
@@ -60,6 +61,7 @@ class FewShotClassifier(TunedModel):
         start_seed: int | None = None,
         text_chunk: int | None = 32,
         descriptions: str | dict[str, list[str]] | None = None,
+        final_rate: float | None = None,
     ) -> None:
         super().__init__(backbone, tuner, objective, template, descriptions, image_chunk, text_chunk)
         if optimizer is not None and learning_rate is not None:
@@ -71,6 +73,8 @@ class FewShotClassifier(TunedModel):
             raise DtrapError(
                 f"the tuner {self.tuner.name} steps optimisers of its own; leave optimizer and lr_scheduler out."
             )
+        if final_rate is not None and lr_scheduler is not None:
+            raise DtrapError(f"final_rate is {final_rate} and an lr_scheduler is given too. Leave one of the two out.")
         if learning_rate is not None and not learning_rate > 0:
             raise DtrapError(f"learning_rate is {learning_rate}; expected more than 0, or null for the tuner's own.")
         if plain_views not in ("reuse", "encode"):
@@ -78,6 +82,7 @@ class FewShotClassifier(TunedModel):
         self.learning_rate = learning_rate
         self.own_optimizer = optimizer
         self.own_lr_scheduler = lr_scheduler
+        self.final_rate = final_rate
         self.plain_views = plain_views
         self.start_seed = start_seed
         self.automatic_optimization = not self.tuner.trains_itself
@@ -145,6 +150,9 @@ class FewShotClassifier(TunedModel):
             return optimizer
         if self.own_lr_scheduler is not None:
             scheduler: Any = self.own_lr_scheduler(optimizer)
+        elif self.final_rate is not None:
+            total = self._run_length()[0]
+            scheduler = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, T_max=total, eta_min=self.final_rate)
         else:
             scheduler = self.tuner.scheduler(optimizer, *self._run_length())
         if scheduler is None:
@@ -180,16 +188,17 @@ class FewShotClassifier(TunedModel):
 
     def _support_batches(self) -> Iterable[Batch]:
         """All support rows once."""
-        if self._fixed_views:  # the full batch; the loader would give it again and again
-            return [self.data_source.support()]
-        batches = self.trainer.num_training_batches
-        if not isfinite(batches):
+        batches = getattr(self.data_source, "support_batches", None)
+        if batches is not None:  # the loader would give the full batch again and again, or a stream without end
+            return batches()
+        length = self.trainer.num_training_batches
+        if not isfinite(length):
             raise DtrapError(
                 f"the tuner {self.tuner.name} looks at all training images before its first step, but the loader has "
                 "no length. Give a loader with a length, or set Trainer(limit_train_batches=...) to a number."
             )
         loader: Any = self.trainer.train_dataloader
-        return islice(iter(loader), int(batches))
+        return islice(iter(loader), int(length))
 
     def _task_data(self, batches: Any, query: Batch | None) -> TaskData:
         kept: dict[str, list[Tensor]] = {}

@@ -245,6 +245,7 @@ def build_module(config: Namespace, shared: FewShotClassifier | None = None) -> 
         start_seed=model.start_seed,
         text_chunk=model.text_chunk,
         descriptions=model.descriptions,
+        final_rate=model.final_rate,
     )
     if shared is not None:
         module.share_frozen(shared)

@@ -21,6 +21,7 @@ from ..datamodules.few_shot import FewShotDataModule
 from ..errors import DtrapError
 from ..lightning_modules import FewShotClassifier
 from .results import Row
+from .resume import SeededSteps, StepCheckpoint
 
 # What Lightning says of loaders and modules that are meant to be so.
 _EXPECTED_WARNINGS = (
@@ -55,6 +56,14 @@ class EpisodeRecorder(Callback):
         self._share = 1.0
         self._boundary: dict[str, Tensor] | None = None
         self._end: dict[str, Tensor] | None = None
+
+    def state_dict(self) -> dict[str, Any]:
+        """The losses, for a task that is resumed from a checkpoint."""
+        return {"boundary": self._boundary, "end": self._end}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Go on with the losses of before the checkpoint."""
+        self._boundary, self._end = state_dict["boundary"], state_dict["end"]
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Find the share of the run that one step is."""
@@ -132,8 +141,17 @@ def run_episode(
     arguments: dict[str, Any],
     stage_switch: StageSwitch,
     on_step: Callable[[float], None],
+    checkpoint: StepCheckpoint | None = None,
 ) -> Row:
     """Zero-shot test, fit and test of a module on the data module's current episode.
+
+    Args:
+        module: Backbone, tuner and objective.
+        data: Gives the episode.
+        arguments: The Trainer's arguments from the config.
+        stage_switch: The stage of SVL and RA.
+        on_step: Called after each optimiser step with the share of the run that one step is.
+        checkpoint: Where to go on from, if it is there, and what to leave on the way.
 
     Returns:
         The row of this episode without its method.
@@ -145,7 +163,10 @@ def run_episode(
     started = time.monotonic()
     recorder = EpisodeRecorder(on_step)
     with without_expected_warnings():
-        trainer = episode_trainer(arguments, [stage_switch, recorder])
+        callbacks: list[Callback] = [stage_switch, recorder]
+        if checkpoint is not None:
+            callbacks += [SeededSteps(data.episode_seed("step")), checkpoint]
+        trainer = episode_trainer(arguments, callbacks)
         try:
             zero_shot = None
             if data.has_query:
@@ -153,7 +174,10 @@ def run_episode(
                     trainer.test(module, datamodule=data, verbose=False)
                 zero_shot = module.confusion.compute().cpu()
             torch.manual_seed(data.episode_seed("training"))
-            trainer.fit(module, datamodule=data)
+            if checkpoint is not None and checkpoint.path.is_file():
+                trainer.fit(module, datamodule=data, ckpt_path=checkpoint.path, weights_only=True)
+            else:
+                trainer.fit(module, datamodule=data)
             if data.has_query:
                 trainer.test(module, datamodule=data, verbose=False)
         except MisconfigurationException as error:

@@ -37,7 +37,7 @@ NEUTRAL = {
     ("data", "init_args"): NEUTRAL_DATA_OPTIONS,
     ("model",): {"image_chunk", "text_chunk"},
     ("model", "init_args"): {"image_chunk", "text_chunk"},
-    ("protocol",): {"episodes", "folder", "overwrite", "compare", "pictures", "save_adapters"},
+    ("protocol",): {"episodes", "folder", "overwrite", "compare", "pictures", "save_adapters", "checkpoint_every"},
     ("trainer",): NEUTRAL_TRAINER_FLAGS,
 }
 NAME_PART_BYTES = 48

@@ -61,8 +61,8 @@ def test(arguments: list[str], console: Console) -> int:
     with EpisodeProgress(len(cards), ["test"], console=console) as progress:
         for number, (path, card) in enumerate(cards.items()):
             progress.begin(number)
-            _check_seed(path, card, data)
             data.set_episode(card.episode)
+            _check_seed(path, card, data)
             check_classes(path, data.class_names, card)
             module.descriptions = card.prompts
             module.set_classes(data.class_names, data.template)

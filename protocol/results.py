@@ -108,7 +108,7 @@ class ResultRows:
 
 
 class RunFolder:
-    """The files of one experiment: its configs, identity.json, results.jsonl, summary.json, adapters/ and pictures/."""
+    """The files of one experiment: configs, identity.json, results.jsonl, summary.json, adapters/, pictures/ and more."""
 
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path)
@@ -118,6 +118,8 @@ class RunFolder:
         self.summary = self.path / "summary.json"
         self.adapters = self.path / "adapters"
         self.pictures = self.path / "pictures"
+        self.subset = self.path / "subset.json"
+        self.checkpoints = self.path / "checkpoints"
 
     @property
     def rows(self) -> ResultRows:
@@ -168,6 +170,8 @@ class RunFolder:
             self.summary,
             self.adapters,
             self.pictures,
+            self.subset,
+            self.checkpoints,
             self.config,
             *configs,
             metrics,

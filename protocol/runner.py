@@ -14,6 +14,7 @@ from rich.console import Console
 from torch import Tensor
 
 from ..callbacks import StageSwitch
+from ..datamodules.all_way import subset_content
 from ..errors import DtrapError
 from ..lightning_modules import FewShotClassifier
 from ..lightning_modules.tuners import Tuner
@@ -33,6 +34,7 @@ from .loggers import ProtocolLogger, prepare_logger
 from .picture import episode_picture
 from .progress import EpisodeProgress
 from .results import Row, RunFolder
+from .resume import StepCheckpoint
 from .summary import render, summarise
 
 ELSEWHERE = "Choose another folder with --protocol.folder, or start anew with --protocol.overwrite true."
@@ -64,18 +66,19 @@ class ProtocolRun:
         self.tuner: Tuner = build_part(Tuner, self.main.parsed.model.tuner)
         self.episodes = self.settings.episodes if self.data.tasks is None else self.data.tasks
         self.folder = RunFolder(self.settings.folder or Path("runs") / self._default_name())
-        if self.data.tasks is not None and self.folder.path.resolve().is_relative_to(self.data.root.resolve()):
+        if self.data.own_images and self.folder.path.resolve().is_relative_to(self.data.root.resolve()):
             raise DtrapError(
                 f"the results would go to {self.folder.path}, inside the images' folder {self.data.root}, and be "
                 "taken for a class. Give --protocol.folder FOLDER elsewhere, or start from another folder."
             )
 
     def _default_name(self) -> str:
-        episodic = self.data.tasks is None
+        data = self.data
+        all_way = " all-way" if data.all_way is not None else ""
         return default_folder_name(
-            dataset=self.data.title if episodic else self.data.root.resolve().name,
-            way=self.data.way if episodic else None,
-            shot=self.data.shot if episodic else None,
+            dataset=data.root.resolve().name if data.own_images else f"{data.title}{all_way}",
+            way=None if data.own_images or all_way else data.way,
+            shot=None if data.own_images else data.shot,
             backbone=backbone_label(self.main.parsed),
             tuner=self.tuner.name,
             method=self.main.name,
@@ -118,6 +121,11 @@ class ProtocolRun:
     def _check_settings(self) -> None:
         """Tell what is wrong with data, trainer or stage before anything is deleted, written or loaded."""
         self.data.task  # noqa: B018
+        if self.data.all_way is not None and self.settings.pictures:
+            raise DtrapError(
+                f"protocol.pictures is {self.settings.pictures}, but a picture shows all images of an episode, and the "
+                "all-way protocol streams its images. Leave it out; `dtrap data show` draws a contact sheet."
+            )
         for method in self.methods:
             StageSwitch(**method.parsed.stage_switch)
             without_logger = method.parsed.clone()
@@ -194,6 +202,9 @@ class ProtocolRun:
         for module in dict.fromkeys(modules.values()):
             self._rehearse(module)
         self._show_start(modules)
+        if self.data.all_way is not None:
+            subsets = {seed: self.data.subset_of(seed) for seed in self.data.all_way.seeds}
+            self.folder.write_json(self.folder.subset, subset_content(self.data, subsets))
         configs = {method.name: method.plain for method in self.methods}
         prepare_logger(self.main.parsed.trainer, self.folder, self.data.description, self._tags(), configs)
         arguments = {m.name: build_trainer_arguments(m.parsed) for m in self.methods}
@@ -226,14 +237,19 @@ class ProtocolRun:
         progress: EpisodeProgress,
     ) -> Row:
         stage_switch = StageSwitch(**method.parsed.stage_switch)
-        row = run_episode(module, self.data, arguments, stage_switch, progress.advance)
-        row = {"episode": row.pop("episode"), "method": method.name, **row}
         stem = f"episode_{self.data.episode:04d}_{method.name}"
+        checkpoint = None
+        if self.data.all_way is not None:
+            checkpoint = StepCheckpoint(self.folder.checkpoints / f"{stem}.ckpt", self.settings.checkpoint_every)
+        row = run_episode(module, self.data, arguments, stage_switch, progress.advance, checkpoint)
+        row = {"episode": row.pop("episode"), "method": method.name, **row}
         if self.settings.save_adapters:
             save_adapter(self.folder.adapters / f"{stem}.safetensors", module, self._card(module, row))
         if self.data.episode < self.settings.pictures:
             self._draw(self.folder.pictures / f"{stem}.png", module, row)
         self.folder.rows.append(row)
+        if checkpoint is not None:
+            checkpoint.path.unlink(missing_ok=True)
         return row
 
     def _build_modules(self) -> dict[str, FewShotClassifier]:
@@ -265,7 +281,7 @@ class ProtocolRun:
         self.console.print(f"Results: {self.folder.path}", soft_wrap=True, markup=False, highlight=False)
 
     def _tags(self) -> list[str]:
-        shot = [f"{self.data.shot}-shot"] if self.data.tasks is None else []
+        shot = [] if self.data.own_images else [f"{self.data.shot}-shot"]
         methods = [method.name for method in self.methods]
         return [self.data.title, *shot, backbone_label(self.main.parsed), self.tuner.name, *methods]
 

@@ -22,6 +22,8 @@ class ProtocolSettings:
         method: Name of the method in rows, tables and file names; null names it after its losses.
         pictures: Number of episodes, from the first, that leave a picture of their support views and queries.
         save_adapters: Whether each episode's adapter is saved.
+        checkpoint_every: Steps from one checkpoint to the next in the all-way protocol, whose tasks are long: a run that
+            was stopped goes on from the last one. Episodes are short and start anew.
     """
 
     episodes: int = 400
@@ -31,10 +33,13 @@ class ProtocolSettings:
     method: str | None = None
     pictures: int = 0
     save_adapters: bool = False
+    checkpoint_every: int = 100
 
     def __post_init__(self) -> None:
         if self.episodes < 1:
             raise DtrapError(f"protocol.episodes is {self.episodes}; expected at least 1.")
+        if self.checkpoint_every < 1:
+            raise DtrapError(f"protocol.checkpoint_every is {self.checkpoint_every}; expected at least 1 step.")
         if self.pictures < 0:
             raise DtrapError(f"protocol.pictures is {self.pictures}; expected 0 or a number of episodes.")
         if self.method is not None and (not self.method.strip() or "/" in self.method):

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from dtrap.datamodules import few_shot
+from dtrap.datamodules import collection
 from dtrap.lightning_modules import FewShotClassifier
 from dtrap.lightning_modules.backbones import OpenCLIP
 from dtrap.protocol import results
@@ -334,8 +334,8 @@ def test_bad_image_of_an_episode_names_file_and_remedy(dtrap, words, tmp_path):
 
 def test_images_are_decoded_once_per_episode_for_all_methods(dtrap, words, monkeypatch):
     seen = []
-    original = few_shot.open_image
-    monkeypatch.setattr(few_shot, "open_image", lambda path: seen.append(path) or original(path))
+    original = collection.open_image
+    monkeypatch.setattr(collection, "open_image", lambda path: seen.append(path) or original(path))
     dtrap(*words, "--protocol.episodes", 2)
     assert len(seen) == 2 * 5 * 3
 

@@ -1,0 +1,294 @@
+"""The all-way protocol: K images per class of all classes, mini-batches, and the whole test split, streamed."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+import torch
+from PIL import Image
+from torch.utils.data import DataLoader, Dataset, Sampler
+from torchvision import transforms
+from torchvision.transforms import InterpolationMode
+
+from ..errors import DtrapError
+from .batches import Batch
+from .images import ImageError
+
+if TYPE_CHECKING:
+    from .few_shot import FewShotDataModule
+
+SUBSET_FORMAT = "dtrap-subset/1"
+MOST_VALIDATION = 4
+TEST_BATCH = 128
+_SUBSET, _STREAM = 10, 11  # what numbers are drawn for, beside those of an episode
+
+
+@dataclass
+class AllWay:
+    """All classes, K images of each, one task per seed, as CoOp and CLIP-LoRA have it.
+
+    Args:
+        seeds: One task each; of the same seed each class's images are the same, whatever the other classes. They are
+            not CoOp's own choice, which another generator draws.
+        batch_size: Images of a training step.
+        augmentation: "crop" is RandomResizedCrop (scale 0.08 to 1, bicubic) and a horizontal flip, anew in every step;
+            "plain" the plain view.
+        subset: A JSON file with the images of every seed, as a run leaves it, in place of drawn ones.
+        validation: Whether there is a validation loader, of min(K, 4) images per class.
+    """
+
+    seeds: list[int] = field(default_factory=lambda: [1, 2, 3])
+    batch_size: int = 32
+    augmentation: Literal["crop", "plain"] = "crop"
+    subset: str | None = None
+    validation: bool = False
+
+    def __post_init__(self) -> None:
+        if not self.seeds or len(set(self.seeds)) < len(self.seeds) or min(self.seeds) < 0:
+            raise DtrapError(f"all_way.seeds is {self.seeds}; expected different numbers from 0, such as [1, 2, 3].")
+        if self.batch_size < 1:
+            raise DtrapError(f"all_way.batch_size is {self.batch_size}; expected at least 1.")
+        if self.augmentation not in ("crop", "plain"):
+            raise DtrapError(f"all_way.augmentation is {self.augmentation!r}; expected 'crop' or 'plain'.")
+
+
+@dataclass(frozen=True)
+class Subset:
+    """Positions in the index of one seed's images, a list for each class.
+
+    Attributes:
+        train: K images of each class, fewer where it has fewer.
+        val: min(K, 4) images.
+        test: The published test split, or all that is left.
+    """
+
+    train: list[list[int]]
+    val: list[list[int]]
+    test: list[list[int]]
+
+
+def draw_subset(data: FewShotDataModule, seed: int) -> Subset:
+    """The images of a seed. A class's images do not depend on the other classes."""
+    published = data.index.splits is not None
+    names = ("train", "val", "test")
+    parts = {name: data.positions_in(name) if published else data.positions for name in names}
+    held = min(data.shot, MOST_VALIDATION)
+    subset = Subset([], [], [])
+    for label in range(len(data.index.class_names)):
+        rng = np.random.default_rng(np.random.SeedSequence(seed, spawn_key=(_SUBSET, label)))
+        train = rng.permutation(parts["train"][label])
+        subset.train.append(train[: data.shot].tolist())
+        if published:
+            subset.val.append(rng.permutation(parts["val"][label])[:held].tolist())
+            subset.test.append(parts["test"][label].tolist())
+        else:
+            subset.val.append(train[data.shot : data.shot + held].tolist())
+            subset.test.append(np.sort(train[data.shot + held :]).tolist())
+    return subset
+
+
+def subset_content(data: FewShotDataModule, subsets: Mapping[int, Subset]) -> dict[str, Any]:
+    """What a subset file holds: the relative paths of training and validation images per seed and class."""
+    names, relative = data.index.class_names, data.index.relative
+    seeds = {
+        str(seed): {
+            part: {
+                name: [relative(position) for position in positions]
+                for name, positions in zip(names, getattr(subset, part), strict=True)
+            }
+            for part in ("train", "val")
+        }
+        for seed, subset in subsets.items()
+    }
+    return {"format": SUBSET_FORMAT, "set": data.title, "shot": data.shot, "seeds": seeds}
+
+
+def read_subset(data: FewShotDataModule, path: Path, seed: int) -> Subset:
+    """The images of a seed that a file names, in its order; all others of the test split are the test.
+
+    Raises:
+        DtrapError: It is no such file, lacks the seed, or names classes or images that the data do not have.
+    """
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+        if content["format"] != SUBSET_FORMAT:
+            raise ValueError(f"format is {content['format']!r}")
+        parts = content["seeds"][str(seed)]
+        chosen = {part: {str(name): list(files) for name, files in parts[part].items()} for part in ("train", "val")}
+    except KeyError as error:
+        raise DtrapError(f"subset {path}: no {error} in it. Expected the file of a run with these seeds.") from error
+    except (OSError, ValueError, TypeError, AttributeError) as error:
+        raise DtrapError(f"subset {path}: not a subset file ({error}). Expected the format {SUBSET_FORMAT}.") from error
+    index = data.index
+    known = {index.relative(position): position for position in range(len(index.paths))}
+    positions: dict[str, list[list[int]]] = {}
+    for part, classes in chosen.items():
+        if sorted(classes) != sorted(index.class_names):
+            odd = sorted(set(classes) ^ set(index.class_names))
+            raise DtrapError(f"subset {path}: its classes are not those of {data.title}, such as {odd[:1]}.")
+        for name, files in classes.items():
+            lost = [file for file in files if file not in known]
+            if lost:
+                raise DtrapError(
+                    f"subset {path}: image {lost[0]!r} of class {name!r} is not under {data.root} ({len(lost)} in all "
+                    "of this class). Use the data that the subset was drawn from."
+                )
+        positions[part] = [[known[file] for file in classes[name]] for name in index.class_names]
+    used = {position for part in positions.values() for of_class in part for position in of_class}
+    rest = data.positions_in("test") if index.splits is not None else data.positions
+    test = [[position for position in of_class.tolist() if position not in used] for of_class in rest]
+    return Subset(positions["train"], positions["val"], test)
+
+
+class TrainingSteps(Dataset[dict[str, Any]]):
+    """Item number s is the batch of step s: rows s*B to (s+1)*B of one permutation of the images after another.
+
+    All that is random is drawn from (seed, step) alone, so that it is the same in any worker and after a resume.
+    """
+
+    def __init__(self, data: FewShotDataModule, images: list[list[int]], seed: int, settings: AllWay) -> None:
+        self.load_image, self.preprocessing, self.seed = data.load_image, data.preprocessing, seed
+        self.positions = np.array([position for of_class in images for position in of_class])
+        self.labels = np.repeat(np.arange(len(images)), [len(of_class) for of_class in images])
+        self.batch_size, self.crops = settings.batch_size, settings.augmentation == "crop"
+        size = self.preprocessing.image_size
+        crop = transforms.RandomResizedCrop(size, scale=(0.08, 1.0), interpolation=InterpolationMode.BICUBIC)
+        self.augment = transforms.Compose([crop, transforms.RandomHorizontalFlip()])
+
+    def rows(self, step: int) -> list[int]:
+        """Which of the images a step has."""
+        count, first = len(self.positions), step * self.batch_size
+        passes = range(first // count, (first + self.batch_size - 1) // count + 1)
+        orders = [self._generator(0, number).permutation(count) for number in passes]
+        start = first - passes.start * count
+        return np.concatenate(orders)[start : start + self.batch_size].tolist()
+
+    def _generator(self, *purpose: int) -> np.random.Generator:
+        return np.random.default_rng(np.random.SeedSequence(self.seed, spawn_key=(_STREAM, *purpose)))
+
+    def __getitem__(self, step: int) -> dict[str, Any]:
+        rows = self.rows(step)
+        seeds = self._generator(1, step).integers(2**62, size=len(rows)).tolist()
+        items = [_item(self, int(self.positions[row]), seed) for row, seed in zip(rows, seeds, strict=True)]
+        return collate([item | {"labels": int(self.labels[row])} for item, row in zip(items, rows, strict=True)])
+
+    def picture(self, position: int, seed: int) -> Image.Image:
+        """The picture of a row; what is random in it comes from the seed."""
+        image = self.load_image(position)
+        if not self.crops:
+            return self.preprocessing.resize(image)
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            return self.augment(image)
+
+
+class PlainImages(Dataset[dict[str, Any]]):
+    """The plain view of every image, class by class."""
+
+    def __init__(self, data: FewShotDataModule, images: list[list[int]]) -> None:
+        self.load_image, self.preprocessing = data.load_image, data.preprocessing
+        self.rows = [(position, label) for label, of_class in enumerate(images) for position in of_class]
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, number: int) -> dict[str, Any]:
+        position, label = self.rows[number]
+        return _item(self, position, 0) | {"labels": label}
+
+    def picture(self, position: int, seed: int) -> Image.Image:
+        """The resized picture; nothing in it is random."""
+        return self.preprocessing.resize(self.load_image(position))
+
+
+def _item(dataset: TrainingSteps | PlainImages, position: int, seed: int) -> dict[str, Any]:
+    try:
+        pixels = dataset.preprocessing.to_tensor(dataset.picture(position, seed))
+    except ImageError as error:
+        return {"sample_id": position, "fault": str(error)}
+    return {"sample_id": position, "images": pixels}
+
+
+def collate(items: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """A batch of the readable items, with `faults` [(position, reason)] of the others."""
+    sound = [item for item in items if "fault" not in item]
+    batch: dict[str, Any] = {
+        name: torch.tensor([item[name] for item in sound], dtype=torch.int64) for name in ("labels", "sample_id")
+    }
+    batch["view"] = torch.zeros(len(sound), dtype=torch.int64)
+    batch["images"] = torch.stack([item["images"] for item in sound]) if sound else torch.empty(0)
+    return batch | {"faults": [(item["sample_id"], item["fault"]) for item in items if "fault" in item]}
+
+
+class EpochSteps(Sampler[int]):
+    """The numbers of the steps of an epoch; after a resume in its middle, those that are left.
+
+    Args:
+        data: Its trainer tells the step that comes next.
+        steps: Steps of an epoch.
+    """
+
+    def __init__(self, data: FewShotDataModule, steps: int) -> None:
+        self.data, self.steps, self.epoch = data, steps, 0
+
+    def set_epoch(self, epoch: int) -> None:
+        """Go to another epoch."""
+        self.epoch = epoch
+
+    def __len__(self) -> int:
+        return self.steps
+
+    def __iter__(self) -> Iterator[int]:
+        begin = self.epoch * self.steps
+        loop = getattr(self.data.trainer, "fit_loop", None)
+        done = 0 if loop is None else loop.epoch_loop.batch_progress.current.completed
+        return iter(range(begin + (done if done < self.steps else 0), begin + self.steps))
+
+
+class Streamed:
+    """Batches of a loader with workers, in order; unreadable images are told here, in the main process.
+
+    Args:
+        loader: Gives batches with `faults`.
+        data: Told of unreadable images.
+        epochs: Where Lightning tells the epoch, None for loaders without.
+    """
+
+    def __init__(self, loader: DataLoader[dict[str, Any]], data: FewShotDataModule, epochs: EpochSteps | None) -> None:
+        self.loader, self.data = loader, data
+        if epochs is not None:
+            self.sampler = epochs
+
+    def __len__(self) -> int:
+        return len(self.loader)
+
+    def __iter__(self) -> Iterator[Batch]:
+        for batch in self.loader:
+            for position, reason in batch.pop("faults"):
+                self.data.unreadable(position, reason)
+            if len(batch["labels"]):
+                yield batch
+
+
+def stream_steps(data: FewShotDataModule, subset: Subset, settings: AllWay) -> Streamed:
+    """The training batches: `shot` steps an epoch."""
+    steps = EpochSteps(data, data.steps_per_epoch)
+    dataset = TrainingSteps(data, subset.train, data.seed, settings)
+    loader = DataLoader(dataset, batch_size=None, sampler=steps, **_workers(data))
+    return Streamed(loader, data, steps)
+
+
+def stream_plain(data: FewShotDataModule, images: list[list[int]]) -> Streamed:
+    """Every image once, plain, with workers; only a few batches are in memory at a time."""
+    dataset = PlainImages(data, images)
+    return Streamed(DataLoader(dataset, batch_size=TEST_BATCH, collate_fn=collate, **_workers(data)), data, None)
+
+
+def _workers(data: FewShotDataModule) -> dict[str, Any]:
+    workers = data.num_workers
+    return {"num_workers": workers, "prefetch_factor": 2 if workers else None}

@@ -1,0 +1,159 @@
+"""A collection of labelled images: where they are, which class each belongs to, which cannot be read."""
+
+from __future__ import annotations
+
+import logging
+from abc import ABC, abstractmethod
+from functools import cached_property
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+from lightning.pytorch import LightningDataModule
+from PIL import Image
+
+from ..errors import DtrapError
+from .images import open_image
+from .index import ImageIndex, listing
+from .views import Preprocessing
+
+logger = logging.getLogger(__name__)
+
+OnFault = Literal["error", "skip"]
+
+
+class ImageCollection(LightningDataModule, ABC):
+    """What every data module knows of its images before it samples any; a subclass says where they are (`scan`).
+
+    Args:
+        root: Folder of the data set.
+        template: Class prompt with `{}` for the class name; None for the data set's own.
+        preprocessing: Input size and normalisation; None for CLIP's.
+        num_workers: Threads or processes that decode images.
+        bad_images: "error", or "skip" to leave missing and unreadable images out (see `skipped_images`).
+        small_classes: "error", or "skip" to leave out classes with too few images.
+
+    Attributes:
+        title: Name of the data set, as in a result line.
+        default_template: The data set's own class prompt.
+        skipped_images: (path, reason) of the images that were left out so far.
+
+    Raises:
+        DtrapError: An argument is out of range.
+    """
+
+    title = "Images"
+    default_template = "a photo of a {}."
+
+    def __init__(
+        self,
+        root: str | Path,
+        template: str | None,
+        preprocessing: Preprocessing | None,
+        num_workers: int,
+        bad_images: OnFault,
+        small_classes: OnFault,
+    ) -> None:
+        super().__init__()
+        check_at_least(num_workers=(num_workers, 0))
+        check_choice(bad_images=bad_images, small_classes=small_classes)
+        self.root = Path(root).expanduser()
+        self.template = self.default_template if template is None else template
+        if "{}" not in self.template:
+            raise DtrapError(f"template is '{self.template}'; expected '{{}}' where the class name goes.")
+        self.preprocessing = preprocessing or Preprocessing()
+        self.num_workers = num_workers
+        self.bad_images, self.small_classes = bad_images, small_classes
+        self.skipped_images: list[tuple[str, str]] = []
+
+    @abstractmethod
+    def scan(self) -> ImageIndex:
+        """Read paths and labels, in an order that does not depend on the machine; nothing is decoded.
+
+        Raises:
+            DtrapError: The data are not there or not as expected.
+        """
+
+    def load_image(self, position: int) -> Image.Image:
+        """RGB picture at a position of the index; called from several threads at a time.
+
+        Raises:
+            ImageError: It cannot be read.
+        """
+        return open_image(self.index.paths[position])
+
+    @cached_property
+    def index(self) -> ImageIndex:
+        """Paths and labels, read once; missing files are reported here."""
+        index = self.scan()
+        for note in index.notes:
+            logger.info("%s: %s", self.title, note)
+        if index.missing and self.bad_images == "error":
+            raise DtrapError(
+                f"{self.title}: {len(index.missing)} image(s) do not exist: {listing(index.missing, 3)}. "
+                "Complete the download, or leave them out with bad_images: skip."
+            )
+        for path in index.missing:
+            self._skip(path, f"Image {path} does not exist.")
+        return index
+
+    @cached_property
+    def positions(self) -> list[np.ndarray]:
+        """Positions in the index of the images of each class."""
+        labels = np.asarray(self.index.labels, dtype=np.int64)
+        return [np.flatnonzero(labels == label) for label in range(len(self.index.class_names))]
+
+    def positions_in(self, split: str) -> list[np.ndarray]:
+        """Positions in the index of the images of each class in a published split."""
+        chosen = np.asarray(self.index.splits) == split
+        return [found[chosen[found]] for found in self.positions]
+
+    def _large_classes(self, counts: list[int], needed: int, reason: str) -> list[int]:
+        """Labels of the classes with at least the needed number of images."""
+        names = self.index.class_names
+        small = [f"'{name}' has {n}" for name, n in zip(names, counts, strict=True) if n < needed]
+        if small and self.small_classes == "error":
+            raise DtrapError(
+                f"{self.title}: too few images under {self.root}: {listing(small)}; needed: {needed} "
+                f"({reason}). Add images, lower the numbers, or leave these out with small_classes: skip."
+            )
+        if small:
+            every = listing(small, len(small))
+            logger.warning("%s: left out %d small class(es): %s of %d", self.title, len(small), every, needed)
+        return [label for label, count in enumerate(counts) if count >= needed]
+
+    def __str__(self) -> str:
+        return f"{type(self).__name__}: {self.title} under {self.root}"
+
+    def path_of(self, sample_id: int) -> Path:
+        """File of a `sample_id`."""
+        return Path(self.index.paths[sample_id])
+
+    def unreadable(self, position: int, reason: str) -> None:
+        """Told of an image that a streamed batch lacks.
+
+        Raises:
+            DtrapError: `bad_images` is "error".
+        """
+        if self.bad_images == "error":
+            raise DtrapError(f"{reason} Replace the file, or leave unreadable images out with bad_images: skip.")
+        self._skip(self.index.paths[position], reason)
+
+    def _skip(self, path: str, reason: str) -> None:
+        if all(path != known for known, _ in self.skipped_images):
+            self.skipped_images.append((path, reason))
+            logger.warning("%s: left out: %s", self.title, reason)
+
+
+def check_at_least(**values: tuple[int, int]) -> None:
+    """Raise a DtrapError for the first (value, least) that is too small."""
+    for name, (value, least) in values.items():
+        if value < least:
+            raise DtrapError(f"{name} is {value}; expected at least {least}.")
+
+
+def check_choice(**values: str) -> None:
+    """Raise a DtrapError for the first value that is neither "error" nor "skip"."""
+    for name, value in values.items():
+        if value not in ("error", "skip"):
+            raise DtrapError(f"{name} is '{value}'; expected 'error' or 'skip'.")

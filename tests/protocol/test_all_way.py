@@ -1,0 +1,192 @@
+"""The all-way protocol through the command line: subsets, streams, resume in the middle of a task."""
+
+import json
+from itertools import islice
+
+import pytest
+import torch
+from dtrap.datamodules import EuroSATDataModule
+from dtrap.datamodules.all_way import AllWay, subset_content
+from dtrap.errors import DtrapError
+from dtrap.lightning_modules import FewShotClassifier
+from layouts import make_eurosat
+from safetensors.torch import load_file
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory):
+    return make_eurosat(tmp_path_factory.mktemp("all_way") / "eurosat", per_class=8)
+
+
+def words(root, folder, *more):
+    return [
+        "fit", "--config", "eurosat_1shot.yaml", "--config", "backbones/tiny.yaml", "--config", "all_way/clip_lora.yaml",
+        "--data.root", root, "--data.shot", 4, "--data.all_way.batch_size", 6, "--trainer.max_epochs", 3,
+        "--data.all_way.seeds", "[1, 2]", "--protocol.folder", folder, "--protocol.save_adapters", "true", *more,
+    ]  # fmt: skip
+
+
+def results(folder):
+    rows = [json.loads(line) for line in (folder / "results.jsonl").read_text().splitlines()]
+    return [{k: v for k, v in row.items() if k != "seconds"} for row in rows]
+
+
+def adapters(folder):
+    return [load_file(path) for path in sorted((folder / "adapters").glob("*.safetensors"))]
+
+
+def test_all_classes_are_trained_and_the_rest_is_tested(dtrap, root, tmp_path):
+    status, out, err = dtrap(*words(root, "run", "--data.shot", 2))
+    assert status == 0, err
+    assert "EuroSAT all-way 2-shot · 2 episodes · " in out
+    first, second = results(tmp_path / "run")
+    assert (first["seed"], second["seed"]) == (1, 2)
+    assert len(first["classes"]) == 10
+    assert sum(map(sum, first["confusion"])) == 40  # 2 for training and 2 for validation of 8
+    status, out, err = dtrap("test", "--adapter", "run")
+    assert status == 0, err
+    assert f"{first['accuracy']:.1f} %, {first['accuracy']:.1f} % when it was saved" in out
+
+
+def test_without_an_image_left_no_accuracy_is_claimed(dtrap, root, tmp_path):
+    status, out, err = dtrap(*words(root, "run"))  # 4 for training and 4 for validation of 8
+    assert status == 0, err
+    assert "no held-out images, so no accuracy" in out
+
+
+def test_the_whole_run_is_the_same_with_workers_and_from_its_own_subset(dtrap, root, tmp_path):
+    more = ["--data.shot", 2, "--data.all_way.seeds", "[1]", "--model.tuner.dropout", "0.5"]
+    assert dtrap(*words(root, "one", *more))[0] == 0
+    assert dtrap(*words(root, "two", *more, "--data.num_workers", 2))[0] == 0
+    assert dtrap(*words(root, "three", *more, "--data.all_way.subset", "one/subset.json"))[0] == 0
+    one, two, three = (results(tmp_path / name) for name in ("one", "two", "three"))
+    assert one == two == three
+    assert sum(map(sum, one[0]["confusion"])) == 40
+    for other in ("two", "three"):
+        for a, b in zip(adapters(tmp_path / "one"), adapters(tmp_path / other), strict=True):
+            assert all(torch.equal(a[name], b[name]) for name in a)
+
+
+@pytest.mark.parametrize("stop", [2, 5, 7, 9])
+def test_a_stopped_task_goes_on_at_the_step_of_its_last_checkpoint(dtrap, root, tmp_path, monkeypatch, stop):
+    """4 steps an epoch, 3 epochs, a checkpoint every 2 steps: stops in the middle of an epoch and at its ends."""
+    more = ["--data.all_way.seeds", "[1]", "--model.tuner.dropout", "0.5", "--protocol.checkpoint_every", 2]
+    assert dtrap(*words(root, "whole", *more))[0] == 0
+    original, calls = FewShotClassifier.training_step, []
+
+    def step(self, batch, batch_idx):
+        calls.append(batch["sample_id"].tolist())
+        if len(calls) == stop:
+            raise KeyboardInterrupt
+        return original(self, batch, batch_idx)
+
+    monkeypatch.setattr(FewShotClassifier, "training_step", step)
+    status, _out, _ = dtrap(*words(root, "stopped", *more))
+    assert status == 130
+    before = list(calls)
+    calls.clear()
+    stop = -1
+    status, _, err = dtrap(*words(root, "stopped", *more))
+    assert status == 0, err
+    done = (len(before) - 1) // 2 * 2
+    assert len(calls) == 12 - done
+    assert before[done] == calls[0]
+    assert results(tmp_path / "whole") == results(tmp_path / "stopped")
+    for a, b in zip(adapters(tmp_path / "whole"), adapters(tmp_path / "stopped"), strict=True):
+        assert all(torch.equal(a[name], b[name]) for name in a)
+    assert not list((tmp_path / "stopped").glob("checkpoints/*"))
+
+
+def data(root, **settings):
+    shot = settings.pop("shot", 2)
+    return EuroSATDataModule(root, shot=shot, all_way=AllWay(**settings))
+
+
+def test_parts_are_disjoint_and_a_class_does_not_depend_on_others(root, tmp_path):
+    subset = data(root, seeds=[3]).subset
+    for train, val, test in zip(subset.train, subset.val, subset.test, strict=True):
+        assert (len(train), len(val), len(test)) == (2, 2, 4)
+        assert len({*train, *val, *test}) == 8
+    more = data(root, seeds=[3], shot=4).subset
+    assert [images[:2] for images in more.train] == subset.train
+    other = data(root, seeds=[4]).subset
+    assert other.train != subset.train
+
+
+def test_every_pass_has_every_image_once(root):
+    module = data(root, seeds=[1], batch_size=6)
+    module.setup()
+    loader = module.train_dataloader()
+    seen = []
+    for epoch in range(10):
+        loader.sampler.set_epoch(epoch)
+        batches = list(loader)
+        assert [len(batch["labels"]) for batch in batches] == [6, 6]
+        seen += [position for batch in batches for position in batch["sample_id"].tolist()]
+    images = sorted(position for of_class in module.subset.train for position in of_class)
+    for start in range(0, 120, 20):
+        assert sorted(seen[start : start + 20]) == images
+    assert seen[:20] != seen[20:40]
+    labels = dict(zip(module.index.paths, module.index.labels, strict=True))
+    batch = next(iter(loader))
+    assert [labels[module.index.paths[p]] for p in batch["sample_id"].tolist()] == batch["labels"].tolist()
+
+
+def test_crops_differ_from_step_to_step_and_plain_images_do_not(root):
+    crops, plain = (data(root, seeds=[1], batch_size=20, augmentation=kind) for kind in ("crop", "plain"))
+    for module, same in ((crops, False), (plain, True)):
+        loader = module.train_dataloader()
+        first, second = islice(iter(loader), 2)
+        order = [batch["sample_id"].argsort() for batch in (first, second)]
+        assert torch.equal(first["images"][order[0]], second["images"][order[1]]) == same
+
+
+def test_validation_is_offered_only_where_it_is_asked_for(root):
+    from lightning.pytorch.utilities.model_helpers import is_overridden
+
+    assert not is_overridden("val_dataloader", data(root, seeds=[1]))
+    module = data(root, seeds=[1], validation=True)
+    assert is_overridden("val_dataloader", module)
+    assert sum(len(batch["labels"]) for batch in module.val_dataloader()) == 20
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        (lambda c: c.update(format="other"), "Expected the format dtrap-subset/1"),
+        (lambda c: c["seeds"].pop("1"), "no '1' in it"),
+        (lambda c: c["seeds"]["1"]["train"].pop("Forest"), r"classes are not those of EuroSAT, such as \['Forest'\]"),
+        (lambda c: c["seeds"]["1"]["val"]["Forest"].append("0/Forest/nowhere.jpg"), "nowhere.jpg' of class 'Forest'"),
+    ],
+)
+def test_a_subset_that_does_not_fit_is_refused(root, tmp_path, change, told):
+    module = data(root, seeds=[1])
+    content = subset_content(module, {1: module.subset})
+    change(content)
+    path = tmp_path / "subset.json"
+    path.write_text(json.dumps(content))
+    with pytest.raises(DtrapError, match=told):
+        _ = data(root, seeds=[1], subset=str(path)).subset
+
+
+@pytest.mark.parametrize(
+    ("settings", "told"), [({"seeds": []}, "seeds"), ({"seeds": [1, 1]}, "seeds"), ({"batch_size": 0}, "batch_size")]
+)
+def test_settings_are_checked(settings, told):
+    with pytest.raises(DtrapError, match=rf"all_way\.{told}"):
+        AllWay(**settings)
+
+
+def test_an_unreadable_image_is_told_or_left_out(dtrap, root, tmp_path):
+    import shutil
+
+    broken = tmp_path / "broken"
+    shutil.copytree(root, broken)
+    module = data(broken, seeds=[1])
+    (tmp_path / module.index.paths[module.subset.train[0][0]]).write_bytes(b"no image")
+    more = ["--data.shot", 2, "--data.all_way.seeds", "[1]"]
+    status, _, err = dtrap(*words(broken, "run", *more))
+    assert status == 2
+    assert "bad_images: skip" in err
+    status, _out, err = dtrap(*words(broken, "run", *more, "--data.bad_images", "skip"))
+    assert status == 0, err
