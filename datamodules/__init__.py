@@ -1,6 +1,8 @@
 """Data modules: few-shot episodes of image collections, and unlabelled images to predict."""
 
+from .all_way import AllWay
 from .chestx import ChestXDataModule
+from .class_folders import ClassFoldersDataModule
 from .crop_disease import CropDiseaseDataModule
 from .eurosat import EuroSATDataModule
 from .few_shot import FewShotDataModule
@@ -12,7 +14,9 @@ from .unlabelled import UnlabelledImages
 from .views import Preprocessing, fixed_views
 
 __all__ = [
+    "AllWay",
     "ChestXDataModule",
+    "ClassFoldersDataModule",
     "CropDiseaseDataModule",
     "EuroSATDataModule",
     "FewShotDataModule",

@@ -6,7 +6,7 @@ import logging
 from abc import ABC, abstractmethod
 from functools import cached_property
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 from lightning.pytorch import LightningDataModule
@@ -15,6 +15,7 @@ from PIL import Image
 from ..errors import DtrapError
 from .images import open_image
 from .index import ImageIndex, listing
+from .index_cache import cached_index
 from .views import Preprocessing
 
 logger = logging.getLogger(__name__)
@@ -37,6 +38,7 @@ class ImageCollection(LightningDataModule, ABC):
         title: Name of the data set, as in a result line.
         default_template: The data set's own class prompt.
         skipped_images: (path, reason) of the images that were left out so far.
+        index_file: Where the index of a large data set is kept for the next start; None for nowhere.
 
     Raises:
         DtrapError: An argument is out of range.
@@ -65,6 +67,12 @@ class ImageCollection(LightningDataModule, ABC):
         self.num_workers = num_workers
         self.bad_images, self.small_classes = bad_images, small_classes
         self.skipped_images: list[tuple[str, str]] = []
+        self.index_file: Path | None = None
+
+    @property
+    def scan_settings(self) -> dict[str, Any]:
+        """What `scan` depends on besides the files."""
+        return {"set": type(self).__qualname__, "root": str(self.root.absolute()), "small_classes": self.small_classes}
 
     @abstractmethod
     def scan(self) -> ImageIndex:
@@ -85,7 +93,7 @@ class ImageCollection(LightningDataModule, ABC):
     @cached_property
     def index(self) -> ImageIndex:
         """Paths and labels, read once; missing files are reported here."""
-        index = self.scan()
+        index = cached_index(self.index_file, self.scan_settings, self.root, self.scan)
         for note in index.notes:
             logger.info("%s: %s", self.title, note)
         if index.missing and self.bad_images == "error":
@@ -101,7 +109,9 @@ class ImageCollection(LightningDataModule, ABC):
     def positions(self) -> list[np.ndarray]:
         """Positions in the index of the images of each class."""
         labels = np.asarray(self.index.labels, dtype=np.int64)
-        return [np.flatnonzero(labels == label) for label in range(len(self.index.class_names))]
+        order = np.argsort(labels, kind="stable")
+        borders = np.searchsorted(labels[order], np.arange(1, len(self.index.class_names)))
+        return np.split(order, borders)
 
     def positions_in(self, split: str) -> list[np.ndarray]:
         """Positions in the index of the images of each class in a published split."""

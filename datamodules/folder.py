@@ -10,7 +10,7 @@ import numpy as np
 
 from ..errors import DtrapError, nearest
 from .few_shot import FewShotDataModule, OnFault, Task
-from .index import ImageIndex, class_folders, index_class_folders, listing, no_folder
+from .index import ImageIndex, class_folders, index_class_folders, listing, names_of_folders, no_folder
 from .views import Preprocessing
 
 
@@ -83,10 +83,16 @@ class FolderDataModule(FewShotDataModule):
         self._support_size = 0
         self.names_of_folders = dict(class_names or {})
 
+    @cached_property
+    def index(self) -> ImageIndex:
+        """Paths and labels; never kept for another start, since queries are told from support by the scan."""
+        self.index_file = None
+        return super().index
+
     def scan(self) -> ImageIndex:
         """List the class folders; the images of `query_root` come after those of the root."""
         folders = _folders_of(self.root, "root")
-        names = self._names(folders)
+        names = names_of_folders(self.root, folders, self.names_of_folders)
         index = index_class_folders(self.root, folders, names)
         self._support_size = len(index.paths)
         if not index.paths:
@@ -108,19 +114,6 @@ class FolderDataModule(FewShotDataModule):
             labels=index.labels + queries.labels,
             roots=index.roots + queries.roots,
         )
-
-    def _names(self, folders: list[str]) -> list[str]:
-        for folder in self.names_of_folders:
-            if folder not in folders:
-                raise DtrapError(
-                    f"class_names has the folder '{folder}', which is not in {self.root}."
-                    f"{nearest(folder, folders)} Found: {listing(folders)}."
-                )
-        names = [self.names_of_folders.get(folder, folder) for folder in folders]
-        twice = sorted({name for name in names if names.count(name) > 1})
-        if twice:
-            raise DtrapError(f"class_names: '{twice[0]}' names several folders of {self.root}. Give each its own name.")
-        return names
 
     @cached_property
     def usable_classes(self) -> list[int]:

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Iterable, Sequence
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from ..errors import DtrapError
+from ..errors import DtrapError, nearest
 from .images import list_images
 
 
@@ -103,3 +104,22 @@ def index_class_folders(root: Path, folders: Sequence[str], class_names: Sequenc
         paths += found
         labels += [label] * len(found)
     return ImageIndex(paths, labels, list(class_names), roots=(str(root),))
+
+
+def names_of_folders(root: Path, folders: Sequence[str], names: Mapping[str, str]) -> list[str]:
+    """Class name of each folder: the given one, or else the folder's own.
+
+    Raises:
+        DtrapError: A name is given for a folder that is not there, or to two of them.
+    """
+    for folder in names:
+        if folder not in folders:
+            raise DtrapError(
+                f"class_names has the folder '{folder}', which is not in {root}."
+                f"{nearest(folder, folders)} Found: {listing(folders)}."
+            )
+    found = [names.get(folder, folder) for folder in folders]
+    twice = sorted(name for name, count in Counter(found).items() if count > 1)
+    if twice:
+        raise DtrapError(f"class_names: '{twice[0]}' names several folders of {root}. Give each its own name.")
+    return found

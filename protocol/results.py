@@ -120,6 +120,7 @@ class RunFolder:
         self.pictures = self.path / "pictures"
         self.subset = self.path / "subset.json"
         self.checkpoints = self.path / "checkpoints"
+        self.index = self.path / "index.json"
 
     @property
     def rows(self) -> ResultRows:
@@ -172,6 +173,7 @@ class RunFolder:
             self.pictures,
             self.subset,
             self.checkpoints,
+            self.index,
             self.config,
             *configs,
             metrics,

@@ -66,6 +66,7 @@ class ProtocolRun:
         self.tuner: Tuner = build_part(Tuner, self.main.parsed.model.tuner)
         self.episodes = self.settings.episodes if self.data.tasks is None else self.data.tasks
         self.folder = RunFolder(self.settings.folder or Path("runs") / self._default_name())
+        self.data.index_file = self.folder.index
         if self.data.own_images and self.folder.path.resolve().is_relative_to(self.data.root.resolve()):
             raise DtrapError(
                 f"the results would go to {self.folder.path}, inside the images' folder {self.data.root}, and be "
@@ -76,9 +77,9 @@ class ProtocolRun:
         data = self.data
         all_way = " all-way" if data.all_way is not None else ""
         return default_folder_name(
-            dataset=data.root.resolve().name if data.own_images else f"{data.title}{all_way}",
-            way=None if data.own_images or all_way else data.way,
-            shot=None if data.own_images else data.shot,
+            dataset=f"{data.root.resolve().name if data.own_images else data.title}{all_way}",
+            way=None if data.tasks is not None else data.way,
+            shot=data.shot if data.fixed_numbers else None,
             backbone=backbone_label(self.main.parsed),
             tuner=self.tuner.name,
             method=self.main.name,
@@ -281,7 +282,7 @@ class ProtocolRun:
         self.console.print(f"Results: {self.folder.path}", soft_wrap=True, markup=False, highlight=False)
 
     def _tags(self) -> list[str]:
-        shot = [] if self.data.own_images else [f"{self.data.shot}-shot"]
+        shot = [] if not self.data.fixed_numbers else [f"{self.data.shot}-shot"]
         methods = [method.name for method in self.methods]
         return [self.data.title, *shot, backbone_label(self.main.parsed), self.tuner.name, *methods]
 
