@@ -13,6 +13,8 @@ COMMANDS = {
     "test": "test saved adapters again",
     "predict": "classify a folder of images with a saved adapter",
     "export": "write the tuned model for open_clip, transformers or peft alone",
+    "data": "check or show the data sets under a folder, or fetch one",
+    "report": "show the results of several runs in one table",
     "configs": "list the shipped configs",
 }
 
@@ -27,6 +29,8 @@ first steps:
   dtrap fit --config demo.yaml                              nothing to download, two minutes
   dtrap fit --config isic_5shot.yaml --data.root /path      the paper's setting
   dtrap fit --config folder.yaml --data.root my_images      your own images, one folder per class
+  dtrap data check /path                                    what is there, and what is wrong with it
+  dtrap report runs/isic runs/eurosat                       several runs in one table
   dtrap fit --help                                          all options
 
 options:
@@ -75,7 +79,7 @@ def _dispatch(words: list[str]) -> int:
         raise DtrapError(f"'{command}' is no command.{nearest(command, COMMANDS)} Commands: {', '.join(COMMANDS)}.")
     if command == "configs":
         return _list_configs(rest)
-    if "-h" in rest or "--help" in rest:
+    if command != "data" and ("-h" in rest or "--help" in rest):
         rest = [word for word in rest if word in ("-h", "--help")]
     from .protocol.commands import run
 

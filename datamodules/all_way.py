@@ -84,7 +84,9 @@ def draw_subset(data: FewShotDataModule, seed: int) -> Subset:
         train = rng.permutation(parts["train"][label])
         subset.train.append(train[: data.shot].tolist())
         if published:
-            subset.val.append(rng.permutation(parts["val"][label])[:held].tolist())
+            held_out = rng.permutation(parts["val"][label])[:held].tolist()
+            # ImageNet has no such split: the next training images.
+            subset.val.append(held_out or train[data.shot : data.shot + held].tolist())
             subset.test.append(parts["test"][label].tolist())
         else:
             subset.val.append(train[data.shot : data.shot + held].tolist())

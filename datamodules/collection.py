@@ -6,7 +6,7 @@ import logging
 from abc import ABC, abstractmethod
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 from lightning.pytorch import LightningDataModule
@@ -37,6 +37,8 @@ class ImageCollection(LightningDataModule, ABC):
     Attributes:
         title: Name of the data set, as in a result line.
         default_template: The data set's own class prompt.
+        published: Published numbers of images: "all", or "train", "val" and "test"; empty where there are none.
+        class_count: Published number of classes; 0 where there is none.
         skipped_images: (path, reason) of the images that were left out so far.
         index_file: Where the index of a large data set is kept for the next start; None for nowhere.
 
@@ -44,6 +46,8 @@ class ImageCollection(LightningDataModule, ABC):
         DtrapError: An argument is out of range.
     """
 
+    published: ClassVar[dict[str, int]] = {}
+    class_count: ClassVar[int] = 0
     title = "Images"
     default_template = "a photo of a {}."
 
@@ -67,6 +71,7 @@ class ImageCollection(LightningDataModule, ABC):
         self.num_workers = num_workers
         self.bad_images, self.small_classes = bad_images, small_classes
         self.skipped_images: list[tuple[str, str]] = []
+        self._skipped: set[str] = set()
         self.index_file: Path | None = None
 
     @property
@@ -101,8 +106,11 @@ class ImageCollection(LightningDataModule, ABC):
                 f"{self.title}: {len(index.missing)} image(s) do not exist: {listing(index.missing, 3)}. "
                 "Complete the download, or leave them out with bad_images: skip."
             )
-        for path in index.missing:
-            self._skip(path, f"Image {path} does not exist.")
+        if index.missing:
+            self._skipped.update(index.missing)
+            self.skipped_images += [(path, f"Image {path} does not exist.") for path in index.missing]
+            names = listing(index.missing, 3)
+            logger.warning("%s: left out %d images that do not exist: %s", self.title, len(index.missing), names)
         return index
 
     @cached_property
@@ -150,7 +158,8 @@ class ImageCollection(LightningDataModule, ABC):
         self._skip(self.index.paths[position], reason)
 
     def _skip(self, path: str, reason: str) -> None:
-        if all(path != known for known, _ in self.skipped_images):
+        if path not in self._skipped:
+            self._skipped.add(path)
             self.skipped_images.append((path, reason))
             logger.warning("%s: left out: %s", self.title, reason)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import ClassVar
 
 from .few_shot import FewShotDataModule, ImageIndex
 from .index import class_folders, index_class_folders, not_found
@@ -32,6 +33,8 @@ class CropDiseaseDataModule(FewShotDataModule):
     """
 
     title = "CropDisease"
+    published: ClassVar[dict[str, int]] = {"all": 43456}
+    class_count: ClassVar[int] = 38
 
     def scan(self) -> ImageIndex:
         """List the class folders."""

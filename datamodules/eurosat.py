@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import ClassVar
 
 from ..errors import DtrapError
 from .few_shot import FewShotDataModule, ImageIndex
@@ -37,6 +38,8 @@ class EuroSATDataModule(FewShotDataModule):
     """
 
     title = "EuroSAT"
+    published: ClassVar[dict[str, int]] = {"all": 27000}
+    class_count: ClassVar[int] = 10
 
     def scan(self) -> ImageIndex:
         """List the ten class folders."""

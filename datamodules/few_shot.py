@@ -41,12 +41,14 @@ class Task:
         support: Support images of each class.
         query: Query images of each class.
         spare: Images that take the place, in this order, of unreadable ones.
+        query_spare: The same for queries, where those come from a split of their own; None where `spare` serves both.
     """
 
     classes: list[int]
     support: list[list[int]]
     query: list[list[int]]
     spare: list[list[int]]
+    query_spare: list[list[int]] | None = None
 
 
 class FewShotDataModule(ImageCollection):
@@ -133,19 +135,20 @@ class FewShotDataModule(ImageCollection):
         Where the data set has a published split, support images are drawn from "train" and queries from "test".
         """
         if self.all_way is not None:
-            subset, classes = self.subset, list(range(len(self.index.class_names)))
-            return Task(classes, subset.train, subset.test, spare=[[] for _ in classes])
+            subset, every = self.subset, list(range(len(self.index.class_names)))
+            return Task(every, subset.train, subset.test, spare=[[] for _ in every])
         classes = self._generator(_CLASSES).choice(self.usable_classes, size=self.way, replace=False)
         rng = self._generator(_IMAGES)
         if self.index.splits is not None:
             train, test = self.positions_in("train"), self.positions_in("test")
-            support = [rng.permutation(train[label]).tolist() for label in classes]
-            query = [rng.permutation(test[label]).tolist() for label in classes]
+            training = [rng.permutation(train[label]).tolist() for label in classes]
+            testing = [rng.permutation(test[label]).tolist() for label in classes]
             return Task(
                 classes=classes.tolist(),
-                support=[order[: self.shot] for order in support],
-                query=[order[: self.query_shot] for order in query],
-                spare=[order[self.shot :] for order in support],
+                support=[order[: self.shot] for order in training],
+                query=[order[: self.query_shot] for order in testing],
+                spare=[order[self.shot :] for order in training],
+                query_spare=[order[self.query_shot :] for order in testing],
             )
         orders = [rng.permutation(self.positions[label]).tolist() for label in classes]
         end = self.shot + self.query_shot
@@ -192,6 +195,7 @@ class FewShotDataModule(ImageCollection):
         self._task: Task | None = None
         self._subset: Subset | None = None
         self._spare: list[Iterator[int]] = []
+        self._query_spare: list[Iterator[int]] = []
         self._support: Batch | None = None
         self._query: Batch | None = None
         self._moved: dict[tuple[torch.device, torch.dtype], Batch] = {}
@@ -236,6 +240,8 @@ class FewShotDataModule(ImageCollection):
         if self._task is None:
             self._task = self.draw_task()
             self._spare = [iter(spare) for spare in self._task.spare]
+            queries = self._task.query_spare
+            self._query_spare = self._spare if queries is None else [iter(spare) for spare in queries]
         return self._task
 
     @property
@@ -277,7 +283,7 @@ class FewShotDataModule(ImageCollection):
     def support(self) -> Batch:
         """The support batch of V*M rows on the CPU, decoded at the first call of an episode."""
         if self._support is None:
-            self._support = self._decode(self.task.support, self._support_views, needed=1)
+            self._support = self._decode(self.task.support, self._support_views, 1, self._spare)
         return self._support
 
     def query(self) -> Batch:
@@ -290,7 +296,7 @@ class FewShotDataModule(ImageCollection):
         if self._query is None:
             if self.bad_images == "skip":
                 self.support()  # support images take their spares first
-            self._query = self._decode(self.task.query, self._query_views, needed=0)
+            self._query = self._decode(self.task.query, self._query_views, 0, self._query_spare)
         return self._query
 
     def train_dataloader(self) -> Batches | MiniBatches | Streamed:
@@ -349,7 +355,13 @@ class FewShotDataModule(ImageCollection):
     def _row_order(self, epoch: int, rows: int) -> np.ndarray:
         return self._generator(_BATCHES, epoch).permutation(rows)
 
-    def _decode(self, images: list[list[int]], views_of: Callable[[int], Views], needed: int) -> Batch:
+    def _decode(
+        self,
+        images: list[list[int]],
+        views_of: Callable[[int], Views],
+        needed: int,
+        spare: list[Iterator[int]],
+    ) -> Batch:
         """Batch of all views of the images of each class; spares take the place of unreadable ones."""
         chosen = images
         views: dict[int, Views] = {}
@@ -360,7 +372,7 @@ class FewShotDataModule(ImageCollection):
                     faults[position] = result
                 else:
                     views[position] = result
-            chosen = [self._replace(label, positions, faults) for label, positions in enumerate(chosen)]
+            chosen = [self._replace(label, p, faults, spare) for label, p in enumerate(chosen)]
         for label, positions in enumerate(chosen):
             if len(positions) < needed:
                 raise self._too_few_readable(label)
@@ -370,7 +382,9 @@ class FewShotDataModule(ImageCollection):
         with torch.inference_mode(False):
             return to_batch(chosen, views, self.preprocessing)
 
-    def _replace(self, label: int, positions: list[int], faults: dict[int, ImageError]) -> list[int]:
+    def _replace(
+        self, label: int, positions: list[int], faults: dict[int, ImageError], spares: list[Iterator[int]]
+    ) -> list[int]:
         """Positions of a class, unreadable ones replaced, or left out where numbers need not be equal."""
         kept: list[int] = []
         for position in positions:
@@ -383,7 +397,7 @@ class FewShotDataModule(ImageCollection):
                     "Replace the file, or leave unreadable images out with bad_images: skip."
                 ) from faults[position]
             self._skip(self.index.paths[position], str(faults[position]))
-            spare = next(self._spare[label], None)
+            spare = next(spares[label], None)
             if spare is not None:
                 kept.append(spare)
             elif self.fixed_numbers:

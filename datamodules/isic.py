@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import ClassVar
 
 import numpy as np
 import pandas as pd
@@ -41,6 +42,8 @@ class ISICDataModule(FewShotDataModule):
     """
 
     title = "ISIC"
+    published: ClassVar[dict[str, int]] = {"all": 10015}
+    class_count: ClassVar[int] = 7
 
     def scan(self) -> ImageIndex:
         """Read the ground-truth table and the names of the image files."""

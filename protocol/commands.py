@@ -1,4 +1,4 @@
-"""The commands that need torch: fit, test, predict, export."""
+"""The commands with options: fit, test, predict, export, data, report; torch is imported where it is needed."""
 
 from __future__ import annotations
 
@@ -15,6 +15,15 @@ def run(command: str, arguments: list[str]) -> int:
     Raises:
         DtrapError: A mistake of the user's.
     """
+    console = Console(highlight=False)
+    if command == "data":
+        from .data_commands import data
+
+        return data(arguments, console)
+    if command == "report":
+        from .report import report
+
+        return report(arguments, console)
     # Waiting threads of torch give way instead of spinning: on a machine shared with others, small models on the CPU
     # were measured to be 2.5 times faster. Has to be set before torch is imported.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
@@ -24,7 +33,6 @@ def run(command: str, arguments: list[str]) -> int:
     warnings.filterwarnings("ignore", category=DeprecationWarning)
     warnings.formatwarning = lambda message, *where, **more: f"Warning: {message}\n"
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
-    console = Console(highlight=False)
     if command == "fit":
         from .runner import fit
 

@@ -108,7 +108,7 @@ class ResultRows:
 
 
 class RunFolder:
-    """The files of one experiment: configs, identity.json, results.jsonl, summary.json, adapters/, pictures/ and more."""
+    """The files of one experiment: configs, identity, rows, summary, adapters, pictures, subset, checkpoints, index."""
 
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path)

@@ -22,8 +22,8 @@ class ProtocolSettings:
         method: Name of the method in rows, tables and file names; null names it after its losses.
         pictures: Number of episodes, from the first, that leave a picture of their support views and queries.
         save_adapters: Whether each episode's adapter is saved.
-        checkpoint_every: Steps from one checkpoint to the next in the all-way protocol, whose tasks are long: a run that
-            was stopped goes on from the last one. Episodes are short and start anew.
+        checkpoint_every: Steps from one checkpoint to the next in the all-way protocol, whose tasks are long: a stopped
+            run goes on from the last one. Episodes are short and start anew.
     """
 
     episodes: int = 400

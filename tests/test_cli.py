@@ -11,7 +11,9 @@ def python(*words, cwd):
     return subprocess.run([sys.executable, *words], capture_output=True, text=True, cwd=cwd, check=False)
 
 
-@pytest.mark.parametrize("words", [["--help"], [], ["--version"], ["configs"]])
+@pytest.mark.parametrize(
+    "words", [["--help"], [], ["--version"], ["configs"], ["data", "--help"], ["report", "--help"]], ids=" ".join
+)
 def test_light_commands_answer_without_importing_torch(words, tmp_path):
     code = (
         "import sys; from dtrap.cli import main\n"
@@ -142,5 +144,5 @@ def test_debug_shows_the_traceback(tmp_path):
     assert "Traceback" in done.stderr
     done = python("-m", "dtrap", "ft", cwd=tmp_path)
     assert done.returncode == 2
-    commands = "Commands: fit, test, predict, export, configs."
+    commands = "Commands: fit, test, predict, export, data, report, configs."
     assert done.stderr == f"dtrap: 'ft' is no command. Did you mean 'fit'? {commands}\n"

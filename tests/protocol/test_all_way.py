@@ -5,11 +5,12 @@ from itertools import islice
 
 import pytest
 import torch
+from coop_layouts import COOP_MAKERS
 from dtrap.datamodules import EuroSATDataModule
 from dtrap.datamodules.all_way import AllWay, subset_content
 from dtrap.errors import DtrapError
 from dtrap.lightning_modules import FewShotClassifier
-from layouts import make_eurosat
+from layouts import make_chestx, make_crop_disease, make_eurosat, make_isic
 from safetensors.torch import load_file
 
 
@@ -20,9 +21,10 @@ def root(tmp_path_factory):
 
 def words(root, folder, *more):
     return [
-        "fit", "--config", "eurosat_1shot.yaml", "--config", "backbones/tiny.yaml", "--config", "all_way/clip_lora.yaml",
-        "--data.root", root, "--data.shot", 4, "--data.all_way.batch_size", 6, "--trainer.max_epochs", 3,
-        "--data.all_way.seeds", "[1, 2]", "--protocol.folder", folder, "--protocol.save_adapters", "true", *more,
+        "fit", "--config", "eurosat_1shot.yaml", "--config", "backbones/tiny.yaml",
+        "--config", "all_way/clip_lora.yaml", "--data.root", root, "--data.shot", 4,
+        "--data.all_way.batch_size", 6, "--trainer.max_epochs", 3, "--data.all_way.seeds", "[1, 2]",
+        "--protocol.folder", folder, "--protocol.save_adapters", "true", *more,
     ]  # fmt: skip
 
 
@@ -190,3 +192,24 @@ def test_an_unreadable_image_is_told_or_left_out(dtrap, root, tmp_path):
     assert "bad_images: skip" in err
     status, _out, err = dtrap(*words(broken, "run", *more, "--data.bad_images", "skip"))
     assert status == 0, err
+
+
+CROSS_DOMAIN = {"isic": make_isic, "eurosat": make_eurosat, "crop_disease": make_crop_disease, "chestx": make_chestx}
+
+
+@pytest.mark.parametrize("name", [*CROSS_DOMAIN, *(f"coop/{name}" for name in COOP_MAKERS)])
+def test_every_set_runs_in_the_all_way_protocol(dtrap, tmp_path, tiny_model, name):
+    published = name.startswith("coop/")
+    make = COOP_MAKERS[name[5:]] if published else CROSS_DOMAIN[name]
+    made = make(tmp_path / "data", (3, 2, 2)) if published else make(tmp_path / "data", per_class=5)
+    status, out, err = dtrap(
+        "fit", "--config", f"{name}_1shot.yaml", "--config", "all_way/clip_lora.yaml", *tiny_model,
+        "--data.root", made, "--data.shot", 2, "--data.template", "a {}", "--data.all_way.seeds", "[1]",
+        "--data.all_way.batch_size", 4, "--data.all_way.validation", "true", "--trainer.max_epochs", 1,
+        "--protocol.folder", "run",
+    )  # fmt: skip
+    assert status == 0, err
+    assert "all-way 2-shot · 1 episode · " in out
+    (row,) = results(tmp_path / "run")
+    tested = [sum(counts) for counts in row["confusion"]]
+    assert tested == [2 if published else 1] * len(row["classes"])

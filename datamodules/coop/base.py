@@ -1,0 +1,137 @@
+"""What the eleven sets of CoOp have in common: where their folder is, and its split."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import ClassVar
+
+from ...errors import DtrapError
+from ..few_shot import FewShotDataModule, ImageIndex
+from ..images import list_images
+from ..index import class_folders, not_found
+from .splits import Split, draw_split, index_split, read_split
+
+
+class CoOpDataModule(FewShotDataModule):
+    """Episodes of a set of CoOp: support from its training split, queries from its test split.
+
+    The folder of the set is one of `folders` under the root, or the root itself. Its `split_file` (also
+    gzip-compressed, with `.gz` after its name) says which image is where; images that it names and that are not there
+    are in the index's `missing`. Without it the split is made from the files of the release by CoOp's rule with
+    numpy's generator, which is not CoOp's own choice: a note of the index says so.
+
+    Zhou et al., "Learning to Prompt for Vision-Language Models", IJCV 2022; its DATASETS.md
+    (https://github.com/KaiyangZhou/CoOp) says where to get files and splits. CLIP-LoRA (Zanella and Ben Ayed, CVPRW
+    2024) has the template "a photo of a {}." for all eleven: set `template`.
+
+    Attributes:
+        folders: Names of the set's folder under the root: CoOp's, then those of others.
+        split_file: Name of CoOp's split file in it.
+        image_folder: Folder in it that the paths of the split start from.
+        signs: Files or folders one of which is in a root that is itself the set's folder, without a split file.
+        excluded: Class folders that are no classes.
+        renamed: Class names of folders that are called otherwise.
+        published: Numbers of images of the splits.
+        class_count: Number of classes.
+    """
+
+    folders: ClassVar[tuple[str, ...]]
+    split_file: ClassVar[str] = ""
+    image_folder: ClassVar[str] = "images"
+    signs: ClassVar[tuple[str, ...]]
+    excluded: ClassVar[tuple[str, ...]] = ()
+    renamed: ClassVar[Mapping[str, str]] = {}
+    published: ClassVar[dict[str, int]]
+    class_count: ClassVar[int]
+
+    def scan(self) -> ImageIndex:
+        """Read the split file, or make a split, and list the folders of the images that it names."""
+        folder = self.find_folder()
+        file = self._split_in(folder)
+        images = folder / self.image_folder
+        if not images.is_dir():
+            raise DtrapError(
+                f"{self.title}: {folder} has no folder {self.image_folder} with the images. "
+                "Unpack them there, or correct data.root."
+            )
+        if file is not None:
+            return index_split(read_split(file), images)
+        return index_split(self.make_split(folder), images, self.notes_of_own_split(folder))
+
+    def find_folder(self) -> Path:
+        """Folder of the set.
+
+        Raises:
+            DtrapError: There is none; the message says what was looked for.
+        """
+        named = [self.root / name for name in self.folders if (self.root / name).is_dir()]
+        here = self.root.resolve().parts
+        if any(here[-len(parts) :] == parts for parts in (Path(name).parts for name in self.folders)):
+            named.append(self.root)
+        for folder in (*named, self.root):
+            if self._split_in(folder) is not None:
+                return folder
+        for folder in (*named, self.root):
+            own = (*self.signs, self.image_folder) if folder in named and self.image_folder else self.signs
+            if any((folder / name).exists() for name in own):
+                return folder
+        looked_for = dict.fromkeys(filter(None, (self.split_file, *self.signs, self.image_folder)))
+        places = [str(Path(folder, name)) for folder in self.folders for name in looked_for]
+        raise not_found(self.root, [*places, *filter(None, (self.split_file, *self.signs))], self.title, "data")
+
+    def _split_in(self, folder: Path) -> Path | None:
+        names = (self.split_file, f"{self.split_file}.gz") if self.split_file else ()
+        return next((folder / name for name in names if (folder / name).is_file()), None)
+
+    def notes_of_own_split(self, folder: Path) -> tuple[str, ...]:
+        """What a user should know of a split that is not CoOp's."""
+        return (
+            f"no {self.split_file} in {folder}: the split was made from the release, with another generator "
+            "than CoOp's. It is not CoOp's own split.",
+        )
+
+    def make_split(self, folder: Path) -> Split:
+        """Cut every class folder in 50% training, 20% validation and 30% test images."""
+        return draw_split(self.images_by_class(folder))
+
+    def images_by_class(self, folder: Path) -> dict[str, list[str]]:
+        """Paths under the image folder of the images in each class's folder, in the order of the folders' names.
+
+        Raises:
+            DtrapError: There are no class folders, or two have one name.
+        """
+        images = folder / self.image_folder
+        found: dict[str, list[str]] = {}
+        for name in class_folders(images):
+            if name in self.excluded:
+                continue
+            clean = self.class_name(name)
+            if clean in found:
+                raise DtrapError(f"{images}: two folders are the class '{clean}', one of them {name}. Remove one.")
+            found[clean] = [f"{name}/{Path(path).name}" for path in list_images(images / name)]
+        if not found:
+            raise self.lacks(images, "class folders")
+        return found
+
+    def class_name(self, folder: str) -> str:
+        """Class name of a class folder, as in a prompt."""
+        return self.renamed.get(folder, folder).replace("_", " ")
+
+    def lacks(self, folder: Path, what: str) -> DtrapError:
+        """The error for a release that no split can be made of."""
+        return DtrapError(
+            f"{self.title}: {folder} has no {what} to make a split of. Complete the download, or put CoOp's "
+            f"{self.split_file} into the folder of the set (links: DATASETS.md of https://github.com/KaiyangZhou/CoOp)."
+        )
+
+    def file_in(self, folder: Path, *names: str) -> Path:
+        """First of the files that is in a folder of the release.
+
+        Raises:
+            DtrapError: None is; the message names the split file that would do instead.
+        """
+        for name in names:
+            if (folder / name).is_file():
+                return folder / name
+        raise self.lacks(folder, " or ".join(names))

@@ -1,0 +1,26 @@
+"""Describable Textures: what a surface looks like."""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+from .base import CoOpDataModule
+
+
+class DTDDataModule(CoOpDataModule):
+    """Episodes of the Describable Textures Dataset as CoOp cuts it: 5,640 images in 47 classes.
+
+    Format: `images/<class>/<class>_0001.jpg` and `split_zhou_DescribableTextures.json` in `dtd/` (`DTD/`,
+    `dtd/dtd/`). Without the split file: the class folders; the ten splits of the release are not used.
+
+    Source: https://www.robots.ox.ac.uk/~vgg/data/dtd/. Cimpoi et al., "Describing Textures in the Wild", CVPR 2014.
+    Licence: research.
+    """
+
+    title = "DTD"
+    default_template = "{} texture."
+    folders = ("dtd", "DTD", "dtd/dtd")
+    split_file = "split_zhou_DescribableTextures.json"
+    signs = ("images/banded", "labels/labels_joint_anno.txt")
+    published: ClassVar[dict[str, int]] = {"train": 2820, "val": 1128, "test": 1692}
+    class_count = 47

@@ -1,0 +1,30 @@
+"""EuroSAT with CoOp's split and template."""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+from ..eurosat import CLASS_NAMES
+from .base import CoOpDataModule
+
+
+class EuroSATDataModule(CoOpDataModule):
+    """Episodes of EuroSAT (RGB) as CoOp cuts it: 27,000 images in 10 classes.
+
+    Format: `2750/<class>/<class>_1.jpg` and `split_zhou_EuroSAT.json` in `eurosat/` (`EuroSAT/`). Without the split
+    file: the class folders. The set of the same name without a split and with the template "a photo of a {}." is
+    `dtrap.datamodules.EuroSATDataModule`.
+
+    Source: https://github.com/phelber/EuroSAT (EuroSAT.zip, RGB). Helber et al., "EuroSAT: A Novel Dataset and Deep
+    Learning Benchmark for Land Use and Land Cover Classification", JSTARS 2019. Licence: MIT; Copernicus terms.
+    """
+
+    title = "EuroSAT (CoOp)"
+    default_template = "a centered satellite photo of {}."
+    folders = ("eurosat", "EuroSAT")
+    split_file = "split_zhou_EuroSAT.json"
+    image_folder = "2750"
+    signs = ("2750",)
+    renamed = CLASS_NAMES
+    published: ClassVar[dict[str, int]] = {"train": 13500, "val": 5400, "test": 8100}
+    class_count = 10

@@ -1,0 +1,53 @@
+"""FGVC-Aircraft: variants of airplanes."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import ClassVar
+
+from ...errors import DtrapError, nearest
+from .base import CoOpDataModule
+from .releases import numbered_lines
+from .splits import SPLITS, Row, Split
+
+
+class FGVCAircraftDataModule(CoOpDataModule):
+    """Episodes of FGVC-Aircraft: 10,000 images in 100 classes (variants such as "707-320" or "F/A-18").
+
+    Format: `images/<id>.jpg`, `variants.txt` (a class a line) and `images_variant_{train,val,test}.txt` (lines
+    `<id> <variant>`) in `fgvc_aircraft/` (`FGVCAircraft/`, `fgvc-aircraft-2013b/data/`): the release's own split,
+    which is the one of CoOp.
+
+    Source: https://www.robots.ox.ac.uk/~vgg/data/fgvc-aircraft/ (2013b). Maji et al., "Fine-Grained Visual
+    Classification of Aircraft", arXiv 1306.5151. Licence: non-commercial research.
+    """
+
+    title = "FGVCAircraft"
+    default_template = "a photo of a {}, a type of aircraft."
+    folders = ("fgvc_aircraft", "FGVCAircraft", "fgvc-aircraft-2013b/data")
+    signs = ("variants.txt", "images_variant_train.txt")
+    published: ClassVar[dict[str, int]] = {"train": 3334, "val": 3333, "test": 3333}
+    class_count = 100
+
+    def notes_of_own_split(self, folder: Path) -> tuple[str, ...]:
+        """Nothing: the split is CoOp's."""
+        return ()
+
+    def make_split(self, folder: Path) -> Split:
+        """Read the published lists."""
+        variants = {line: label for label, (_, line) in enumerate(numbered_lines(self.file_in(folder, "variants.txt")))}
+        return {part: _read_list(self.file_in(folder, f"images_variant_{part}.txt"), variants) for part in SPLITS}
+
+    def lacks(self, folder: Path, what: str) -> DtrapError:
+        """The error for an incomplete release."""
+        return DtrapError(f"{self.title}: {folder} has no {what}. Complete the download (data/ of the archive).")
+
+
+def _read_list(path: Path, variants: dict[str, int]) -> list[Row]:
+    rows = []
+    for place, line in numbered_lines(path):
+        image, _, variant = line.partition(" ")
+        if variant not in variants:
+            raise DtrapError(f"{place}: '{variant}' is not in variants.txt.{nearest(variant, variants)} Correct it.")
+        rows.append(Row(f"{image}.jpg", variants[variant], variant))
+    return rows

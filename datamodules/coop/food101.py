@@ -1,0 +1,26 @@
+"""Food-101: dishes."""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+from .base import CoOpDataModule
+
+
+class Food101DataModule(CoOpDataModule):
+    """Episodes of Food-101 as CoOp cuts it: 101,000 images in 101 classes.
+
+    Format: `images/<class>/<number>.jpg` and `split_zhou_Food101.json` in `food-101/` (`Food101/`). Without the split
+    file: the class folders; the split of the release (`meta/`) is not used.
+
+    Source: https://data.vision.ee.ethz.ch/cvl/datasets_extra/food-101/. Bossard et al., "Food-101 - Mining
+    Discriminative Components with Random Forests", ECCV 2014. Licence: research; the pictures are Foodspotting's.
+    """
+
+    title = "Food101"
+    default_template = "a photo of {}, a type of food."
+    folders = ("food-101", "Food101")
+    split_file = "split_zhou_Food101.json"
+    signs = ("images/apple_pie", "meta/classes.txt")
+    published: ClassVar[dict[str, int]] = {"train": 50500, "val": 20200, "test": 30300}
+    class_count = 101

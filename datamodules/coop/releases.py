@@ -1,0 +1,43 @@
+"""Reading the lists and annotations of the original releases."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from ...errors import DtrapError
+
+
+def numbered_lines(path: Path) -> Iterator[tuple[str, str]]:
+    """Place, for an error, and text of each line of a file that is not empty.
+
+    Raises:
+        DtrapError: The file is no text or has no lines.
+    """
+    try:
+        lines = path.read_text(encoding="utf-8-sig").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise DtrapError(f"{path} cannot be read as text: {error}. Download it again.") from error
+    filled = [(f"{path}, line {number}", line.strip()) for number, line in enumerate(lines, 1) if line.strip()]
+    if not filled:
+        raise DtrapError(f"{path} has no lines. Download it again.")
+    yield from filled
+
+
+def read_mat(path: Path, key: str) -> Any:
+    """One variable of a MATLAB file; structs are dictionaries.
+
+    Raises:
+        DtrapError: The file cannot be read or has no such variable.
+    """
+    from scipy.io import loadmat
+
+    try:
+        variables = loadmat(path, simplify_cells=True)
+    except Exception as error:  # scipy raises MatReadError, ValueError, TypeError, zlib.error, ...
+        raise DtrapError(f"{path} cannot be read as a MATLAB file: {error}. Download it again.") from error
+    if key not in variables:
+        found = ", ".join(name for name in variables if not name.startswith("__"))
+        raise DtrapError(f"{path}: there is no variable '{key}', found: {found}. Use the official file.")
+    return variables[key]

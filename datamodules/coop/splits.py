@@ -1,0 +1,164 @@
+"""Train, validation and test rows of a set: CoOp's split files, and splits drawn by CoOp's rule."""
+
+from __future__ import annotations
+
+import gzip
+import json
+import os
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from pathlib import Path, PurePosixPath
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from ...errors import DtrapError
+from ..images import list_images
+from ..index import ImageIndex, listing
+
+SPLITS = ("train", "val", "test")
+SEED = 1
+
+
+class Row(NamedTuple):
+    """One image: its path under the image folder, with `/`, its label and its class name."""
+
+    path: str
+    label: int
+    name: str
+
+
+Split = dict[str, list[Row]]
+
+
+def read_json(path: Path) -> Any:
+    """What a JSON file holds, gzip-compressed where its name ends in `.gz`.
+
+    Raises:
+        DtrapError: It cannot be read.
+    """
+    try:
+        content = path.read_bytes()
+        return json.loads(gzip.decompress(content) if path.suffix == ".gz" else content)
+    except (OSError, EOFError, ValueError) as error:
+        raise DtrapError(f"{path} cannot be read as JSON: {error}. Download it again.") from error
+
+
+def read_split(path: Path) -> Split:
+    """The rows of a CoOp split file: `{"train": [[path, label, class name], ...], "val": ..., "test": ...}`.
+
+    Raises:
+        DtrapError: It is not of this form, a path leads out of the image folder or is there twice, the labels
+            are not 0, 1, 2, ..., or labels and class names do not belong to each other one to one.
+    """
+    content = read_json(path)
+    if not isinstance(content, dict) or not all(isinstance(content.get(name), list) for name in SPLITS):
+        found = listing(list(map(repr, content))) if isinstance(content, dict) else type(content).__name__
+        raise DtrapError(f"{path}: expected the lists 'train', 'val' and 'test', found {found}. Use CoOp's file.")
+    split: Split = {name: [] for name in SPLITS}
+    places: dict[str, str] = {}
+    for name in SPLITS:
+        for number, row in enumerate(content[name], 1):
+            place = f"'{name}' row {number}"
+            checked = _row(row, f"{path}, {place}")
+            if checked.path in places:
+                raise DtrapError(
+                    f"{path}, {place}: '{checked.path}' is also in {places[checked.path]}. Remove one of them."
+                )
+            places[checked.path] = place
+            split[name].append(checked)
+    if not places:
+        raise DtrapError(f"{path} has no rows. Download it again.")
+    _check_labels(split, path)
+    return split
+
+
+def _row(row: Any, place: str) -> Row:
+    match row:
+        case [str(path), int(label), str(name)] if path.strip() and name.strip() and label is not True and label >= 0:
+            pass
+        case _:
+            raise DtrapError(f"{place}: expected [path, label, class name], found {json.dumps(row)}. Correct the row.")
+    parts = PurePosixPath(path)
+    if parts.is_absolute() or ".." in parts.parts or "\0" in path:
+        raise DtrapError(f"{place}: the path {path!r} leads out of the image folder. Correct the row.")
+    return Row(str(parts), int(label), " ".join(name.replace("_", " ").split()))
+
+
+def _check_labels(split: Split, file: Path) -> None:
+    """Raise a DtrapError unless the labels are 0, 1, 2, ... with one class name each."""
+    names: dict[int, str] = {}
+    labels: dict[str, int] = {}
+    for part in SPLITS:
+        for number, row in enumerate(split[part], 1):
+            place = f"{file}, '{part}' row {number}"
+            if names.setdefault(row.label, row.name) != row.name:
+                raise DtrapError(
+                    f"{place}: label {row.label} is '{row.name}' here and '{names[row.label]}' in a row before. "
+                    "Correct the row."
+                )
+            if labels.setdefault(row.name, row.label) != row.label:
+                raise DtrapError(
+                    f"{place}: '{row.name}' has label {row.label} here and {labels[row.name]} in a row before. "
+                    "Correct the row."
+                )
+    absent = [str(label) for label in range(len(names)) if label not in names]
+    if absent:
+        raise DtrapError(
+            f"{file}: {len(names)} classes with labels up to {max(names)}, but none has label {listing(absent)}. "
+            "Expected 0, 1, 2, ... without a gap; use CoOp's file."
+        )
+
+
+def index_split(split: Split, images: Path, notes: tuple[str, ...] = ()) -> ImageIndex:
+    """Index of the rows whose image is there, in their order; the others are its `missing`.
+
+    Args:
+        split: Rows with labels 0, 1, 2, ... without a gap.
+        images: Folder that the paths start from; every folder of images is listed once.
+        notes: For the index.
+    """
+    rows = [(part, row) for part in SPLITS for row in split[part]]
+    folders = sorted({os.path.join(images, *row.path.split("/")[:-1]) for _, row in rows})
+    present = {path for folder in folders if os.path.isdir(folder) for path in list_images(folder)}
+    paths = [os.path.join(images, *row.path.split("/")) for _, row in rows]
+    found = [(path, part, row.label) for path, (part, row) in zip(paths, rows, strict=True) if path in present]
+    names = {row.label: row.name for _, row in rows}
+    return ImageIndex(
+        paths=[path for path, _, _ in found],
+        labels=[label for _, _, label in found],
+        class_names=[names[label] for label in range(len(names))],
+        roots=(str(images),),
+        missing=tuple(path for path in paths if path not in present),
+        notes=notes,
+        splits=[part for _, part, _ in found],
+    )
+
+
+def draw_split(images: Mapping[str, Sequence[str]]) -> Split:
+    """Half of each class's images for training, a fifth for validation, the rest for testing, as CoOp cuts them.
+
+    Args:
+        images: Paths under the image folder of each class name; label i is the i-th class.
+    """
+    rng = np.random.default_rng(SEED)
+    split: Split = {part: [] for part in SPLITS}
+    for label, (name, paths) in enumerate(images.items()):
+        ends = np.cumsum([round(0.5 * len(paths)), round(0.2 * len(paths))])
+        for part, chosen in zip(SPLITS, np.split(rng.permutation(len(paths)), ends), strict=True):
+            split[part] += [Row(paths[position], label, name) for position in np.sort(chosen)]
+    return split
+
+
+def draw_validation(rows: Sequence[Row], test: Sequence[Row]) -> Split:
+    """A published test split beside training rows, of which a fifth of each class is for validation, as CoOp's."""
+    rng = np.random.default_rng(SEED)
+    of_class: dict[int, list[Row]] = defaultdict(list)
+    for row in rows:
+        of_class[row.label].append(row)
+    split: Split = {"train": [], "val": [], "test": list(test)}
+    for label in sorted(of_class):
+        held = set(rng.permutation(len(of_class[label]))[: round(0.2 * len(of_class[label]))].tolist())
+        for position, row in enumerate(of_class[label]):
+            split["val" if position in held else "train"].append(row)
+    return split

@@ -1,0 +1,249 @@
+"""`dtrap data show`: some images of each class and the five views of one, to look at before anything is trained."""
+
+from __future__ import annotations
+
+import io
+import math
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.font_manager import FontProperties
+from matplotlib.patches import Rectangle
+from matplotlib.textpath import text_to_path
+from PIL import Image
+from rich.console import Console
+
+from ..datamodules import FewShotDataModule, Preprocessing
+from ..datamodules.catalogue import find_set
+from ..datamodules.images import ImageError
+from ..datamodules.views import draw_views
+from ..errors import DtrapError
+from .picture import DOTS_PER_INCH, GREY, HEAD, MARGIN, _write
+from .results import write_atomically
+
+IMAGES_PER_CLASS, CLASSES_PER_PART, MAX_PARTS_PER_ROW = 4, 40, 5
+VIEW_NAMES = ("plain", "rotation + jitter + flip", "rotation", "jitter", "flip")
+CELL, VIEW_CELL, SPACE, NAME_HEIGHT, BETWEEN = 0.8, 1.5, 0.06, 0.36, 0.35  # inches
+BLOCK_WIDTH, BLOCK_HEIGHT = IMAGES_PER_CLASS * (CELL + SPACE), NAME_HEIGHT + CELL + 0.14
+PART_HEAD = 0.35
+PIXELS = 224
+
+
+@dataclass(frozen=True)
+class ClassImages:
+    """What the sheet shows of one class.
+
+    Attributes:
+        name: The class name, as it goes into a prompt.
+        count: How many images it has.
+        images: The first few; None for one that cannot be read.
+    """
+
+    name: str
+    count: int
+    images: Sequence[Image.Image | None]
+
+
+@dataclass(frozen=True)
+class Sheet:
+    """Content of a contact sheet.
+
+    Attributes:
+        title: First line.
+        notes: Second line.
+        classes: What is shown of each class.
+        views: The fixed views of one image, the plain one first; may be empty.
+        views_title: Which image that is.
+    """
+
+    title: str
+    notes: str
+    classes: Sequence[ClassImages]
+    views: Sequence[Image.Image]
+    views_title: str
+
+
+def show(name: str, root: Path, output: Path, seed: int, console: Console) -> int:
+    """Write the contact sheet of a set of the catalogue.
+
+    Args:
+        name: Name of the set.
+        root: Folder of the set, or the one above it.
+        output: The PNG file.
+        seed: Of the choice of images and of the views.
+        console: Where the file is told.
+
+    Raises:
+        DtrapError: There is no such set, it is not under the root, it has no image, or the file cannot be written.
+    """
+    if output.suffix.lower() != ".png":
+        raise DtrapError(f"--output {output}: expected a name that ends in .png.")
+    sheet = make_sheet(find_set(name)(root, bad_images="skip", small_classes="skip", seed=seed), seed)
+    save_sheet(output, sheet)
+    console.print(f"{sheet.title}: {output}", soft_wrap=True, markup=False)
+    return 0
+
+
+def make_sheet(data: FewShotDataModule, seed: int) -> Sheet:
+    """Draw up to 4 images of each class, and the views of one image.
+
+    Raises:
+        DtrapError: The set is not there or has no image that can be read.
+    """
+    data.index = data.scan()  # without a warning for each of perhaps many missing images
+    rng = np.random.default_rng(seed)
+    classes, readable = [], []
+    for name, positions in zip(data.index.class_names, data.positions, strict=True):
+        chosen = rng.choice(positions, size=min(IMAGES_PER_CLASS, len(positions)), replace=False)
+        images = [_load(data, int(position)) for position in chosen]
+        readable += [int(number) for number, image in zip(chosen, images, strict=True) if image is not None]
+        classes.append(ClassImages(_readable(name), len(positions), [_small(image) for image in images]))
+    if not readable:
+        raise DtrapError(f"{data}: no image can be read. See what is wrong with dtrap data check {data.root}.")
+    support = int(rng.choice(readable))
+    name = _readable(data.index.class_names[data.index.labels[support]])
+    return Sheet(
+        title=f"{data.title} · {len(classes):,} classes · {len(data.index.paths):,} images",
+        notes=_notes(data, seed),
+        classes=classes,
+        views=draw_views(data.load_image(support), Preprocessing(PIXELS), len(VIEW_NAMES), rng),
+        views_title=f"The five views of a support image: {name}, {data.path_of(support).name}",
+    )
+
+
+def _notes(data: FewShotDataModule, seed: int) -> str:
+    parts = [f"up to {IMAGES_PER_CLASS} images of each class, drawn with seed {seed}", *data.index.notes]
+    if data.index.missing:
+        count = len(data.index.missing)
+        parts.append(f"{count:,} image{'s' * (count > 1)} named but missing")
+    return " · ".join(parts)
+
+
+def _load(data: FewShotDataModule, position: int) -> Image.Image | None:
+    try:
+        return data.load_image(position)
+    except ImageError:
+        return None
+
+
+def _small(image: Image.Image | None) -> Image.Image | None:
+    if image is not None:
+        image.thumbnail((PIXELS, PIXELS))
+    return image
+
+
+def _readable(name: str) -> str:
+    return " ".join(name.replace("_", " ").split()) or name
+
+
+def save_sheet(path: Path, sheet: Sheet) -> None:
+    """Write a contact sheet as a PNG file.
+
+    Raises:
+        DtrapError: The file cannot be written.
+    """
+    content = io.BytesIO()
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Glyph")  # of names in a script that the font lacks
+        sheet_figure(sheet).savefig(content, format="png", dpi=DOTS_PER_INCH)
+    write_atomically(path, content.getvalue())
+
+
+def sheet_figure(sheet: Sheet) -> Figure:
+    """The picture as a matplotlib figure of its own, outside pyplot's global state.
+
+    Classes are set out in parts of at most 40, each four classes wide; parts stand side by side where there are many.
+    """
+    parts = [sheet.classes[i : i + CLASSES_PER_PART] for i in range(0, len(sheet.classes), CLASSES_PER_PART)]
+    columns, head = _columns(len(parts[0])), PART_HEAD if len(parts) > 1 else 0.0
+    across = min(math.ceil(math.sqrt(len(parts))), MAX_PARTS_PER_ROW)
+    part_width = columns * (BLOCK_WIDTH + BETWEEN)
+    heights = [
+        head + max(math.ceil(len(part) / columns) for part in parts[i : i + across]) * BLOCK_HEIGHT
+        for i in range(0, len(parts), across)
+    ]
+    top = HEAD - 0.1 + (VIEW_CELL + 0.65 if sheet.views else 0.0)
+    width = max(across * part_width - BETWEEN, len(VIEW_NAMES) * (VIEW_CELL + 2 * SPACE)) + 2 * MARGIN
+    height = top + sum(heights) + MARGIN
+    figure = Figure(figsize=(width, height), facecolor="white")
+    axes = figure.add_axes((0.0, 0.0, 1.0, 1.0), xlim=(0.0, width), ylim=(height, 0.0))
+    axes.set_axis_off()
+    _write(axes, MARGIN, 0.14, fitted(sheet.title, width - 2 * MARGIN, 12, "bold"), size=12, weight="bold")
+    _write(axes, MARGIN, 0.4, fitted(sheet.notes, width - 2 * MARGIN, 8), size=8, color=GREY)
+    if sheet.views:
+        _draw_views(axes, sheet, HEAD - 0.1, width)
+    for number, part in enumerate(parts):
+        row, column = divmod(number, across)
+        left, above = MARGIN + column * part_width, top + sum(heights[:row])
+        if head:
+            first = number * CLASSES_PER_PART + 1
+            heading = f"classes {first:,} to {first + len(part) - 1:,} of {len(sheet.classes):,}"
+            _write(axes, left, above + 0.04, heading, size=9, weight="bold", color=GREY)
+        _draw_part(axes, part, left, above + head, columns)
+    return figure
+
+
+def _columns(classes: int) -> int:
+    """How many classes stand side by side in a part: for pages that are about as high as wide."""
+    return next((columns for columns, most in ((1, 3), (2, 12), (3, 24)) if classes <= most), 4)
+
+
+def _draw_views(axes: Axes, sheet: Sheet, top: float, width: float) -> None:
+    _write(axes, MARGIN, top, fitted(sheet.views_title, width - 2 * MARGIN, 9, "bold"), size=9, weight="bold")
+    plain = np.asarray(sheet.views[0])
+    for number, (name, view) in enumerate(zip(VIEW_NAMES, sheet.views, strict=False)):
+        x = MARGIN + number * (VIEW_CELL + 2 * SPACE)
+        _draw_image(axes, view, x, top + 0.22, VIEW_CELL)
+        unchanged = name == "flip" and np.array_equal(np.asarray(view), plain)
+        caption = f"{name} (not turned over)" if unchanged else name
+        _on_line(axes, x, top + 0.38 + VIEW_CELL, fitted(caption, VIEW_CELL, 8), size=8)
+
+
+def _draw_part(axes: Axes, part: Sequence[ClassImages], left: float, top: float, columns: int) -> None:
+    for number, shown in enumerate(part):
+        row, column = divmod(number, columns)
+        x, y = left + column * (BLOCK_WIDTH + BETWEEN), top + row * BLOCK_HEIGHT
+        _on_line(axes, x, y + 0.12, fitted(shown.name, BLOCK_WIDTH, 8, "bold"), size=8, weight="bold")
+        count = f"{shown.count:,} image{'' if shown.count == 1 else 's'}" if shown.count else "no image"
+        _on_line(axes, x, y + 0.27, count, size=7, color=GREY)
+        for place, image in enumerate(shown.images):
+            _draw_image(axes, image, x + place * (CELL + SPACE), y + NAME_HEIGHT, CELL)
+
+
+def _on_line(axes: Axes, x: float, y: float, text: str, **style: object) -> None:
+    """Text that stands on a line, so that neighbours with and without tall letters do."""
+    _write(axes, x, y, text, verticalalignment="baseline", **style)
+
+
+def _draw_image(axes: Axes, image: Image.Image | None, x: float, y: float, side: float) -> None:
+    """An image in a square cell, its aspect ratio kept; a frame with words for one that cannot be read."""
+    if image is None:
+        axes.add_patch(Rectangle((x, y), side, side, fill=False, edgecolor=GREY, linewidth=0.8, linestyle="--"))
+        _write(axes, x + side / 2, y + side / 2 - 0.05, "unreadable", size=7, color=GREY, horizontalalignment="center")
+        return
+    scale = side / max(image.size)
+    width, height = image.width * scale, image.height * scale
+    x += (side - width) / 2
+    axes.imshow(np.asarray(image), extent=(x, x + width, y + height, y), interpolation="antialiased", aspect="auto")
+
+
+def fitted(text: str, width: float, size: float, weight: str = "normal") -> str:
+    """The text, its middle left out where it would be wider than `width` inches at this size in points."""
+    font = FontProperties(size=size, weight=weight)
+
+    def inches(words: str) -> float:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message="Glyph")
+            return text_to_path.get_text_width_height_descent(words, font, ismath=False)[0] / 72
+
+    kept, short = len(text), text
+    width *= 0.96  # drawn letters are moved to whole pixels
+    while inches(short) > width and kept > 1:
+        kept -= max(1, int(kept * (1 - width / inches(short))))
+        short = f"{text[: kept - kept // 2]}…{text[len(text) - kept // 2 :]}"
+    return short

@@ -1,0 +1,254 @@
+import gzip
+import io
+import os
+import shutil
+import stat
+import tarfile
+import zipfile
+
+import pytest
+from dtrap.errors import DtrapError
+from dtrap.protocol.archives import Limits, extract
+
+
+def make_zip(path, entries):
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        for name, contents in entries.items():
+            archive.writestr(name, contents)
+
+
+def make_tar(path, entries, mode="w:gz"):
+    """Entries: contents of a file, or a function that changes the member (links, devices)."""
+    with tarfile.open(path, mode) as archive:
+        for name, contents in entries.items():
+            member = tarfile.TarInfo(name)
+            if callable(contents):
+                contents(member)
+                archive.addfile(member)
+            else:
+                member.size = len(contents)
+                archive.addfile(member, io.BytesIO(contents))
+
+
+def symlink_to(goal):
+    def change(member):
+        member.type, member.linkname = tarfile.SYMTYPE, goal
+
+    return change
+
+
+def hard_link_to(goal):
+    def change(member):
+        member.type, member.linkname = tarfile.LNKTYPE, goal
+
+    return change
+
+
+def kind(value):
+    def change(member):
+        member.type = value
+
+    return change
+
+
+def zip_entry(name, mode):
+    entry = zipfile.ZipInfo(name)
+    entry.create_system, entry.external_attr = 3, mode << 16
+    return entry
+
+
+def tree(folder):
+    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+@pytest.fixture
+def place(tmp_path):
+    """Folder that holds the target and, as a witness, a file that no archive may touch."""
+    (tmp_path / "place").mkdir()
+    (tmp_path / "outside.txt").write_bytes(b"mine")
+    return tmp_path / "place"
+
+
+def assert_refused(archive, place, match, **options):
+    with pytest.raises(DtrapError, match=match):
+        extract(archive, place / "set", **options)
+    assert os.listdir(place) == []
+    assert (place.parent / "outside.txt").read_bytes() == b"mine"
+
+
+FILES = {"set/a/1.jpg": b"one", "set/b/2.jpg": b"two", "read.me": b"text"}
+
+
+@pytest.mark.parametrize("name", ["x.zip", "x.tar", "x.tar.gz", "x.tgz", "x.tar.bz2", "x.tar.xz"])
+def test_every_kind_of_archive(tmp_path, place, name):
+    compression = {"gz": "w:gz", "tgz": "w:gz", "bz2": "w:bz2", "xz": "w:xz", "tar": "w"}
+    if name == "x.zip":
+        make_zip(tmp_path / name, FILES)
+    else:
+        make_tar(tmp_path / name, FILES, compression[name.rpartition(".")[2]])
+    extract(tmp_path / name, place / "new" / "folder")
+    assert tree(place) == {f"new/folder/{path}": contents for path, contents in FILES.items()}
+
+
+def test_a_folder_of_the_archive_joins_what_is_there(tmp_path, place):
+    make_zip(tmp_path / "x.zip", FILES)
+    (place / "set").mkdir()
+    (place / "set" / "split.json").write_bytes(b"{}")
+    extract(tmp_path / "x.zip", place / "set", inside="set", last="a")
+    assert tree(place) == {"set/a/1.jpg": b"one", "set/b/2.jpg": b"two", "set/split.json": b"{}"}
+    assert sorted(os.listdir(place / "set")) == ["a", "b", "split.json"]
+
+
+def test_nothing_is_overwritten(tmp_path, place):
+    make_zip(tmp_path / "x.zip", FILES)
+    (place / "set" / "b").mkdir(parents=True)
+    with pytest.raises(DtrapError, match=r"b exists and is not overwritten"):
+        extract(tmp_path / "x.zip", place / "set", inside="set")
+    assert os.listdir(place / "set") == ["b"]
+
+
+def test_another_archive_than_expected(tmp_path, place):
+    make_zip(tmp_path / "x.zip", FILES)
+    assert_refused(tmp_path / "x.zip", place, "has no '2750'; found read.me, set", inside="2750")
+    assert_refused(tmp_path / "x.zip", place, "has no 'set/c'", inside="set", last="c")
+
+
+OUTSIDE = ["../outside.txt", "a/../../outside.txt", "..", "a\\..\\..\\outside.txt", "C:outside.txt", "C:/outside.txt"]
+
+
+@pytest.mark.parametrize("name", OUTSIDE)
+@pytest.mark.parametrize("make", [make_zip, make_tar])
+def test_paths_that_lead_out(tmp_path, place, make, name):
+    make(tmp_path / "x", {"good.jpg": b"good", name: b"hostile"})
+    assert_refused(tmp_path / "x", place, "leads out of the folder|has an absolute path")
+
+
+@pytest.mark.parametrize("make", [make_zip, make_tar])
+def test_absolute_paths(tmp_path, place, make):
+    make(tmp_path / "x", {"good.jpg": b"good", str(tmp_path / "outside.txt"): b"hostile"})
+    assert_refused(tmp_path / "x", place, "has an absolute path")
+
+
+@pytest.mark.parametrize("goal", ["../../../outside.txt", "/etc/passwd", "a/../../../../outside.txt", ".."])
+def test_symbolic_links_out(tmp_path, place, goal):
+    make_tar(tmp_path / "x.tgz", {"good.jpg": b"good", "a/link": symlink_to(goal)})
+    assert_refused(tmp_path / "x.tgz", place, "is a link")
+    with zipfile.ZipFile(tmp_path / "x.zip", "w") as archive:
+        archive.writestr(zip_entry("a/link", stat.S_IFLNK | 0o777), goal)
+    assert_refused(tmp_path / "x.zip", place, "is a link")
+
+
+def test_a_file_written_through_a_link(tmp_path, place):
+    make_tar(tmp_path / "x.tgz", {"a": symlink_to(str(tmp_path)), "a/outside.txt": b"hostile"})
+    assert_refused(tmp_path / "x.tgz", place, "is a link to")
+
+
+@pytest.mark.parametrize("goal", ["../../outside.txt", "/etc/passwd"])
+def test_hard_links_out(tmp_path, place, goal):
+    make_tar(tmp_path / "x.tgz", {"link": hard_link_to(goal)})
+    assert_refused(tmp_path / "x.tgz", place, "is a link")
+
+
+def test_links_within_become_copies(tmp_path, place):
+    make_tar(
+        tmp_path / "x.tgz", {"a/link": symlink_to("../b/1.jpg"), "b/1.jpg": b"one", "c/link": hard_link_to("b/1.jpg")}
+    )
+    extract(tmp_path / "x.tgz", place / "set")
+    assert tree(place / "set") == {"a/link": b"one", "b/1.jpg": b"one", "c/link": b"one"}
+    assert not any(path.is_symlink() or (path.is_file() and path.stat().st_nlink > 1) for path in place.rglob("*"))
+
+
+@pytest.mark.parametrize("value", [tarfile.CHRTYPE, tarfile.BLKTYPE, tarfile.FIFOTYPE])
+def test_devices_and_pipes(tmp_path, place, value):
+    make_tar(tmp_path / "x.tgz", {"good.jpg": b"good", "special": kind(value)})
+    assert_refused(tmp_path / "x.tgz", place, "'special' is a device or another special file")
+
+
+def test_a_device_in_a_zip(tmp_path, place):
+    with zipfile.ZipFile(tmp_path / "x.zip", "w") as archive:
+        archive.writestr(zip_entry("special", stat.S_IFCHR | 0o666), b"")
+    assert_refused(tmp_path / "x.zip", place, "'special' is a device")
+
+
+@pytest.mark.parametrize("make", [make_zip, make_tar])
+def test_bombs(tmp_path, place, make):
+    make(tmp_path / "x", {"zeros": bytes(3_000_000)})
+    assert (tmp_path / "x").stat().st_size < 10_000
+    assert_refused(
+        tmp_path / "x", place, "more than 2.0 MB: not what an archive of images does", limits=Limits(2_000_000)
+    )
+    extract(tmp_path / "x", place / "set", limits=Limits(3_000_000))
+    assert (place / "set" / "zeros").stat().st_size == 3_000_000
+
+
+def test_copies_of_links_count(tmp_path, place):
+    links = {f"link{number}": hard_link_to("zeros") for number in range(9)}
+    make_tar(tmp_path / "x.tgz", {"zeros": bytes(300_000), **links})
+    assert_refused(tmp_path / "x.tgz", place, "becomes more than 2.0 MB", limits=Limits(2_000_000))
+
+
+def test_a_size_that_is_a_lie(tmp_path, place):
+    make_zip(tmp_path / "x.zip", {"zeros": bytes(3_000_000)})
+    told = (3_000_000).to_bytes(4, "little")
+    (tmp_path / "x.zip").write_bytes((tmp_path / "x.zip").read_bytes().replace(told, (10).to_bytes(4, "little")))
+    assert_refused(tmp_path / "x.zip", place, "cannot be unpacked", limits=Limits(2_000_000))
+
+
+@pytest.mark.parametrize("make", [make_zip, make_tar])
+def test_too_many_entries(tmp_path, place, make):
+    make(tmp_path / "x", {f"{number}.jpg": b"" for number in range(11)})
+    assert_refused(tmp_path / "x", place, "more than 10 entries", limits=Limits(10**9, entries=10))
+    extract(tmp_path / "x", place / "set", limits=Limits(10**9, entries=11))
+
+
+def test_the_default_limit_leaves_room_for_images(tmp_path):
+    (tmp_path / "small").write_bytes(b"x")
+    assert Limits.for_images(tmp_path / "small").size == 10**9
+    os.truncate(tmp_path / "small", 10**9)
+    assert Limits.for_images(tmp_path / "small").size == 3 * 10**9
+
+
+def cut_in_half(path):
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+
+
+def flip_a_byte(path):
+    contents = bytearray(path.read_bytes())
+    contents[contents.index(b"pixels") + 2] ^= 1
+    path.write_bytes(contents)
+
+
+@pytest.mark.parametrize("make", [make_zip, make_tar])
+def test_damaged_archives(tmp_path, place, make):
+    make(tmp_path / "x", {f"{number}.jpg": os.urandom(5000) for number in range(5)})
+    cut_in_half(tmp_path / "x")
+    assert_refused(tmp_path / "x", place, "cannot be unpacked: .*download it again")
+
+
+def test_a_changed_byte_in_a_zip(tmp_path, place):
+    with zipfile.ZipFile(tmp_path / "x.zip", "w") as archive:
+        archive.writestr("1.jpg", b"pixels" * 100)
+    flip_a_byte(tmp_path / "x.zip")
+    assert_refused(tmp_path / "x.zip", place, "Bad CRC-32")
+
+
+@pytest.mark.parametrize("contents", [b"", b"<html>Not found</html>", gzip.compress(b"no tar archive")])
+def test_no_archive_at_all(tmp_path, place, contents):
+    (tmp_path / "x.zip").write_bytes(contents)
+    assert_refused(tmp_path / "x.zip", place, "neither a zip nor a tar archive")
+
+
+@pytest.mark.parametrize("make", [make_zip, make_tar])
+def test_too_little_room(tmp_path, place, make, monkeypatch):
+    make(tmp_path / "x", {"a.jpg": os.urandom(50_000)})
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(10**6, 10**6, 40_000))
+    assert_refused(tmp_path / "x", place, r"40\.0 kB free; x needs 50\.")
+
+
+def test_owners_and_rights_of_the_archive_are_ignored(tmp_path, place):
+    def read_only(member):
+        member.type, member.mode = tarfile.DIRTYPE, 0o000
+
+    make_tar(tmp_path / "x.tgz", {"a": read_only, "a/1.jpg": b"one"})
+    extract(tmp_path / "x.tgz", place / "set")
+    assert tree(place) == {"set/a/1.jpg": b"one"}

@@ -1,0 +1,190 @@
+import csv
+import json
+from pathlib import Path
+
+import pytest
+from dtrap.protocol.summary import summarise
+
+METHODS = ("svl-ra", "baseline")
+
+
+@pytest.fixture
+def make_run(tmp_path):
+    """Write the summary of a run: (name, description, {method: accuracies}, episodes asked) -> its folder."""
+
+    def make(name, description, accuracies, episodes=2):
+        rows = [
+            {"episode": episode, "method": method, "accuracy": value, "zero_shot_accuracy": 30.0, "seconds": 1.0}
+            for method, values in accuracies.items()
+            for episode, value in enumerate(values)
+        ]
+        folder = tmp_path / name
+        folder.mkdir()
+        summary = summarise(rows, description, list(accuracies), episodes=episodes)
+        (folder / "summary.json").write_text(json.dumps(summary))
+        return folder
+
+    return make
+
+
+def cells_of(out, method):
+    """Cells of a method's row, taken apart at two or more blanks."""
+    (line,) = [line for line in out.splitlines() if line.split()[:1] == [method]]
+    return [cell.strip() for cell in line.split("  ") if cell.strip()][1:]
+
+
+def test_a_column_per_set_and_the_mean_over_sets(dtrap, make_run):
+    runs = [
+        make_run("a", "ISIC 5-way 5-shot", {"svl-ra": [50.0, 52.0], "baseline": [40.0, 40.0]}),
+        make_run("b", "EuroSAT 5-way 5-shot", {"svl-ra": [80.0, 80.0], "baseline": [70.0, 72.0]}),
+        make_run("c", "EuroSAT 5-way 1-shot", {"svl-ra": [61.0, 61.0]}),
+    ]
+    status, out, err = dtrap("report", *runs[:2])
+    assert (status, err) == (0, "")
+    assert cells_of(out, "svl-ra") == ["51.0 ± 12.7", "80.0 ± 0.0", "65.5"]
+    assert cells_of(out, "baseline") == ["40.0 ± 0.0", "71.0 ± 12.7", "55.5"]
+    assert "mean of 2" in out
+    status, out, _ = dtrap("report", *runs)
+    assert cells_of(out, "svl-ra") == ["51.0 ± 12.7", "80.0 ± 0.0", "61.0 ± 0.0", "64.0"]
+    assert cells_of(out, "baseline") == ["40.0 ± 0.0", "71.0 ± 12.7"]
+    assert "mean of 3" in out
+
+
+def test_one_set_has_no_mean_over_sets(dtrap, make_run):
+    _, out, _ = dtrap("report", make_run("a", "ISIC 5-way 5-shot", {"svl-ra": [50.0, 52.0]}))
+    assert cells_of(out, "svl-ra") == ["51.0 ± 12.7"]
+    assert "mean" not in out
+
+
+def test_lines_are_whole_however_many_sets_there_are(dtrap, make_run):
+    runs = [make_run(str(n), f"Set{n:02d} all-way 16-shot", {"svl-ra": [10.0 + n, 12.0 + n]}) for n in range(15)]
+    _, out, _ = dtrap("report", *runs)
+    assert cells_of(out, "svl-ra") == [*(f"{11 + n}.0 ± 12.7" for n in range(15)), "18.0"]
+    assert all(f"Set{n:02d}" in out for n in range(15))
+
+
+def test_unfinished_runs_are_marked_and_so_is_their_mean(dtrap, make_run):
+    runs = [
+        make_run("a", "ISIC", {"svl-ra": [50.0] * 37, "baseline": [41.0] * 400, "new": []}, episodes=400),
+        make_run("b", "EuroSAT", {"svl-ra": [80.0], "baseline": [71.0], "new": [1.0]}, episodes=1),
+    ]
+    _, out, _ = dtrap("report", *runs)
+    assert cells_of(out, "svl-ra") == ["50.0 ± 0.0 (37 of 400)", "80.0", "65.0 (unfinished)"]
+    assert cells_of(out, "baseline") == ["41.0 ± 0.0", "71.0", "56.0"]
+    assert cells_of(out, "new") == ["0 of 400", "1.0"]
+
+
+def test_a_run_without_held_out_images_claims_no_accuracy(dtrap, make_run):
+    runs = [
+        make_run("a", "my_photos 4 classes", {"svl-ra": [None]}, episodes=1),
+        make_run("b", "X", {"svl-ra": [5.0]}, 1),
+    ]
+    _, out, _ = dtrap("report", *runs)
+    assert cells_of(out, "svl-ra") == ["no accuracy", "5.0"]
+
+
+def test_rows_of_two_runs_on_one_set_go_together_if_their_methods_differ(dtrap, make_run):
+    first = make_run("a", "ISIC 5-way 5-shot", {"svl-ra": [50.0, 52.0]})
+    second = make_run("b", "ISIC 5-way 5-shot", {"baseline": [40.0, 40.0], "coop": [1.0, 1.0]})
+    third = make_run("c", "ISIC 5-way 5-shot", {"other": [40.0, 40.0], "coop": [2.0, 2.0]})
+    _, out, _ = dtrap("report", first, second)
+    assert [cells_of(out, name) for name in ("svl-ra", "baseline")] == [["51.0 ± 12.7"], ["40.0 ± 0.0"]]
+    status, _, err = dtrap("report", first, second, third)
+    assert status == 2
+    for part in (str(second), str(third), "'coop'", "ISIC 5-way 5-shot"):
+        assert part in err
+    status, _, err = dtrap("report", first, first)
+    assert status == 2
+
+
+def test_the_csv_file_has_the_same_numbers(dtrap, make_run, tmp_path):
+    runs = [
+        make_run("a", "ISIC, lesions", {"svl-ra": [50.0, 52.0], "baseline": [40.0]}),
+        make_run("b", "EuroSAT", {"svl-ra": [80.0, 81.0]}),
+    ]
+    status, out, _ = dtrap("report", *runs, "--csv", "tables/all.csv")
+    assert status == 0
+    assert "tables/all.csv" in out
+    with (tmp_path / "tables" / "all.csv").open() as file:
+        rows = {(row["method"], row["set"]): row for row in csv.DictReader(file)}
+    assert set(rows) == {
+        ("svl-ra", "ISIC, lesions"),
+        ("svl-ra", "EuroSAT"),
+        ("svl-ra", "mean of 2"),
+        ("baseline", "ISIC, lesions"),
+    }
+    whole = rows["svl-ra", "EuroSAT"]
+    assert (float(whole["mean"]), whole["episodes"], whole["episodes_asked"]) == (80.5, "2", "2")
+    assert float(whole["half_width"]) == pytest.approx(6.3531, abs=1e-4)
+    assert whole["run"] == str(runs[1])
+    assert float(rows["svl-ra", "mean of 2"]["mean"]) == 65.75
+    part = rows["baseline", "ISIC, lesions"]
+    assert (part["half_width"], part["episodes"], part["episodes_asked"]) == ("", "1", "2")
+
+
+@pytest.mark.parametrize(
+    ("content", "told"),
+    [
+        (None, ["has no summary.json", "dtrap fit"]),
+        ("{", ["not a summary", "Start that run again"]),
+        ("[]", ["not a summary"]),
+        ("{}", ["not a summary", "no 'episodes'"]),
+        ('{"description": "X", "episodes": 2, "methods": {}}', ["no method"]),
+        ('{"description": 3, "episodes": 2, "methods": {"a": {"accuracy": null, "episodes": 2}}}', ["no description"]),
+        ('{"description": "X", "episodes": 2, "methods": {"a": {"episodes": 2}}}', ["no 'accuracy'"]),
+        ('{"description": "X", "episodes": "2", "methods": {}}', ["'2'", "in place of a number"]),
+        (
+            '{"description": "X", "episodes": 2, "methods": {"a": {"episodes": 2, "accuracy": {"mean": NaN}}}}',
+            ["nan", "in place of a number"],
+        ),
+        (b"\xff\xfe", ["not a summary"]),
+    ],
+)
+def test_a_missing_or_damaged_summary_is_told_with_the_remedy(dtrap, make_run, tmp_path, content, told):
+    sound = make_run("sound", "ISIC", {"svl-ra": [50.0, 52.0]})
+    (tmp_path / "bad").mkdir()
+    if content is not None:
+        (tmp_path / "bad" / "summary.json").write_bytes(content if isinstance(content, bytes) else content.encode())
+    status, out, err = dtrap("report", sound, tmp_path / "bad")
+    assert (status, out) == (2, "")
+    assert len(err.splitlines()) == 1
+    for part in [str(tmp_path / "bad"), *told]:
+        assert part in err
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        ([], ["RUN", "dtrap report --help"]),
+        (["nowhere"], ["nowhere is no folder"]),
+        (["run", "--cvs", "x"], ["'--cvs'"]),
+        (["run", "--csv"], ["--csv"]),
+        (["run", "--csv", "taken"], ["taken", "cannot write", "--csv"]),
+    ],
+)
+def test_a_mistake_on_the_command_line_is_one_line(dtrap, make_run, tmp_path, words, told):
+    make_run("run", "ISIC", {"svl-ra": [50.0, 52.0]})
+    (tmp_path / "taken").mkdir()
+    status, _, err = dtrap("report", *words)
+    assert status == 2
+    assert len(err.splitlines()) == 1
+    for part in told:
+        assert part in err
+
+
+def test_the_summary_that_fit_leaves_is_read(dtrap):
+    for seed in (1, 2):
+        words = ["--data.seed", seed, "--protocol.folder", f"run_{seed}"]
+        status, _, err = dtrap(
+            "fit", "--config", "demo.yaml", "--protocol.episodes", 1, "--trainer.max_epochs", 1, *words
+        )
+        assert status == 0, err
+    status, out, _ = dtrap("report", "run_1")
+    assert status == 0
+    for method in METHODS:
+        (cell,) = cells_of(out, method)
+        summary = json.loads(Path("run_1/summary.json").read_text())["methods"][method]
+        assert cell == f"{summary['accuracy']['mean']:.1f}"
+    status, _, err = dtrap("report", "run_1", "run_2")
+    assert status == 2
+    assert "run_1 and run_2 both have 'svl-ra'" in err
