@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 import torch
 from PIL import Image
-from torch.utils.data import DataLoader, Dataset, Sampler
+from torch.utils.data import DataLoader, Dataset, Sampler, default_collate
 from torchvision import transforms
 from torchvision.transforms import InterpolationMode
 
@@ -185,7 +185,7 @@ class TrainingSteps(Dataset[dict[str, Any]]):
         if not self.crops:
             return self.preprocessing.resize(image)
         with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed)
+            torch.default_generator.manual_seed(seed)  # torch.manual_seed looks at every kind of device
             return self.augment(image)
 
 
@@ -222,8 +222,8 @@ def collate(items: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     batch: dict[str, Any] = {
         name: torch.tensor([item[name] for item in sound], dtype=torch.int64) for name in ("labels", "sample_id")
     }
-    batch["view"] = torch.zeros(len(sound), dtype=torch.int64)
-    batch["images"] = torch.stack([item["images"] for item in sound]) if sound else torch.empty(0)
+    # In a worker it stacks into shared memory at once.
+    batch["images"] = default_collate([item["images"] for item in sound]) if sound else torch.empty(0)
     return batch | {"faults": [(item["sample_id"], item["fault"]) for item in items if "fault" in item]}
 
 
@@ -274,7 +274,7 @@ class Streamed:
             for position, reason in batch.pop("faults"):
                 self.data.unreadable(position, reason)
             if len(batch["labels"]):
-                yield batch
+                yield batch | {"view": torch.zeros_like(batch["labels"])}
 
 
 def stream_steps(data: FewShotDataModule, subset: Subset, settings: AllWay) -> Streamed:

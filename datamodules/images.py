@@ -45,7 +45,8 @@ def open_image(path: str | os.PathLike[str]) -> Image.Image:
     try:
         with Image.open(path) as image:
             image.load()
-            return _to_rgb(ImageOps.exif_transpose(image))
+            ImageOps.exif_transpose(image, in_place=True)
+            return _to_rgb(image)
     except FileNotFoundError:
         raise ImageError(f"Image {os.fspath(path)} does not exist.") from None
     except UnidentifiedImageError:

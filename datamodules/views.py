@@ -48,9 +48,13 @@ class Preprocessing:
     def to_tensor(self, image: Image.Image) -> Tensor:
         """Normalised float32 tensor [3, S, S] of an RGB picture of any size."""
         # In numpy: torch would start its threads for every image, which takes longer than the work itself.
-        pixels = np.asarray(self.resize(image), dtype=np.float32) / np.float32(255)
-        normalised = (pixels - np.array(self.mean, np.float32)) / np.array(self.std, np.float32)
-        return torch.from_numpy(normalised.transpose(2, 0, 1).copy())
+        channels = np.asarray(self.resize(image)).transpose(2, 0, 1)
+        pixels = np.ascontiguousarray(channels).astype(np.float32)
+        pixels /= np.float32(255)
+        for channel, mean, std in zip(pixels, self.mean, self.std, strict=True):
+            channel -= np.float32(mean)
+            channel /= np.float32(std)
+        return torch.from_numpy(pixels)
 
 
 def _rotate(image: Image.Image, rng: np.random.Generator) -> Image.Image:
