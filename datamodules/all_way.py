@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import count
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -164,10 +165,10 @@ class TrainingSteps(Dataset[dict[str, Any]]):
 
     def rows(self, step: int) -> list[int]:
         """Which of the images a step has."""
-        count, first = len(self.positions), step * self.batch_size
-        passes = range(first // count, (first + self.batch_size - 1) // count + 1)
-        orders = [self._generator(0, number).permutation(count) for number in passes]
-        start = first - passes.start * count
+        images, first = len(self.positions), step * self.batch_size
+        passes = range(first // images, (first + self.batch_size - 1) // images + 1)
+        orders = [self._generator(0, number).permutation(images) for number in passes]
+        start = first - passes.start * images
         return np.concatenate(orders)[start : start + self.batch_size].tolist()
 
     def _generator(self, *purpose: int) -> np.random.Generator:
@@ -227,16 +228,36 @@ def collate(items: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     return batch | {"faults": [(item["sample_id"], item["fault"]) for item in items if "fault" in item]}
 
 
-class EpochSteps(Sampler[int]):
-    """The numbers of the steps of an epoch; after a resume in its middle, those that are left.
+class _From(Sampler[int]):
+    """Step numbers from one on, without end."""
+
+    def __init__(self, first: int) -> None:
+        self.first = first
+
+    def __iter__(self) -> Iterator[int]:
+        return count(self.first)
+
+
+class TrainingStream:
+    """The training batches, so many steps an epoch; workers go on into the next epoch while a step runs.
+
+    After a resume in the middle of an epoch it gives the batches that are left of it.
 
     Args:
-        data: Its trainer tells the step that comes next.
-        steps: Steps of an epoch.
+        data: The data module; its trainer tells how much of the epoch is done.
+        dataset: Gives the batch of a step.
     """
 
-    def __init__(self, data: FewShotDataModule, steps: int) -> None:
-        self.data, self.steps, self.epoch = data, steps, 0
+    def __init__(self, data: FewShotDataModule, dataset: TrainingSteps) -> None:
+        self.data, self.dataset = data, dataset
+        self.steps, self.epoch = data.steps_per_epoch, 0
+        self._batches: Iterator[dict[str, Any]] = iter(())
+        self._next = -1
+
+    @property
+    def sampler(self) -> TrainingStream:
+        """Where Lightning tells the epoch."""
+        return self
 
     def set_epoch(self, epoch: int) -> None:
         """Go to another epoch."""
@@ -245,50 +266,56 @@ class EpochSteps(Sampler[int]):
     def __len__(self) -> int:
         return self.steps
 
-    def __iter__(self) -> Iterator[int]:
-        begin = self.epoch * self.steps
+    def __iter__(self) -> Iterator[Batch]:
         loop = getattr(self.data.trainer, "fit_loop", None)
         done = 0 if loop is None else loop.epoch_loop.batch_progress.current.completed
-        return iter(range(begin + (done if done < self.steps else 0), begin + self.steps))
+        begin = self.epoch * self.steps
+        first = begin + (done if done < self.steps else 0)
+        if self._next != first:
+            sampler = _From(first)
+            self._batches = iter(DataLoader(self.dataset, batch_size=None, sampler=sampler, **_workers(self.data)))
+        for step in range(first, begin + self.steps):
+            batch = next(self._batches)
+            self._next = step + 1
+            yield from sound_batch(batch, self.data)
 
 
 class Streamed:
-    """Batches of a loader with workers, in order; unreadable images are told here, in the main process.
+    """Batches of a loader with workers, in order.
 
     Args:
         loader: Gives batches with `faults`.
         data: Told of unreadable images.
-        epochs: Where Lightning tells the epoch, None for loaders without.
     """
 
-    def __init__(self, loader: DataLoader[dict[str, Any]], data: FewShotDataModule, epochs: EpochSteps | None) -> None:
+    def __init__(self, loader: DataLoader[dict[str, Any]], data: FewShotDataModule) -> None:
         self.loader, self.data = loader, data
-        if epochs is not None:
-            self.sampler = epochs
 
     def __len__(self) -> int:
         return len(self.loader)
 
     def __iter__(self) -> Iterator[Batch]:
         for batch in self.loader:
-            for position, reason in batch.pop("faults"):
-                self.data.unreadable(position, reason)
-            if len(batch["labels"]):
-                yield batch | {"view": torch.zeros_like(batch["labels"])}
+            yield from sound_batch(batch, self.data)
 
 
-def stream_steps(data: FewShotDataModule, subset: Subset, settings: AllWay) -> Streamed:
+def sound_batch(batch: dict[str, Any], data: FewShotDataModule) -> Iterator[Batch]:
+    """The batch without its `faults`, of which the data module is told in the main process; none if it is empty."""
+    for position, reason in batch.pop("faults"):
+        data.unreadable(position, reason)
+    if len(batch["labels"]):
+        yield batch | {"view": torch.zeros_like(batch["labels"])}
+
+
+def stream_steps(data: FewShotDataModule, subset: Subset, settings: AllWay) -> TrainingStream:
     """The training batches: `shot` steps an epoch."""
-    steps = EpochSteps(data, data.steps_per_epoch)
-    dataset = TrainingSteps(data, subset.train, data.seed, settings)
-    loader = DataLoader(dataset, batch_size=None, sampler=steps, **_workers(data))
-    return Streamed(loader, data, steps)
+    return TrainingStream(data, TrainingSteps(data, subset.train, data.seed, settings))
 
 
 def stream_plain(data: FewShotDataModule, images: list[list[int]]) -> Streamed:
     """Every image once, plain, with workers; only a few batches are in memory at a time."""
     dataset = PlainImages(data, images)
-    return Streamed(DataLoader(dataset, batch_size=TEST_BATCH, collate_fn=collate, **_workers(data)), data, None)
+    return Streamed(DataLoader(dataset, batch_size=TEST_BATCH, collate_fn=collate, **_workers(data)), data)
 
 
 def _workers(data: FewShotDataModule) -> dict[str, Any]:

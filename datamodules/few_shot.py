@@ -13,7 +13,7 @@ import numpy as np
 import torch
 
 from ..errors import DtrapError
-from .all_way import AllWay, Streamed, Subset, draw_subset, read_subset, stream_plain, stream_steps
+from .all_way import AllWay, Streamed, Subset, TrainingStream, draw_subset, read_subset, stream_plain, stream_steps
 from .batches import Batch, Batches, MiniBatches, Views, decode, split_batch, to_batch
 from .collection import ImageCollection, OnFault, check_at_least
 from .images import ImageError
@@ -299,7 +299,7 @@ class FewShotDataModule(ImageCollection):
             self._query = self._decode(self.task.query, self._query_views, 0, self._query_spare)
         return self._query
 
-    def train_dataloader(self) -> Batches | MiniBatches | Streamed:
+    def train_dataloader(self) -> Batches | MiniBatches | TrainingStream:
         """One epoch: the full support batch, the same object at each of the `steps_per_epoch` steps.
 
         With `batch_size`, all support rows once in mini-batches. All-way: batches of an endless stream of the training

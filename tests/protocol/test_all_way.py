@@ -6,7 +6,7 @@ from itertools import islice
 import pytest
 import torch
 from coop_layouts import COOP_MAKERS
-from dtrap.datamodules import EuroSATDataModule
+from dtrap.datamodules import EuroSATDataModule, all_way
 from dtrap.datamodules.all_way import AllWay, subset_content
 from dtrap.errors import DtrapError
 from dtrap.lightning_modules import FewShotClassifier
@@ -132,6 +132,21 @@ def test_every_pass_has_every_image_once(root):
     labels = dict(zip(module.index.paths, module.index.labels, strict=True))
     batch = next(iter(loader))
     assert [labels[module.index.paths[p]] for p in batch["sample_id"].tolist()] == batch["labels"].tolist()
+
+
+def test_one_loader_serves_all_epochs_so_that_workers_need_not_start_again(root, monkeypatch):
+    made = []
+    original = all_way.DataLoader
+    monkeypatch.setattr(all_way, "DataLoader", lambda *a, **k: made.append(1) or original(*a, **k))
+    loader = data(root, seeds=[1], batch_size=6).train_dataloader()
+    in_order = []
+    for epoch in range(3):
+        loader.set_epoch(epoch)
+        in_order += [batch["sample_id"].tolist() for batch in loader]
+    assert len(made) == 1
+    loader.set_epoch(1)
+    assert [batch["sample_id"].tolist() for batch in loader] == in_order[2:4]
+    assert len(made) == 2
 
 
 def test_crops_differ_from_step_to_step_and_plain_images_do_not(root):
