@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import glob
 import json
 import shlex
 from collections.abc import Sequence
@@ -174,7 +175,9 @@ class ProtocolRun:
 
     def _record_identity(self) -> None:
         """Note what the rows of this folder belong to; of a run that left none nothing is kept."""
-        stored = self._stored() if self.folder.rows.read() else {}
+        stored = self._stored()
+        self._discard_checkpoints(stored)
+        stored = stored if self.folder.rows.read() else {}
         fingerprint = self._check_data_files(stored)
         methods = stored.get("methods", {}) | {m.name: identity(m.plain) for m in self.methods}
         main = stored.get("main", self.main.name)
@@ -184,6 +187,15 @@ class ProtocolRun:
             # Whoever starts from this config again wants to go on, not to delete the results.
             plain = {**method.plain, "protocol": {**method.plain["protocol"], "overwrite": False}}
             self.folder.write_text(path, yaml.safe_dump(plain, sort_keys=False, allow_unicode=True))
+
+    def _discard_checkpoints(self, stored: dict[str, Any]) -> None:
+        """Delete those of tasks that another config, or other data, has begun."""
+        other_data = stored.get("data_files") != self.data.index.fingerprint()
+        for method in self.methods:
+            known = stored.get("methods", {}).get(method.name)
+            if known is None or other_data or difference(identity(known), identity(method.plain)):
+                for path in self.folder.checkpoints.glob(f"episode_????_{glob.escape(method.name)}.ckpt"):
+                    path.unlink(missing_ok=True)
 
     def _check_data_files(self, stored: dict[str, Any]) -> str:
         """The fingerprint of the data files, which must be that of the rows."""

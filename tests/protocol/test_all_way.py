@@ -99,6 +99,24 @@ def test_a_stopped_task_goes_on_at_the_step_of_its_last_checkpoint(dtrap, root, 
     assert not list((tmp_path / "stopped").glob("checkpoints/*"))
 
 
+def test_a_checkpoint_of_another_config_is_not_gone_on_from(dtrap, root, tmp_path, monkeypatch):
+    more = ["--data.all_way.seeds", "[1]", "--protocol.checkpoint_every", 1]
+    original, calls = FewShotClassifier.training_step, []
+
+    def step(self, batch, batch_idx):
+        calls.append(1)
+        if len(calls) == 6:
+            raise KeyboardInterrupt
+        return original(self, batch, batch_idx)
+
+    monkeypatch.setattr(FewShotClassifier, "training_step", step)
+    assert dtrap(*words(root, "run", *more))[0] == 130
+    assert list((tmp_path / "run" / "checkpoints").iterdir())
+    status, _, err = dtrap(*words(root, "run", *more, "--model.tuner.rank", 3))
+    assert status == 0, err
+    assert len(calls) == 6 + 12
+
+
 def data(root, **settings):
     shot = settings.pop("shot", 2)
     return EuroSATDataModule(root, shot=shot, all_way=AllWay(**settings))
