@@ -121,6 +121,9 @@ def read_subset(data: FewShotDataModule, path: Path, seed: int) -> Subset:
         content = json.loads(path.read_text(encoding="utf-8"))
         if content["format"] != SUBSET_FORMAT:
             raise ValueError(f"format is {content['format']!r}")
+        for name, value in (("set", data.title), ("shot", data.shot)):
+            if content[name] != value:
+                raise ValueError(f"its {name} is {content[name]!r}, that of the data {value!r}")
         parts = content["seeds"][str(seed)]
         chosen = {part: {str(name): list(files) for name, files in parts[part].items()} for part in ("train", "val")}
     except KeyError as error:
@@ -142,10 +145,28 @@ def read_subset(data: FewShotDataModule, path: Path, seed: int) -> Subset:
                     "of this class). Use the data that the subset was drawn from."
                 )
         positions[part] = [[known[file] for file in classes[name]] for name in index.class_names]
+    _check_labels(data, path, positions)
     used = {position for part in positions.values() for of_class in part for position in of_class}
     rest = data.positions_in("test") if index.splits is not None else data.positions
     test = [[position for position in of_class.tolist() if position not in used] for of_class in rest]
     return Subset(positions["train"], positions["val"], test)
+
+
+def _check_labels(data: FewShotDataModule, path: Path, positions: Mapping[str, list[list[int]]]) -> None:
+    """Refuse images of other classes, named twice, or of the published test split; raises a DtrapError."""
+    index, seen = data.index, set()
+    for of_part in positions.values():
+        for label, images in enumerate(of_part):
+            for position in images:
+                wrong = index.labels[position] != label
+                tested = index.splits is not None and index.splits[position] == "test"
+                if wrong or tested or position in seen:
+                    fault = "of another class" if wrong else "of the test split" if tested else "named twice"
+                    raise DtrapError(
+                        f"subset {path}: image {index.relative(position)!r} of class {index.class_names[label]!r} is "
+                        f"{fault}. Use the file as a run left it."
+                    )
+                seen.add(position)
 
 
 class TrainingSteps(Dataset[dict[str, Any]]):

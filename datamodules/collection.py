@@ -77,7 +77,9 @@ class ImageCollection(LightningDataModule, ABC):
     @property
     def scan_settings(self) -> dict[str, Any]:
         """What `scan` depends on besides the files."""
-        return {"set": type(self).__qualname__, "root": str(self.root.absolute()), "small_classes": self.small_classes}
+        kind = f"{type(self).__module__}.{type(self).__qualname__}"
+        roots = [str(self.root), str(self.root.absolute())]
+        return {"set": kind, "root": roots, "small_classes": self.small_classes}
 
     @abstractmethod
     def scan(self) -> ImageIndex:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import logging
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
@@ -123,6 +124,7 @@ class FewShotDataModule(ImageCollection):
         self.seed = seed
         self.batch_size, self.query_views = batch_size, 1
         self.all_way = all_way
+        self._subsets: dict[int, Subset] = {}
         if all_way is not None:
             self.tasks, self.fixed_views = len(all_way.seeds), False
             if all_way.validation:  # else Lightning must not find a validation loader at all
@@ -223,6 +225,8 @@ class FewShotDataModule(ImageCollection):
 
     def subset_of(self, seed: int) -> Subset:
         """All-way: the images of a seed, from the subset file where there is one."""
+        if seed in self._subsets:
+            return self._subsets[seed]
         file = None if self.all_way is None else self.all_way.subset
         subset = draw_subset(self, seed) if file is None else read_subset(self, Path(file).expanduser(), seed)
         names = self.index.class_names
@@ -232,7 +236,14 @@ class FewShotDataModule(ImageCollection):
         few = [name for name, images in zip(names, subset.train, strict=True) if len(images) < self.shot]
         if few:
             logger.info("%s: fewer than %d training images of %s", self.title, self.shot, listing(few))
+        self._subsets[seed] = subset
         return subset
+
+    def fingerprint(self) -> str:
+        """Tells whether two runs saw the same files, and the same subset file where one is given."""
+        file = None if self.all_way is None else self.all_way.subset
+        own = "" if file is None else str([self.subset_of(seed) for seed in self.all_way.seeds])  # type: ignore[union-attr]
+        return self.index.fingerprint() + (f"-{hashlib.sha256(own.encode()).hexdigest()[:16]}" if own else "")
 
     @property
     def task(self) -> Task:

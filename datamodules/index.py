@@ -50,6 +50,8 @@ class ImageIndex:
 
     def _relative(self, path: str) -> str:
         for number, root in enumerate(self.roots):
+            if root == os.curdir and not os.path.isabs(path):
+                return f"{number}/{path.replace(os.sep, '/')}"
             if path.startswith(root + os.sep):
                 return f"{number}/{path[len(root) + 1 :].replace(os.sep, '/')}"
         return path

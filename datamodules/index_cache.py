@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+import time
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from itertools import chain, groupby, repeat
@@ -24,7 +25,7 @@ Run = tuple[Any, int]
 def cached_index(file: Path | None, key: dict[str, Any], root: Path, scan: Callable[[], ImageIndex]) -> ImageIndex:
     """The index in `file`, if it still fits, or else a scanned one, which is left there if it is large.
 
-    It fits as long as no folder with images, no folder above one (up to the root) and no table there has changed.
+    It fits as long as no folder with images, no folder above one (up to the root) and nothing in those has changed.
 
     Args:
         file: Where the index is kept; None for nowhere.
@@ -35,9 +36,13 @@ def cached_index(file: Path | None, key: dict[str, Any], root: Path, scan: Calla
     content = None if file is None else _read(file)
     if content is not None and content["key"] == key and content["signature"] == _signature(content["folders"], root):
         return _index(content)
+    started = time.time_ns()
     index = scan()
     if file is not None and len(index.paths) >= LEAST_IMAGES:
-        _write(file, _content(index, key, root))
+        made = _content(index, key, root)
+        signature = made["signature"]
+        if signature is not None and all(entry[1] < started for entry in signature):  # nothing changed meanwhile
+            _write(file, made)
     return index
 
 
@@ -54,8 +59,8 @@ def _signature(folders: Sequence[str], root: Path) -> list[list[Any]] | None:
         signature: list[list[Any]] = [[folder, os.stat(folder).st_mtime_ns] for folder in folders]
         for folder in sorted(above):
             with os.scandir(folder) as entries:
-                files = sorted((e.name, e.stat().st_mtime_ns, e.stat().st_size) for e in entries if e.is_file())
-            signature.append([folder, os.stat(folder).st_mtime_ns, [list(file) for file in files]])
+                within = sorted([e.name, e.stat().st_mtime_ns, e.stat().st_size] for e in entries)
+            signature.append([folder, os.stat(folder).st_mtime_ns, within])
     except OSError:
         return None
     return signature

@@ -115,6 +115,10 @@ class FewShotClassifier(TunedModel):
         reason = f"the tuner {self.tuner.name} makes several optimiser steps of its own out of all support rows"
         if getattr(datamodule, "batch_size", None) is not None:
             raise DtrapError(f"batch_size is {datamodule.batch_size}, but {reason}. Set data.batch_size to null.")
+        if getattr(datamodule, "all_way", None) is not None:
+            raise DtrapError(
+                f"the all-way protocol streams mini-batches, but {reason}. Use episodes, or another tuner."
+            )
         if self.trainer.max_steps != -1:
             raise DtrapError(
                 f"max_steps is {self.trainer.max_steps}, but {reason}, so that it would end in the middle. Set "
@@ -191,6 +195,8 @@ class FewShotClassifier(TunedModel):
         batches = getattr(self.data_source, "support_batches", None)
         if batches is not None:  # the loader would give the full batch again and again, or a stream without end
             return batches()
+        if self._fixed_views:
+            return [self.data_source.support()]
         length = self.trainer.num_training_batches
         if not isfinite(length):
             raise DtrapError(

@@ -28,6 +28,7 @@ _DAMAGED = (
     lzma.LZMAError,
     NotImplementedError,
     RuntimeError,
+    UnicodeError,
 )
 
 

@@ -27,6 +27,7 @@ from .resume import SeededSteps, StepCheckpoint
 _EXPECTED_WARNINGS = (
     r".*does not have many workers.*",
     r".*defined a `validation_step` but have no `val_dataloader`.*",
+    r".*dataloader is not resumable.*",
     r".*configure_optimizers` returned `None`.*",
     r".*module\(s\) in eval mode at the start of training.*",
     r".*isinstance\(treespec, LeafSpec\).*",
@@ -174,7 +175,7 @@ def run_episode(
                     trainer.test(module, datamodule=data, verbose=False)
                 zero_shot = module.confusion.compute().cpu()
             torch.manual_seed(data.episode_seed("training"))
-            if checkpoint is not None and checkpoint.path.is_file():
+            if checkpoint is not None and checkpoint.found:
                 trainer.fit(module, datamodule=data, ckpt_path=checkpoint.path, weights_only=True)
             else:
                 trainer.fit(module, datamodule=data)

@@ -35,6 +35,8 @@ NEUTRAL = {
     (): {"config"},
     ("data",): NEUTRAL_DATA_OPTIONS,
     ("data", "init_args"): NEUTRAL_DATA_OPTIONS,
+    # What the file holds counts, as part of the data's fingerprint.
+    ("data", "init_args", "all_way"): {"subset"},
     ("model",): {"image_chunk", "text_chunk"},
     ("model", "init_args"): {"image_chunk", "text_chunk"},
     ("protocol",): {"episodes", "folder", "overwrite", "compare", "pictures", "save_adapters", "checkpoint_every"},

@@ -173,7 +173,6 @@ class RunFolder:
             self.pictures,
             self.subset,
             self.checkpoints,
-            self.index,
             self.config,
             *configs,
             metrics,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -42,25 +43,50 @@ class StepCheckpoint(Callback):
 
     def __init__(self, path: Path, every: int) -> None:
         self.path, self.every = path, every
+        self._due = False
+
+    @property
+    def found(self) -> bool:
+        """Whether there is one to go on from; a damaged one, as a power cut leaves it, is deleted."""
+        if not self.path.is_file():
+            return False
+        try:
+            torch.load(self.path, map_location="cpu", weights_only=True)
+        except Exception as error:
+            warnings.warn(f"{self.path} is damaged ({type(error).__name__}): the task begins anew.", stacklevel=2)
+            self.path.unlink()
+            return False
+        return True
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Write it in the middle of an epoch; that of its last step comes with the epoch's end."""
-        if not trainer.is_last_batch:
-            self._write(trainer, trainer.fit_loop.epoch_loop.total_batch_idx + 1)
+        """Write it in the middle of an epoch; that of its last step comes with the epoch's end, after a validation.
+
+        Not between the parts of an accumulated gradient nor before a validation, which a resumed run would miss.
+        """
+        done = trainer.fit_loop.epoch_loop.total_batch_idx + 1
+        self._due = self._due or done % self.every == 0
+        accumulates = (batch_idx + 1) % trainer.accumulate_grad_batches != 0
+        validates = bool(trainer.val_dataloaders) and (batch_idx + 1) % trainer.val_check_batch == 0
+        if not (trainer.is_last_batch or accumulates or validates):
+            self._write(trainer)
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Write it at the end of an epoch."""
-        self._write(trainer, trainer.fit_loop.epoch_loop.total_batch_idx + 1)
+        """Write it at the end of an epoch, but for the last one: what ends a fit would be left out after it."""
+        if trainer.global_step < trainer.estimated_stepping_batches:
+            self._write(trainer)
 
-    def _write(self, trainer: Trainer, done: int) -> None:
-        if done % self.every:
+    def _write(self, trainer: Trainer) -> None:
+        if not self._due:
             return
+        self._due = False
         temporary = self.path.with_name(f".{self.path.name}.{os.getpid()}.tmp")
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
             trainer.save_checkpoint(temporary)
+            with temporary.open("rb") as file:
+                os.fsync(file.fileno())
             os.replace(temporary, self.path)
         except (OSError, RuntimeError) as error:  # torch's writer raises a RuntimeError on a full disk
             raise cannot_write(self.path, error) from error

@@ -123,6 +123,8 @@ class ProtocolRun:
     def _check_settings(self) -> None:
         """Tell what is wrong with data, trainer or stage before anything is deleted, written or loaded."""
         self.data.task  # noqa: B018
+        for seed in self.data.all_way.seeds if self.data.all_way is not None else ():
+            self.data.subset_of(seed)  # kept: the file may be one that an overwriting run deletes
         if self.data.all_way is not None and self.settings.pictures:
             raise DtrapError(
                 f"protocol.pictures is {self.settings.pictures}, but a picture shows all images of an episode, and the "
@@ -190,7 +192,7 @@ class ProtocolRun:
 
     def _discard_checkpoints(self, stored: dict[str, Any]) -> None:
         """Delete those of tasks that another config, or other data, has begun."""
-        other_data = stored.get("data_files") != self.data.index.fingerprint()
+        other_data = stored.get("data_files") != self.data.fingerprint()
         for method in self.methods:
             known = stored.get("methods", {}).get(method.name)
             if known is None or other_data or difference(identity(known), identity(method.plain)):
@@ -199,7 +201,7 @@ class ProtocolRun:
 
     def _check_data_files(self, stored: dict[str, Any]) -> str:
         """The fingerprint of the data files, which must be that of the rows."""
-        fingerprint = self.data.index.fingerprint()
+        fingerprint = self.data.fingerprint()
         if stored.get("data_files", fingerprint) != fingerprint:
             raise DtrapError(
                 f"{self.folder.path}: the data files under {self.data.root} are not those that its rows come from "
