@@ -68,7 +68,8 @@ class StepCheckpoint(Callback):
         done = trainer.fit_loop.epoch_loop.total_batch_idx + 1
         self._due = self._due or done % self.every == 0
         accumulates = (batch_idx + 1) % trainer.accumulate_grad_batches != 0
-        validates = bool(trainer.val_dataloaders) and (batch_idx + 1) % trainer.val_check_batch == 0
+        every: Any = trainer.val_check_batch
+        validates = bool(trainer.val_dataloaders) and (batch_idx + 1) % every == 0
         if not (trainer.is_last_batch or accumulates or validates):
             self._write(trainer)
 
