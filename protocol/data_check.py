@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import os
 import warnings
 from collections import Counter
@@ -24,7 +23,7 @@ from ..datamodules.images import ImageError, open_image
 from ..errors import DtrapError
 from .data_findings import Finding, Scan, relative, told
 from .data_scan import scan
-from .summary import TABLE_WIDTH
+from .terminal import print_table
 
 CASES = 3
 DECODED_TOGETHER = 256
@@ -120,17 +119,16 @@ def check_sets(
 
 def _report(name: str, module: type[FewShotDataModule], found: Scan) -> SetReport:
     """Adds what differs from the published numbers, where the set could be read at all."""
-    published: Mapping[str, int] = getattr(module, "published", {})
-    report = SetReport(name, found.index, published, found.faults, found.notes)
+    report = SetReport(name, found.index, module.published, found.faults, found.notes)
     if not found.index.class_names:
         return report
     without = [label for label, count in report.images_per_class().items() if not count]
-    filled, expected = len(found.index.class_names) - len(without), getattr(module, "class_count", None)
+    filled, expected = len(found.index.class_names) - len(without), module.class_count
     if filled != expected:
         text = f"{filled} class{'' if filled == 1 else 'es'} with images, {expected} published"
         report.faults.append(Finding(text, [f"class '{label}': no image" for label in without]))
     counts = {"all": len(found.index.paths), **report.found()}
-    for split, number in published.items():
+    for split, number in module.published.items():
         if counts.get(split, number) != number:
             where = "" if split == "all" else f"{split}: "
             report.faults.append(Finding(f"{where}{counts[split]:,} images found, {number:,} published"))
@@ -189,11 +187,7 @@ def _print_table(reports: list[SetReport], console: Console) -> None:
     table.add_column("verdict", no_wrap=True)
     for report in reports:
         table.add_row(*(Text(cell) for cell in _cells(report)))
-    wide = Console(file=io.StringIO(), width=TABLE_WIDTH, color_system=None)
-    with wide.capture() as captured:
-        wide.print(table)
-    for line in captured.get().splitlines():
-        console.print(Text(line.rstrip()), soft_wrap=True)
+    print_table(table, console)
 
 
 def _cells(report: SetReport) -> list[str]:

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
-from typing import NoReturn
 
 from rich.console import Console
 
 from ..errors import DtrapError, nearest
+from .terminal import CommandParser
 
 ACTIONS = ("check", "show", "fetch")
 NAME_HELP = "the set, such as isic or coop/dtd"
@@ -57,16 +57,8 @@ def _check_root(root: Path) -> None:
         raise DtrapError(f"{root} {what}. Give the folder that the data sets are in.")
 
 
-class _Parser(argparse.ArgumentParser):
-    """A parser that raises its complaint instead of printing its usage."""
-
-    def error(self, message: str) -> NoReturn:
-        """Raise a DtrapError of the message."""
-        raise DtrapError(f"{self.prog.removeprefix('dtrap ')}: {message}. See {self.prog} --help.")
-
-
 def _parser() -> argparse.ArgumentParser:
-    parser = _Parser(prog="dtrap data", description="Look at the data sets under a folder, or get one.")
+    parser = CommandParser(prog="dtrap data", description="Look at the data sets under a folder, or get one.")
     actions = parser.add_subparsers(dest="action", required=True, metavar="check|show|fetch")
 
     text = "list the sets found under a folder and what is wrong with them"

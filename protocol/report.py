@@ -11,7 +11,7 @@ import textwrap
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 from rich import box
 from rich.console import Console
@@ -20,8 +20,8 @@ from rich.text import Text
 
 from ..errors import DtrapError
 from .results import RunFolder, write_atomically
+from .terminal import CommandParser, print_table
 
-TABLE_WIDTH = 10_000
 TITLE_WIDTH = 16
 COLUMNS = ("method", "set", "mean", "half_width", "episodes", "episodes_asked", "run")
 
@@ -161,11 +161,7 @@ def report(arguments: list[str], console: Console) -> int:
     if unknown:
         raise DtrapError(f"report: '{unknown[0]}' is not known. See dtrap report --help.")
     found = Report([Path(run).expanduser() for run in options.runs])
-    wide = Console(file=io.StringIO(), width=TABLE_WIDTH, color_system=None)
-    with wide.capture() as captured:
-        wide.print(found.table())
-    for line in captured.get().splitlines():
-        console.print(Text(line.rstrip()), soft_wrap=True)
+    print_table(found.table(), console)
     if options.csv is not None:
         write_atomically(Path(options.csv).expanduser(), found.csv().encode(), "or name another file with --csv.")
         console.print(f"Written: {options.csv}", soft_wrap=True, markup=False)
@@ -195,16 +191,8 @@ def _cell(entry: Entry | None) -> str:
     return percent if entry.complete else f"{percent} ({counted})"
 
 
-class _Parser(argparse.ArgumentParser):
-    """A parser that raises its complaint instead of printing its usage."""
-
-    def error(self, message: str) -> NoReturn:
-        """Raise a DtrapError of the message."""
-        raise DtrapError(f"report: {message}. See dtrap report --help.")
-
-
 def _parser() -> argparse.ArgumentParser:
-    parser = _Parser(
+    parser = CommandParser(
         prog="dtrap report",
         description="Show the results of several runs in one table: a row per method, a column per set, accuracies in "
         "percent with the 95% interval over episodes or seeds, and the plain mean over the sets.",

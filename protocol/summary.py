@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
@@ -15,8 +14,7 @@ from rich.text import Text
 
 from .results import Row
 from .statistics import mean_interval, paired_difference
-
-TABLE_WIDTH = 1000
+from .terminal import print_table
 
 
 def summarise(
@@ -61,11 +59,7 @@ def render(summary: Mapping[str, Any], console: Console) -> None:
     Lines are neither cut nor wrapped, whatever the width of the console, and have no colours.
     """
     if len(summary["methods"]) > 1:
-        wide = Console(file=io.StringIO(), width=TABLE_WIDTH, color_system=None)
-        with wide.capture() as captured:
-            wide.print(_table(summary))
-        for line in captured.get().splitlines():
-            console.print(Text(line.rstrip()), soft_wrap=True)
+        print_table(_table(summary), console)
     for line in result_lines(summary):
         console.print(Text(line), soft_wrap=True)
 
