@@ -14,7 +14,7 @@ from .index import locate, not_found
 from .tables import check_columns, check_unique, read_table
 
 CLASS_NAMES = ["Atelectasis", "Cardiomegaly", "Effusion", "Infiltration", "Mass", "Nodule", "Pneumothorax"]
-_OTHER_FINDINGS = [
+OTHER_FINDINGS = [
     "Consolidation",
     "Edema",
     "Emphysema",
@@ -25,9 +25,13 @@ _OTHER_FINDINGS = [
     "No Finding",
 ]
 
-_TABLE = "Data_Entry_2017.csv"
-_TABLES = (_TABLE, "Data_Entry_2017_v2020.csv", f"ChestX/{_TABLE}", f"chestX/{_TABLE}", f"CXR8/{_TABLE}")
-_IMAGES = ("images", *(f"images_{number:03d}/images" for number in range(1, 13)))
+TABLE = "Data_Entry_2017.csv"
+TABLES = tuple(
+    str(Path(folder, name))
+    for folder in ("", "ChestX", "chestX", "CXR8")
+    for name in (TABLE, "Data_Entry_2017_v2020.csv")
+)
+IMAGE_FOLDERS = ("images", *(f"images_{number:03d}/images" for number in range(1, 13)))
 
 
 class ChestXDataModule(FewShotDataModule):
@@ -50,10 +54,10 @@ class ChestXDataModule(FewShotDataModule):
 
     def scan(self) -> ImageIndex:
         """Read the table and the names of the image files."""
-        table = locate(self.root, _TABLES, self.title, "table")
-        folders = [table.parent / name for name in _IMAGES if (table.parent / name).is_dir()]
+        table = locate(self.root, TABLES, self.title, "table")
+        folders = [table.parent / name for name in IMAGE_FOLDERS if (table.parent / name).is_dir()]
         if not folders:
-            raise not_found(table.parent, _IMAGES, self.title, "image folder")
+            raise not_found(table.parent, IMAGE_FOLDERS, self.title, "image folder")
         files = {Path(path).name: path for folder in folders for path in list_images(folder)}
         labels, left_out = _read_findings(table)
         kept = [name for name in labels if name in files]
@@ -77,7 +81,7 @@ def _read_findings(path: Path) -> tuple[dict[str, int], int]:
     frame = read_table(path, usecols=[0, 1], dtype=str)
     check_columns(path, list(frame.columns), ["Image Index", "Finding Labels"])
     check_unique(path, frame["Image Index"])
-    known = [*CLASS_NAMES, *_OTHER_FINDINGS]
+    known = [*CLASS_NAMES, *OTHER_FINDINGS]
     labels: dict[str, int] = {}
     for line, (name, findings) in enumerate(zip(frame["Image Index"], frame["Finding Labels"], strict=True), 2):
         for finding in str(findings).split("|"):

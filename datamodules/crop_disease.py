@@ -17,6 +17,44 @@ _FOLDERS = (
     "plant-disease/dataset/train",
 )
 
+# The whole set; a part of it will do for episodes.
+CLASS_FOLDERS = [
+    f"{crop}___{state}"
+    for crop, states in {
+        "Apple": ["Apple_scab", "Black_rot", "Cedar_apple_rust", "healthy"],
+        "Blueberry": ["healthy"],
+        "Cherry_(including_sour)": ["Powdery_mildew", "healthy"],
+        "Corn_(maize)": [
+            "Cercospora_leaf_spot Gray_leaf_spot",
+            "Common_rust_",
+            "Northern_Leaf_Blight",
+            "healthy",
+        ],
+        "Grape": ["Black_rot", "Esca_(Black_Measles)", "Leaf_blight_(Isariopsis_Leaf_Spot)", "healthy"],
+        "Orange": ["Haunglongbing_(Citrus_greening)"],
+        "Peach": ["Bacterial_spot", "healthy"],
+        "Pepper,_bell": ["Bacterial_spot", "healthy"],
+        "Potato": ["Early_blight", "Late_blight", "healthy"],
+        "Raspberry": ["healthy"],
+        "Soybean": ["healthy"],
+        "Squash": ["Powdery_mildew"],
+        "Strawberry": ["Leaf_scorch", "healthy"],
+        "Tomato": [
+            "Bacterial_spot",
+            "Early_blight",
+            "Late_blight",
+            "Leaf_Mold",
+            "Septoria_leaf_spot",
+            "Spider_mites Two-spotted_spider_mite",
+            "Target_Spot",
+            "Tomato_Yellow_Leaf_Curl_Virus",
+            "Tomato_mosaic_virus",
+            "healthy",
+        ],
+    }.items()
+    for state in states
+]
+
 
 class CropDiseaseDataModule(FewShotDataModule):
     """Episodes of PlantVillage: 38 classes `Plant___Disease`, JPEG of 256 x 256 pixels.

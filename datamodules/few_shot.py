@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import logging
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -195,7 +195,6 @@ class FewShotDataModule(ImageCollection):
 
     def _discard(self) -> None:
         self._task: Task | None = None
-        self._subset: Subset | None = None
         self._spare: list[Iterator[int]] = []
         self._query_spare: list[Iterator[int]] = []
         self._support: Batch | None = None
@@ -219,9 +218,7 @@ class FewShotDataModule(ImageCollection):
         Raises:
             DtrapError: A class has no training image, or the subset file does not fit.
         """
-        if self._subset is None:
-            self._subset = self.subset_of(self.seed)
-        return self._subset
+        return self.subset_of(self.seed)
 
     def subset_of(self, seed: int) -> Subset:
         """All-way: the images of a seed, from the subset file where there is one."""
@@ -239,11 +236,14 @@ class FewShotDataModule(ImageCollection):
         self._subsets[seed] = subset
         return subset
 
+    @cached_property
     def fingerprint(self) -> str:
         """Tells whether two runs saw the same files, and the same subset file where one is given."""
-        file = None if self.all_way is None else self.all_way.subset
-        own = "" if file is None else str([self.subset_of(seed) for seed in self.all_way.seeds])  # type: ignore[union-attr]
-        return self.index.fingerprint() + (f"-{hashlib.sha256(own.encode()).hexdigest()[:16]}" if own else "")
+        files = self.index.fingerprint()
+        if self.all_way is None or self.all_way.subset is None:
+            return files
+        chosen = str([self.subset_of(seed) for seed in self.all_way.seeds])
+        return f"{files}-{hashlib.sha256(chosen.encode()).hexdigest()[:16]}"
 
     @property
     def task(self) -> Task:
@@ -294,7 +294,7 @@ class FewShotDataModule(ImageCollection):
     def support(self) -> Batch:
         """The support batch of V*M rows on the CPU, decoded at the first call of an episode."""
         if self._support is None:
-            self._support = self._decode(self.task.support, self._support_views, 1, self._spare)
+            self._support = self._decode(self.task.support, self.views, 1, self._spare)
         return self._support
 
     def query(self) -> Batch:
@@ -307,7 +307,7 @@ class FewShotDataModule(ImageCollection):
         if self._query is None:
             if self.bad_images == "skip":
                 self.support()  # support images take their spares first
-            self._query = self._decode(self.task.query, self._query_views, 0, self._query_spare)
+            self._query = self._decode(self.task.query, self.query_views, 0, self._query_spare)
         return self._query
 
     def train_dataloader(self) -> Batches | MiniBatches | TrainingStream:
@@ -355,13 +355,9 @@ class FewShotDataModule(ImageCollection):
     def _generator(self, *purpose: int) -> np.random.Generator:
         return np.random.default_rng(np.random.SeedSequence(self.seed, spawn_key=(self.episode, *purpose)))
 
-    def _support_views(self, position: int) -> Views:
+    def _draw_views(self, views: int, position: int) -> Views:
         rng = self._generator(_VIEWS, position)
-        return draw_views(self.load_image(position), self.preprocessing, self.views, rng)
-
-    def _query_views(self, position: int) -> Views:
-        rng = self._generator(_VIEWS, position)
-        return draw_views(self.load_image(position), self.preprocessing, self.query_views, rng)
+        return draw_views(self.load_image(position), self.preprocessing, views, rng)
 
     def _row_order(self, epoch: int, rows: int) -> np.ndarray:
         return self._generator(_BATCHES, epoch).permutation(rows)
@@ -369,16 +365,16 @@ class FewShotDataModule(ImageCollection):
     def _decode(
         self,
         images: list[list[int]],
-        views_of: Callable[[int], Views],
+        count: int,
         needed: int,
         spare: list[Iterator[int]],
     ) -> Batch:
-        """Batch of all views of the images of each class; spares take the place of unreadable ones."""
+        """Batch of so many views of the images of each class; spares take the place of unreadable ones."""
         chosen = images
         views: dict[int, Views] = {}
         faults: dict[int, ImageError] = {}
         while waiting := [p for positions in chosen for p in positions if p not in views]:
-            for position, result in decode(waiting, views_of, self.num_workers).items():
+            for position, result in decode(waiting, partial(self._draw_views, count), self.num_workers).items():
                 if isinstance(result, ImageError):
                     faults[position] = result
                 else:

@@ -87,11 +87,15 @@ def no_folder(path: Path) -> str:
     return "is not a folder" if path.exists() else "does not exist"
 
 
+class DataNotFound(DtrapError):
+    """A data set is not under its root at all, in contrast to one that is incomplete."""
+
+
 def not_found(root: Path, looked_for: Sequence[str], title: str, what: str) -> DtrapError:
     """The error for data that is not where it was looked for."""
     if not root.is_dir():
         return DtrapError(f"{title}: {root} {no_folder(root)}. Set data.root to where the data are.")
-    return DtrapError(
+    return DataNotFound(
         f"{title}: no {what} under {root}. Looked for: {', '.join(looked_for)}. "
         "Set data.root to the folder that holds one of these."
     )

@@ -24,8 +24,10 @@ CLASS_NAMES = {
     "VASC": "Vascular Lesion",
 }
 
-_GROUND_TRUTH = "ISIC2018_Task3_Training_GroundTruth"
+GROUND_TRUTH, IMAGES = "ISIC2018_Task3_Training_GroundTruth", "ISIC2018_Task3_Training_Input"
 _FOLDERS = ("", "ISIC")
+TABLES = tuple(str(Path(f, g, f"{GROUND_TRUTH}.csv")) for f in _FOLDERS for g in (GROUND_TRUTH, ""))
+IMAGE_FOLDERS = tuple(str(Path(f, IMAGES)) for f in _FOLDERS)
 
 
 class ISICDataModule(FewShotDataModule):
@@ -47,10 +49,8 @@ class ISICDataModule(FewShotDataModule):
 
     def scan(self) -> ImageIndex:
         """Read the ground-truth table and the names of the image files."""
-        tables = [str(Path(f, g, f"{_GROUND_TRUTH}.csv")) for f in _FOLDERS for g in (_GROUND_TRUTH, "")]
-        table = locate(self.root, tables, self.title, "ground-truth table")
-        folders = [str(Path(f, "ISIC2018_Task3_Training_Input")) for f in _FOLDERS]
-        images = locate(self.root, folders, self.title, "image folder")
+        table = locate(self.root, TABLES, self.title, "ground-truth table")
+        images = locate(self.root, IMAGE_FOLDERS, self.title, "image folder")
 
         files = {Path(path).stem: path for path in list_images(images)}
         names, labels = _read_ground_truth(table)

@@ -393,8 +393,7 @@ class FewShotClassifier(TunedModel):
 
     def on_predict_epoch_start(self) -> None:
         """Encode the class texts once for all predictions."""
-        with torch.no_grad():
-            self._evaluation_texts = self.text_features()
+        self._encode_texts_once()
 
     def on_predict_epoch_end(self) -> None:
         """Forget the class texts."""

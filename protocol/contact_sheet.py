@@ -23,7 +23,7 @@ from ..datamodules.catalogue import find_set
 from ..datamodules.images import ImageError
 from ..datamodules.views import draw_views
 from ..errors import DtrapError
-from .picture import DOTS_PER_INCH, GREY, HEAD, MARGIN, _write
+from .picture import DOTS_PER_INCH, GREY, HEAD, MARGIN, draw_text
 from .results import write_atomically
 
 IMAGES_PER_CLASS, CLASSES_PER_PART, MAX_PARTS_PER_ROW = 4, 40, 5
@@ -95,7 +95,7 @@ def make_sheet(data: FewShotDataModule, seed: int) -> Sheet:
     Raises:
         DtrapError: The set is not there or has no image that can be read.
     """
-    data.index = data.scan()  # without a warning for each of perhaps many missing images
+    data.index = data.scan()  # past the warning of missing images, which the notes tell
     rng = np.random.default_rng(seed)
     classes, readable = [], []
     for name, positions in zip(data.index.class_names, data.positions, strict=True):
@@ -173,8 +173,8 @@ def sheet_figure(sheet: Sheet) -> Figure:
     figure = Figure(figsize=(width, height), facecolor="white")
     axes = figure.add_axes((0.0, 0.0, 1.0, 1.0), xlim=(0.0, width), ylim=(height, 0.0))
     axes.set_axis_off()
-    _write(axes, MARGIN, 0.14, fitted(sheet.title, width - 2 * MARGIN, 12, "bold"), size=12, weight="bold")
-    _write(axes, MARGIN, 0.4, fitted(sheet.notes, width - 2 * MARGIN, 8), size=8, color=GREY)
+    draw_text(axes, MARGIN, 0.14, fitted(sheet.title, width - 2 * MARGIN, 12, "bold"), size=12, weight="bold")
+    draw_text(axes, MARGIN, 0.4, fitted(sheet.notes, width - 2 * MARGIN, 8), size=8, color=GREY)
     if sheet.views:
         _draw_views(axes, sheet, HEAD - 0.1, width)
     for number, part in enumerate(parts):
@@ -183,7 +183,7 @@ def sheet_figure(sheet: Sheet) -> Figure:
         if head:
             first = number * CLASSES_PER_PART + 1
             heading = f"classes {first:,} to {first + len(part) - 1:,} of {len(sheet.classes):,}"
-            _write(axes, left, above + 0.04, heading, size=9, weight="bold", color=GREY)
+            draw_text(axes, left, above + 0.04, heading, size=9, weight="bold", color=GREY)
         _draw_part(axes, part, left, above + head, columns)
     return figure
 
@@ -194,7 +194,7 @@ def _columns(classes: int) -> int:
 
 
 def _draw_views(axes: Axes, sheet: Sheet, top: float, width: float) -> None:
-    _write(axes, MARGIN, top, fitted(sheet.views_title, width - 2 * MARGIN, 9, "bold"), size=9, weight="bold")
+    draw_text(axes, MARGIN, top, fitted(sheet.views_title, width - 2 * MARGIN, 9, "bold"), size=9, weight="bold")
     plain = np.asarray(sheet.views[0])
     for number, (name, view) in enumerate(zip(VIEW_NAMES, sheet.views, strict=False)):
         x = MARGIN + number * (VIEW_CELL + 2 * SPACE)
@@ -217,14 +217,16 @@ def _draw_part(axes: Axes, part: Sequence[ClassImages], left: float, top: float,
 
 def _on_line(axes: Axes, x: float, y: float, text: str, **style: object) -> None:
     """Text that stands on a line, so that neighbours with and without tall letters do."""
-    _write(axes, x, y, text, verticalalignment="baseline", **style)
+    draw_text(axes, x, y, text, verticalalignment="baseline", **style)
 
 
 def _draw_image(axes: Axes, image: Image.Image | None, x: float, y: float, side: float) -> None:
     """An image in a square cell, its aspect ratio kept; a frame with words for one that cannot be read."""
     if image is None:
         axes.add_patch(Rectangle((x, y), side, side, fill=False, edgecolor=GREY, linewidth=0.8, linestyle="--"))
-        _write(axes, x + side / 2, y + side / 2 - 0.05, "unreadable", size=7, color=GREY, horizontalalignment="center")
+        draw_text(
+            axes, x + side / 2, y + side / 2 - 0.05, "unreadable", size=7, color=GREY, horizontalalignment="center"
+        )
         return
     scale = side / max(image.size)
     width, height = image.width * scale, image.height * scale

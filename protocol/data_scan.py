@@ -5,52 +5,15 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from ..datamodules import FewShotDataModule, ImageIndex, eurosat
+from ..datamodules import FewShotDataModule, ImageIndex, crop_disease, eurosat
 from ..datamodules.coop.base import CoOpDataModule
 from ..datamodules.coop.splits import read_split
+from ..datamodules.index import DataNotFound
 from ..errors import DtrapError
 from .data_findings import Finding, Scan, folder_faults, missing_faults
 from .data_tables import scan_chestx, scan_isic
 
-CROP_DISEASE_FOLDERS = [
-    f"{crop}___{state}"
-    for crop, states in {
-        "Apple": ["Apple_scab", "Black_rot", "Cedar_apple_rust", "healthy"],
-        "Blueberry": ["healthy"],
-        "Cherry_(including_sour)": ["Powdery_mildew", "healthy"],
-        "Corn_(maize)": [
-            "Cercospora_leaf_spot Gray_leaf_spot",
-            "Common_rust_",
-            "Northern_Leaf_Blight",
-            "healthy",
-        ],
-        "Grape": ["Black_rot", "Esca_(Black_Measles)", "Leaf_blight_(Isariopsis_Leaf_Spot)", "healthy"],
-        "Orange": ["Haunglongbing_(Citrus_greening)"],
-        "Peach": ["Bacterial_spot", "healthy"],
-        "Pepper,_bell": ["Bacterial_spot", "healthy"],
-        "Potato": ["Early_blight", "Late_blight", "healthy"],
-        "Raspberry": ["healthy"],
-        "Soybean": ["healthy"],
-        "Squash": ["Powdery_mildew"],
-        "Strawberry": ["Leaf_scorch", "healthy"],
-        "Tomato": [
-            "Bacterial_spot",
-            "Early_blight",
-            "Late_blight",
-            "Leaf_Mold",
-            "Septoria_leaf_spot",
-            "Spider_mites Two-spotted_spider_mite",
-            "Target_Spot",
-            "Tomato_Yellow_Leaf_Curl_Virus",
-            "Tomato_mosaic_virus",
-            "healthy",
-        ],
-    }.items()
-    for state in states
-]
-CLASS_FOLDERS = {"eurosat": list(eurosat.CLASS_NAMES), "crop_disease": CROP_DISEASE_FOLDERS}
-
-
+CLASS_FOLDERS = {"eurosat": list(eurosat.CLASS_NAMES), "crop_disease": crop_disease.CLASS_FOLDERS}
 TABLES = {"isic": scan_isic, "chestx": scan_chestx}
 
 
@@ -66,8 +29,10 @@ def scan(name: str, module: FewShotDataModule) -> Scan | None:
     try:
         index = module.scan()
         rows = _split_rows(module) if index.missing else {}
+    except DataNotFound:
+        return None
     except DtrapError as error:
-        return None if "Looked for: " in str(error) else Scan(ImageIndex([], [], []), [Finding(str(error))])
+        return Scan(ImageIndex([], [], []), [Finding(str(error))])
     faults = missing_faults(index, module.root, rows)
     if name in CLASS_FOLDERS:
         faults = folder_faults(Path(index.roots[0]), CLASS_FOLDERS[name], module.root) + faults
@@ -79,7 +44,7 @@ def _split_rows(module: FewShotDataModule) -> dict[str, str]:
     if not isinstance(module, CoOpDataModule):
         return {}
     folder = module.find_folder()
-    file = module._split_in(folder)
+    file = module.split_in(folder)
     split, title = (read_split(file), file.name) if file else (module.make_split(folder), "split")
     images = folder / module.image_folder
     return {

@@ -46,27 +46,21 @@ class _Row:
 
 def scan_isic(root: Path) -> Scan | None:
     """ISIC 2018 task 3 under a root; None where neither the table nor the image folder is there."""
-    truth, inputs = "ISIC2018_Task3_Training_GroundTruth", "ISIC2018_Task3_Training_Input"
-    bases = [root, root / "ISIC"]
-    table = _first([base / folder / f"{truth}.csv" for base in bases for folder in (truth, ".")])
-    images = _first([base / inputs for base in bases])
+    table, images = (_first(root, places) for places in (isic.TABLES, isic.IMAGE_FOLDERS))
     source = _Source(root, table, [images] if images else [], stems=True, ending=".jpg")
-    return _scan(source, [*isic.CLASS_NAMES.values()], _isic_rows, inputs, f"{truth}.csv")
+    return _scan(source, [*isic.CLASS_NAMES.values()], _isic_rows, isic.IMAGES, f"{isic.GROUND_TRUTH}.csv")
 
 
 def scan_chestx(root: Path) -> Scan | None:
     """ChestX-ray14 under a root; None where neither the table nor an image folder is there."""
-    names = ("Data_Entry_2017.csv", "Data_Entry_2017_v2020.csv")
-    bases = [root, *(root / folder for folder in ("ChestX", "chestX", "CXR8"))]
-    table = _first([base / name for base in bases for name in names])
-    folders = ["images", *(f"images_{number:03d}/images" for number in range(1, 13))]
-    found = [table.parent / folder for folder in folders if (table.parent / folder).is_dir()] if table else []
-    source = _Source(root, table, found, stems=False, ending="")
-    return _scan(source, chestx.CLASS_NAMES, _chestx_rows, "images", names[0])
+    table = _first(root, chestx.TABLES)
+    folders = [table.parent / folder for folder in chestx.IMAGE_FOLDERS] if table else []
+    source = _Source(root, table, [folder for folder in folders if folder.is_dir()], stems=False, ending="")
+    return _scan(source, chestx.CLASS_NAMES, _chestx_rows, chestx.IMAGE_FOLDERS[0], chestx.TABLE)
 
 
-def _first(candidates: Iterable[Path]) -> Path | None:
-    return next((path for path in candidates if path.exists()), None)
+def _first(root: Path, candidates: Iterable[str]) -> Path | None:
+    return next((root / place for place in candidates if (root / place).exists()), None)
 
 
 _Read = Callable[[Path, str, Scan], list[_Row]]
@@ -143,7 +137,7 @@ def _isic_rows(path: Path, title: str, scan: Scan) -> list[_Row]:
 def _chestx_rows(path: Path, title: str, scan: Scan) -> list[_Row]:
     frame = read_table(path, dtype=str)
     check_columns(path, list(frame.columns), [IMAGE, FINDINGS], others_allowed=True)
-    known = [*chestx.CLASS_NAMES, *chestx._OTHER_FINDINGS]
+    known = [*chestx.CLASS_NAMES, *chestx.OTHER_FINDINGS]
     good, without, unknown = [], [], []
     several, others = 0, Counter[str]()
     seen = _Names(title)

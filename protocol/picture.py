@@ -129,20 +129,20 @@ class _Band:
 
 
 def _draw_head(axes: Axes, title: str, counts: str, views: int, columns: int) -> None:
-    _write(axes, MARGIN, 0.14, title, size=12, weight="bold")
-    _write(axes, MARGIN, 0.4, counts, size=8, color=GREY)
+    draw_text(axes, MARGIN, 0.14, title, size=12, weight="bold")
+    draw_text(axes, MARGIN, 0.4, counts, size=8, color=GREY)
     left = MARGIN + NAME_WIDTH
     others = {1: "", 2: " and 1 changed view"}.get(views, f" and {views - 1} changed views")
-    _write(axes, left, HEAD - 0.2, f"support: plain{others}", size=8, color=GREY)
+    draw_text(axes, left, HEAD - 0.2, f"support: plain{others}", size=8, color=GREY)
     if columns:
-        _write(axes, left + views * CELL + GAP, HEAD - 0.2, "queries", size=8, color=GREY)
+        draw_text(axes, left + views * CELL + GAP, HEAD - 0.2, "queries", size=8, color=GREY)
 
 
 def _draw_band(axes: Axes, band: _Band, top: float, width: float) -> None:
     axes.plot([MARGIN, width - MARGIN], [top - 0.03, top - 0.03], color="#dddddd", linewidth=0.6)
     lines = _wrapped(band.name, 16, 3)
-    _write(axes, MARGIN, top + 0.05, "\n".join(lines), size=9, weight="bold")
-    _write(axes, MARGIN, top + 0.12 + 0.155 * len(lines), _band_note(band), size=7, color=GREY, linespacing=1.4)
+    draw_text(axes, MARGIN, top + 0.05, "\n".join(lines), size=9, weight="bold")
+    draw_text(axes, MARGIN, top + 0.12 + 0.155 * len(lines), _band_note(band), size=7, color=GREY, linespacing=1.4)
     left = MARGIN + NAME_WIDTH
     for view, images in enumerate(band.support):
         for shot, image in enumerate(images[:MAX_SHOTS]):
@@ -154,7 +154,7 @@ def _draw_band(axes: Axes, band: _Band, top: float, width: float) -> None:
         right = bool(band.right[number])
         _draw_image(axes, image, x, y, frame=RIGHT if right else WRONG, frame_width=1.5 if right else 3.0)
         caption = band.predicted[number] if right else f"as: {band.predicted[number]}"
-        _write(
+        draw_text(
             axes,
             x + (CELL - 0.08) / 2,
             y + CELL - 0.04,
@@ -193,7 +193,8 @@ def _draw_image(axes: Axes, image: Images, x: float, y: float, frame: str = "non
         axes.add_patch(Rectangle((x, y), side, side, fill=False, edgecolor=frame, linewidth=frame_width))
 
 
-def _write(axes: Axes, x: float, y: float, text: str, **style: object) -> None:
+def draw_text(axes: Axes, x: float, y: float, text: str, **style: object) -> None:
+    """Write a text as it is, its upper left corner at (x, y) inches unless the style says otherwise."""
     aligned = {"verticalalignment": "top", "parse_math": False, "linespacing": 1.15, **style}
     axes.text(x, y, text, **aligned)  # type: ignore[arg-type]
 

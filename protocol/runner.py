@@ -192,7 +192,7 @@ class ProtocolRun:
 
     def _discard_checkpoints(self, stored: dict[str, Any]) -> None:
         """Delete those of tasks that another config, or other data, has begun."""
-        other_data = stored.get("data_files") != self.data.fingerprint()
+        other_data = stored.get("data_files") != self.data.fingerprint
         for method in self.methods:
             known = stored.get("methods", {}).get(method.name)
             if known is None or other_data or difference(identity(known), identity(method.plain)):
@@ -201,7 +201,7 @@ class ProtocolRun:
 
     def _check_data_files(self, stored: dict[str, Any]) -> str:
         """The fingerprint of the data files, which must be that of the rows."""
-        fingerprint = self.data.fingerprint()
+        fingerprint = self.data.fingerprint
         if stored.get("data_files", fingerprint) != fingerprint:
             raise DtrapError(
                 f"{self.folder.path}: the data files under {self.data.root} are not those that its rows come from "

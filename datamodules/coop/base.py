@@ -48,7 +48,7 @@ class CoOpDataModule(FewShotDataModule):
     def scan(self) -> ImageIndex:
         """Read the split file, or make a split, and list the folders of the images that it names."""
         folder = self.find_folder()
-        file = self._split_in(folder)
+        file = self.split_in(folder)
         images = folder / self.image_folder
         if not images.is_dir():
             raise DtrapError(
@@ -70,7 +70,7 @@ class CoOpDataModule(FewShotDataModule):
         if any(here[-len(parts) :] == parts for parts in (Path(name).parts for name in self.folders)):
             named.append(self.root)
         for folder in (*named, self.root):
-            if self._split_in(folder) is not None:
+            if self.split_in(folder) is not None:
                 return folder
         for folder in (*named, self.root):
             own = (*self.signs, self.image_folder) if folder in named and self.image_folder else self.signs
@@ -80,7 +80,8 @@ class CoOpDataModule(FewShotDataModule):
         places = [str(Path(folder, name)) for folder in self.folders for name in looked_for]
         raise not_found(self.root, [*places, *filter(None, (self.split_file, *self.signs))], self.title, "data")
 
-    def _split_in(self, folder: Path) -> Path | None:
+    def split_in(self, folder: Path) -> Path | None:
+        """The split file in a folder, or None."""
         names = (self.split_file, f"{self.split_file}.gz") if self.split_file else ()
         return next((folder / name for name in names if (folder / name).is_file()), None)
 
