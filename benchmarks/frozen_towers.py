@@ -64,10 +64,6 @@ class Support(LightningDataModule):
         """The same start in every run."""
         return 0
 
-    def support(self) -> Batch:
-        """The full batch."""
-        return self.batch
-
     def train_dataloader(self) -> Batches:
         """The full batch in every step."""
         return Batches([self.batch] * self.steps)

@@ -195,8 +195,6 @@ class FewShotClassifier(TunedModel):
         batches = getattr(self.data_source, "support_batches", None)
         if batches is not None:  # the loader would give the full batch again and again, or a stream without end
             return batches()
-        if self._fixed_views:
-            return [self.data_source.support()]
         length = self.trainer.num_training_batches
         if not isfinite(length):
             raise DtrapError(

@@ -235,6 +235,22 @@ class Tuner(nn.Module, ABC):
         return torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, T_max=8 * total_steps, eta_min=1e-6)
 
 
+def another_backbone(tuner: Tuner) -> DtrapError:
+    """The error for a tuner that is attached and gets another backbone."""
+    name = type(tuner).__name__
+    return DtrapError(f"{name}: this tuner is attached to another backbone; make a new {name}() for this one.")
+
+
+def check_width(tuner: Tuner, width: int, backbone: Backbone) -> None:
+    """Refuse an attached tuner of features of `width` on a backbone of another; raises a DtrapError."""
+    if backbone.feature_dim != width:
+        name = type(tuner).__name__
+        raise DtrapError(
+            f"{name}: this tuner takes features of width {width}, and {backbone.identifier} gives "
+            f"{backbone.feature_dim}; make a new {name}() for this backbone."
+        )
+
+
 def warmup_cosine(
     optimizer: Optimizer, total_steps: int, steps_per_epoch: int, *, warmup_rate: float = 1e-5
 ) -> LRScheduler:

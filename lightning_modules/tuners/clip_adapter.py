@@ -11,7 +11,7 @@ from torch.optim.lr_scheduler import LRScheduler
 
 from ...errors import DtrapError
 from ..backbones.base import Backbone, Tower
-from .base import Tuner, warmup_cosine
+from .base import Tuner, check_width, warmup_cosine
 
 
 class CLIPAdapter(Tuner):
@@ -55,11 +55,7 @@ class CLIPAdapter(Tuner):
         """
         width = backbone.feature_dim
         if hasattr(self, "down"):
-            if self.down.shape[1] != width:
-                raise DtrapError(
-                    f"CLIPAdapter: this adapter takes features of width {self.down.shape[1]}, and "
-                    f"{backbone.identifier} gives {width}; make a new CLIPAdapter() for this backbone."
-                )
+            check_width(self, self.down.shape[1], backbone)
             return
         hidden = width // self.reduction
         if hidden == 0:

@@ -14,7 +14,7 @@ from ...errors import DtrapError
 from ..backbones.base import Backbone, Tower
 from ..chunking import encode_in_chunks
 from ..text_head import ClassPrompts
-from .base import Tuner, warmup_cosine
+from .base import Tuner, another_backbone, warmup_cosine
 
 ClassPosition = Literal["end", "front", "middle"]
 
@@ -89,12 +89,6 @@ def text_weight(backbone: Backbone) -> Tensor:
     return next(backbone.token_embedding.parameters())
 
 
-def check_backbone(tuner: str, attached: Backbone, backbone: Backbone) -> None:
-    """Refuse to attach a tuner that has a backbone to another one."""
-    if attached is not backbone:
-        raise DtrapError(f"{tuner}: this tuner is attached to another backbone; make a new {tuner}() for this one.")
-
-
 class CoOp(Tuner):
     """Context optimisation (Zhou et al. 2022, IJCV): n trained vectors stand where "a photo of a" stands in the prompt.
 
@@ -154,7 +148,8 @@ class CoOp(Tuner):
             DtrapError: This tuner is attached to another backbone, or the tokenizer does not go with placeholders.
         """
         if self._backbones:
-            check_backbone("CoOp", self._backbones[0], backbone)
+            if self._backbones[0] is not backbone:
+                raise another_backbone(self)
             return
         self._placeholder = find_placeholder(backbone)
         if self.initial_words is not None:

@@ -13,7 +13,7 @@ from ...errors import DtrapError
 from ..backbones.base import Backbone, Tower
 from ..chunking import encode_in_chunks
 from ..text_head import ClassPrompts, average_prompts
-from .base import Tuner
+from .base import Tuner, another_backbone
 
 _TOWERS: dict[str, tuple[Tower, ...]] = {"vision": ("vision",), "text": ("text",), "both": ("vision", "text")}
 
@@ -58,10 +58,7 @@ class FullFineTuning(Tuner):
         """
         if self._originals is not None:
             if self._originals != backbone.tower_parameters:
-                raise DtrapError(
-                    "FullFineTuning: this tuner is attached to another backbone; make a new FullFineTuning() for this "
-                    "one."
-                )
+                raise another_backbone(self)
             return
         self._originals = backbone.tower_parameters
         for name, parameter in self._original_parameters().items():

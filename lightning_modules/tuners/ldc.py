@@ -16,7 +16,7 @@ from torch.optim.lr_scheduler import CosineAnnealingLR, LRScheduler
 from ...errors import DtrapError
 from .. import losses
 from ..backbones.base import Backbone, Tower
-from .base import Tuner
+from .base import Tuner, another_backbone
 
 _LEVEL_WEIGHTS = (0.1, 0.2, 0.3, 0.4)
 _VIT_HIDDEN = 2048
@@ -99,7 +99,7 @@ class LDC(Tuner):
         """
         if self._project is not None:
             if self._project != backbone.project_image:
-                raise DtrapError("LDC: this tuner is attached to another backbone; make a new LDC() for this one.")
+                raise another_backbone(self)
             return
         taps, parameter = tapped_modules(backbone), next(backbone.parameters())
         blank = parameter.new_zeros(1, 3, backbone.image_size, backbone.image_size)

@@ -12,7 +12,7 @@ from torch.nn import functional
 from ...errors import DtrapError
 from ..backbones.base import Backbone, Tower
 from ..losses import normalise
-from .base import TaskData, Tuner
+from .base import TaskData, Tuner, check_width
 
 Start = Literal["text", "random"]
 
@@ -54,11 +54,7 @@ class LinearHead(Tuner):
             DtrapError: This tuner is attached to a backbone of another feature width.
         """
         if hasattr(self, "weight"):
-            if self.weight.shape[1] != backbone.feature_dim:
-                raise DtrapError(
-                    f"LinearHead: this head takes features of width {self.weight.shape[1]}, and {backbone.identifier} "
-                    f"gives {backbone.feature_dim}; make a new LinearHead() for this backbone."
-                )
+            check_width(self, self.weight.shape[1], backbone)
             return
         parameter = next(backbone.parameters())
         self.weight = nn.Parameter(parameter.new_empty(0, backbone.feature_dim))

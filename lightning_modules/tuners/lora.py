@@ -15,7 +15,7 @@ from torch import Generator, Tensor, nn
 from ...errors import DtrapError
 from ..backbones.base import Backbone, Tower
 from ..chunking import RowDropout
-from .base import Tuner
+from .base import Tuner, another_backbone
 
 _ADAPTER = "default"
 _LAYERS = {"q": "q_proj", "k": "k_proj", "v": "v_proj", "o": "out_proj"}
@@ -86,7 +86,7 @@ class LoRA(Tuner):
         adapted = {module for module in backbone.modules() if isinstance(module, LoraLayer)}
         if self._layers:
             if not adapted.issuperset(self._layers.values()):
-                raise DtrapError("LoRA: this tuner is attached to another backbone; make a new LoRA() for this one.")
+                raise another_backbone(self)
             return
         if adapted:
             raise DtrapError(

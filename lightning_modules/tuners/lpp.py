@@ -13,7 +13,7 @@ from torch.optim import Optimizer
 from ...errors import DtrapError
 from ..backbones.base import Backbone, Tower
 from ..losses import normalise
-from .base import TaskData, Tuner
+from .base import TaskData, Tuner, check_width
 
 _MOMENTUM = 0.9
 
@@ -111,11 +111,8 @@ class LPPlusPlus(Tuner):
         """
         if not hasattr(self, "weight"):
             self._make_probe(next(backbone.parameters()).detach().new_empty(0, backbone.feature_dim))
-        elif self.weight.shape[1] != backbone.feature_dim:
-            raise DtrapError(
-                f"LPPlusPlus: this probe takes features of width {self.weight.shape[1]}, and {backbone.identifier} "
-                f"gives {backbone.feature_dim}; make a new LPPlusPlus() for this backbone."
-            )
+        else:
+            check_width(self, self.weight.shape[1], backbone)
 
     def _make_probe(self, weight: Tensor) -> None:
         self.weight = nn.Parameter(weight)

@@ -16,8 +16,8 @@ from ...errors import DtrapError
 from ..backbones.base import Backbone, Tower
 from ..chunking import encode_in_chunks
 from ..text_head import ClassPrompts
-from .base import Tuner, warmup_cosine
-from .coop import check_backbone, context_embedding, find_placeholder, text_weight, word_tokens
+from .base import Tuner, another_backbone, warmup_cosine
+from .coop import context_embedding, find_placeholder, text_weight, word_tokens
 
 Hook = Callable[[nn.Module, tuple[Any, ...]], tuple[Any, ...]]
 
@@ -80,7 +80,8 @@ class MaPLe(Tuner):
                 tuner is attached to another backbone.
         """
         if self._backbones:
-            check_backbone("MaPLe", self._backbones[0], backbone)
+            if self._backbones[0] is not backbone:
+                raise another_backbone(self)
             return
         layers = backbone.attention_layers("vision")
         if not layers or not backbone.blocks("vision") or getattr(backbone, "image_entrance", None) is None:

@@ -15,7 +15,7 @@ from torch.optim import SGD, Optimizer
 from ...errors import DtrapError
 from ..backbones.base import Backbone, Tower
 from ..chunking import encode_in_chunks
-from .base import Batch, SteppedModule, TaskData, Tuner
+from .base import Batch, SteppedModule, TaskData, Tuner, check_width
 from .distribution_alignment import confident_rows, diversity_loss, find_partners, information_loss
 
 if TYPE_CHECKING:
@@ -78,11 +78,8 @@ class StepSPT(Tuner):
         Raises:
             DtrapError: The tuner is attached to a backbone of another width.
         """
-        if self._width not in (0, backbone.feature_dim):
-            raise DtrapError(
-                f"StepSPT: this tuner is attached to a backbone of width {self._width}, expected that of "
-                f"{backbone.identifier}, {backbone.feature_dim}; make a new StepSPT() for this one."
-            )
+        if self._width:
+            check_width(self, self._width, backbone)
         self._width = backbone.feature_dim
 
     def _make_head(self, num_classes: int) -> nn.Linear:

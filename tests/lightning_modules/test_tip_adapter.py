@@ -56,15 +56,16 @@ class GoldenData(LightningDataModule):
     def episode_seed(self, purpose):
         return 0
 
-    def support(self):
+    def support_batches(self):
         views = self.arrays["in.train_views"].double()
         count, rows = views.shape[:2]
-        return {
+        batch = {
             "images": views.flatten(0, 1),
             "labels": self.arrays["in.train_labels"].long().repeat(count),
             "view": torch.arange(count).repeat_interleave(rows),
             "sample_id": torch.arange(rows).repeat(count),
         }
+        return [batch]
 
     def train_dataloader(self):
         return DataLoader(self.batches, batch_size=None)
