@@ -9,18 +9,15 @@ from __future__ import annotations
 
 import argparse
 import json
-import resource
 import sys
 
 import psutil
 import torch
-from dtrap.callbacks import StageSwitch
 from dtrap.datamodules.batches import Batch, Batches
 from dtrap.lightning_modules import FewShotClassifier, losses
 from dtrap.lightning_modules.backbones import OpenCLIP
 from dtrap.lightning_modules.tuners import LoRA
-from lightning.pytorch import Trainer
-from measuring import StepClock, in_new_process, verdict
+from measuring import in_new_process, peak_gigabytes, step_seconds, verdict
 from torch import Tensor
 
 WAY, SHOT, VIEWS = 5, 5, 5
@@ -51,19 +48,8 @@ def support_batch() -> Batch:
 
 def measure_step(chunk: int | None, steps: int) -> dict[str, float]:
     """Peak resident memory of this process in GB (10^9 bytes) after `steps` steps, and the fastest step's seconds."""
-    module, clock = build(chunk), StepClock()
-    trainer = Trainer(
-        accelerator="cpu",
-        max_epochs=1,
-        logger=False,
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        callbacks=[StageSwitch(stop=1), clock],
-    )
-    trainer.fit(module, train_dataloaders=Batches([support_batch()] * steps))
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-    return {"gigabytes": peak / 1e9, "seconds": min(clock.seconds)}
+    seconds = step_seconds(build(chunk), train_dataloaders=Batches([support_batch()] * steps))
+    return {"gigabytes": peak_gigabytes(), "seconds": min(seconds)}
 
 
 def measure_gradients(images: int = 7) -> dict[str, float]:

@@ -11,18 +11,16 @@ from __future__ import annotations
 
 import argparse
 import json
-import resource
 import sys
 from collections.abc import Callable
 
 import torch
-from dtrap.callbacks import StageSwitch
 from dtrap.datamodules.batches import Batch, Batches
 from dtrap.lightning_modules import FewShotClassifier
 from dtrap.lightning_modules.backbones import OpenCLIP
 from dtrap.lightning_modules.tuners import CoOp, LoRA, Tuner
-from lightning.pytorch import LightningDataModule, Trainer
-from measuring import StepClock, in_new_process, verdict
+from lightning.pytorch import LightningDataModule
+from measuring import in_new_process, peak_gigabytes, step_seconds, verdict
 from torch import Tensor
 
 WAY, SHOT, VIEWS = 5, 1, 5
@@ -69,22 +67,6 @@ class Support(LightningDataModule):
         return Batches([self.batch] * self.steps)
 
 
-def fit(module: FewShotClassifier, data: Support) -> list[float]:
-    """Seconds of the steps."""
-    clock = StepClock()
-    trainer = Trainer(
-        accelerator="cpu",
-        max_epochs=1,
-        logger=False,
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        callbacks=[StageSwitch(stop=1), clock],
-    )
-    trainer.fit(module, datamodule=data)
-    return clock.seconds
-
-
 def build(tuner: Tuner) -> FewShotClassifier:
     """ViT-B/16 of random weights."""
     torch.manual_seed(0)
@@ -99,7 +81,7 @@ def measure_steps(name: str, steps: int) -> dict[str, float]:
     for way, fixed_views, gradient in (("kept", True, False), ("encoded", False, False), ("through", False, True)):
         module.backbone.model.visual.requires_grad_(gradient)
         count = max(steps, 2) if way != "through" else 1
-        taken = fit(module, Support(WAY, SHOT, VIEWS, count, fixed_views))
+        taken = step_seconds(module, datamodule=Support(WAY, SHOT, VIEWS, count, fixed_views))
         seconds[way] = min(taken[1:] or taken)
         state[way] = {key: value.detach().clone() for key, value in module.tuner.adapter_state().items()}
         module.zero_grad()
@@ -113,8 +95,8 @@ def measure_steps(name: str, steps: int) -> dict[str, float]:
 def measure_memory(classes: int) -> dict[str, float]:
     """Peak resident memory in GB (10^9 bytes) of a process that makes one CoOp step, and seconds of a step."""
     module = build(CoOp())
-    seconds = fit(module, few_images(classes))
-    return {"gigabytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9, "seconds": min(seconds)}
+    seconds = step_seconds(module, datamodule=few_images(classes))
+    return {"gigabytes": peak_gigabytes(), "seconds": min(seconds)}
 
 
 def few_images(classes: int) -> Support:

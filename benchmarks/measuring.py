@@ -6,8 +6,11 @@ import json
 import subprocess
 import sys
 import time
+from pathlib import Path
+from typing import Any
 
-from lightning.pytorch import Callback
+from dtrap.callbacks import StageSwitch
+from lightning.pytorch import Callback, LightningModule, Trainer
 
 
 class StepClock(Callback):
@@ -23,6 +26,31 @@ class StepClock(Callback):
     def on_train_batch_end(self, *_: object) -> None:
         """Stop it."""
         self.seconds.append(time.perf_counter() - self._started)
+
+
+def step_seconds(module: LightningModule, **loaders: Any) -> list[float]:
+    """Seconds of every step of one epoch on the CPU, suppressed to its end, through `Trainer.fit`."""
+    clock = StepClock()
+    trainer = Trainer(
+        accelerator="cpu",
+        max_epochs=1,
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        callbacks=[StageSwitch(stop=1), clock],
+    )
+    trainer.fit(module, **loaders)
+    return clock.seconds
+
+
+def peak_gigabytes() -> float:
+    """Peak resident memory of this program in GB (10^9 bytes); Linux.
+
+    Not `ru_maxrss`, in which the program that started this one counts.
+    """
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith("VmHWM:")) * 1024 / 1e9
 
 
 def in_new_process(script: str, *words: object) -> dict[str, float]:
