@@ -3,6 +3,7 @@
 import torch
 from dtrap.lightning_modules.backbones.base import Backbone
 from torch import nn
+from torch.utils.data import Dataset
 
 
 class FeatureBackbone(Backbone):
@@ -26,3 +27,19 @@ class FeatureBackbone(Backbone):
 
     def tokenize(self, prompts):
         return torch.arange(len(prompts))[:, None]
+
+
+class EpochBatches(Dataset):
+    """The batches of the current epoch, of features [E, rows, D] in the files' order; `epoch` is set from outside."""
+
+    def __init__(self, features, labels, size, *, drop_last):
+        self.features, self.labels, self.size, self.epoch = features, labels, size, 0
+        whole, rest = divmod(features.shape[1], size)
+        self.count = whole + (rest > 0 and not drop_last)
+
+    def __len__(self):
+        return self.count
+
+    def __getitem__(self, number):
+        rows = slice(number * self.size, (number + 1) * self.size)
+        return {"images": self.features[self.epoch, rows], "labels": self.labels[self.epoch, rows]}

@@ -151,3 +151,19 @@ def assert_same_run(golden, module, seen, rename):
     assert state.keys() == golden.values("end.", rename).keys()
     for name, value in golden.values("end.", rename).items():
         torch.testing.assert_close(state[name].detach(), value, rtol=0, atol=1e-8)
+
+
+def tuned(backbone, tuner, names, **settings):
+    """A classifier with the tuner at its start, for classes of these names."""
+    module = FewShotClassifier(backbone, tuner, **settings)
+    module.set_classes(names)
+    module.start_task(0)
+    return module
+
+
+def randomised(tuner, scale, seed=1):
+    """Put normal values of this standard deviation into the tuner."""
+    generator = torch.Generator().manual_seed(seed)
+    tuner.load_adapter_state(
+        {k: scale * torch.randn(v.shape, generator=generator) for k, v in tuner.adapter_state().items()}
+    )

@@ -1,6 +1,7 @@
 """KeepBest: the state of the best validation is the one that remains."""
 
 import pytest
+import quiet
 import torch
 from dtrap.callbacks import KeepBest
 from dtrap.datamodules import ShapesDataModule
@@ -10,14 +11,7 @@ from dtrap.lightning_modules import FewShotClassifier
 from lightning.pytorch import Callback, LightningModule, Trainer
 from torch.utils.data import DataLoader
 
-QUIET = {
-    "accelerator": "cpu",
-    "logger": False,
-    "enable_progress_bar": False,
-    "enable_model_summary": False,
-    "enable_checkpointing": False,
-    "num_sanity_val_steps": 1,
-}
+QUIET = quiet.QUIET | {"num_sanity_val_steps": 1}
 
 
 class States(Callback):

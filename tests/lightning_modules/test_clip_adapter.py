@@ -8,33 +8,13 @@ from dtrap.datamodules.views import Preprocessing
 from dtrap.errors import DtrapError
 from dtrap.lightning_modules import FewShotClassifier, Objective
 from dtrap.lightning_modules.tuners.clip_adapter import CLIPAdapter
-from feature_backbone import FeatureBackbone
+from feature_backbone import EpochBatches, FeatureBackbone
 from lightning.pytorch import Callback, Trainer
+from quiet import QUIET
 from reference_files import golden
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader
 
 IMAGES = torch.randn(3, 3, 32, 32, generator=torch.Generator().manual_seed(0))
-QUIET = {
-    "accelerator": "cpu",
-    "logger": False,
-    "enable_checkpointing": False,
-    "enable_progress_bar": False,
-    "enable_model_summary": False,
-}
-
-
-class Batches(Dataset):
-    """The batches of the current epoch, of features [E, rows, D]."""
-
-    def __init__(self, features, labels, batch_size):
-        self.features, self.labels, self.size, self.epoch = features, labels, batch_size, 0
-
-    def __len__(self):
-        return self.features.shape[1] // self.size
-
-    def __getitem__(self, number):
-        rows = slice(number * self.size, (number + 1) * self.size)
-        return {"images": self.features[self.epoch, rows], "labels": self.labels[self.epoch, rows]}
 
 
 class Seen(Callback):
@@ -74,7 +54,9 @@ def test_the_authors_run_is_repeated():
     tuner = CLIPAdapter(settings["ratio"], settings["reduction"])
     module = FewShotClassifier(FeatureBackbone(arrays["in.text_features"]), tuner, objective)
     module.set_classes([str(number) for number in range(settings["way"])])
-    batches = Batches(arrays["in.train_features"].double(), arrays["in.train_labels"].long(), settings["batch_size"])
+    batches = EpochBatches(
+        arrays["in.train_features"].double(), arrays["in.train_labels"].long(), settings["batch_size"], drop_last=True
+    )
     start = {name: arrays[f"in.start.{name}"].double() for name in ("down", "up")}
     seen = Seen(start, batches, arrays["in.test_features"].double())
     trainer = Trainer(precision="64-true", max_epochs=settings["epochs"], callbacks=[seen], **QUIET)

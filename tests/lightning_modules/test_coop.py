@@ -1,5 +1,6 @@
 """CoOp: where its vectors stand, how it starts, what it leaves alone; the authors' run repeated."""
 
+import prompt_learning_runs as runs
 import pytest
 import torch
 from dtrap.errors import DtrapError
@@ -24,17 +25,11 @@ def clip(tmp_path_factory):
 
 
 def tuned(backbone, tuner, names=NAMES, **settings):
-    module = FewShotClassifier(backbone, tuner, **settings)
-    module.set_classes(names)
-    module.start_task(0)
-    return module
+    return runs.tuned(backbone, tuner, names, **settings)
 
 
 def randomised(tuner, seed=1):
-    generator = torch.Generator().manual_seed(seed)
-    tuner.load_adapter_state(
-        {k: 0.1 * torch.randn(v.shape, generator=generator) for k, v in tuner.adapter_state().items()}
-    )
+    runs.randomised(tuner, 0.1, seed)
 
 
 def images(backbone):

@@ -11,15 +11,8 @@ from dtrap.lightning_modules.losses import anti_visual_loss, cosines, cross_moda
 from dtrap.lightning_modules.tuners import LoRA, Tuner
 from layouts import make_eurosat
 from lightning.pytorch import Callback, LightningModule, Trainer
+from quiet import QUIET
 from torch.utils.data import DataLoader, IterableDataset
-
-QUIET = {
-    "accelerator": "cpu",
-    "logger": False,
-    "enable_progress_bar": False,
-    "enable_model_summary": False,
-    "enable_checkpointing": False,
-}
 
 
 @pytest.fixture

@@ -11,14 +11,8 @@ from dtrap.lightning_modules.image_cache import FrozenImageFeatures
 from dtrap.lightning_modules.tuners import LoRA, StepSPT, TipAdapterF
 from layouts import make_eurosat
 from lightning.pytorch import Trainer
+from quiet import QUIET
 
-QUIET = {
-    "accelerator": "cpu",
-    "logger": False,
-    "enable_progress_bar": False,
-    "enable_model_summary": False,
-    "enable_checkpointing": False,
-}
 PLAIN = {"anti_visual_weight": 0.0, "relation_weight": 0.0}
 
 

@@ -1,6 +1,7 @@
 """Where batches come from: a data module, other loaders after it, shuffled, endless or several validation loaders."""
 
 import pytest
+import quiet
 import torch
 from dtrap.callbacks import KeepBest, StageSwitch
 from dtrap.datamodules import ShapesDataModule
@@ -11,14 +12,7 @@ from dtrap.lightning_modules.tuners import LDC, CLIPAdapter, CoOp, LoRA, LPPlusP
 from lightning.pytorch import Trainer
 from torch.utils.data import DataLoader, IterableDataset
 
-QUIET = {
-    "accelerator": "cpu",
-    "logger": False,
-    "enable_progress_bar": False,
-    "enable_model_summary": False,
-    "enable_checkpointing": False,
-    "num_sanity_val_steps": 0,
-}
+QUIET = quiet.QUIET | {"num_sanity_val_steps": 0}
 pytestmark = pytest.mark.filterwarnings("ignore")
 
 

@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+import quiet
 import torch
 from dtrap.callbacks import KeepBest, StageSwitch
 from dtrap.datamodules import ShapesDataModule
@@ -17,14 +18,7 @@ from torch import nn
 from torch.utils.data import DataLoader
 
 IMAGES = torch.randn(3, 3, 32, 32, generator=torch.Generator().manual_seed(0))
-QUIET = {
-    "accelerator": "cpu",
-    "logger": False,
-    "enable_checkpointing": False,
-    "enable_progress_bar": False,
-    "enable_model_summary": False,
-    "num_sanity_val_steps": 0,
-}
+QUIET = quiet.QUIET | {"num_sanity_val_steps": 0}
 
 
 class Seen(Callback):

@@ -16,17 +16,11 @@ from dtrap.lightning_modules.tuners.base import TaskData
 from dtrap.lightning_modules.tuners.stepspt import StepSPT
 from layouts import make_eurosat
 from lightning.pytorch import Callback, LightningDataModule, Trainer
+from quiet import QUIET
 from safetensors.torch import save_file
 from torch import Generator
 from torch.utils.data import DataLoader
 
-QUIET = {
-    "accelerator": "cpu",
-    "logger": False,
-    "enable_progress_bar": False,
-    "enable_model_summary": False,
-    "enable_checkpointing": False,
-}
 WAY, SHOT, QUERIES, VIEWS = 3, 2, 4, 2
 
 

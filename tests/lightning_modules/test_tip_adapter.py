@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+import quiet
 import reference_files
 import torch
 from dtrap.callbacks import KeepBest, StageSwitch
@@ -11,34 +12,13 @@ from dtrap.errors import DtrapError
 from dtrap.lightning_modules import FewShotClassifier, Objective
 from dtrap.lightning_modules.tuners.base import TaskData
 from dtrap.lightning_modules.tuners.tip_adapter import TipAdapter, TipAdapterF
-from feature_backbone import FeatureBackbone
+from feature_backbone import EpochBatches, FeatureBackbone
 from lightning.pytorch import Callback, LightningDataModule, Trainer
 from torch import nn
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader
 
 IMAGES = torch.randn(3, 3, 32, 32, generator=torch.Generator().manual_seed(0))
-QUIET = {
-    "accelerator": "cpu",
-    "logger": False,
-    "enable_checkpointing": False,
-    "enable_progress_bar": False,
-    "enable_model_summary": False,
-    "num_sanity_val_steps": 0,
-}
-
-
-class Batches(Dataset):
-    """The batches of the current epoch of Tip-Adapter-F, the last one smaller."""
-
-    def __init__(self, features, labels, size):
-        self.features, self.labels, self.size, self.epoch = features, labels, size, 0
-
-    def __len__(self):
-        return -(-self.features.shape[1] // self.size)
-
-    def __getitem__(self, number):
-        rows = slice(number * self.size, (number + 1) * self.size)
-        return {"images": self.features[self.epoch, rows], "labels": self.labels[self.epoch, rows]}
+QUIET = quiet.QUIET | {"num_sanity_val_steps": 0}
 
 
 class GoldenData(LightningDataModule):
@@ -51,7 +31,7 @@ class GoldenData(LightningDataModule):
         self.arrays, self.validation = arrays, validation
         self.class_names, self.template = [str(k) for k in range(settings["way"])], ["a {}.", "the {}."]
         features, labels = arrays["in.train_f_features"].double(), arrays["in.train_f_labels"].long()
-        self.batches = Batches(features, labels, settings["tip_f"]["batch_size"])
+        self.batches = EpochBatches(features, labels, settings["tip_f"]["batch_size"], drop_last=False)
 
     def episode_seed(self, purpose):
         return 0

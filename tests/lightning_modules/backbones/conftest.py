@@ -1,10 +1,15 @@
 import copy
 import json
+import shutil
+import socket
+import time
 
 import open_clip
 import pytest
 import torch
+from dtrap.lightning_modules.backbones import hub
 from safetensors.torch import save_file
+from small_backbones import SMALL
 
 TINY = {
     "embed_dim": 24,
@@ -93,3 +98,41 @@ def word_tokenizer(tmp_path):
         tokenizer_object=tokenizer, pad_token="<pad>", eos_token="<eos>", unk_token="<unk>"
     ).save_pretrained(folder)
     return str(folder)
+
+
+@pytest.fixture(scope="session")
+def folders(tmp_path_factory):
+    """A folder of each family: `clip` and `siglip`."""
+    folder = tmp_path_factory.mktemp("transformers")
+    makers = SMALL["transformers CLIP"], SMALL["transformers SigLIP2"]
+    for name, make in zip(("clip", "siglip"), makers, strict=True):
+        make(folder / name)
+    return folder
+
+
+@pytest.fixture(params=["clip", "siglip"])
+def folder(folders, request):
+    return folders / request.param
+
+
+@pytest.fixture
+def copied(folder, tmp_path):
+    """A copy of the folder, to be spoiled."""
+    return shutil.copytree(folder, tmp_path / folder.name)
+
+
+def change(path, **values):
+    path.write_text(json.dumps(json.loads(path.read_text()) | values))
+
+
+@pytest.fixture(params=["hangs", "refuses"])
+def no_network(monkeypatch, request):
+    def blocked(*arguments, **options):
+        if request.param == "hangs":
+            time.sleep(20)
+        raise OSError("the network is blocked")
+
+    monkeypatch.setattr(socket, "getaddrinfo", blocked)
+    monkeypatch.setattr(socket, "create_connection", blocked)
+    if request.param == "hangs":
+        monkeypatch.setattr(hub, "ANSWER_SECONDS", hub.ANSWER_SECONDS / 4)

@@ -3,7 +3,6 @@ import http.server
 import os
 import pickle
 import shutil
-import socket
 import subprocess
 import sys
 import threading
@@ -236,19 +235,6 @@ def within_five_seconds(action, message):
     with pytest.raises(DtrapError, match=message):
         action()
     assert time.perf_counter() - start < 5
-
-
-@pytest.fixture(params=["hangs", "refuses"])
-def no_network(monkeypatch, request):
-    def blocked(*arguments, **options):
-        if request.param == "hangs":
-            time.sleep(20)
-        raise OSError("the network is blocked")
-
-    monkeypatch.setattr(socket, "getaddrinfo", blocked)
-    monkeypatch.setattr(socket, "create_connection", blocked)
-    if request.param == "hangs":
-        monkeypatch.setattr(hub, "ANSWER_SECONDS", hub.ANSWER_SECONDS / 4)
 
 
 @pytest.mark.usefixtures("no_network")

@@ -1,7 +1,6 @@
 """CLIP and SigLIP2 of transformers: the library's own features and tokens, adapters, and what tuners hook into."""
 
 import copy
-import json
 import re
 import shutil
 
@@ -16,31 +15,10 @@ from dtrap.lightning_modules.tuners import LoRA
 from safetensors.torch import load_file, save_file
 from small_backbones import SMALL
 
-from .conftest import write_config
+from .conftest import change, write_config
 
 PROMPTS = ["a photo of a sea or lake", "a drawing of a Cat"]
-MAKERS = [SMALL["transformers CLIP"], SMALL["transformers SigLIP2"]]
 IMAGES = torch.randn(3, 3, 32, 32, generator=torch.Generator().manual_seed(0))
-
-
-@pytest.fixture(scope="session")
-def folders(tmp_path_factory):
-    """A folder of each family: `clip` and `siglip`."""
-    folder = tmp_path_factory.mktemp("transformers")
-    for name, make in zip(("clip", "siglip"), MAKERS, strict=True):
-        make(folder / name)
-    return folder
-
-
-@pytest.fixture(params=["clip", "siglip"])
-def folder(folders, request):
-    return folders / request.param
-
-
-@pytest.fixture
-def copied(folder, tmp_path):
-    """A copy of the folder, to be spoiled."""
-    return shutil.copytree(folder, tmp_path / folder.name)
 
 
 def library_model(folder):
@@ -50,10 +28,6 @@ def library_model(folder):
 def features(output):
     """Of either kind: transformers 5 wraps them."""
     return output if isinstance(output, torch.Tensor) else output.pooler_output
-
-
-def change(path, **values):
-    path.write_text(json.dumps(json.loads(path.read_text()) | values))
 
 
 @torch.no_grad()

@@ -3,7 +3,6 @@
 import http.server
 import json
 import shutil
-import socket
 import threading
 import time
 from pathlib import Path
@@ -15,35 +14,12 @@ import torch
 import transformers
 from dtrap.errors import DtrapError
 from dtrap.lightning_modules.backbones import Transformers, hub
-from small_backbones import SMALL, clip_config, gemma_tokenizer, save_transformers, siglip_config
+from small_backbones import clip_config, gemma_tokenizer, save_transformers, siglip_config
+
+from .conftest import change
 
 PROMPTS = ["a photo of a sea or lake", "a drawing of a Cat"]
-MAKERS = [SMALL["transformers CLIP"], SMALL["transformers SigLIP2"]]
 IMAGES = torch.randn(3, 3, 32, 32, generator=torch.Generator().manual_seed(0))
-
-
-@pytest.fixture(scope="session")
-def folders(tmp_path_factory):
-    """A folder of each family: `clip` and `siglip`."""
-    folder = tmp_path_factory.mktemp("transformers")
-    for name, make in zip(("clip", "siglip"), MAKERS, strict=True):
-        make(folder / name)
-    return folder
-
-
-@pytest.fixture(params=["clip", "siglip"])
-def folder(folders, request):
-    return folders / request.param
-
-
-@pytest.fixture
-def copied(folder, tmp_path):
-    """A copy of the folder, to be spoiled."""
-    return shutil.copytree(folder, tmp_path / folder.name)
-
-
-def change(path, **values):
-    path.write_text(json.dumps(json.loads(path.read_text()) | values))
 
 
 def test_random_weights_need_the_config_alone(folder, tmp_path):
@@ -142,19 +118,6 @@ def test_wrong_tokenizers_are_named(folders, tmp_path):
 def test_neither_folder_nor_repository(name):
     with pytest.raises(DtrapError, match=f"'{name}'.*neither a folder.*nor a repository"):
         Transformers(name)
-
-
-@pytest.fixture(params=["hangs", "refuses"])
-def no_network(monkeypatch, request):
-    def blocked(*arguments, **options):
-        if request.param == "hangs":
-            time.sleep(20)
-        raise OSError("the network is blocked")
-
-    monkeypatch.setattr(socket, "getaddrinfo", blocked)
-    monkeypatch.setattr(socket, "create_connection", blocked)
-    if request.param == "hangs":
-        monkeypatch.setattr(hub, "ANSWER_SECONDS", hub.ANSWER_SECONDS / 4)
 
 
 @pytest.mark.usefixtures("no_network")
