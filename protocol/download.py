@@ -22,6 +22,7 @@ from rich.filesize import decimal
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
 
 from ..errors import DtrapError
+from .terminal import say
 
 BLOCK = 1 << 20
 SECONDS_BETWEEN_LINES = 30.0
@@ -69,7 +70,7 @@ def download(
     try:
         _download_part(url, part, console, size, tries, timeout, wait)
     except KeyboardInterrupt:
-        _say(console, f"Stopped. {part.path} holds {decimal(part.length())}; the same command goes on from there.")
+        say(console, f"Stopped. {part.path} holds {decimal(part.length())}; the same command goes on from there.")
         raise
     fault = difference(part.path, checksum, size)
     if fault:
@@ -309,8 +310,4 @@ class _Transfer:
             self.say(decimal(self.done) + (f" of {decimal(self.total)}" if self.total else ""))
 
     def say(self, text: str) -> None:
-        _say(self.console, f"{self.name}: {text}")
-
-
-def _say(console: Console, text: str) -> None:
-    console.print(text, markup=False, highlight=False, soft_wrap=True)
+        say(self.console, f"{self.name}: {text}")

@@ -15,6 +15,7 @@ from . import sources
 from .archives import extract
 from .download import download
 from .sources import COOP_PAGE, RemoteFile, Source
+from .terminal import say
 
 DOWNLOADS = "downloads"
 
@@ -51,9 +52,9 @@ def fetch(name: str, root: Path, console: Console) -> int:
                 _bring(console, file, root)
     except Timeout:
         raise DtrapError(f"Another process is downloading {source.title} to {root}. Wait for it.") from None
-    _say(console, f"{source.title} is in {root / source.folder}.")
+    say(console, f"{source.title} is in {root / source.folder}.")
     if any((root / DOWNLOADS / _name(file)).exists() for file in source.files):
-        _say(console, f"Its archives in {root / DOWNLOADS} are no longer needed.")
+        say(console, f"Its archives in {root / DOWNLOADS} are no longer needed.")
     _companions(console, source, root)
     return 0
 
@@ -67,24 +68,24 @@ def _find(name: str) -> Source:
 
 
 def _show(console: Console, source: Source, root: Path) -> None:
-    _say(console, source.title)
-    _say(console, f"  source:  {source.page}")
+    say(console, source.title)
+    say(console, f"  source:  {source.page}")
     for file in source.files:
-        _say(console, f"           {file.url}")
-    _say(console, f"  licence: {source.licence}")
+        say(console, f"           {file.url}")
+    say(console, f"  licence: {source.licence}")
     unpacked = "; about twice that on disk while the archives are kept" if source.files else ""
-    _say(console, f"  size:    {source.size}{unpacked}")
-    _say(console, f"  target:  {root / source.folder}")
+    say(console, f"  size:    {source.size}{unpacked}")
+    say(console, f"  target:  {root / source.folder}")
 
 
 def _by_hand(console: Console, source: Source, root: Path) -> int:
     if any((root / path).exists() for path in source.present):
-        _say(console, f"{root / source.folder} is there; nothing was downloaded. `dtrap data check` looks into it.")
+        say(console, f"{root / source.folder} is there; nothing was downloaded. `dtrap data check` looks into it.")
         _companions(console, source, root)
         return 0
-    _say(console, "Nothing was downloaded: this set has to be brought by hand.")
+    say(console, "Nothing was downloaded: this set has to be brought by hand.")
     for line in source.by_hand:
-        _say(console, line.replace("{root}", shlex.quote(str(root))))
+        say(console, line.replace("{root}", shlex.quote(str(root))))
     _companions(console, source, root)
     return 1
 
@@ -92,15 +93,15 @@ def _by_hand(console: Console, source: Source, root: Path) -> int:
 def _bring(console: Console, file: RemoteFile, root: Path) -> None:
     place = root / file.makes
     if place.exists():
-        _say(console, f"{place} is there already and is left alone.")
+        say(console, f"{place} is there already and is left alone.")
         return
     archive = root / DOWNLOADS / _name(file) if file.archive else place
     if file.checksum is None:
         compared = f"only its size of {file.size} bytes is compared" if file.size else "its contents are not compared"
-        _say(console, f"{_name(file)}: nobody publishes a checksum; {compared}.")
+        say(console, f"{_name(file)}: nobody publishes a checksum; {compared}.")
     download(file.url, archive, console, checksum=file.checksum, size=file.size)
     if file.archive:
-        _say(console, f"{_name(file)}: unpacking")
+        say(console, f"{_name(file)}: unpacking")
         with console.status(f"unpacking {_name(file)}"):
             _unpack(file, archive, place)
 
@@ -127,16 +128,12 @@ def _companions(console: Console, source: Source, root: Path) -> None:
     """Small files of CoOp's that are still to be put into the folder by hand."""
     missing = [name for name in source.companions if not (root / source.folder / name).exists()]
     if missing:
-        _say(console, f"Still to do by hand: {' and '.join(missing)} from CoOp's page ({COOP_PAGE}) to")
+        say(console, f"Still to do by hand: {' and '.join(missing)} from CoOp's page ({COOP_PAGE}) to")
         for name in missing:
-            _say(console, f"  {root / source.folder / name}")
+            say(console, f"  {root / source.folder / name}")
         if any(name.startswith("split_zhou") for name in missing):
-            _say(console, "Numbers compare with CoOp's and CLIP-LoRA's only with their split.")
+            say(console, "Numbers compare with CoOp's and CLIP-LoRA's only with their split.")
 
 
 def _name(file: RemoteFile) -> str:
     return PurePosixPath(file.url).name
-
-
-def _say(console: Console, text: str) -> None:
-    console.print(text, markup=False, highlight=False, soft_wrap=True)

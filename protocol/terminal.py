@@ -23,6 +23,11 @@ class CommandParser(argparse.ArgumentParser):
         raise DtrapError(f"{self.prog.removeprefix('dtrap ')}: {message}. See {self.prog} --help.")
 
 
+def say(console: Console, text: str) -> None:
+    """Print a text as it is: not wrapped, without markup and colours."""
+    console.print(text, markup=False, highlight=False, soft_wrap=True)
+
+
 def print_table(table: Table, console: Console) -> None:
     """Print a table whose lines are neither cut nor wrapped, whatever the width of the console, without colours."""
     wide = Console(file=io.StringIO(), width=TABLE_WIDTH, color_system=None)
