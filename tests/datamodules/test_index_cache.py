@@ -51,6 +51,10 @@ def new_class(root):
     (root / "cls_99" / "a.jpg").write_bytes(b"")
 
 
+def fill_empty(root):
+    (root / "empty" / "a.jpg").write_bytes(b"")
+
+
 def rename_class(root):
     (root / "cls_00").rename(root / "cls_zero")
 
@@ -59,9 +63,10 @@ def table(root):
     (root / "names.txt").write_text("x")
 
 
-@pytest.mark.parametrize("change", [touch_new, remove, new_class, rename_class, table])
+@pytest.mark.parametrize("change", [touch_new, remove, new_class, fill_empty, rename_class, table])
 def test_a_changed_folder_is_listed_again(tmp_path, scans, read, change):
     root = make_folder(tmp_path / "photos", counts=(3, 2, 4))
+    (root / "empty").mkdir()
     read(root)
     change(root)
     for entry in (root, *root.iterdir()):  # on file systems with coarse times

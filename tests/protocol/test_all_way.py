@@ -117,6 +117,73 @@ def test_a_checkpoint_of_another_config_is_not_gone_on_from(dtrap, root, tmp_pat
     assert len(calls) == 6 + 12
 
 
+def test_a_stop_after_the_last_step_and_a_damaged_checkpoint_begin_again_where_they_must(
+    dtrap, root, tmp_path, monkeypatch
+):
+    """What ends a fit, here KeepBest, is not left out by going on after the last step."""
+    (tmp_path / "keep.yaml").write_text("trainer:\n  callbacks:\n    - class_path: dtrap.callbacks.KeepBest\n")
+    more = ["--config", "keep.yaml", "--data.all_way.seeds", "[1]", "--data.all_way.validation", "true"]
+    more += ["--data.shot", 2, "--protocol.checkpoint_every", 2]
+    assert dtrap(*words(root, "whole", *more))[0] == 0
+    original, tests = FewShotClassifier.on_test_epoch_start, []
+
+    def start(self):
+        tests.append(1)
+        if len(tests) == 2:
+            raise KeyboardInterrupt
+        original(self)
+
+    monkeypatch.setattr(FewShotClassifier, "on_test_epoch_start", start)
+    for folder, damaged in (("stopped", False), ("damaged", True)):
+        tests.clear()
+        assert dtrap(*words(root, folder, *more))[0] == 130
+        (checkpoint,) = (tmp_path / folder / "checkpoints").iterdir()
+        if damaged:
+            checkpoint.write_bytes(b"")
+        status, _, err = dtrap(*words(root, folder, *more))
+        assert status == 0, err
+        assert results(tmp_path / "whole") == results(tmp_path / folder)
+        for a, b in zip(adapters(tmp_path / "whole"), adapters(tmp_path / folder), strict=True):
+            assert all(torch.equal(a[name], b[name]) for name in a)
+
+
+def test_a_checkpoint_is_not_written_amid_an_accumulated_gradient(dtrap, root, tmp_path, monkeypatch):
+    more = ["--data.all_way.seeds", "[1]", "--protocol.checkpoint_every", 1, "--trainer.accumulate_grad_batches", 2]
+    assert dtrap(*words(root, "whole", *more))[0] == 0
+    original, calls = FewShotClassifier.training_step, []
+
+    def step(self, batch, batch_idx):
+        calls.append(1)
+        if len(calls) == 4:
+            raise KeyboardInterrupt
+        return original(self, batch, batch_idx)
+
+    monkeypatch.setattr(FewShotClassifier, "training_step", step)
+    assert dtrap(*words(root, "stopped", *more))[0] == 130
+    status, _, err = dtrap(*words(root, "stopped", *more))
+    assert status == 0, err
+    assert len(calls) == 4 + 12 - 2
+    assert results(tmp_path / "whole") == results(tmp_path / "stopped")
+    for a, b in zip(adapters(tmp_path / "whole"), adapters(tmp_path / "stopped"), strict=True):
+        assert all(torch.equal(a[name], b[name]) for name in a)
+
+
+def test_a_run_may_be_overwritten_from_its_own_subset(dtrap, root, tmp_path):
+    more = ["--data.shot", 2, "--data.all_way.seeds", "[1]", "--trainer.max_epochs", 1]
+    assert dtrap(*words(root, "run", *more))[0] == 0
+    before = (tmp_path / "run" / "subset.json").read_text()
+    again = ["--data.all_way.subset", "run/subset.json", "--protocol.overwrite", "true"]
+    status, _, err = dtrap(*words(root, "run", *more, *again))
+    assert status == 0, err
+    assert (tmp_path / "run" / "subset.json").read_text() == before
+
+
+def test_a_tuner_that_needs_the_whole_support_is_refused(dtrap, root):
+    status, _, err = dtrap(*words(root, "run", "--data.shot", 2, "--config", "tuners/stepspt.yaml"))
+    assert status == 2
+    assert "the all-way protocol streams mini-batches" in err
+
+
 def data(root, **settings):
     shot = settings.pop("shot", 2)
     return EuroSATDataModule(root, shot=shot, all_way=AllWay(**settings))
@@ -185,10 +252,22 @@ def test_validation_is_offered_only_where_it_is_asked_for(root):
     assert sum(len(batch["labels"]) for batch in module.val_dataloader()) == 20
 
 
+def twice(images):
+    images[1] = images[0]
+
+
+def swap(classes):
+    classes["Forest"], classes["River"] = classes["River"], classes["Forest"]
+
+
 @pytest.mark.parametrize(
     ("change", "told"),
     [
         (lambda c: c.update(format="other"), "Expected the format dtrap-subset/1"),
+        (lambda c: c.update(shot=4), "its shot is 4, that of the data 2"),
+        (lambda c: c.update(set="ISIC"), "its set is 'ISIC', that of the data 'EuroSAT'"),
+        (lambda c: twice(c["seeds"]["1"]["train"]["Forest"]), "named twice"),
+        (lambda c: swap(c["seeds"]["1"]["train"]), "of another class"),
         (lambda c: c["seeds"].pop("1"), "no '1' in it"),
         (lambda c: c["seeds"]["1"]["train"].pop("Forest"), r"classes are not those of EuroSAT, such as \['Forest'\]"),
         (lambda c: c["seeds"]["1"]["val"]["Forest"].append("0/Forest/nowhere.jpg"), "nowhere.jpg' of class 'Forest'"),
