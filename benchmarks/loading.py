@@ -21,8 +21,9 @@ from typing import Any
 import numpy as np
 import torch
 from dtrap.datamodules import EuroSATDataModule
-from dtrap.datamodules.all_way import AllWay, Streamed, Subset, stream_steps
+from dtrap.datamodules.all_way import AllWay, Streamed, stream_steps
 from dtrap.datamodules.eurosat import CLASS_NAMES
+from dtrap.datamodules.subset import Subset
 from dtrap.datamodules.views import CLIP_MEAN, CLIP_STD
 from measuring import verdict
 from PIL import Image
@@ -103,7 +104,7 @@ def build(root: Path) -> tuple[Streamed, DataLoader[tuple[Tensor, int]]]:
     index = EuroSATDataModule(root).index
     steps = len(index.paths) // BATCH
     data = EuroSATDataModule(root, shot=steps, num_workers=WORKERS, all_way=AllWay([1], BATCH))
-    ours = stream_steps(data, Subset([found.tolist() for found in data.positions], [], []), data.all_way)
+    ours = stream_steps(data, Subset([], [found.tolist() for found in data.positions], [], []), data.all_way)
     files = PlainFiles(index.paths, index.labels)
     return ours, DataLoader(files, BATCH, shuffle=True, num_workers=WORKERS, drop_last=True)
 

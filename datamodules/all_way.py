@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import count
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
@@ -19,14 +17,13 @@ from torchvision.transforms import InterpolationMode
 from ..errors import DtrapError
 from .batches import Batch
 from .images import ImageError
+from .subset import Subset
 
 if TYPE_CHECKING:
     from .few_shot import FewShotDataModule
 
-SUBSET_FORMAT = "dtrap-subset/1"
-MOST_VALIDATION = 4
 TEST_BATCH = 128
-_SUBSET, _STREAM = 10, 11  # what numbers are drawn for, beside those of an episode
+_STREAM = 11  # what numbers are drawn for, beside those of an episode
 
 
 @dataclass
@@ -39,14 +36,12 @@ class AllWay:
         batch_size: Images of a training step.
         augmentation: "crop" is RandomResizedCrop (scale 0.08 to 1, bicubic) and a horizontal flip, anew in every step;
             "plain" the plain view.
-        subset: A JSON file with the images of every seed, as a run leaves it, in place of drawn ones.
         validation: Whether there is a validation loader, of min(K, 4) images per class.
     """
 
     seeds: list[int] = field(default_factory=lambda: [1, 2, 3])
     batch_size: int = 32
     augmentation: Literal["crop", "plain"] = "crop"
-    subset: str | None = None
     validation: bool = False
 
     def __post_init__(self) -> None:
@@ -56,117 +51,6 @@ class AllWay:
             raise DtrapError(f"all_way.batch_size is {self.batch_size}; expected at least 1.")
         if self.augmentation not in ("crop", "plain"):
             raise DtrapError(f"all_way.augmentation is {self.augmentation!r}; expected 'crop' or 'plain'.")
-
-
-@dataclass(frozen=True)
-class Subset:
-    """Positions in the index of one seed's images, a list for each class.
-
-    Attributes:
-        train: K images of each class, fewer where it has fewer.
-        val: min(K, 4) images.
-        test: The published test split, or all that is left.
-    """
-
-    train: list[list[int]]
-    val: list[list[int]]
-    test: list[list[int]]
-
-
-def draw_subset(data: FewShotDataModule, seed: int) -> Subset:
-    """The images of a seed. A class's images do not depend on the other classes."""
-    published = data.index.splits is not None
-    names = ("train", "val", "test")
-    parts = {name: data.positions_in(name) if published else data.positions for name in names}
-    held = min(data.shot, MOST_VALIDATION)
-    subset = Subset([], [], [])
-    for label in range(len(data.index.class_names)):
-        rng = np.random.default_rng(np.random.SeedSequence(seed, spawn_key=(_SUBSET, label)))
-        train = rng.permutation(parts["train"][label])
-        subset.train.append(train[: data.shot].tolist())
-        if published:
-            held_out = rng.permutation(parts["val"][label])[:held].tolist()
-            # ImageNet has no such split: the next training images.
-            subset.val.append(held_out or train[data.shot : data.shot + held].tolist())
-            subset.test.append(parts["test"][label].tolist())
-        else:
-            subset.val.append(train[data.shot : data.shot + held].tolist())
-            subset.test.append(np.sort(train[data.shot + held :]).tolist())
-    return subset
-
-
-def subset_content(data: FewShotDataModule, subsets: Mapping[int, Subset]) -> dict[str, Any]:
-    """What a subset file holds: the relative paths of training and validation images per seed and class."""
-    names, relative = data.index.class_names, data.index.relative
-    seeds = {
-        str(seed): {
-            part: {
-                name: [relative(position) for position in positions]
-                for name, positions in zip(names, getattr(subset, part), strict=True)
-            }
-            for part in ("train", "val")
-        }
-        for seed, subset in subsets.items()
-    }
-    return {"format": SUBSET_FORMAT, "set": data.title, "shot": data.shot, "seeds": seeds}
-
-
-def read_subset(data: FewShotDataModule, path: Path, seed: int) -> Subset:
-    """The images of a seed that a file names, in its order; all others of the test split are the test.
-
-    Raises:
-        DtrapError: It is no such file, lacks the seed, or names classes or images that the data do not have.
-    """
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-        if content["format"] != SUBSET_FORMAT:
-            raise ValueError(f"format is {content['format']!r}")
-        for name, value in (("set", data.title), ("shot", data.shot)):
-            if content[name] != value:
-                raise ValueError(f"its {name} is {content[name]!r}, that of the data {value!r}")
-        parts = content["seeds"][str(seed)]
-        chosen = {part: {str(name): list(files) for name, files in parts[part].items()} for part in ("train", "val")}
-    except KeyError as error:
-        raise DtrapError(f"subset {path}: no {error} in it. Expected the file of a run with these seeds.") from error
-    except (OSError, ValueError, TypeError, AttributeError) as error:
-        raise DtrapError(f"subset {path}: not a subset file ({error}). Expected the format {SUBSET_FORMAT}.") from error
-    index = data.index
-    known = {index.relative(position): position for position in range(len(index.paths))}
-    positions: dict[str, list[list[int]]] = {}
-    for part, classes in chosen.items():
-        if sorted(classes) != sorted(index.class_names):
-            odd = sorted(set(classes) ^ set(index.class_names))
-            raise DtrapError(f"subset {path}: its classes are not those of {data.title}, such as {odd[:1]}.")
-        for name, files in classes.items():
-            lost = [file for file in files if file not in known]
-            if lost:
-                raise DtrapError(
-                    f"subset {path}: image {lost[0]!r} of class {name!r} is not under {data.root} ({len(lost)} in all "
-                    "of this class). Use the data that the subset was drawn from."
-                )
-        positions[part] = [[known[file] for file in classes[name]] for name in index.class_names]
-    _check_labels(data, path, positions)
-    used = {position for part in positions.values() for of_class in part for position in of_class}
-    rest = data.positions_in("test") if index.splits is not None else data.positions
-    test = [[position for position in of_class.tolist() if position not in used] for of_class in rest]
-    return Subset(positions["train"], positions["val"], test)
-
-
-def _check_labels(data: FewShotDataModule, path: Path, positions: Mapping[str, list[list[int]]]) -> None:
-    """Refuse images of other classes, named twice, or of the published test split; raises a DtrapError."""
-    index, seen = data.index, set()
-    for of_part in positions.values():
-        for label, images in enumerate(of_part):
-            for position in images:
-                wrong = index.labels[position] != label
-                tested = index.splits is not None and index.splits[position] == "test"
-                if wrong or tested or position in seen:
-                    fault = "of another class" if wrong else "of the test split" if tested else "named twice"
-                    raise DtrapError(
-                        f"subset {path}: image {index.relative(position)!r} of class {index.class_names[label]!r} is "
-                        f"{fault}. Use the file as a run left it."
-                    )
-                seen.add(position)
 
 
 class TrainingSteps(Dataset[dict[str, Any]]):
@@ -316,8 +200,15 @@ class Streamed:
         return len(self.loader)
 
     def __iter__(self) -> Iterator[Batch]:
+        sound = 0
         for batch in self.loader:
-            yield from sound_batch(batch, self.data)
+            for rows in sound_batch(batch, self.data):
+                sound += 1
+                yield rows
+        if len(self.loader) and not sound:
+            raise DtrapError(
+                f"{self.data.title}: none of the images of a test or validation can be read. Replace them."
+            )
 
 
 def sound_batch(batch: dict[str, Any], data: FewShotDataModule) -> Iterator[Batch]:

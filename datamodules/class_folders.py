@@ -35,6 +35,7 @@ class ClassFoldersDataModule(FewShotDataModule):
         small_classes: "error", or "skip" to leave out classes with fewer than shot + query images.
         batch_size: Support rows of a training step; None for all of them.
         all_way: The all-way protocol in place of episodes.
+        subset: All-way: a JSON file with the images of every seed.
 
     Raises:
         DtrapError: An argument is out of range, or there are no class folders.
@@ -60,6 +61,7 @@ class ClassFoldersDataModule(FewShotDataModule):
         small_classes: OnFault = "error",
         batch_size: int | None = None,
         all_way: AllWay | None = None,
+        subset: str | Path | None = None,
     ) -> None:
         super().__init__(
             root,
@@ -76,6 +78,7 @@ class ClassFoldersDataModule(FewShotDataModule):
             small_classes=small_classes,
             batch_size=batch_size,
             all_way=all_way,
+            subset=subset,
         )
         self.names_of_folders = dict(class_names or {})
         self.title = self.root.resolve().name

@@ -128,7 +128,7 @@ class ImageCollection(LightningDataModule, ABC):
         chosen = np.asarray(self.index.splits) == split
         return [found[chosen[found]] for found in self.positions]
 
-    def _large_classes(self, counts: list[int], needed: int, reason: str) -> list[int]:
+    def large_classes(self, counts: list[int], needed: int, reason: str) -> list[int]:
         """Labels of the classes with at least the needed number of images."""
         names = self.index.class_names
         small = [f"'{name}' has {n}" for name, n in zip(names, counts, strict=True) if n < needed]

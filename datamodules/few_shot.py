@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import logging
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import cached_property, partial
@@ -14,16 +13,15 @@ import numpy as np
 import torch
 
 from ..errors import DtrapError
-from .all_way import AllWay, Streamed, Subset, TrainingStream, draw_subset, read_subset, stream_plain, stream_steps
+from .all_way import AllWay, Streamed, TrainingStream, stream_plain, stream_steps
 from .batches import Batch, Batches, MiniBatches, Views, decode, split_batch, to_batch
 from .collection import ImageCollection, OnFault, check_at_least
 from .images import ImageError
-from .index import ImageIndex, listing
+from .index import ImageIndex
+from .subset import Subset, choose_subset
 from .views import Preprocessing, check_views, draw_views
 
 __all__ = ["AllWay", "Batch", "Batches", "FewShotDataModule", "ImageIndex", "OnFault", "Task"]
-
-logger = logging.getLogger(__name__)
 
 QUERY_BATCH = 128
 
@@ -76,10 +74,12 @@ class FewShotDataModule(ImageCollection):
         num_workers: Threads that decode images; the result does not depend on it.
         bad_images: "error", or "skip" to leave missing and unreadable images out (see `skipped_images`); the
             next image of the class in the episode's order takes the place.
-        small_classes: "error", or "skip" to leave out classes with fewer than shot + query images.
+        small_classes: "error", or "skip" to leave out classes with fewer than shot + query images (all-way: with no
+            training image).
         batch_size: Support rows of a training step, drawn anew in every epoch; None for all of them.
         all_way: All classes, `shot` images of each and the whole test split, one task per seed, in place of episodes;
             `way`, `query`, `views`, `seed` and `batch_size` play no part then.
+        subset: All-way: a JSON file with the images of every seed, as a run leaves it, in place of drawn ones.
 
     Attributes:
         tasks: How many episodes there can be; None for any number.
@@ -115,6 +115,7 @@ class FewShotDataModule(ImageCollection):
         small_classes: OnFault = "error",
         batch_size: int | None = None,
         all_way: AllWay | None = None,
+        subset: str | Path | None = None,
     ) -> None:
         super().__init__(root, template, preprocessing, num_workers, bad_images, small_classes)
         check_views(views)
@@ -124,6 +125,11 @@ class FewShotDataModule(ImageCollection):
         self.seed = seed
         self.batch_size, self.query_views = batch_size, 1
         self.all_way = all_way
+        self.subset_file = None if subset is None else Path(subset).expanduser()
+        if subset is not None and all_way is None:
+            raise DtrapError(
+                f"subset is {subset}, but only the all-way protocol has one: set all_way, or leave it out."
+            )
         self._subsets: dict[int, Subset] = {}
         if all_way is not None:
             self.tasks, self.fixed_views = len(all_way.seeds), False
@@ -137,8 +143,8 @@ class FewShotDataModule(ImageCollection):
         Where the data set has a published split, support images are drawn from "train" and queries from "test".
         """
         if self.all_way is not None:
-            subset, every = self.subset, list(range(len(self.index.class_names)))
-            return Task(every, subset.train, subset.test, spare=[[] for _ in every])
+            subset = self.subset
+            return Task(subset.classes, subset.train, subset.test, spare=[[] for _ in subset.classes])
         classes = self._generator(_CLASSES).choice(self.usable_classes, size=self.way, replace=False)
         rng = self._generator(_IMAGES)
         if self.index.splits is not None:
@@ -175,7 +181,7 @@ class FewShotDataModule(ImageCollection):
             parts = ((self.positions_in("train"), self.shot), (self.positions_in("test"), self.query_shot))
             least = zip(*([min(len(found), most) for found in positions] for positions, most in parts), strict=True)
             counts = [sum(numbers) for numbers in least]
-        usable = self._large_classes(counts, needed, f"shot {self.shot} + query {self.query_shot}")
+        usable = self.large_classes(counts, needed, f"shot {self.shot} + query {self.query_shot}")
         if len(usable) < self.way:
             raise DtrapError(
                 f"{self.title}: way is {self.way}, but only {len(usable)} classes under {self.root} have "
@@ -222,25 +228,15 @@ class FewShotDataModule(ImageCollection):
 
     def subset_of(self, seed: int) -> Subset:
         """All-way: the images of a seed, from the subset file where there is one."""
-        if seed in self._subsets:
-            return self._subsets[seed]
-        file = None if self.all_way is None else self.all_way.subset
-        subset = draw_subset(self, seed) if file is None else read_subset(self, Path(file).expanduser(), seed)
-        names = self.index.class_names
-        empty = [name for name, images in zip(names, subset.train, strict=True) if not images]
-        if empty:
-            raise DtrapError(f"{self.title}: no training image of {listing(empty)} under {self.root}. Add some.")
-        few = [name for name, images in zip(names, subset.train, strict=True) if len(images) < self.shot]
-        if few:
-            logger.info("%s: fewer than %d training images of %s", self.title, self.shot, listing(few))
-        self._subsets[seed] = subset
-        return subset
+        if seed not in self._subsets:
+            self._subsets[seed] = choose_subset(self, seed)
+        return self._subsets[seed]
 
     @cached_property
     def fingerprint(self) -> str:
         """Tells whether two runs saw the same files, and the same subset file where one is given."""
         files = self.index.fingerprint()
-        if self.all_way is None or self.all_way.subset is None:
+        if self.all_way is None or self.subset_file is None:
             return files
         chosen = str([self.subset_of(seed) for seed in self.all_way.seeds])
         return f"{files}-{hashlib.sha256(chosen.encode()).hexdigest()[:16]}"
@@ -266,6 +262,11 @@ class FewShotDataModule(ImageCollection):
         if self.all_way is not None:
             return f"{self.title} all-way {self.shot}-shot"
         return f"{self.title} {self.way}-way {self.shot}-shot"
+
+    @property
+    def unit(self) -> str:
+        """What a task is counted as: "episode", or "seed" in the all-way protocol."""
+        return "episode" if self.all_way is None else "seed"
 
     @property
     def steps_per_epoch(self) -> int:

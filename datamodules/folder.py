@@ -118,7 +118,7 @@ class FolderDataModule(FewShotDataModule):
     @cached_property
     def usable_classes(self) -> list[int]:
         """Classes with an image of their own."""
-        return self._large_classes([len(found) for found in self._own_positions], 1, "for the support")
+        return self.large_classes([len(found) for found in self._own_positions], 1, "for the support")
 
     @property
     def _own_positions(self) -> list[np.ndarray]:

@@ -46,7 +46,7 @@ def without_expected_warnings() -> Iterator[None]:
 
 
 class EpisodeRecorder(Callback):
-    """Keeps the losses of the last suppressed step and of the last step, and reports every step.
+    """Keeps the losses of the last suppressed step and of the last step and the time, and reports every step.
 
     Args:
         on_step: Called after each optimiser step with the share of the run that one step is.
@@ -55,15 +55,17 @@ class EpisodeRecorder(Callback):
     def __init__(self, on_step: Callable[[float], None]) -> None:
         self.on_step = on_step
         self._share = 1.0
+        self._started = time.monotonic()
         self._boundary: dict[str, Tensor] | None = None
         self._end: dict[str, Tensor] | None = None
 
     def state_dict(self) -> dict[str, Any]:
-        """The losses, for a task that is resumed from a checkpoint."""
-        return {"boundary": self._boundary, "end": self._end}
+        """Losses and time so far, for a task that is resumed from a checkpoint."""
+        return {"boundary": self._boundary, "end": self._end, "seconds": self.seconds}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Go on with the losses of before the checkpoint."""
+        """Go on with the losses and the time of before the checkpoint."""
+        self._started -= state_dict["seconds"]
         self._boundary, self._end = state_dict["boundary"], state_dict["end"]
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -82,6 +84,11 @@ class EpisodeRecorder(Callback):
     @staticmethod
     def _suppressed(module: LightningModule) -> bool:
         return isinstance(module, FewShotClassifier) and module.objective.progress is not None
+
+    @property
+    def seconds(self) -> float:
+        """Time since the task began, of a resumed one with that up to its checkpoint."""
+        return time.monotonic() - self._started
 
     @property
     def losses(self) -> dict[str, dict[str, float] | None]:
@@ -161,7 +168,6 @@ def run_episode(
         KeyboardInterrupt: The run was interrupted.
         DtrapError: The data or the settings do not allow the episode.
     """
-    started = time.monotonic()
     recorder = EpisodeRecorder(on_step)
     with without_expected_warnings():
         callbacks: list[Callback] = [stage_switch, recorder]
@@ -189,7 +195,7 @@ def run_episode(
             raise KeyboardInterrupt from stop
     row: Row = {"episode": data.episode, "seed": data.seed, "classes": list(data.class_names)}
     row |= _accuracies(zero_shot, module, data.class_names)
-    return row | {"losses": recorder.losses, "seconds": round(time.monotonic() - started, 3)}
+    return row | {"losses": recorder.losses, "seconds": round(recorder.seconds, 3)}
 
 
 def _accuracies(zero_shot: Tensor | None, module: FewShotClassifier, class_names: list[str]) -> Row:

@@ -30,13 +30,12 @@ NEUTRAL_TRAINER_FLAGS = {
 }
 # What is done about a fault in the data cannot change an episode that had none, and the fingerprint of the data
 # files says which there are: whoever follows an error's advice to skip goes on with the rows so far.
-NEUTRAL_DATA_OPTIONS = {"root", "query_root", "num_workers", "bad_images", "small_classes"}
+# What a subset file holds counts as part of the fingerprint too.
+NEUTRAL_DATA_OPTIONS = {"root", "query_root", "num_workers", "bad_images", "small_classes", "subset"}
 NEUTRAL = {
     (): {"config"},
     ("data",): NEUTRAL_DATA_OPTIONS,
     ("data", "init_args"): NEUTRAL_DATA_OPTIONS,
-    # What the file holds counts, as part of the data's fingerprint.
-    ("data", "init_args", "all_way"): {"subset"},
     ("model",): {"image_chunk", "text_chunk"},
     ("model", "init_args"): {"image_chunk", "text_chunk"},
     ("protocol",): {"episodes", "folder", "overwrite", "compare", "pictures", "save_adapters", "checkpoint_every"},

@@ -58,7 +58,7 @@ def test(arguments: list[str], console: Console) -> int:
     rows: list[Row] = []
     methods = list(dict.fromkeys(card.method for card in cards.values()))
     trainer = _trainer(config, console, progress=False)
-    with EpisodeProgress(len(cards), ["test"], console=console) as progress:
+    with EpisodeProgress(len(cards), ["test"], unit=data.unit, console=console) as progress:
         for number, (path, card) in enumerate(cards.items()):
             progress.begin(number)
             data.set_episode(card.episode)
@@ -73,7 +73,7 @@ def test(arguments: list[str], console: Console) -> int:
         if len(cards) <= 10:
             console.print(f"{path}: {row['accuracy']:.1f} %{saved}", soft_wrap=True, markup=False)
     episodes = max(row["episode"] for row in rows) + 1
-    summary = summarise(rows, data.description, methods, episodes=episodes)
+    summary = summarise(rows, data.description, methods, episodes=episodes, unit=data.unit)
     summary["episodes"] = max(method["episodes"] for method in summary["methods"].values())
     render(summary, console)
     return 0

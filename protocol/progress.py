@@ -24,6 +24,7 @@ class EpisodeProgress:
         episodes: number of episodes of each method.
         methods: names of the methods; the whole is episodes * len(methods) method-episodes.
         rows: result rows that are there from earlier; they count as done, but not into the speed.
+        unit: what an episode is called.
         console: where to show it; standard output by default.
         clock: seconds of a clock that never goes back.
     """
@@ -34,11 +35,12 @@ class EpisodeProgress:
         methods: Sequence[str],
         *,
         rows: Iterable[Row] = (),
+        unit: str = "episode",
         console: Console | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         earlier = [row for row in rows if row["method"] in methods and row["episode"] < episodes]
-        self.episodes = episodes
+        self.episodes, self.unit = episodes, unit
         self.first_method = methods[0]
         named = len(methods) > 1 or methods[0].endswith("transductive")
         self.accuracy_title = methods[0] if named else "accuracy"
@@ -95,7 +97,7 @@ class EpisodeProgress:
         """Line such as `episode 37/400 · accuracy 51.2 % · 12 min left` (or the first method's name)."""
         parts = []
         if self.episode is not None:
-            parts.append(f"episode {self.episode + 1}/{self.episodes}")
+            parts.append(f"{self.unit} {self.episode + 1}/{self.episodes}")
         if self.accuracies:
             parts.append(f"{self.accuracy_title} {sum(self.accuracies) / len(self.accuracies):.1f} %")
         remaining = self.remaining_seconds()

@@ -15,7 +15,7 @@ from rich.console import Console
 from torch import Tensor
 
 from ..callbacks import StageSwitch
-from ..datamodules.all_way import subset_content
+from ..datamodules.subset import Subset, subset_content
 from ..errors import DtrapError
 from ..lightning_modules import FewShotClassifier
 from ..lightning_modules.tuners import Tuner
@@ -34,7 +34,7 @@ from .identity import default_folder_name, difference, identity
 from .loggers import ProtocolLogger, prepare_logger
 from .picture import episode_picture
 from .progress import EpisodeProgress
-from .results import Row, RunFolder
+from .results import Row, RunFolder, json_text
 from .resume import StepCheckpoint
 from .summary import render, summarise
 
@@ -65,7 +65,7 @@ class ProtocolRun:
                     "very same episodes. Leave `data` out of the overlay."
                 )
         self.tuner: Tuner = build_part(Tuner, self.main.parsed.model.tuner)
-        self.episodes = self.settings.episodes if self.data.tasks is None else self.data.tasks
+        self.episodes = min(self.settings.episodes, self.data.tasks or self.settings.episodes)
         self.folder = RunFolder(self.settings.folder or Path("runs") / self._default_name())
         self.data.index_file = self.folder.index
         if self.data.own_images and self.folder.path.resolve().is_relative_to(self.data.root.resolve()):
@@ -199,6 +199,14 @@ class ProtocolRun:
                 for path in self.folder.checkpoints.glob(f"episode_????_{glob.escape(method.name)}.ckpt"):
                     path.unlink(missing_ok=True)
 
+    def _record_subset(self, subsets: dict[int, Subset]) -> None:
+        """Note the images of each seed; a task that was begun with others, now left out, begins anew."""
+        text, path = json_text(subset_content(self.data, subsets)), self.folder.subset
+        if path.is_file() and path.read_bytes() != text.encode():
+            for checkpoint in self.folder.checkpoints.glob("episode_????_*.ckpt"):
+                checkpoint.unlink(missing_ok=True)
+        self.folder.write_text(path, text)
+
     def _check_data_files(self, stored: dict[str, Any]) -> str:
         """The fingerprint of the data files, which must be that of the rows."""
         fingerprint = self.data.fingerprint
@@ -218,8 +226,7 @@ class ProtocolRun:
             self._rehearse(module)
         self._show_start(modules)
         if self.data.all_way is not None:
-            subsets = {seed: self.data.subset_of(seed) for seed in self.data.all_way.seeds}
-            self.folder.write_json(self.folder.subset, subset_content(self.data, subsets))
+            self._record_subset({seed: self.data.subset_of(seed) for seed in self.data.all_way.seeds})
         configs = {method.name: method.plain for method in self.methods}
         prepare_logger(self.main.parsed.trainer, self.folder, self.data.description, self._tags(), configs)
         arguments = {m.name: build_trainer_arguments(m.parsed) for m in self.methods}
@@ -229,7 +236,9 @@ class ProtocolRun:
         logger.log_earlier(rows)
         status = "failed"
         try:
-            with EpisodeProgress(self.episodes, names, rows=rows, console=self.console) as progress:
+            with EpisodeProgress(
+                self.episodes, names, rows=rows, unit=self.data.unit, console=self.console
+            ) as progress:
                 for episode in sorted(set().union(*missing.values())):
                     self.data.set_episode(episode)
                     for method in self.methods:
@@ -341,7 +350,14 @@ class ProtocolRun:
         rows = self.folder.rows.read()
         names: Sequence[str] = [method.name for method in self.methods]
         support = len(self.data.support_ids) if complete and not self.data.has_query else None
-        summary = summarise(rows, self.data.description, names, episodes=self.episodes, support_images=support)
+        summary = summarise(
+            rows,
+            self.data.description,
+            names,
+            episodes=self.episodes,
+            support_images=support,
+            unit=self.data.unit,
+        )
         self.folder.write_json(self.folder.summary, summary)
         render(summary, self.console)
         if self.data.skipped_images:

@@ -12,8 +12,8 @@ class ProtocolSettings:
     """The loop over episodes and what it leaves on disk.
 
     Args:
-        episodes: Number of episodes; the authors' protocol has 800 for 1-shot and 400 for 5-shot. A data module with a
-            fixed number of tasks (a folder: one) takes its own.
+        episodes: Number of episodes; the authors' protocol has 800 for 1-shot and 400 for 5-shot. Where there
+            are fewer tasks (a folder: one; all-way: one per seed), all of them.
         folder: Where the results go; null makes a folder under `runs` named after data set, way, shot, backbone,
             tuner, method and seed.
         overwrite: Delete the results that the folder holds and start anew, instead of going on.

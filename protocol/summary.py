@@ -24,6 +24,7 @@ def summarise(
     *,
     episodes: int,
     support_images: int | None = None,
+    unit: str = "episode",
 ) -> dict[str, Any]:
     """Numbers of a run over the episodes 0 .. episodes - 1; rows of other episodes or methods do not count.
 
@@ -33,9 +34,10 @@ def summarise(
         methods: names of the methods, in the order of the output; differences are the first minus each other.
         episodes: number of episodes asked for.
         support_images: number of training images of an episode, told where nothing is held out.
+        unit: what an episode is called: "episode", or "seed" in the all-way protocol.
 
     Returns:
-        `description`, `episodes`, `support_images`, `seconds` (all rows together), `methods` {name:
+        `description`, `unit`, `episodes`, `support_images`, `seconds` (all rows together), `methods` {name:
         `episodes`, `accuracy`, `zero_shot_accuracy`, `per_class` {class: `mean`, `episodes`}, `seconds`} and
         `differences` {name: ...}. Accuracies and differences are {`mean`, `half_width`, `count`}, with the
         half width of the 95% interval, or None.
@@ -45,6 +47,7 @@ def summarise(
     summaries = {name: _method_summary(chosen[name]) for name in methods}
     return {
         "description": description,
+        "unit": unit,
         "episodes": episodes,
         "support_images": support_images,
         "seconds": sum(summary["seconds"] for summary in summaries.values()),
@@ -82,7 +85,7 @@ def result_lines(summary: Mapping[str, Any]) -> list[str]:
 def _claims(summary: Mapping[str, Any], method: Mapping[str, Any]) -> list[str]:
     done, asked = method["episodes"], summary["episodes"]
     count = f"{done} of {asked}" if done < asked else f"{asked}"
-    counted = f"{count} episode{'' if asked == 1 else 's'}"
+    counted = f"{count} {summary['unit']}{'' if asked == 1 else 's'}"
     if done == 0:
         return [counted, "no result yet"]
     if method["accuracy"] is None:

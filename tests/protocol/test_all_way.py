@@ -1,15 +1,19 @@
 """The all-way protocol through the command line: subsets, streams, resume in the middle of a task."""
 
 import json
+import shutil
 from itertools import islice
+from pathlib import Path
 
 import pytest
 import torch
 from coop_layouts import COOP_MAKERS
 from dtrap.datamodules import EuroSATDataModule, all_way
-from dtrap.datamodules.all_way import AllWay, subset_content
+from dtrap.datamodules.all_way import AllWay
+from dtrap.datamodules.subset import subset_content
 from dtrap.errors import DtrapError
 from dtrap.lightning_modules import FewShotClassifier
+from dtrap.protocol.episode import EpisodeRecorder
 from layouts import make_chestx, make_crop_disease, make_eurosat, make_isic
 from safetensors.torch import load_file
 
@@ -40,7 +44,7 @@ def adapters(folder):
 def test_all_classes_are_trained_and_the_rest_is_tested(dtrap, root, tmp_path):
     status, out, err = dtrap(*words(root, "run", "--data.shot", 2))
     assert status == 0, err
-    assert "EuroSAT all-way 2-shot · 2 episodes · " in out
+    assert "EuroSAT all-way 2-shot · 2 seeds · " in out
     first, second = results(tmp_path / "run")
     assert (first["seed"], second["seed"]) == (1, 2)
     assert len(first["classes"]) == 10
@@ -60,7 +64,7 @@ def test_the_whole_run_is_the_same_with_workers_and_from_its_own_subset(dtrap, r
     more = ["--data.shot", 2, "--data.all_way.seeds", "[1]", "--model.tuner.dropout", "0.5"]
     assert dtrap(*words(root, "one", *more))[0] == 0
     assert dtrap(*words(root, "two", *more, "--data.num_workers", 2))[0] == 0
-    assert dtrap(*words(root, "three", *more, "--data.all_way.subset", "one/subset.json"))[0] == 0
+    assert dtrap(*words(root, "three", *more, "--data.subset", "one/subset.json"))[0] == 0
     one, two, three = (results(tmp_path / name) for name in ("one", "two", "three"))
     assert one == two == three
     assert sum(map(sum, one[0]["confusion"])) == 40
@@ -168,11 +172,56 @@ def test_a_checkpoint_is_not_written_amid_an_accumulated_gradient(dtrap, root, t
         assert all(torch.equal(a[name], b[name]) for name in a)
 
 
+@pytest.mark.parametrize("stop", [3, 6, 8])
+def test_a_validation_within_an_epoch_is_not_missed_by_a_resumed_run(dtrap, root, tmp_path, monkeypatch, stop):
+    """4 steps an epoch, a validation after every 2, a checkpoint due after every step."""
+    more = ["--data.all_way.seeds", "[1]", "--protocol.checkpoint_every", 1, "--data.all_way.validation", "true"]
+    more += ["--trainer.val_check_interval", 2]
+    original, validate, calls, validated = FewShotClassifier.training_step, FewShotClassifier.validation_step, [], set()
+
+    def step(self, batch, batch_idx):
+        calls.append(1)
+        if len(calls) == stop and "stopped" in folder:
+            folder.clear()
+            raise KeyboardInterrupt
+        return original(self, batch, batch_idx)
+
+    def validation(self, *arguments):
+        validated.add(self.trainer.global_step)
+        return validate(self, *arguments)
+
+    folder = ["whole"]
+    monkeypatch.setattr(FewShotClassifier, "training_step", step)
+    monkeypatch.setattr(FewShotClassifier, "validation_step", validation)
+    assert dtrap(*words(root, "whole", *more))[0] == 0
+    whole = set(validated)
+    assert {2, 4, 6, 8, 10, 12} <= whole
+    folder, validated = ["stopped"], set()
+    calls.clear()
+    assert dtrap(*words(root, "stopped", *more))[0] == 130
+    status, _, err = dtrap(*words(root, "stopped", *more))
+    assert status == 0, err
+    assert validated == whole
+    assert results(tmp_path / "whole") == results(tmp_path / "stopped")
+    for a, b in zip(adapters(tmp_path / "whole"), adapters(tmp_path / "stopped"), strict=True):
+        assert all(torch.equal(a[name], b[name]) for name in a)
+
+
+def test_a_resumed_task_counts_the_time_before_its_checkpoint():
+    first = EpisodeRecorder(lambda share: None)
+    state = first.state_dict()
+    state["seconds"] = 100.0
+    resumed = EpisodeRecorder(lambda share: None)
+    assert resumed.seconds < 50
+    resumed.load_state_dict(state)
+    assert 100 <= resumed.seconds < 150
+
+
 def test_a_run_may_be_overwritten_from_its_own_subset(dtrap, root, tmp_path):
     more = ["--data.shot", 2, "--data.all_way.seeds", "[1]", "--trainer.max_epochs", 1]
     assert dtrap(*words(root, "run", *more))[0] == 0
     before = (tmp_path / "run" / "subset.json").read_text()
-    again = ["--data.all_way.subset", "run/subset.json", "--protocol.overwrite", "true"]
+    again = ["--data.subset", "run/subset.json", "--protocol.overwrite", "true"]
     status, _, err = dtrap(*words(root, "run", *more, *again))
     assert status == 0, err
     assert (tmp_path / "run" / "subset.json").read_text() == before
@@ -185,8 +234,9 @@ def test_a_tuner_that_needs_the_whole_support_is_refused(dtrap, root):
 
 
 def data(root, **settings):
+    given = {name: settings.pop(name) for name in ("subset", "bad_images", "small_classes") if name in settings}
     shot = settings.pop("shot", 2)
-    return EuroSATDataModule(root, shot=shot, all_way=AllWay(**settings))
+    return EuroSATDataModule(root, shot=shot, all_way=AllWay(**settings), **given)
 
 
 def test_parts_are_disjoint_and_a_class_does_not_depend_on_others(root, tmp_path):
@@ -291,19 +341,121 @@ def test_settings_are_checked(settings, told):
         AllWay(**settings)
 
 
-def test_an_unreadable_image_is_told_or_left_out(dtrap, root, tmp_path):
-    import shutil
+@pytest.fixture
+def damaged(root, tmp_path):
+    """A copy of the images to damage."""
+    return Path(shutil.copytree(root, tmp_path / "damaged"))
 
-    broken = tmp_path / "broken"
-    shutil.copytree(root, broken)
-    module = data(broken, seeds=[1])
-    (tmp_path / module.index.paths[module.subset.train[0][0]]).write_bytes(b"no image")
-    more = ["--data.shot", 2, "--data.all_way.seeds", "[1]"]
-    status, _, err = dtrap(*words(broken, "run", *more))
+
+def break_image(module, position):
+    Path(module.index.paths[position]).write_bytes(b"no image")
+
+
+def test_an_unreadable_training_image_is_told_or_replaced_by_the_next_of_its_class(dtrap, damaged, tmp_path):
+    whole = data(damaged, seeds=[1])
+    lost = whole.subset.train[0][0]
+    break_image(whole, lost)
+    more = ["--data.shot", 2, "--data.all_way.seeds", "[1]", "--protocol.checkpoint_every", 1]
+    status, _, err = dtrap(*words(damaged, "run", *more))
     assert status == 2
     assert "bad_images: skip" in err
-    status, _out, err = dtrap(*words(broken, "run", *more, "--data.bad_images", "skip"))
+    status, out, err = dtrap(*words(damaged, "run", *more, "--data.bad_images", "skip"))
     assert status == 0, err
+    assert "1 missing or unreadable images left out" in out
+    chosen = json.loads((tmp_path / "run" / "subset.json").read_text())["seeds"]["1"]
+    name = whole.index.class_names[0]
+    order = [whole.index.relative(p) for p in (*whole.subset.train[0][1:], *whole.subset.val[0])]
+    assert chosen["train"][name] == order[:2]
+    assert chosen["val"][name][0] == order[2]
+    assert len(chosen["val"][name]) == 2
+    assert whole.index.relative(lost) not in json.dumps(chosen)
+
+
+def test_a_task_begun_before_an_image_was_left_out_begins_anew(dtrap, damaged, tmp_path, monkeypatch):
+    original, calls = FewShotClassifier.training_step, []
+
+    def step(self, batch, batch_idx):
+        calls.append(1)
+        if len(calls) == 4:
+            raise KeyboardInterrupt
+        return original(self, batch, batch_idx)
+
+    monkeypatch.setattr(FewShotClassifier, "training_step", step)
+    more = ["--data.shot", 2, "--data.all_way.seeds", "[1]", "--protocol.checkpoint_every", 1]
+    assert dtrap(*words(damaged, "run", *more))[0] == 130
+    whole = data(damaged, seeds=[1])
+    break_image(whole, whole.subset.train[0][0])
+    calls[:] = [1] * 4
+    status, _, err = dtrap(*words(damaged, "run", *more, "--data.bad_images", "skip"))
+    assert status == 0, err
+    assert len(calls) == 4 + 6
+    assert dtrap(*words(damaged, "fresh", *more, "--data.bad_images", "skip"))[0] == 0
+    assert results(tmp_path / "run") == results(tmp_path / "fresh")
+
+
+def test_a_test_without_a_readable_image_is_an_error(dtrap, damaged):
+    whole = data(damaged, seeds=[1])
+    for position in (p for images in whole.subset.test for p in images):
+        break_image(whole, position)
+    more = ["--data.shot", 2, "--data.all_way.seeds", "[1]", "--data.bad_images", "skip"]
+    status, _, err = dtrap(*words(damaged, "run", *more))
+    assert status == 2
+    assert "EuroSAT: none of the images of a test or validation can be read" in err
+
+
+def test_unreadable_images_of_a_given_subset_are_left_out(damaged, tmp_path):
+    whole = data(damaged, seeds=[1])
+    file = tmp_path / "subset.json"
+    file.write_text(json.dumps(subset_content(whole, {1: whole.subset})))
+    break_image(whole, whole.subset.train[0][0])
+    subset = data(damaged, seeds=[1], subset=file, bad_images="skip").subset
+    assert subset.train == [whole.subset.train[0][1:], *whole.subset.train[1:]]
+    assert subset.test == whole.subset.test
+
+
+def test_a_class_without_training_images_is_told_or_left_out(dtrap, tmp_path, tiny_model):
+    made = COOP_MAKERS["caltech101"](tmp_path / "data", (3, 2, 2))
+    file = next(made.rglob("split_zhou_*.json"))
+    split = json.loads(file.read_text())
+    gone = split["train"][0][2]
+    split["train"] = [row for row in split["train"] if row[2] != gone]
+    file.write_text(json.dumps(split))
+    run = [
+        "fit", "--config", "coop/caltech101_1shot.yaml", "--config", "all_way/clip_lora.yaml", *tiny_model,
+        "--data.root", made, "--data.shot", 2, "--data.template", "a {}", "--data.all_way.seeds", "[1]",
+        "--trainer.max_epochs", 1, "--protocol.folder", "run",
+    ]  # fmt: skip
+    status, _, err = dtrap(*run)
+    assert status == 2
+    assert f"'{gone}' has 0; needed: 1 (a training image)" in err
+    status, _, err = dtrap(*run, "--data.small_classes", "skip")
+    assert status == 0, err
+    (row,) = results(tmp_path / "run")
+    assert gone not in row["classes"]
+    kept = len({name for *_, name in split["train"]})
+    assert len(row["classes"]) == kept
+    assert [sum(counts) for counts in row["confusion"]] == [2] * kept
+    again = [*run[:-1], "again", "--data.small_classes", "skip", "--data.subset", "run/subset.json"]
+    assert dtrap(*again)[0] == 0
+    assert results(tmp_path / "again") == [row]
+
+
+def test_fewer_episodes_than_seeds_are_the_first_seeds(dtrap, root, tmp_path):
+    more = ["--data.shot", 2, "--trainer.max_epochs", 1]
+    status, out, err = dtrap(*words(root, "run", *more, "--protocol.episodes", 1))
+    assert status == 0, err
+    assert "EuroSAT all-way 2-shot · 1 seed · " in out
+    assert [row["seed"] for row in results(tmp_path / "run")] == [1]
+    status, out, err = dtrap(*words(root, "run", *more))
+    assert status == 0, err
+    assert "EuroSAT all-way 2-shot · 2 seeds · " in out
+
+
+def test_a_subset_belongs_to_the_all_way_protocol(dtrap, root):
+    words = ["--config", "eurosat_1shot.yaml", "--config", "backbones/tiny.yaml", "--data.root", root]
+    status, _, err = dtrap("fit", *words, "--data.subset", "subset.json")
+    assert status == 2
+    assert "subset is subset.json, but only the all-way protocol has one" in err
 
 
 CROSS_DOMAIN = {"isic": make_isic, "eurosat": make_eurosat, "crop_disease": make_crop_disease, "chestx": make_chestx}
@@ -321,7 +473,7 @@ def test_every_set_runs_in_the_all_way_protocol(dtrap, tmp_path, tiny_model, nam
         "--protocol.folder", "run",
     )  # fmt: skip
     assert status == 0, err
-    assert "all-way 2-shot · 1 episode · " in out
+    assert "all-way 2-shot · 1 seed · " in out
     (row,) = results(tmp_path / "run")
     tested = [sum(counts) for counts in row["confusion"]]
     assert tested == [2 if published else 1] * len(row["classes"])

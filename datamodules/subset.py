@@ -1,0 +1,197 @@
+"""Which images of a set the all-way protocol trains on: drawn from a seed, or named by a file."""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from ..errors import DtrapError
+from .batches import Views, decode
+from .images import ImageError
+from .index import listing
+
+if TYPE_CHECKING:
+    from .few_shot import FewShotDataModule
+
+logger = logging.getLogger(__name__)
+
+SUBSET_FORMAT = "dtrap-subset/1"
+MOST_VALIDATION = 4
+_SUBSET = 10  # what numbers are drawn for, beside those of an episode and of the training stream
+
+Positions = list[list[int]]
+
+
+@dataclass(frozen=True)
+class Subset:
+    """Positions in the index of one seed's images, a list for each class.
+
+    Attributes:
+        classes: Index into `ImageIndex.class_names` of each class.
+        train: K images of each class, fewer where it has fewer.
+        val: min(K, 4) images.
+        test: The published test split, or all that is left.
+    """
+
+    classes: list[int]
+    train: Positions
+    val: Positions
+    test: Positions
+
+
+def choose_subset(data: FewShotDataModule, seed: int) -> Subset:
+    """The images of a seed, from the data module's subset file where there is one.
+
+    A class without a training image is an error, or left out with `small_classes` "skip".
+
+    Raises:
+        DtrapError: A class has no training image, or the subset file does not fit.
+    """
+    subset = draw_subset(data, seed) if data.subset_file is None else read_subset(data, data.subset_file, seed)
+    kept = data.large_classes([len(images) for images in subset.train], 1, "a training image")
+    if len(kept) < 2:
+        raise DtrapError(f"{data.title}: {len(kept)} class(es) under {data.root} have a training image; needed: 2.")
+    few = [data.index.class_names[label] for label in kept if len(subset.train[label]) < data.shot]
+    if few:
+        logger.info("%s: fewer than %d training images of %s", data.title, data.shot, listing(few))
+    parts = ([images[label] for label in kept] for images in (subset.train, subset.val, subset.test))
+    return Subset(kept, *parts)
+
+
+def draw_subset(data: FewShotDataModule, seed: int) -> Subset:
+    """The images of a seed for all classes. A class's images do not depend on the other classes.
+
+    With `bad_images` "skip" the next image of the class takes the place of an unreadable one.
+    """
+    published = data.index.splits is not None
+    labels = range(len(data.index.class_names))
+    held = min(data.shot, MOST_VALIDATION)
+    rngs = [np.random.default_rng(np.random.SeedSequence(seed, spawn_key=(_SUBSET, label))) for label in labels]
+    training = data.positions_in("train") if published else data.positions
+    train = [rng.permutation(found).tolist() for rng, found in zip(rngs, training, strict=True)]
+    if not published:
+        train = _readable(data, train, data.shot + held)
+        rest = [np.sort(np.asarray(order[data.shot + held :], dtype=int)).tolist() for order in train]
+        return Subset([*labels], _first(train, data.shot), _first(train, held, data.shot), rest)
+    found = [rng.permutation(found).tolist() for rng, found in zip(rngs, data.positions_in("val"), strict=True)]
+    val = _first(_readable(data, found, held), held)
+    # ImageNet has no such split: the next training images.
+    train = _readable(data, train, data.shot if all(val) else data.shot + held)
+    val = [own or more for own, more in zip(val, _first(train, held, data.shot), strict=True)]
+    return Subset([*labels], _first(train, data.shot), val, [found.tolist() for found in data.positions_in("test")])
+
+
+def _first(orders: Positions, count: int, start: int = 0) -> Positions:
+    return [order[start : start + count] for order in orders]
+
+
+def _readable(data: FewShotDataModule, orders: Positions, count: int) -> Positions:
+    """With `bad_images` "skip", each order without what cannot be read of its first so many; else as it is.
+
+    Otherwise the error comes with the batch that has the image.
+    """
+
+    def read(position: int) -> Views:
+        data.load_image(position)
+        return []
+
+    checked: set[int] = set()
+    while data.bad_images == "skip":
+        waiting = [position for order in orders for position in order[:count] if position not in checked]
+        if not waiting:
+            break
+        logger.info("%s: reading %d images, to leave out what cannot be read", data.title, len(waiting))
+        found = decode(waiting, read, data.num_workers)
+        faults = {position: str(error) for position, error in found.items() if isinstance(error, ImageError)}
+        checked.update(waiting)
+        for position, reason in faults.items():
+            data.unreadable(position, reason)
+        if faults:
+            orders = [[position for position in order if position not in faults] for order in orders]
+    return orders
+
+
+def subset_content(data: FewShotDataModule, subsets: Mapping[int, Subset]) -> dict[str, Any]:
+    """What a subset file holds: the relative paths of training and validation images per seed and class."""
+    names, relative = data.index.class_names, data.index.relative
+    seeds = {
+        str(seed): {
+            part: {
+                names[label]: [relative(position) for position in positions]
+                for label, positions in zip(subset.classes, getattr(subset, part), strict=True)
+            }
+            for part in ("train", "val")
+        }
+        for seed, subset in subsets.items()
+    }
+    return {"format": SUBSET_FORMAT, "set": data.title, "shot": data.shot, "seeds": seeds}
+
+
+def read_subset(data: FewShotDataModule, path: Path, seed: int) -> Subset:
+    """The images of a seed that a file names, in its order; all others of the test split are the test.
+
+    Raises:
+        DtrapError: It is no such file, lacks the seed, or names classes or images that the data do not have.
+    """
+    index, positions = data.index, {}
+    known = {index.relative(position): position for position in range(len(index.paths))}
+    for part, classes in _chosen_files(data, path, seed).items():
+        odd = set(classes) - set(index.class_names)
+        if data.small_classes == "error":
+            odd ^= set(index.class_names) - set(classes)
+        if odd:
+            raise DtrapError(f"subset {path}: its classes are not those of {data.title}, such as {sorted(odd)[:1]}.")
+        for name, files in classes.items():
+            lost = [file for file in files if file not in known]
+            if lost:
+                raise DtrapError(
+                    f"subset {path}: image {lost[0]!r} of class {name!r} is not under {data.root} ({len(lost)} in all "
+                    "of this class). Use the data that the subset was drawn from."
+                )
+        positions[part] = [[known[file] for file in classes.get(name, [])] for name in index.class_names]
+    _check_labels(data, path, positions)
+    train, val = (_readable(data, positions[part], len(known)) for part in ("train", "val"))
+    used = {position for part in positions.values() for of_class in part for position in of_class}
+    rest = data.positions_in("test") if index.splits is not None else data.positions
+    test = [[position for position in of_class.tolist() if position not in used] for of_class in rest]
+    return Subset([*range(len(index.class_names))], train, val, test)
+
+
+def _chosen_files(data: FewShotDataModule, path: Path, seed: int) -> dict[str, dict[str, Sequence[str]]]:
+    """Relative paths by part and class, as the file has them."""
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+        if content["format"] != SUBSET_FORMAT:
+            raise ValueError(f"format is {content['format']!r}")
+        for name, value in (("set", data.title), ("shot", data.shot)):
+            if content[name] != value:
+                raise ValueError(f"its {name} is {content[name]!r}, that of the data {value!r}")
+        parts = content["seeds"][str(seed)]
+        return {part: {str(name): list(files) for name, files in parts[part].items()} for part in ("train", "val")}
+    except KeyError as error:
+        raise DtrapError(f"subset {path}: no {error} in it. Expected the file of a run with these seeds.") from error
+    except (OSError, ValueError, TypeError, AttributeError) as error:
+        raise DtrapError(f"subset {path}: not a subset file ({error}). Expected the format {SUBSET_FORMAT}.") from error
+
+
+def _check_labels(data: FewShotDataModule, path: Path, positions: Mapping[str, Positions]) -> None:
+    """Refuse images of other classes, named twice, or of the published test split; raises a DtrapError."""
+    index, seen = data.index, set()
+    for of_part in positions.values():
+        for label, images in enumerate(of_part):
+            for position in images:
+                wrong = index.labels[position] != label
+                tested = index.splits is not None and index.splits[position] == "test"
+                if wrong or tested or position in seen:
+                    fault = "of another class" if wrong else "of the test split" if tested else "named twice"
+                    raise DtrapError(
+                        f"subset {path}: image {index.relative(position)!r} of class {index.class_names[label]!r} is "
+                        f"{fault}. Use the file as a run left it."
+                    )
+                seen.add(position)
