@@ -160,6 +160,22 @@ class MethodConfig:
         """The protocol section."""
         return ProtocolSettings(**self.parsed.protocol)
 
+    @property
+    def backbone(self) -> str:
+        """The backbone's name and weights as the config says them, before it is loaded."""
+        backbone = self.parsed.model.backbone
+        settings = backbone.get("init_args", Namespace())
+        name, weights = settings.get("name"), settings.get("pretrained")
+        if name is None:
+            return backbone.class_path.rpartition(".")[2]
+        stems = [Path(str(part)).stem if _is_file_name(part) else str(part) for part in (name, weights) if part]
+        return "/".join(dict.fromkeys(stems))
+
+    @property
+    def tuner(self) -> str:
+        """Name of the tuner's class."""
+        return self.parsed.model.tuner.class_path.rpartition(".")[2]
+
 
 def parse_methods(arguments: list[str]) -> list[MethodConfig]:
     """The main method of a `fit` command line, then one for each overlay of `protocol.compare`."""
@@ -250,16 +266,6 @@ def build_module(config: Namespace, shared: FewShotClassifier | None = None) -> 
     if shared is not None:
         module.share_frozen(shared)
     return module
-
-
-def backbone_label(config: Namespace) -> str:
-    """The backbone's name and weights as the config says them, before it is loaded."""
-    settings = config.model.backbone.get("init_args", Namespace())
-    name, weights = settings.get("name"), settings.get("pretrained")
-    if name is None:
-        return config.model.backbone.class_path.rpartition(".")[2]
-    stems = [Path(str(part)).stem if _is_file_name(part) else str(part) for part in (name, weights) if part]
-    return "/".join(dict.fromkeys(stems))
 
 
 def _is_file_name(value: object) -> bool:

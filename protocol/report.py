@@ -9,7 +9,7 @@ import json
 import math
 import textwrap
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +23,22 @@ from .results import RunFolder, write_atomically
 from .terminal import CommandParser, print_table
 
 TITLE_WIDTH = 16
-COLUMNS = ("method", "set", "mean", "half_width", "episodes", "episodes_asked", "run")
+COLUMNS = ("method", "backbone", "tuner", "set", "mean", "half_width", "episodes", "episodes_asked", "run")
+
+
+@dataclass(frozen=True)
+class Method:
+    """What a row of the table is.
+
+    Attributes:
+        name: Name of the method in its run.
+        backbone: Name and weights of the backbone; empty where the summary does not say.
+        tuner: Name of the tuner's class; empty where the summary does not say.
+    """
+
+    name: str
+    backbone: str
+    tuner: str
 
 
 @dataclass(frozen=True)
@@ -58,7 +73,7 @@ class Report:
 
     Attributes:
         sets: Descriptions of the tasks, such as "ISIC 5-way 5-shot", in the order of the runs.
-        methods: Names of the methods, in the order of the runs.
+        methods: The methods, in the order of the runs; of one name with another backbone or tuner it is another.
         entries: {(method, description): Entry}.
 
     Raises:
@@ -66,20 +81,20 @@ class Report:
     """
 
     def __init__(self, folders: Sequence[Path]) -> None:
-        self.entries: dict[tuple[str, str], Entry] = {}
+        self.entries: dict[tuple[Method, str], Entry] = {}
         for folder in folders:
             description, found = read_entries(folder)
             for method, entry in found.items():
                 known = self.entries.setdefault((method, description), entry)
                 if known is not entry:
                     raise DtrapError(
-                        f"{known.folder} and {folder} both have '{method}' on {description}. Leave one of them out; "
-                        "runs that differ in more than the method need names of their own (--protocol.method)."
+                        f"{known.folder} and {folder} both have '{method.name}' on {description}. Leave one out; runs "
+                        "that differ in more than method, backbone and tuner need names (--protocol.method)."
                     )
         self.methods = list(dict.fromkeys(method for method, _ in self.entries))
         self.sets = list(dict.fromkeys(description for _, description in self.entries))
 
-    def mean_over_sets(self, method: str) -> tuple[float, bool] | None:
+    def mean_over_sets(self, method: Method) -> tuple[float, bool] | None:
         """Plain mean of the sets' means and whether all runs are complete; None where the method lacks a set."""
         entries = [self.entries.get((method, name)) for name in self.sets]
         found = [entry for entry in entries if entry is not None]
@@ -87,6 +102,16 @@ class Report:
         if len(means) < len(self.sets):
             return None
         return sum(means) / len(means), all(entry.complete for entry in found)
+
+    def label(self, method: Method) -> str:
+        """Name of a row: that of the method, with backbone or tuner where methods of its name have several."""
+        namesakes = [other for other in self.methods if other.name == method.name]
+        told = [
+            getattr(method, part) or f"unknown {part}"
+            for part in ("backbone", "tuner")
+            if len({getattr(other, part) for other in namesakes}) > 1
+        ]
+        return f"{method.name} ({', '.join(told)})" if told else method.name
 
     def table(self) -> Table:
         """Mean ± half width in percent of every entry; with several sets the mean over them."""
@@ -99,7 +124,7 @@ class Report:
             cells = [_cell(self.entries.get((method, name))) for name in self.sets]
             mean = self.mean_over_sets(method)
             over_sets = "" if mean is None else f"{mean[0]:.1f}{'' if mean[1] else ' (unfinished)'}"
-            table.add_row(*(Text(cell) for cell in [method, *cells, *([over_sets] if several else [])]))
+            table.add_row(*(Text(cell) for cell in [self.label(method), *cells, *([over_sets] if several else [])]))
         return table
 
     def csv(self) -> str:
@@ -112,10 +137,10 @@ class Report:
                 entry = self.entries.get((method, name))
                 if entry is not None:
                     numbers = (entry.mean, entry.half_width, entry.episodes, entry.asked)
-                    writer.writerow([method, name, *numbers, entry.folder])
+                    writer.writerow([*astuple(method), name, *numbers, entry.folder])
             mean = self.mean_over_sets(method)
             if mean is not None and len(self.sets) > 1:
-                writer.writerow([method, self._mean_title, mean[0], None, None, None, None])
+                writer.writerow([*astuple(method), self._mean_title, mean[0], None, None, None, None])
         return stream.getvalue()
 
     @property
@@ -123,7 +148,7 @@ class Report:
         return f"mean of {len(self.sets)}"
 
 
-def read_entries(folder: Path) -> tuple[str, dict[str, Entry]]:
+def read_entries(folder: Path) -> tuple[str, dict[Method, Entry]]:
     """Description of a run, and the entry of each of its methods.
 
     Raises:
@@ -133,7 +158,12 @@ def read_entries(folder: Path) -> tuple[str, dict[str, Entry]]:
     try:
         summary = json.loads(path.read_text(encoding="utf-8"))
         asked = _number(summary["episodes"])
-        methods = {str(name): _entry(method, int(asked), folder) for name, method in summary["methods"].items()}
+        methods = {
+            Method(name, str(method.get("backbone", "")), str(method.get("tuner", ""))): _entry(
+                method, int(asked), folder
+            )
+            for name, method in summary["methods"].items()
+        }
         description = summary["description"]
         if not isinstance(description, str) or not methods:
             raise ValueError("it has no description or no method")

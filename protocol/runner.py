@@ -22,7 +22,6 @@ from ..lightning_modules.tuners import Tuner
 from .adapters import AdapterCard, save_adapter
 from .configuration import (
     MethodConfig,
-    backbone_label,
     build_data,
     build_module,
     build_part,
@@ -81,7 +80,7 @@ class ProtocolRun:
             dataset=f"{data.root.resolve().name if data.own_images else data.title}{all_way}",
             way=None if data.tasks is not None else data.way,
             shot=data.shot if data.fixed_numbers else None,
-            backbone=backbone_label(self.main.parsed),
+            backbone=self.main.backbone,
             tuner=self.tuner.name,
             method=self.main.name,
             seed=self.data.seed,
@@ -307,7 +306,7 @@ class ProtocolRun:
     def _tags(self) -> list[str]:
         shot = [] if not self.data.fixed_numbers else [f"{self.data.shot}-shot"]
         methods = [method.name for method in self.methods]
-        return [self.data.title, *shot, backbone_label(self.main.parsed), self.tuner.name, *methods]
+        return [self.data.title, *shot, self.main.backbone, self.tuner.name, *methods]
 
     def _card(self, module: FewShotClassifier, row: Row) -> AdapterCard:
         template = module.template or self.data.template
@@ -358,6 +357,8 @@ class ProtocolRun:
             support_images=support,
             unit=self.data.unit,
         )
+        for method in self.methods:
+            summary["methods"][method.name] |= {"backbone": method.backbone, "tuner": method.tuner}
         self.folder.write_json(self.folder.summary, summary)
         render(summary, self.console)
         if self.data.skipped_images:

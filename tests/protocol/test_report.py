@@ -10,9 +10,9 @@ METHODS = ("svl-ra", "baseline")
 
 @pytest.fixture
 def make_run(tmp_path):
-    """Write the summary of a run: (name, description, {method: accuracies}, episodes asked) -> its folder."""
+    """Write the summary of a run: (name, description, {method: accuracies}, episodes asked, ...) -> its folder."""
 
-    def make(name, description, accuracies, episodes=2):
+    def make(name, description, accuracies, episodes=2, **model):
         rows = [
             {"episode": episode, "method": method, "accuracy": value, "zero_shot_accuracy": 30.0, "seconds": 1.0}
             for method, values in accuracies.items()
@@ -21,6 +21,8 @@ def make_run(tmp_path):
         folder = tmp_path / name
         folder.mkdir()
         summary = summarise(rows, description, list(accuracies), episodes=episodes)
+        for method in summary["methods"].values():
+            method |= model
         (folder / "summary.json").write_text(json.dumps(summary))
         return folder
 
@@ -95,6 +97,27 @@ def test_rows_of_two_runs_on_one_set_go_together_if_their_methods_differ(dtrap, 
         assert part in err
     status, _, err = dtrap("report", first, first)
     assert status == 2
+
+
+def test_methods_of_one_name_with_several_backbones_or_tuners_are_several_rows(dtrap, make_run, tmp_path):
+    base, large = {"backbone": "ViT-B-16/openai"}, {"backbone": "ViT-L-14/openai"}
+    runs = [
+        make_run("a", "ISIC", {"svl-ra": [50.0], "baseline": [40.0]}, 1, **base, tuner="LoRA"),
+        make_run("b", "EuroSAT", {"svl-ra": [70.0], "baseline": [60.0]}, 1, **large, tuner="LoRA"),
+        make_run("c", "EuroSAT", {"svl-ra": [71.0]}, 1, **large, tuner="CoOp"),
+    ]
+    status, out, err = dtrap("report", *runs, "--csv", "all.csv")
+    assert status == 0, err
+    lines = [line.split("  ") for line in out.splitlines()]
+    rows = {cells[1]: [cell.strip() for cell in cells[2:] if cell.strip()] for cells in lines if len(cells) > 2}
+    assert rows["svl-ra (ViT-B-16/openai, LoRA)"] == ["50.0"]
+    assert rows["svl-ra (ViT-L-14/openai, LoRA)"] == ["70.0"]
+    assert rows["svl-ra (ViT-L-14/openai, CoOp)"] == ["71.0"]
+    assert rows["baseline (ViT-B-16/openai)"] == ["40.0"]
+    with (tmp_path / "all.csv").open() as file:
+        found = [(row["method"], row["backbone"], row["tuner"], row["mean"]) for row in csv.DictReader(file)]
+    assert ("svl-ra", "ViT-L-14/openai", "CoOp", "71.0") in found
+    assert len(found) == 5
 
 
 def test_the_csv_file_has_the_same_numbers(dtrap, make_run, tmp_path):
@@ -184,6 +207,8 @@ def test_the_summary_that_fit_leaves_is_read(dtrap):
     for method in METHODS:
         (cell,) = cells_of(out, method)
         summary = json.loads(Path("run_1/summary.json").read_text())["methods"][method]
+        assert summary["tuner"] == "LoRA"
+        assert summary["backbone"]
         assert cell == f"{summary['accuracy']['mean']:.1f}"
     status, _, err = dtrap("report", "run_1", "run_2")
     assert status == 2
