@@ -350,7 +350,8 @@ class FewShotDataModule(ImageCollection):
 
     def episode_seed(self, purpose: str) -> int:
         """A seed below 2**31 for something else that is random in the current episode, such as a tuner's start."""
-        sequence = np.random.SeedSequence(self.seed, spawn_key=(self.episode, _OTHER, *purpose.encode()))
+        episode = self.episode if self.all_way is None else 0  # whichever of the seeds it is
+        sequence = np.random.SeedSequence(self.seed, spawn_key=(episode, _OTHER, *purpose.encode()))
         return int(sequence.generate_state(1)[0] >> 1)
 
     def _generator(self, *purpose: int) -> np.random.Generator:

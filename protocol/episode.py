@@ -23,6 +23,9 @@ from ..lightning_modules import FewShotClassifier
 from .results import Row
 from .resume import SeededSteps, StepCheckpoint
 
+# Confusions by class names and query images.
+ZeroShots = dict[tuple[tuple[str, ...], tuple[int, ...]], Tensor]
+
 # What Lightning says of loaders and modules that are meant to be so.
 _EXPECTED_WARNINGS = (
     r".*does not have many workers.*",
@@ -150,6 +153,7 @@ def run_episode(
     stage_switch: StageSwitch,
     on_step: Callable[[float], None],
     checkpoint: StepCheckpoint | None = None,
+    zero_shots: ZeroShots | None = None,
 ) -> Row:
     """Zero-shot test, fit and test of a module on the data module's current episode.
 
@@ -160,6 +164,7 @@ def run_episode(
         stage_switch: The stage of SVL and RA.
         on_step: Called after each optimiser step with the share of the run that one step is.
         checkpoint: Where to go on from, if it is there, and what to leave on the way.
+        zero_shots: What earlier zero-shot tests of this method counted; a test split comes again with every seed.
 
     Returns:
         The row of this episode without its method.
@@ -175,11 +180,7 @@ def run_episode(
             callbacks += [SeededSteps(data.episode_seed("step")), checkpoint]
         trainer = episode_trainer(arguments, callbacks)
         try:
-            zero_shot = None
-            if data.has_query:
-                with module.zero_shot():
-                    trainer.test(module, datamodule=data, verbose=False)
-                zero_shot = module.confusion.compute().cpu()
+            zero_shot = _zero_shot(trainer, module, data, zero_shots) if data.has_query else None
             torch.manual_seed(data.episode_seed("training"))
             if checkpoint is not None and checkpoint.found:
                 trainer.fit(module, datamodule=data, ckpt_path=checkpoint.path, weights_only=True)
@@ -196,6 +197,19 @@ def run_episode(
     row: Row = {"episode": data.episode, "seed": data.seed, "classes": list(data.class_names)}
     row |= _accuracies(zero_shot, module, data.class_names)
     return row | {"losses": recorder.losses, "seconds": round(recorder.seconds, 3)}
+
+
+def _zero_shot(trainer: Trainer, module: FewShotClassifier, data: FewShotDataModule, known: ZeroShots | None) -> Tensor:
+    """Confusion of the backbone without the tuner, tested only where it is not known."""
+    images = None if known is None else (tuple(data.class_names), tuple(data.query_ids))
+    if known is not None and images in known:
+        return known[images]
+    with module.zero_shot():
+        trainer.test(module, datamodule=data, verbose=False)
+    counts = module.confusion.compute().cpu()
+    if known is not None and images is not None:
+        known[images] = counts
+    return counts
 
 
 def _accuracies(zero_shot: Tensor | None, module: FewShotClassifier, class_names: list[str]) -> Row:

@@ -28,7 +28,7 @@ from .configuration import (
     build_trainer_arguments,
     parse_methods,
 )
-from .episode import episode_trainer, run_episode
+from .episode import ZeroShots, episode_trainer, run_episode
 from .identity import default_folder_name, difference, identity
 from .loggers import ProtocolLogger, prepare_logger
 from .picture import episode_picture
@@ -67,6 +67,7 @@ class ProtocolRun:
         self.episodes = min(self.settings.episodes, self.data.tasks or self.settings.episodes)
         self.folder = RunFolder(self.settings.folder or Path("runs") / self._default_name())
         self.data.index_file = self.folder.index
+        self._zero_shots: dict[str, ZeroShots] = {}
         if self.data.own_images and self.folder.path.resolve().is_relative_to(self.data.root.resolve()):
             raise DtrapError(
                 f"the results would go to {self.folder.path}, inside the images' folder {self.data.root}, and be "
@@ -261,10 +262,11 @@ class ProtocolRun:
     ) -> Row:
         stage_switch = StageSwitch(**method.parsed.stage_switch)
         stem = f"episode_{self.data.episode:04d}_{method.name}"
-        checkpoint = None
+        checkpoint = zero_shots = None
         if self.data.all_way is not None:
+            zero_shots = self._zero_shots.setdefault(method.name, {})
             checkpoint = StepCheckpoint(self.folder.checkpoints / f"{stem}.ckpt", self.settings.checkpoint_every)
-        row = run_episode(module, self.data, arguments, stage_switch, progress.advance, checkpoint)
+        row = run_episode(module, self.data, arguments, stage_switch, progress.advance, checkpoint, zero_shots)
         row = {"episode": row.pop("episode"), "method": method.name, **row}
         if self.settings.save_adapters:
             save_adapter(self.folder.adapters / f"{stem}.safetensors", module, self._card(module, row))

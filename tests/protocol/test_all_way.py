@@ -445,6 +445,26 @@ def test_fewer_episodes_than_seeds_are_the_first_seeds(dtrap, root, tmp_path):
     assert "EuroSAT all-way 2-shot · 2 seeds · " in out
 
 
+def test_a_published_test_split_is_tested_zero_shot_once_for_all_seeds(dtrap, root, tmp_path, tiny_model, monkeypatch):
+    tests = []
+    original = FewShotClassifier.on_test_epoch_start
+    monkeypatch.setattr(FewShotClassifier, "on_test_epoch_start", lambda self: tests.append(1) or original(self))
+    made = COOP_MAKERS["caltech101"](tmp_path / "data", (3, 2, 2))
+    run = [
+        "fit", "--config", "coop/caltech101_1shot.yaml", "--config", "all_way/clip_lora.yaml", *tiny_model,
+        "--data.root", made, "--data.shot", 2, "--data.template", "a {}", "--trainer.max_epochs", 1,
+        "--protocol.compare", "methods/baseline.yaml",
+    ]  # fmt: skip
+    assert dtrap(*run, "--data.all_way.seeds", "[1, 2, 3]", "--protocol.folder", "all")[0] == 0
+    assert len(tests) == 2 * (1 + 3)
+    assert dtrap(*run, "--data.all_way.seeds", "[3]", "--protocol.folder", "third")[0] == 0
+    alone = [{**row, "episode": 2} for row in results(tmp_path / "third")]
+    assert results(tmp_path / "all")[-2:] == alone
+    tests.clear()  # the test images of two seeds differ where no split is published
+    assert dtrap(*words(root, "own", "--data.shot", 2, "--trainer.max_epochs", 1))[0] == 0
+    assert len(tests) == 2 * 2
+
+
 def test_a_subset_belongs_to_the_all_way_protocol(dtrap, root):
     words = ["--config", "eurosat_1shot.yaml", "--config", "backbones/tiny.yaml", "--data.root", root]
     status, _, err = dtrap("fit", *words, "--data.subset", "subset.json")
