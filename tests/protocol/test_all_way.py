@@ -41,6 +41,37 @@ def adapters(folder):
     return [load_file(path) for path in sorted((folder / "adapters").glob("*.safetensors"))]
 
 
+class Steps:
+    """Sample ids of the training steps so far; a step interrupts the run when it is number `stop`."""
+
+    def __init__(self):
+        self.ids, self.stop = [], None
+
+    def count(self, batch):
+        self.ids.append(batch["sample_id"].tolist())
+        if len(self.ids) == self.stop:
+            raise KeyboardInterrupt
+
+
+@pytest.fixture
+def steps(monkeypatch):
+    made, original = Steps(), FewShotClassifier.training_step
+
+    def step(self, batch, batch_idx):
+        made.count(batch)
+        return original(self, batch, batch_idx)
+
+    monkeypatch.setattr(FewShotClassifier, "training_step", step)
+    return made
+
+
+def assert_equal_runs(one, other):
+    """Same rows, and same adapters bit by bit."""
+    assert results(one) == results(other)
+    for a, b in zip(adapters(one), adapters(other), strict=True):
+        assert all(torch.equal(a[name], b[name]) for name in a)
+
+
 def test_all_classes_are_trained_and_the_rest_is_tested(dtrap, root, tmp_path):
     status, out, err = dtrap(*words(root, "run", "--data.shot", 2))
     assert status == 0, err
@@ -65,60 +96,40 @@ def test_the_whole_run_is_the_same_with_workers_and_from_its_own_subset(dtrap, r
     assert dtrap(*words(root, "one", *more))[0] == 0
     assert dtrap(*words(root, "two", *more, "--data.num_workers", 2))[0] == 0
     assert dtrap(*words(root, "three", *more, "--data.subset", "one/subset.json"))[0] == 0
-    one, two, three = (results(tmp_path / name) for name in ("one", "two", "three"))
-    assert one == two == three
-    assert sum(map(sum, one[0]["confusion"])) == 40
+    assert sum(map(sum, results(tmp_path / "one")[0]["confusion"])) == 40
     for other in ("two", "three"):
-        for a, b in zip(adapters(tmp_path / "one"), adapters(tmp_path / other), strict=True):
-            assert all(torch.equal(a[name], b[name]) for name in a)
+        assert_equal_runs(tmp_path / "one", tmp_path / other)
 
 
 @pytest.mark.parametrize("stop", [2, 5, 7, 9])
-def test_a_stopped_task_goes_on_at_the_step_of_its_last_checkpoint(dtrap, root, tmp_path, monkeypatch, stop):
+def test_a_stopped_task_goes_on_at_the_step_of_its_last_checkpoint(dtrap, root, tmp_path, steps, stop):
     """4 steps an epoch, 3 epochs, a checkpoint every 2 steps: stops in the middle of an epoch and at its ends."""
     more = ["--data.all_way.seeds", "[1]", "--model.tuner.dropout", "0.5", "--protocol.checkpoint_every", 2]
     assert dtrap(*words(root, "whole", *more))[0] == 0
-    original, calls = FewShotClassifier.training_step, []
-
-    def step(self, batch, batch_idx):
-        calls.append(batch["sample_id"].tolist())
-        if len(calls) == stop:
-            raise KeyboardInterrupt
-        return original(self, batch, batch_idx)
-
-    monkeypatch.setattr(FewShotClassifier, "training_step", step)
-    status, _out, _ = dtrap(*words(root, "stopped", *more))
-    assert status == 130
-    before = list(calls)
-    calls.clear()
-    stop = -1
+    steps.ids.clear()
+    steps.stop = stop
+    assert dtrap(*words(root, "stopped", *more))[0] == 130
+    before = list(steps.ids)
+    steps.ids.clear()
+    steps.stop = None
     status, _, err = dtrap(*words(root, "stopped", *more))
     assert status == 0, err
     done = (len(before) - 1) // 2 * 2
-    assert len(calls) == 12 - done
-    assert before[done] == calls[0]
-    assert results(tmp_path / "whole") == results(tmp_path / "stopped")
-    for a, b in zip(adapters(tmp_path / "whole"), adapters(tmp_path / "stopped"), strict=True):
-        assert all(torch.equal(a[name], b[name]) for name in a)
+    assert len(steps.ids) == 12 - done
+    assert before[done] == steps.ids[0]
+    assert_equal_runs(tmp_path / "whole", tmp_path / "stopped")
     assert not list((tmp_path / "stopped").glob("checkpoints/*"))
 
 
-def test_a_checkpoint_of_another_config_is_not_gone_on_from(dtrap, root, tmp_path, monkeypatch):
+def test_a_checkpoint_of_another_config_is_not_gone_on_from(dtrap, root, tmp_path, steps):
     more = ["--data.all_way.seeds", "[1]", "--protocol.checkpoint_every", 1]
-    original, calls = FewShotClassifier.training_step, []
-
-    def step(self, batch, batch_idx):
-        calls.append(1)
-        if len(calls) == 6:
-            raise KeyboardInterrupt
-        return original(self, batch, batch_idx)
-
-    monkeypatch.setattr(FewShotClassifier, "training_step", step)
+    steps.ids.clear()
+    steps.stop = 6
     assert dtrap(*words(root, "run", *more))[0] == 130
     assert list((tmp_path / "run" / "checkpoints").iterdir())
     status, _, err = dtrap(*words(root, "run", *more, "--model.tuner.rank", 3))
     assert status == 0, err
-    assert len(calls) == 6 + 12
+    assert len(steps.ids) == 6 + 12
 
 
 def test_a_stop_after_the_last_step_and_a_damaged_checkpoint_begin_again_where_they_must(
@@ -146,30 +157,19 @@ def test_a_stop_after_the_last_step_and_a_damaged_checkpoint_begin_again_where_t
             checkpoint.write_bytes(b"")
         status, _, err = dtrap(*words(root, folder, *more))
         assert status == 0, err
-        assert results(tmp_path / "whole") == results(tmp_path / folder)
-        for a, b in zip(adapters(tmp_path / "whole"), adapters(tmp_path / folder), strict=True):
-            assert all(torch.equal(a[name], b[name]) for name in a)
+        assert_equal_runs(tmp_path / "whole", tmp_path / folder)
 
 
-def test_a_checkpoint_is_not_written_amid_an_accumulated_gradient(dtrap, root, tmp_path, monkeypatch):
+def test_a_checkpoint_is_not_written_amid_an_accumulated_gradient(dtrap, root, tmp_path, steps):
     more = ["--data.all_way.seeds", "[1]", "--protocol.checkpoint_every", 1, "--trainer.accumulate_grad_batches", 2]
     assert dtrap(*words(root, "whole", *more))[0] == 0
-    original, calls = FewShotClassifier.training_step, []
-
-    def step(self, batch, batch_idx):
-        calls.append(1)
-        if len(calls) == 4:
-            raise KeyboardInterrupt
-        return original(self, batch, batch_idx)
-
-    monkeypatch.setattr(FewShotClassifier, "training_step", step)
+    steps.ids.clear()
+    steps.stop = 4
     assert dtrap(*words(root, "stopped", *more))[0] == 130
     status, _, err = dtrap(*words(root, "stopped", *more))
     assert status == 0, err
-    assert len(calls) == 4 + 12 - 2
-    assert results(tmp_path / "whole") == results(tmp_path / "stopped")
-    for a, b in zip(adapters(tmp_path / "whole"), adapters(tmp_path / "stopped"), strict=True):
-        assert all(torch.equal(a[name], b[name]) for name in a)
+    assert len(steps.ids) == 4 + 12 - 2
+    assert_equal_runs(tmp_path / "whole", tmp_path / "stopped")
 
 
 @pytest.mark.parametrize("stop", [2, 6, 8])
@@ -196,9 +196,7 @@ def test_a_validation_within_an_epoch_is_not_missed_by_a_resumed_run(dtrap, root
     status, _, err = dtrap(*words(root, "stopped", *more))
     assert status == 0, err
     assert sorted(set(validated)) == whole
-    assert results(tmp_path / "whole") == results(tmp_path / "stopped")
-    for a, b in zip(adapters(tmp_path / "whole"), adapters(tmp_path / "stopped"), strict=True):
-        assert all(torch.equal(a[name], b[name]) for name in a)
+    assert_equal_runs(tmp_path / "whole", tmp_path / "stopped")
 
 
 def test_a_resumed_task_counts_the_time_before_its_checkpoint():
@@ -365,24 +363,16 @@ def test_an_unreadable_training_image_is_told_or_replaced_by_the_next_of_its_cla
     assert whole.index.relative(lost) not in json.dumps(chosen)
 
 
-def test_a_task_begun_before_an_image_was_left_out_begins_anew(dtrap, damaged, tmp_path, monkeypatch):
-    original, calls = FewShotClassifier.training_step, []
-
-    def step(self, batch, batch_idx):
-        calls.append(1)
-        if len(calls) == 4:
-            raise KeyboardInterrupt
-        return original(self, batch, batch_idx)
-
-    monkeypatch.setattr(FewShotClassifier, "training_step", step)
+def test_a_task_begun_before_an_image_was_left_out_begins_anew(dtrap, damaged, tmp_path, steps):
+    steps.ids.clear()
+    steps.stop = 4
     more = ["--data.shot", 2, "--data.all_way.seeds", "[1]", "--protocol.checkpoint_every", 1]
     assert dtrap(*words(damaged, "run", *more))[0] == 130
     whole = data(damaged, seeds=[1])
     break_image(whole, whole.subset.train[0][0])
-    calls[:] = [1] * 4
     status, _, err = dtrap(*words(damaged, "run", *more, "--data.bad_images", "skip"))
     assert status == 0, err
-    assert len(calls) == 4 + 6
+    assert len(steps.ids) == 4 + 6
     assert dtrap(*words(damaged, "fresh", *more, "--data.bad_images", "skip"))[0] == 0
     assert results(tmp_path / "run") == results(tmp_path / "fresh")
 
