@@ -21,9 +21,8 @@ from typing import Any
 import numpy as np
 import torch
 from dtrap.datamodules import EuroSATDataModule
-from dtrap.datamodules.all_way import AllWay, Streamed, stream_steps
+from dtrap.datamodules.all_way import AllWay, TrainingSteps, TrainingStream
 from dtrap.datamodules.eurosat import CLASS_NAMES
-from dtrap.datamodules.subset import Subset
 from dtrap.datamodules.views import CLIP_MEAN, CLIP_STD
 from measuring import verdict
 from PIL import Image
@@ -99,17 +98,18 @@ def _processor_seconds() -> float:
     return times.user + times.system + times.children_user + times.children_system
 
 
-def build(root: Path) -> tuple[Streamed, DataLoader[tuple[Tensor, int]]]:
+def build(root: Path) -> tuple[TrainingStream, DataLoader[tuple[Tensor, int]]]:
     """Our stream over all files and the bare loader, with the same number of whole batches an epoch."""
     index = EuroSATDataModule(root).index
     steps = len(index.paths) // BATCH
-    data = EuroSATDataModule(root, shot=steps, num_workers=WORKERS, all_way=AllWay([1], BATCH))
-    ours = stream_steps(data, Subset([], [found.tolist() for found in data.positions], [], []), data.all_way)
+    data = EuroSATDataModule(root, num_workers=WORKERS)
+    images = [found.tolist() for found in data.positions]
+    ours = TrainingStream(data, TrainingSteps(data, images, 1, AllWay([1], BATCH)), steps)
     files = PlainFiles(index.paths, index.labels)
     return ours, DataLoader(files, BATCH, shuffle=True, num_workers=WORKERS, drop_last=True)
 
 
-def compare(ours: Streamed, bare: DataLoader[tuple[Tensor, int]], rounds: int) -> list[float]:
+def compare(ours: TrainingStream, bare: DataLoader[tuple[Tensor, int]], rounds: int) -> list[float]:
     """Ratio of our rate to the bare one in each round; which one begins an epoch alternates."""
     ratios = []
     images = len(bare) * BATCH

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import count
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -16,11 +16,9 @@ from torchvision.transforms import InterpolationMode
 
 from ..errors import DtrapError
 from .batches import Batch
+from .collection import ImageCollection
 from .images import ImageError
-from .subset import Subset
-
-if TYPE_CHECKING:
-    from .few_shot import FewShotDataModule
+from .subset import Positions
 
 TEST_BATCH = 128
 _STREAM = 11  # what numbers are drawn for, beside those of an episode
@@ -59,7 +57,7 @@ class TrainingSteps(Dataset[dict[str, Any]]):
     All that is random is drawn from (seed, step) alone, so that it is the same in any worker and after a resume.
     """
 
-    def __init__(self, data: FewShotDataModule, images: list[list[int]], seed: int, settings: AllWay) -> None:
+    def __init__(self, data: ImageCollection, images: Positions, seed: int, settings: AllWay) -> None:
         self.load_image, self.preprocessing, self.seed = data.load_image, data.preprocessing, seed
         self.positions = np.array([position for of_class in images for position in of_class])
         self.labels = np.repeat(np.arange(len(images)), [len(of_class) for of_class in images])
@@ -98,7 +96,7 @@ class TrainingSteps(Dataset[dict[str, Any]]):
 class PlainImages(Dataset[dict[str, Any]]):
     """The plain view of every image, class by class."""
 
-    def __init__(self, data: FewShotDataModule, images: list[list[int]]) -> None:
+    def __init__(self, data: ImageCollection, images: Positions) -> None:
         self.load_image, self.preprocessing = data.load_image, data.preprocessing
         self.rows = [(position, label) for label, of_class in enumerate(images) for position in of_class]
 
@@ -151,11 +149,12 @@ class TrainingStream:
     Args:
         data: The data module; its trainer tells how much of the epoch is done.
         dataset: Gives the batch of a step.
+        steps: Steps of an epoch.
     """
 
-    def __init__(self, data: FewShotDataModule, dataset: TrainingSteps) -> None:
+    def __init__(self, data: ImageCollection, dataset: TrainingSteps, steps: int) -> None:
         self.data, self.dataset = data, dataset
-        self.steps, self.epoch = data.steps_per_epoch, 0
+        self.steps, self.epoch = steps, 0
         self._batches: Iterator[dict[str, Any]] = iter(())
         self._next = -1
 
@@ -193,7 +192,7 @@ class Streamed:
         data: Told of unreadable images.
     """
 
-    def __init__(self, loader: DataLoader[dict[str, Any]], data: FewShotDataModule) -> None:
+    def __init__(self, loader: DataLoader[dict[str, Any]], data: ImageCollection) -> None:
         self.loader, self.data = loader, data
 
     def __len__(self) -> int:
@@ -211,7 +210,7 @@ class Streamed:
             )
 
 
-def sound_batch(batch: dict[str, Any], data: FewShotDataModule) -> Iterator[Batch]:
+def sound_batch(batch: dict[str, Any], data: ImageCollection) -> Iterator[Batch]:
     """The batch without its `faults`, of which the data module is told in the main process; none if it is empty."""
     for position, reason in batch.pop("faults"):
         data.unreadable(position, reason)
@@ -219,17 +218,12 @@ def sound_batch(batch: dict[str, Any], data: FewShotDataModule) -> Iterator[Batc
         yield batch | {"view": torch.zeros_like(batch["labels"])}
 
 
-def stream_steps(data: FewShotDataModule, subset: Subset, settings: AllWay) -> TrainingStream:
-    """The training batches: `shot` steps an epoch."""
-    return TrainingStream(data, TrainingSteps(data, subset.train, data.seed, settings))
-
-
-def stream_plain(data: FewShotDataModule, images: list[list[int]]) -> Streamed:
+def stream_plain(data: ImageCollection, images: Positions) -> Streamed:
     """Every image once, plain, with workers; only a few batches are in memory at a time."""
     dataset = PlainImages(data, images)
     return Streamed(DataLoader(dataset, batch_size=TEST_BATCH, collate_fn=collate, **_workers(data)), data)
 
 
-def _workers(data: FewShotDataModule) -> dict[str, Any]:
+def _workers(data: ImageCollection) -> dict[str, Any]:
     workers = data.num_workers
     return {"num_workers": workers, "prefetch_factor": 2 if workers else None}

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 
 from ..errors import DtrapError
-from .all_way import AllWay, Streamed, TrainingStream, stream_plain, stream_steps
+from .all_way import AllWay, Streamed, TrainingSteps, TrainingStream, stream_plain
 from .batches import Batch, Batches, MiniBatches, Views, decode, split_batch, to_batch
 from .collection import ImageCollection, OnFault, check_at_least
 from .images import ImageError
@@ -229,7 +229,7 @@ class FewShotDataModule(ImageCollection):
     def subset_of(self, seed: int) -> Subset:
         """All-way: the images of a seed, from the subset file where there is one."""
         if seed not in self._subsets:
-            self._subsets[seed] = choose_subset(self, seed)
+            self._subsets[seed] = choose_subset(self, self.shot, seed, self.subset_file)
         return self._subsets[seed]
 
     @cached_property
@@ -318,7 +318,8 @@ class FewShotDataModule(ImageCollection):
         images, shuffled and augmented anew, each drawn from (seed, step) alone.
         """
         if self.all_way is not None:
-            return stream_steps(self, self.subset, self.all_way)
+            steps = TrainingSteps(self, self.subset.train, self.seed, self.all_way)
+            return TrainingStream(self, steps, self.steps_per_epoch)
         if self.batch_size is not None:
             return MiniBatches(self.support(), self.batch_size, self._row_order)
         return Batches([self.support()] * self.steps_per_epoch)

@@ -7,17 +7,15 @@ import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
 from ..errors import DtrapError
 from .batches import Views, decode
+from .collection import ImageCollection
 from .images import ImageError
 from .index import listing
-
-if TYPE_CHECKING:
-    from .few_shot import FewShotDataModule
 
 logger = logging.getLogger(__name__)
 
@@ -45,53 +43,59 @@ class Subset:
     test: Positions
 
 
-def choose_subset(data: FewShotDataModule, seed: int) -> Subset:
-    """The images of a seed, from the data module's subset file where there is one.
+def choose_subset(data: ImageCollection, shot: int, seed: int, file: Path | None) -> Subset:
+    """The images of a seed, from a subset file where there is one.
 
     A class without a training image is an error, or left out with `small_classes` "skip".
+
+    Args:
+        data: The images.
+        shot: Training images K of each class.
+        seed: The seed.
+        file: The subset file; None to draw them.
 
     Raises:
         DtrapError: A class has no training image, or the subset file does not fit.
     """
-    subset = draw_subset(data, seed) if data.subset_file is None else read_subset(data, data.subset_file, seed)
+    subset = draw_subset(data, shot, seed) if file is None else read_subset(data, shot, seed, file)
     kept = data.large_classes([len(images) for images in subset.train], 1, "a training image")
     if len(kept) < 2:
         raise DtrapError(f"{data.title}: {len(kept)} class(es) under {data.root} have a training image; needed: 2.")
-    few = [data.index.class_names[label] for label in kept if len(subset.train[label]) < data.shot]
+    few = [data.index.class_names[label] for label in kept if len(subset.train[label]) < shot]
     if few:
-        logger.info("%s: fewer than %d training images of %s", data.title, data.shot, listing(few))
+        logger.info("%s: fewer than %d training images of %s", data.title, shot, listing(few))
     parts = ([images[label] for label in kept] for images in (subset.train, subset.val, subset.test))
     return Subset(kept, *parts)
 
 
-def draw_subset(data: FewShotDataModule, seed: int) -> Subset:
+def draw_subset(data: ImageCollection, shot: int, seed: int) -> Subset:
     """The images of a seed for all classes. A class's images do not depend on the other classes.
 
     With `bad_images` "skip" the next image of the class takes the place of an unreadable one.
     """
     published = data.index.splits is not None
     labels = range(len(data.index.class_names))
-    held = min(data.shot, MOST_VALIDATION)
+    held = min(shot, MOST_VALIDATION)
     rngs = [np.random.default_rng(np.random.SeedSequence(seed, spawn_key=(_SUBSET, label))) for label in labels]
     training = data.positions_in("train") if published else data.positions
     train = [rng.permutation(found).tolist() for rng, found in zip(rngs, training, strict=True)]
     if not published:
-        train = _readable(data, train, data.shot + held)
-        rest = [np.sort(np.asarray(order[data.shot + held :], dtype=int)).tolist() for order in train]
-        return Subset([*labels], _first(train, data.shot), _first(train, held, data.shot), rest)
+        train = _readable(data, train, shot + held)
+        rest = [np.sort(np.asarray(order[shot + held :], dtype=int)).tolist() for order in train]
+        return Subset([*labels], _first(train, shot), _first(train, held, shot), rest)
     found = [rng.permutation(found).tolist() for rng, found in zip(rngs, data.positions_in("val"), strict=True)]
     val = _first(_readable(data, found, held), held)
     # ImageNet has no such split: the next training images.
-    train = _readable(data, train, data.shot if all(val) else data.shot + held)
-    val = [own or more for own, more in zip(val, _first(train, held, data.shot), strict=True)]
-    return Subset([*labels], _first(train, data.shot), val, [found.tolist() for found in data.positions_in("test")])
+    train = _readable(data, train, shot if all(val) else shot + held)
+    val = [own or more for own, more in zip(val, _first(train, held, shot), strict=True)]
+    return Subset([*labels], _first(train, shot), val, [found.tolist() for found in data.positions_in("test")])
 
 
 def _first(orders: Positions, count: int, start: int = 0) -> Positions:
     return [order[start : start + count] for order in orders]
 
 
-def _readable(data: FewShotDataModule, orders: Positions, count: int) -> Positions:
+def _readable(data: ImageCollection, orders: Positions, count: int) -> Positions:
     """With `bad_images` "skip", each order without what cannot be read of its first so many; else as it is.
 
     Otherwise the error comes with the batch that has the image.
@@ -117,7 +121,7 @@ def _readable(data: FewShotDataModule, orders: Positions, count: int) -> Positio
     return orders
 
 
-def subset_content(data: FewShotDataModule, subsets: Mapping[int, Subset]) -> dict[str, Any]:
+def subset_content(data: ImageCollection, shot: int, subsets: Mapping[int, Subset]) -> dict[str, Any]:
     """What a subset file holds: the relative paths of training and validation images per seed and class."""
     names, relative = data.index.class_names, data.index.relative
     seeds = {
@@ -130,10 +134,10 @@ def subset_content(data: FewShotDataModule, subsets: Mapping[int, Subset]) -> di
         }
         for seed, subset in subsets.items()
     }
-    return {"format": SUBSET_FORMAT, "set": data.title, "shot": data.shot, "seeds": seeds}
+    return {"format": SUBSET_FORMAT, "set": data.title, "shot": shot, "seeds": seeds}
 
 
-def read_subset(data: FewShotDataModule, path: Path, seed: int) -> Subset:
+def read_subset(data: ImageCollection, shot: int, seed: int, path: Path) -> Subset:
     """The images of a seed that a file names, in its order; all others of the test split are the test.
 
     Raises:
@@ -141,7 +145,7 @@ def read_subset(data: FewShotDataModule, path: Path, seed: int) -> Subset:
     """
     index, positions = data.index, {}
     known = {index.relative(position): position for position in range(len(index.paths))}
-    for part, classes in _chosen_files(data, path, seed).items():
+    for part, classes in _chosen_files(data, shot, seed, path).items():
         odd = set(classes) - set(index.class_names)
         if data.small_classes == "error":
             odd ^= set(index.class_names) - set(classes)
@@ -163,13 +167,13 @@ def read_subset(data: FewShotDataModule, path: Path, seed: int) -> Subset:
     return Subset([*range(len(index.class_names))], train, val, test)
 
 
-def _chosen_files(data: FewShotDataModule, path: Path, seed: int) -> dict[str, dict[str, Sequence[str]]]:
+def _chosen_files(data: ImageCollection, shot: int, seed: int, path: Path) -> dict[str, dict[str, Sequence[str]]]:
     """Relative paths by part and class, as the file has them."""
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
         if content["format"] != SUBSET_FORMAT:
             raise ValueError(f"format is {content['format']!r}")
-        for name, value in (("set", data.title), ("shot", data.shot)):
+        for name, value in (("set", data.title), ("shot", shot)):
             if content[name] != value:
                 raise ValueError(f"its {name} is {content[name]!r}, that of the data {value!r}")
         parts = content["seeds"][str(seed)]
@@ -180,7 +184,7 @@ def _chosen_files(data: FewShotDataModule, path: Path, seed: int) -> dict[str, d
         raise DtrapError(f"subset {path}: not a subset file ({error}). Expected the format {SUBSET_FORMAT}.") from error
 
 
-def _check_labels(data: FewShotDataModule, path: Path, positions: Mapping[str, Positions]) -> None:
+def _check_labels(data: ImageCollection, path: Path, positions: Mapping[str, Positions]) -> None:
     """Refuse images of other classes, named twice, or of the published test split; raises a DtrapError."""
     index, seen = data.index, set()
     for of_part in positions.values():

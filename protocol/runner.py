@@ -201,7 +201,7 @@ class ProtocolRun:
 
     def _record_subset(self, subsets: dict[int, Subset]) -> None:
         """Note the images of each seed; a task that was begun with others, now left out, begins anew."""
-        text, path = json_text(subset_content(self.data, subsets)), self.folder.subset
+        text, path = json_text(subset_content(self.data, self.data.shot, subsets)), self.folder.subset
         if path.is_file() and path.read_bytes() != text.encode():
             for checkpoint in self.folder.checkpoints.glob("episode_????_*.ckpt"):
                 checkpoint.unlink(missing_ok=True)

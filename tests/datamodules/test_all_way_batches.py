@@ -112,7 +112,7 @@ def swap(classes):
 )
 def test_a_subset_that_does_not_fit_is_refused(root, tmp_path, change, told):
     module = data(root, seeds=[1])
-    content = subset_content(module, {1: module.subset})
+    content = subset_content(module, 2, {1: module.subset})
     change(content)
     path = tmp_path / "subset.json"
     path.write_text(json.dumps(content))
@@ -131,7 +131,7 @@ def test_settings_are_checked(settings, told):
 def test_unreadable_images_of_a_given_subset_are_left_out(damaged, tmp_path):
     whole = data(damaged, seeds=[1])
     file = tmp_path / "subset.json"
-    file.write_text(json.dumps(subset_content(whole, {1: whole.subset})))
+    file.write_text(json.dumps(subset_content(whole, 2, {1: whole.subset})))
     break_image(whole, whole.subset.train[0][0])
     subset = data(damaged, seeds=[1], subset=file, bad_images="skip").subset
     assert subset.train == [whole.subset.train[0][1:], *whole.subset.train[1:]]

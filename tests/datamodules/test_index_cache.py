@@ -127,5 +127,5 @@ def test_class_folders_are_measured_in_both_protocols(dtrap, tmp_path, tiny_mode
     assert list((tmp_path / "runs").glob("photos_5way_1shot_*"))
     status, out, err = dtrap("fit", *words, "--config", "all_way/clip_lora.yaml", "--trainer.max_epochs", 1)
     assert status == 0, err
-    assert "photos all-way 1-shot · 3 episodes · " in out
+    assert "photos all-way 1-shot · 3 seeds · " in out
     assert list((tmp_path / "runs").glob("photos-all-way_1shot_*"))
