@@ -20,6 +20,7 @@ from ..callbacks import StageSwitch
 from ..datamodules.few_shot import FewShotDataModule
 from ..errors import DtrapError
 from ..lightning_modules import FewShotClassifier
+from .progress import EpisodeProgress
 from .results import Row
 from .resume import SeededSteps, StepCheckpoint
 
@@ -99,6 +100,29 @@ class EpisodeRecorder(Callback):
         return {"boundary": _floats(self._boundary), "end": _floats(self._end)}
 
 
+class TestProgress(Callback):
+    """Shows how far a test of many batches is.
+
+    Args:
+        progress: Where it is shown.
+    """
+
+    def __init__(self, progress: EpisodeProgress) -> None:
+        self.progress = progress
+
+    def on_test_batch_end(
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        """Tell the number of this batch."""
+        self.progress.test(batch_idx + 1, int(trainer.num_test_batches[dataloader_idx]))
+
+
 def _floats(terms: dict[str, Tensor] | None) -> dict[str, float] | None:
     return None if terms is None else {name: float(value) for name, value in terms.items()}
 
@@ -151,7 +175,7 @@ def run_episode(
     data: FewShotDataModule,
     arguments: dict[str, Any],
     stage_switch: StageSwitch,
-    on_step: Callable[[float], None],
+    progress: EpisodeProgress,
     checkpoint: StepCheckpoint | None = None,
     zero_shots: ZeroShots | None = None,
 ) -> Row:
@@ -162,7 +186,7 @@ def run_episode(
         data: Gives the episode.
         arguments: The Trainer's arguments from the config.
         stage_switch: The stage of SVL and RA.
-        on_step: Called after each optimiser step with the share of the run that one step is.
+        progress: Told of every step and test batch.
         checkpoint: Where to go on from, if it is there, and what to leave on the way.
         zero_shots: What earlier zero-shot tests of this method counted; a test split comes again with every seed.
 
@@ -173,9 +197,9 @@ def run_episode(
         KeyboardInterrupt: The run was interrupted.
         DtrapError: The data or the settings do not allow the episode.
     """
-    recorder = EpisodeRecorder(on_step)
+    recorder = EpisodeRecorder(progress.advance)
     with without_expected_warnings():
-        callbacks: list[Callback] = [stage_switch, recorder]
+        callbacks: list[Callback] = [stage_switch, recorder, TestProgress(progress)]
         if checkpoint is not None:
             callbacks += [SeededSteps(data.episode_seed("step")), checkpoint]
         trainer = episode_trainer(arguments, callbacks)

@@ -32,7 +32,7 @@ from .adapters import (
     without_description_file,
 )
 from .configuration import build_data, build_module, build_part, build_trainer_arguments
-from .episode import episode_trainer, without_expected_warnings
+from .episode import TestProgress, episode_trainer, without_expected_warnings
 from .export import load_exported
 from .progress import EpisodeProgress
 from .results import Row, cannot_write, write_atomically
@@ -57,8 +57,9 @@ def test(arguments: list[str], console: Console) -> int:
         )
     rows: list[Row] = []
     methods = list(dict.fromkeys(card.method for card in cards.values()))
-    trainer = _trainer(config, console, progress=False)
-    with EpisodeProgress(len(cards), ["test"], unit=data.unit, console=console) as progress:
+    progress = EpisodeProgress(len(cards), ["test"], unit=data.unit, console=console)
+    trainer = episode_trainer(build_trainer_arguments(config), [TestProgress(progress)])
+    with progress:
         for number, (path, card) in enumerate(cards.items()):
             progress.begin(number)
             data.set_episode(card.episode)
@@ -99,7 +100,8 @@ def predict(arguments: list[str], console: Console) -> int:
     preprocessing = Preprocessing.of(module.backbone) or Preprocessing()
     images = UnlabelledImages(config.images, preprocessing)
     with without_expected_warnings():
-        batches: Any = _trainer(config, console, progress=console.is_terminal).predict(module, images.batches())
+        trainer = episode_trainer(build_trainer_arguments(config), [], progress=console.is_terminal)
+        batches: Any = trainer.predict(module, images.batches())
     probabilities = torch.cat(batches) if batches else torch.empty(0, len(card.class_names))
     unreadable = {str(path) for path, _ in images.unreadable}
     readable = [path for path in images.paths if str(path) not in unreadable]
@@ -155,10 +157,6 @@ def _tested(path: Path, card: AdapterCard, module: FewShotClassifier, data: FewS
     row["accuracy"] = _accuracy(trainer, module, data)
     with module.zero_shot():
         return row | {"zero_shot_accuracy": _accuracy(trainer, module, data)}
-
-
-def _trainer(config: Namespace, console: Console, *, progress: bool) -> Trainer:
-    return episode_trainer(build_trainer_arguments(config), [], progress=progress)
 
 
 def _accuracy(trainer: Trainer, module: FewShotClassifier, data: FewShotDataModule) -> float:

@@ -51,6 +51,7 @@ class EpisodeProgress:
         self.accuracies = [row["accuracy"] for row in earlier if self._counts(row)]
         self.episode: int | None = None
         self.fraction = 0.0
+        self.testing = ""
         self.started = clock()
         self.last_line = ""
         self.last_line_time = self.started
@@ -82,13 +83,18 @@ class EpisodeProgress:
 
     def advance(self, fraction: float) -> None:
         """The running method-episode went on by `fraction` of itself."""
-        self.fraction = min(self.fraction + fraction, 1.0)
+        self.fraction, self.testing = min(self.fraction + fraction, 1.0), ""
+        self._show()
+
+    def test(self, done: int, batches: int) -> None:
+        """So many batches of a test are done; it is no part of the fraction."""
+        self.testing = f"test batch {done}/{batches}" if done < batches else ""
         self._show()
 
     def finish(self, row: Row) -> None:
         """The running method-episode is done, with this result row."""
         self.finished += 1
-        self.fraction = 0.0
+        self.fraction, self.testing = 0.0, ""
         if self._counts(row):
             self.accuracies.append(row["accuracy"])
         self._show()
@@ -100,6 +106,8 @@ class EpisodeProgress:
             parts.append(f"{self.unit} {self.episode + 1}/{self.episodes}")
         if self.accuracies:
             parts.append(f"{self.accuracy_title} {sum(self.accuracies) / len(self.accuracies):.1f} %")
+        if self.testing:
+            parts.append(self.testing)
         remaining = self.remaining_seconds()
         if remaining is not None:
             parts.append(f"{duration(remaining)} left")

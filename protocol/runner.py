@@ -266,7 +266,7 @@ class ProtocolRun:
         if self.data.all_way is not None:
             zero_shots = self._zero_shots.setdefault(method.name, {})
             checkpoint = StepCheckpoint(self.folder.checkpoints / f"{stem}.ckpt", self.settings.checkpoint_every)
-        row = run_episode(module, self.data, arguments, stage_switch, progress.advance, checkpoint, zero_shots)
+        row = run_episode(module, self.data, arguments, stage_switch, progress, checkpoint, zero_shots)
         row = {"episode": row.pop("episode"), "method": method.name, **row}
         if self.settings.save_adapters:
             save_adapter(self.folder.adapters / f"{stem}.safetensors", module, self._card(module, row))

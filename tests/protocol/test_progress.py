@@ -61,6 +61,22 @@ def test_a_long_episode_reports_from_within(clock):
     assert lines_of(console) == ["episode 1/2", "episode 1/2 · 7 min left"]
 
 
+def test_a_long_test_reports_from_within(clock):
+    console = plain_console()
+    with EpisodeProgress(3, ["a"], unit="seed", console=console, clock=clock) as progress:
+        progress.begin(0)
+        for batch in range(1, 5):
+            clock.now += 20
+            progress.test(batch, 4)
+        progress.test(1, 4)
+        progress.advance(0.1)
+        assert "test batch" not in progress.text()
+        progress.test(3, 4)
+        progress.finish(result(0, 50.0))
+        assert "test batch" not in progress.text()
+    assert lines_of(console)[:2] == ["seed 1/3", "seed 1/3 · test batch 2/4"]
+
+
 def test_an_interrupted_run_ends_with_its_state(clock):
     console = plain_console()
 
