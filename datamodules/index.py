@@ -11,6 +11,7 @@ from pathlib import Path
 
 from ..errors import DtrapError, nearest
 from .images import list_images
+from .reads import note_folder
 
 
 @dataclass(frozen=True)
@@ -65,6 +66,7 @@ def listing(names: Sequence[str], most: int = 5) -> str:
 
 def class_folders(root: str | os.PathLike[str]) -> list[str]:
     """Sorted names of the folders in a folder; files and hidden folders are ignored."""
+    note_folder(root)
     with os.scandir(root) as entries:
         return sorted(entry.name for entry in entries if entry.is_dir() and not entry.name.startswith("."))
 

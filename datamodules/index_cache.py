@@ -13,10 +13,11 @@ from pathlib import Path
 from typing import Any
 
 from .index import ImageIndex
+from .reads import Reads, noted_reads
 
 logger = logging.getLogger(__name__)
 
-FORMAT = "dtrap-index/1"
+FORMAT = "dtrap-index/2"
 LEAST_IMAGES = 20_000  # fewer are listed in less than a second
 
 Run = tuple[Any, int]
@@ -25,7 +26,8 @@ Run = tuple[Any, int]
 def cached_index(file: Path | None, key: dict[str, Any], root: Path, scan: Callable[[], ImageIndex]) -> ImageIndex:
     """The index in `file`, if it still fits, or else a scanned one, which is left there if it is large.
 
-    It fits as long as no folder with images, no folder above one (up to the root) and nothing in those has changed.
+    It fits as long as no folder that was listed, no table that was read, no folder above one of these (up to the root)
+    and nothing in the latter has changed.
 
     Args:
         file: Where the index is kept; None for nowhere.
@@ -34,23 +36,28 @@ def cached_index(file: Path | None, key: dict[str, Any], root: Path, scan: Calla
         scan: Makes the index.
     """
     content = None if file is None else _read(file)
-    if content is not None and content["key"] == key and content["signature"] == _signature(content["folders"], root):
+    if (
+        content is not None
+        and content["key"] == key
+        and content["signature"] == _signature(content["folders"], content["files"], root)
+    ):
         return _index(content)
     started = time.time_ns()
-    index = scan()
+    with noted_reads() as reads:
+        index = scan()
     if file is not None and len(index.paths) >= LEAST_IMAGES:
-        made = _content(index, key, root)
+        made = _content(index, key, root, reads)
         signature = made["signature"]
         if signature is not None and all(entry[1] < started for entry in signature):  # nothing changed meanwhile
             _write(file, made)
     return index
 
 
-def _signature(folders: Sequence[str], root: Path) -> list[list[Any]] | None:
-    """What changes with the folders of images, those above and the tables in the latter; None where one is gone."""
+def _signature(folders: Sequence[str], files: Sequence[str], root: Path) -> list[list[Any]] | None:
+    """What changes with the folders, those above, the files and what lies beside them; None where one is gone."""
     top = os.path.abspath(root)
-    above = {top}
-    for folder in folders:
+    above = {top, *(os.path.dirname(file) for file in files)}
+    for folder in (*folders, *above):
         parent = os.path.dirname(folder)
         while parent not in above and parent.startswith(top):
             above.add(parent)
@@ -66,14 +73,16 @@ def _signature(folders: Sequence[str], root: Path) -> list[list[Any]] | None:
     return signature
 
 
-def _content(index: ImageIndex, key: dict[str, Any], root: Path) -> dict[str, Any]:
+def _content(index: ImageIndex, key: dict[str, Any], root: Path, reads: Reads) -> dict[str, Any]:
     places = [(folder, [os.path.basename(p) for p in paths]) for folder, paths in groupby(index.paths, os.path.dirname)]
-    folders = sorted({os.path.abspath(folder) for folder, _ in places})
+    folders = sorted({os.path.abspath(folder) for folder, _ in places} | reads.folders)
+    files = sorted(reads.files)
     return {
         "format": FORMAT,
         "key": key,
         "folders": folders,
-        "signature": _signature(folders, root),
+        "files": files,
+        "signature": _signature(folders, files, root),
         "images": places,
         "labels": _runs(index.labels),
         "splits": None if index.splits is None else _runs(index.splits),

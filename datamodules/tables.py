@@ -8,6 +8,7 @@ from typing import Any
 import pandas as pd
 
 from ..errors import DtrapError, nearest
+from .reads import note_file
 
 
 def read_table(path: Path, **options: Any) -> pd.DataFrame:
@@ -20,6 +21,7 @@ def read_table(path: Path, **options: Any) -> pd.DataFrame:
     Raises:
         DtrapError: It is no csv file or has no rows.
     """
+    note_file(path)
     try:
         frame = pd.read_csv(path, index_col=False, **options)
     except (ValueError, OSError) as error:  # pandas' parser errors and UnicodeDecodeError are ValueErrors

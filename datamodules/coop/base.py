@@ -72,10 +72,13 @@ class CoOpDataModule(FewShotDataModule):
         for folder in (*named, self.root):
             if self.split_in(folder) is not None:
                 return folder
+        signed = []
         for folder in (*named, self.root):
             own = (*self.signs, self.image_folder) if folder in named and self.image_folder else self.signs
             if any((folder / name).exists() for name in own):
-                return folder
+                signed.append(folder)
+        if signed:  # SUN397's folder of images has the name of that of the set
+            return next((folder for folder in signed if (folder / self.image_folder).is_dir()), signed[0])
         looked_for = dict.fromkeys(filter(None, (self.split_file, *self.signs, self.image_folder)))
         places = [str(Path(folder, name)) for folder in self.folders for name in looked_for]
         raise not_found(self.root, [*places, *filter(None, (self.split_file, *self.signs))], self.title, "data")

@@ -15,6 +15,7 @@ import numpy as np
 from ...errors import DtrapError
 from ..images import list_images
 from ..index import ImageIndex, listing
+from ..reads import note_file
 
 SPLITS = ("train", "val", "test")
 SEED = 1
@@ -37,10 +38,11 @@ def read_json(path: Path) -> Any:
     Raises:
         DtrapError: It cannot be read.
     """
+    note_file(path)
     try:
         content = path.read_bytes()
         return json.loads(gzip.decompress(content) if path.suffix == ".gz" else content)
-    except (OSError, EOFError, ValueError) as error:
+    except (OSError, EOFError, ValueError, RecursionError) as error:
         raise DtrapError(f"{path} cannot be read as JSON: {error}. Download it again.") from error
 
 

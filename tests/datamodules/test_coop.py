@@ -154,6 +154,19 @@ def test_other_folder_names_and_the_folder_itself(tmp_path, name, folder, with_s
     assert len(index.paths) == len(before.paths)
 
 
+def test_the_root_may_be_the_folder_of_sun397_with_the_class_list_among_its_images(tmp_path):
+    """As its archive has it: the folder of images has the name of that of the set."""
+    data = made("sun397", tmp_path)
+    split_file(tmp_path).unlink()
+    folder = tmp_path / "sun397"
+    for root in (tmp_path, folder):
+        before = COOP["sun397"](root).index
+        (folder / "ClassName.txt").rename(folder / "SUN397" / "ClassName.txt")
+        assert COOP["sun397"](root).index == before
+        (folder / "SUN397" / "ClassName.txt").rename(folder / "ClassName.txt")
+    assert before.class_names == data.index.class_names
+
+
 @pytest.mark.parametrize("name", COOP)
 def test_data_in_the_wrong_place(tmp_path, name):
     for folder in ("images", "train", "annotations"):  # of some other set

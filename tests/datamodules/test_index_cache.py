@@ -3,7 +3,9 @@
 import os
 
 import pytest
+from coop_layouts import COOP_MAKERS
 from dtrap.datamodules import ClassFoldersDataModule, EuroSATDataModule, index_cache
+from dtrap.datamodules.catalogue import SETS
 from dtrap.datamodules.index import ImageIndex
 from dtrap.datamodules.index_cache import cached_index
 from layouts import make_eurosat, make_folder
@@ -76,6 +78,41 @@ def test_a_changed_folder_is_listed_again(tmp_path, scans, read, change):
     assert len(scans) == 2
     fresh = ClassFoldersDataModule(root).index
     assert changed == fresh
+
+
+@pytest.mark.parametrize("late", ["imagenet", "sun397"])
+def test_empty_folders_that_are_filled_and_lists_that_are_rewritten_are_read_again(tmp_path, monkeypatch, late):
+    monkeypatch.setattr(index_cache, "LEAST_IMAGES", 1)
+    root = COOP_MAKERS[late](tmp_path / "data", (3, 2, 2))
+
+    def read():
+        module = SETS[f"coop/{late}"](root)
+        module.index_file = tmp_path / "index.json"
+        return module.index
+
+    if late == "imagenet":  # the folders of val are there, but its images come later
+        places = {
+            path: tmp_path / f"{path.parent.name}_{path.name}"
+            for path in (root / "imagenet" / "images" / "val").rglob("*.JPEG")
+        }
+        for path, elsewhere in places.items():
+            path.rename(elsewhere)
+    else:
+        folder = root / "sun397"
+        (folder / "split_zhou_SUN397.json").unlink()
+        (folder / "Partitions").mkdir()
+        for part in ("Training", "Testing"):
+            (folder / f"{part}_01.txt").rename(folder / "Partitions" / f"{part}_01.txt")
+    first = read()
+    assert read() == first
+    assert (tmp_path / "index.json").is_file()
+    if late == "imagenet":
+        for path, elsewhere in places.items():
+            elsewhere.rename(path)
+    else:
+        partition = folder / "Partitions" / "Training_01.txt"
+        partition.write_text("".join(partition.read_text().splitlines(keepends=True)[:-3]))
+    assert read() == SETS[f"coop/{late}"](root).index != first
 
 
 def test_other_settings_another_root_and_a_damaged_file_are_not_taken(tmp_path, scans, read):
