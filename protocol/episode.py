@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.callbacks import Checkpoint
 from lightning.pytorch.plugins.environments import LightningEnvironment
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from torch import Tensor
@@ -145,7 +146,7 @@ def episode_trainer(arguments: dict[str, Any], callbacks: list[Callback], *, pro
     settings = {
         **arguments,
         "logger": False,
-        "enable_checkpointing": False,
+        "enable_checkpointing": any(isinstance(callback, Checkpoint) for callback in callbacks),
         "enable_progress_bar": progress,
         "enable_model_summary": False,
         # A launcher's variables (torchrun, SLURM) must not turn an episode into a distributed run.

@@ -24,6 +24,9 @@ GO_ON = (
 )
 
 
+ELSEWHERE = "Choose another folder with --protocol.folder, or start anew with --protocol.overwrite true."
+
+
 class ResultRows:
     """Rows of finished episodes in a JSON Lines file that survives a kill at any moment.
 
@@ -156,7 +159,7 @@ class RunFolder:
 
     def write_json(self, path: Path, value: object) -> None:
         """Write a small JSON file as a whole or not at all; numbers that are not finite become null."""
-        self.write_text(path, json_text(value))
+        self.write_text(path, json.dumps(plain(value), ensure_ascii=False, allow_nan=False, indent=2) + "\n")
 
     def clear(self) -> None:
         """Delete what a run wrote into the folder; files of other names stay.
@@ -185,11 +188,6 @@ class RunFolder:
                     path.unlink(missing_ok=True)
             except OSError as error:
                 raise cannot_write(path, error) from error
-
-
-def json_text(value: object) -> str:
-    """What a JSON file of the run folder holds; numbers that are not finite become null."""
-    return json.dumps(plain(value), ensure_ascii=False, allow_nan=False, indent=2) + "\n"
 
 
 def write_atomically(path: Path, content: bytes, remedy: str = GO_ON) -> None:

@@ -2,15 +2,57 @@
 
 from __future__ import annotations
 
+import json
 import os
 import warnings
+from collections.abc import Container, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.callbacks import Checkpoint
 
-from .results import cannot_write
+from ..datamodules.few_shot import FewShotDataModule
+from ..datamodules.subset import subset_content
+from ..errors import DtrapError
+from .results import ELSEWHERE, RunFolder, cannot_write
+
+
+def record_subsets(folder: RunFolder, data: FewShotDataModule, seeds: Sequence[int], missing: Container[int]) -> None:
+    """Note the images of each seed in the run's subset file.
+
+    An image that was damaged or repaired since the last start changes them. What has rows keeps the images of these;
+    a task that was begun with others begins anew.
+
+    Args:
+        folder: The run's folder.
+        data: The data module.
+        seeds: The seed of each episode.
+        missing: Episodes that some method has yet to run.
+
+    Raises:
+        DtrapError: A seed would be compared on other images than the rows that it has.
+    """
+    content = subset_content(data, data.shot, {seed: data.subset_of(seed) for seed in seeds})
+    try:
+        recorded = json.loads(folder.subset.read_text(encoding="utf-8"))["seeds"]
+    except (OSError, ValueError, KeyError, TypeError):
+        recorded = {}
+    with_rows = {row["episode"] for row in folder.rows.read()}
+    for episode, seed in enumerate(map(str, seeds)):
+        if recorded.get(seed, content["seeds"][seed]) == content["seeds"][seed]:
+            continue
+        if episode in with_rows and episode in missing:
+            raise DtrapError(
+                f"{folder.subset}: seed {seed} has results on other images than can be read now: some were damaged or "
+                f"repaired since. Restore them. {ELSEWHERE}"
+            )
+        if episode in with_rows:
+            content["seeds"][seed] = recorded[seed]
+        for checkpoint in folder.checkpoints.glob(f"episode_{episode:04d}_*.ckpt"):
+            checkpoint.unlink(missing_ok=True)
+    folder.write_json(folder.subset, content)
 
 
 class SeededSteps(Callback):
@@ -33,8 +75,10 @@ class SeededSteps(Callback):
             generator.manual_seed(seed)
 
 
-class StepCheckpoint(Callback):
+class StepCheckpoint(Checkpoint):
     """Leaves one Lightning checkpoint every so many steps: adapter, optimiser, schedule; never the frozen backbone.
+
+    Lightning calls a `Checkpoint` after all other callbacks, whose state it is to hold, EarlyStopping's too.
 
     Args:
         path: The file; it is whole or absent, and gone when the task has ended.

@@ -15,7 +15,6 @@ from rich.console import Console
 from torch import Tensor
 
 from ..callbacks import StageSwitch
-from ..datamodules.subset import Subset, subset_content
 from ..errors import DtrapError
 from ..lightning_modules import FewShotClassifier
 from ..lightning_modules.tuners import Tuner
@@ -33,11 +32,9 @@ from .identity import default_folder_name, difference, identity
 from .loggers import ProtocolLogger, prepare_logger
 from .picture import episode_picture
 from .progress import EpisodeProgress
-from .results import Row, RunFolder, json_text
-from .resume import StepCheckpoint
+from .results import ELSEWHERE, Row, RunFolder
+from .resume import StepCheckpoint, record_subsets
 from .summary import render, summarise
-
-ELSEWHERE = "Choose another folder with --protocol.folder, or start anew with --protocol.overwrite true."
 
 
 class ProtocolRun:
@@ -134,7 +131,12 @@ class ProtocolRun:
             StageSwitch(**method.parsed.stage_switch)
             without_logger = method.parsed.clone()
             without_logger.trainer.logger = False
-            episode_trainer(build_trainer_arguments(without_logger), [])
+            trainer = episode_trainer(build_trainer_arguments(without_logger), [])
+            if self.data.all_way is not None and trainer.max_steps != -1:
+                raise DtrapError(
+                    f"trainer.max_steps is {trainer.max_steps}, but the all-way protocol counts epochs of "
+                    f"{self.data.steps_per_epoch} step(s), which can be resumed. Set trainer.max_epochs in its place."
+                )
 
     # Identity
 
@@ -199,14 +201,6 @@ class ProtocolRun:
                 for path in self.folder.checkpoints.glob(f"episode_????_{glob.escape(method.name)}.ckpt"):
                     path.unlink(missing_ok=True)
 
-    def _record_subset(self, subsets: dict[int, Subset]) -> None:
-        """Note the images of each seed; a task that was begun with others, now left out, begins anew."""
-        text, path = json_text(subset_content(self.data, self.data.shot, subsets)), self.folder.subset
-        if path.is_file() and path.read_bytes() != text.encode():
-            for checkpoint in self.folder.checkpoints.glob("episode_????_*.ckpt"):
-                checkpoint.unlink(missing_ok=True)
-        self.folder.write_text(path, text)
-
     def _check_data_files(self, stored: dict[str, Any]) -> str:
         """The fingerprint of the data files, which must be that of the rows."""
         fingerprint = self.data.fingerprint
@@ -226,7 +220,7 @@ class ProtocolRun:
             self._rehearse(module)
         self._show_start(modules)
         if self.data.all_way is not None:
-            self._record_subset({seed: self.data.subset_of(seed) for seed in self.data.all_way.seeds})
+            record_subsets(self.folder, self.data, self.data.all_way.seeds, set().union(*missing.values()))
         configs = {method.name: method.plain for method in self.methods}
         prepare_logger(self.main.parsed.trainer, self.folder, self.data.description, self._tags(), configs)
         arguments = {m.name: build_trainer_arguments(m.parsed) for m in self.methods}

@@ -155,6 +155,12 @@ def test_a_published_test_split_is_tested_zero_shot_once_for_all_seeds(dtrap, ro
     assert len(tests) == 2 * 2
 
 
+def test_tasks_are_counted_in_epochs(dtrap, root):
+    status, _, err = dtrap(*words(root, "run", "--data.shot", 2, "--trainer.max_steps", 4))
+    assert status == 2
+    assert "trainer.max_steps is 4, but the all-way protocol counts epochs of 2 step(s)" in err
+
+
 def test_a_subset_belongs_to_the_all_way_protocol(dtrap, root):
     words = ["--config", "eurosat_1shot.yaml", "--config", "backbones/tiny.yaml", "--data.root", root]
     status, _, err = dtrap("fit", *words, "--data.subset", "subset.json")

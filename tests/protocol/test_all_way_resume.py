@@ -1,10 +1,12 @@
 """A task of the all-way protocol that was stopped ends as if it had not been."""
 
+import json
 import shutil
 from pathlib import Path
 
 import pytest
 from all_way_runs import assert_equal_runs, break_image, data, results, words
+from dtrap.datamodules.subset import subset_content
 from dtrap.lightning_modules import FewShotClassifier
 from dtrap.protocol.episode import EpisodeRecorder
 from layouts import make_eurosat
@@ -140,6 +142,48 @@ def test_a_validation_within_an_epoch_is_not_missed_by_a_resumed_run(dtrap, root
     status, _, err = dtrap(*words(root, "stopped", *more))
     assert status == 0, err
     assert sorted(set(validated)) == whole
+    assert_equal_runs(tmp_path / "whole", tmp_path / "stopped")
+
+
+def test_the_subset_file_tells_what_finished_seeds_were_trained_on(dtrap, damaged, tmp_path):
+    whole = data(damaged, seeds=[1, 2])
+    lost = Path(whole.index.paths[whole.subset_of(1).train[0][0]])
+    content = lost.read_bytes()
+    lost.write_bytes(b"no image")
+    more = ["--data.shot", 2, "--data.all_way.seeds", "[1, 2]", "--trainer.max_epochs", 1, "--data.bad_images", "skip"]
+    assert dtrap(*words(damaged, "run", *more, "--protocol.episodes", 1))[0] == 0
+    seeds = json.loads((tmp_path / "run" / "subset.json").read_text())["seeds"]
+    lost.write_bytes(content)
+    baseline = ["--protocol.compare", "methods/baseline.yaml"]
+    status, _, err = dtrap(*words(damaged, "run", *more, *baseline))
+    assert status == 2
+    assert "seed 1 has results on other images than can be read now" in err
+    status, _, err = dtrap(*words(damaged, "run", *more))
+    assert status == 0, err
+    now = json.loads((tmp_path / "run" / "subset.json").read_text())["seeds"]
+    assert now["1"] == seeds["1"]
+    assert now["1"] != subset_content(whole, 2, {1: whole.subset_of(1)})["seeds"]["1"]
+
+
+@pytest.mark.parametrize("stop", [3, 5, 6])
+def test_early_stopping_has_counted_the_epoch_of_a_checkpoint(dtrap, root, tmp_path, steps, stop):
+    """2 steps an epoch, checkpoints at every step and so at every epoch's end; patience 2 ends it before epoch 6."""
+    stopping = "lightning.pytorch.callbacks.EarlyStopping"
+    (tmp_path / "early.yaml").write_text(
+        f"trainer:\n  callbacks:\n  - class_path: {stopping}\n    init_args: "
+        "{monitor: val/accuracy, mode: max, patience: 2, min_delta: 100}\n"
+    )
+    more = ["--config", "early.yaml", "--data.all_way.seeds", "[1]", "--data.all_way.validation", "true"]
+    more += ["--data.shot", 2, "--protocol.checkpoint_every", 1, "--trainer.max_epochs", 6]
+    assert dtrap(*words(root, "whole", *more))[0] == 0
+    assert len(steps.ids) == 6
+    steps.ids.clear()
+    steps.stop = stop
+    assert dtrap(*words(root, "stopped", *more))[0] == 130
+    steps.stop = None
+    status, _, err = dtrap(*words(root, "stopped", *more))
+    assert status == 0, err
+    assert len(steps.ids) == 6 + 1
     assert_equal_runs(tmp_path / "whole", tmp_path / "stopped")
 
 
