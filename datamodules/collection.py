@@ -125,8 +125,12 @@ class ImageCollection(LightningDataModule, ABC):
 
     def positions_in(self, split: str) -> list[np.ndarray]:
         """Positions in the index of the images of each class in a published split."""
-        chosen = np.asarray(self.index.splits) == split
+        chosen = self._splits == split
         return [found[chosen[found]] for found in self.positions]
+
+    @cached_property
+    def _splits(self) -> np.ndarray:
+        return np.asarray(self.index.splits)
 
     def large_classes(self, counts: list[int], needed: int, reason: str) -> list[int]:
         """Labels of the classes with at least the needed number of images."""
@@ -141,6 +145,10 @@ class ImageCollection(LightningDataModule, ABC):
             every = listing(small, len(small))
             logger.warning("%s: left out %d small class(es): %s of %d", self.title, len(small), every, needed)
         return [label for label, count in enumerate(counts) if count >= needed]
+
+    def __getstate__(self) -> dict[str, Any]:
+        """What a worker process gets that is not forked: all but the Trainer."""
+        return self.__dict__ | {"trainer": None}
 
     def __str__(self) -> str:
         return f"{type(self).__name__}: {self.title} under {self.root}"

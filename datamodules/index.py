@@ -7,6 +7,7 @@ import os
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 from ..errors import DtrapError, nearest
@@ -48,6 +49,18 @@ class ImageIndex:
     def relative(self, position: int) -> str:
         """Path of an image that does not depend on where the data lie: number of the root, then the path in it."""
         return self._relative(self.paths[position])
+
+    def position(self, relative: str) -> int | None:
+        """Position of the image with a relative path; None where there is none."""
+        number, _, rest = relative.partition("/")
+        root = self.roots[int(number)] if number.isdecimal() and int(number) < len(self.roots) else None
+        place = relative if root is None else rest.replace("/", os.sep)
+        position = self._positions.get(place if root in (None, os.curdir) else f"{root}{os.sep}{place}")
+        return position if position is not None and self.relative(position) == relative else None
+
+    @cached_property
+    def _positions(self) -> dict[str, int]:
+        return {path: position for position, path in enumerate(self.paths)}
 
     def _relative(self, path: str) -> str:
         for number, root in enumerate(self.roots):

@@ -144,23 +144,19 @@ def read_subset(data: ImageCollection, shot: int, seed: int, path: Path) -> Subs
         DtrapError: It is no such file, lacks the seed, or names classes or images that the data do not have.
     """
     index, positions = data.index, {}
-    known = {index.relative(position): position for position in range(len(index.paths))}
     for part, classes in _chosen_files(data, shot, seed, path).items():
         odd = set(classes) - set(index.class_names)
         if data.small_classes == "error":
             odd ^= set(index.class_names) - set(classes)
         if odd:
             raise DtrapError(f"subset {path}: its classes are not those of {data.title}, such as {sorted(odd)[:1]}.")
-        for name, files in classes.items():
-            lost = [file for file in files if file not in known]
-            if lost:
-                raise DtrapError(
-                    f"subset {path}: image {lost[0]!r} of class {name!r} is not under {data.root} ({len(lost)} in all "
-                    "of this class). Use the data that the subset was drawn from."
-                )
-        positions[part] = [[known[file] for file in classes.get(name, [])] for name in index.class_names]
+        many = [name for name, files in classes.items() if part == "train" and len(files) > shot]
+        if many:
+            count = len(classes[many[0]])
+            raise DtrapError(f"subset {path}: {count} training images of class {many[0]!r}; expected at most {shot}.")
+        positions[part] = [_positions(data, path, name, classes.get(name, [])) for name in index.class_names]
     _check_labels(data, path, positions)
-    train, val = (_readable(data, positions[part], len(known)) for part in ("train", "val"))
+    train, val = (_readable(data, positions[part], len(index.paths)) for part in ("train", "val"))
     used = {position for part in positions.values() for of_class in part for position in of_class}
     rest = data.positions_in("test") if index.splits is not None else data.positions
     test = [[position for position in of_class.tolist() if position not in used] for of_class in rest]
@@ -177,11 +173,31 @@ def _chosen_files(data: ImageCollection, shot: int, seed: int, path: Path) -> di
             if content[name] != value:
                 raise ValueError(f"its {name} is {content[name]!r}, that of the data {value!r}")
         parts = content["seeds"][str(seed)]
-        return {part: {str(name): list(files) for name, files in parts[part].items()} for part in ("train", "val")}
+        return {
+            part: {name: list(map(_text, files)) for name, files in parts[part].items()} for part in ("train", "val")
+        }
     except KeyError as error:
         raise DtrapError(f"subset {path}: no {error} in it. Expected the file of a run with these seeds.") from error
     except (OSError, ValueError, TypeError, AttributeError) as error:
         raise DtrapError(f"subset {path}: not a subset file ({error}). Expected the format {SUBSET_FORMAT}.") from error
+
+
+def _text(value: object) -> str:
+    if not isinstance(value, str):
+        raise ValueError(f"found {value!r} in place of an image")
+    return value
+
+
+def _positions(data: ImageCollection, path: Path, name: str, files: Sequence[str]) -> list[int]:
+    """Positions of the files of a class; raises a DtrapError where one is not among the data."""
+    found = {file: data.index.position(file) for file in files}
+    lost = [file for file, position in found.items() if position is None]
+    if lost:
+        raise DtrapError(
+            f"subset {path}: image {lost[0]!r} of class {name!r} is not under {data.root} ({len(lost)} in all of this "
+            "class). Use the data that the subset was drawn from."
+        )
+    return [position for file in files if (position := found[file]) is not None]
 
 
 def _check_labels(data: ImageCollection, path: Path, positions: Mapping[str, Positions]) -> None:

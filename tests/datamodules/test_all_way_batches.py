@@ -1,9 +1,11 @@
 """What the all-way protocol draws and streams."""
 
 import json
+import pickle
 import shutil
 from itertools import islice
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -80,6 +82,16 @@ def test_crops_differ_from_step_to_step_and_plain_images_do_not(root):
         assert torch.equal(first["images"][order[0]], second["images"][order[1]]) == same
 
 
+def test_a_dataset_goes_to_a_process_that_is_not_forked(root):
+    """As where processes are spawned, in the middle of a fit, whose trainer no process can get."""
+    module = data(root, seeds=[1], batch_size=6)
+    module.setup()
+    module.trainer = SimpleNamespace(fit_loop=SimpleNamespace(running=(number for number in range(3))))
+    for dataset in (module.train_dataloader().dataset, module.test_dataloader().loader.dataset):
+        sent = pickle.loads(pickle.dumps(dataset))
+        assert torch.equal(sent[1]["images"], dataset[1]["images"])
+
+
 def test_validation_is_offered_only_where_it_is_asked_for(root):
     from lightning.pytorch.utilities.model_helpers import is_overridden
 
@@ -104,6 +116,8 @@ def swap(classes):
         (lambda c: c.update(shot=4), "its shot is 4, that of the data 2"),
         (lambda c: c.update(set="ISIC"), "its set is 'ISIC', that of the data 'EuroSAT'"),
         (lambda c: twice(c["seeds"]["1"]["train"]["Forest"]), "named twice"),
+        (lambda c: c["seeds"]["1"]["train"].update(Forest=[["a"]]), "in place of an image"),
+        (lambda c: c["seeds"]["1"]["train"]["Forest"].append("0/Forest/x.jpg"), "3 training images of class 'Forest'"),
         (lambda c: swap(c["seeds"]["1"]["train"]), "of another class"),
         (lambda c: c["seeds"].pop("1"), "no '1' in it"),
         (lambda c: c["seeds"]["1"]["train"].pop("Forest"), r"classes are not those of EuroSAT, such as \['Forest'\]"),
