@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import bz2
+import gzip
+import io
 import lzma
 import os
 import shutil
@@ -10,25 +13,32 @@ import tarfile
 import tempfile
 import zipfile
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from typing import IO, Literal
+from typing import IO, Any, Literal, cast
 
 from rich.filesize import decimal
 
 from ..errors import DtrapError
 
 BLOCK = 1 << 20
+HEADER_LIMIT = 4 << 20
+DEEPEST = 100
 _DAMAGED = (
     tarfile.TarError,
     zipfile.BadZipFile,
     EOFError,
     zlib.error,
     lzma.LZMAError,
-    NotImplementedError,
     RuntimeError,
-    UnicodeError,
+    ValueError,
+    OverflowError,
+)
+_COMPRESSED: tuple[tuple[bytes, Callable[[Path], io.BufferedIOBase]], ...] = (
+    (b"\x1f\x8b", gzip.GzipFile),
+    (b"BZh", bz2.BZ2File),
+    (b"\xfd7zXZ\0", lzma.LZMAFile),
 )
 
 
@@ -50,7 +60,9 @@ def extract(archive: Path, target: Path, *, inside: str = "", last: str = "", li
 
     All is unpacked into a temporary folder in or beside the target first; where anything is wrong, nothing arrives.
     Links are never made: one that points to a file in the archive becomes a copy of it, any other is an error.
-    Owners, rights and times in the archive are ignored. A killed process leaves its `.<target>-unpacking-*`.
+    Owners, rights and times in the archive are ignored. A process killed while it unpacks leaves its
+    `.<target>-unpacking-*`; one killed while it moves the contents in leaves the rest of them in
+    `<target>/.<archive>-moving-in`, and the next call with the same archive and target moves that in.
 
     Args:
         archive: The archive; its kind is told by its contents.
@@ -63,31 +75,102 @@ def extract(archive: Path, target: Path, *, inside: str = "", last: str = "", li
         DtrapError: Unsafe, damaged or too large archive, `inside` not in it, an entry that the target has already,
             or no room.
     """
-    place = target if target.is_dir() else target.parent
-    place.mkdir(parents=True, exist_ok=True)
-    limits = limits or Limits.for_images(archive)
-    with tempfile.TemporaryDirectory(prefix=f".{target.name}-unpacking-", dir=place) as temporary:
-        try:
-            _Unpacking(archive, Path(temporary), limits).run()
-        except _DAMAGED as error:
-            raise DtrapError(f"{archive} cannot be unpacked: {error}. Delete it and download it again.") from error
-        except OSError as error:
-            raise DtrapError(f"{archive} cannot be unpacked: {error.strerror or error}.") from error
-        if not Path(temporary, inside).is_dir() or not Path(temporary, inside, last).exists():
-            found = ", ".join(sorted(os.listdir(temporary))[:5])
-            wanted = Path(inside, last).as_posix()
-            raise DtrapError(f"{archive} has no '{wanted}'; found {found}. It is another archive than expected.")
-        _move_contents(Path(temporary, inside), target, last)
+    waiting = target / f".{archive.name}-moving-in"
+    if is_empty_folder(waiting):
+        waiting.rmdir()
+    if not waiting.is_dir():
+        place = target if target.is_dir() else target.parent
+        place.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(prefix=f".{target.name}-unpacking-", dir=place) as temporary:
+            contents = Path(temporary, "contents")
+            contents.mkdir()
+            _unpack(archive, contents, limits or Limits.for_images(archive))
+            if not (contents / inside).is_dir() or not (contents / inside / last).exists():
+                found = ", ".join(sorted(os.listdir(contents))[:5])
+                wanted = Path(inside, last).as_posix()
+                raise DtrapError(f"{archive} has no '{wanted}'; found {found}. It is another archive than expected.")
+            _check_free(contents / inside, target)
+            target.mkdir(exist_ok=True)
+            os.rename(contents / inside, waiting)
+    _move_in(waiting, target, last)
 
 
-def _move_contents(source: Path, target: Path, last: str) -> None:
-    names = sorted(os.listdir(source), key=lambda name: (name == last, name))
-    for name in names:
-        if os.path.lexists(target / name):
-            raise DtrapError(f"{target / name} exists and is not overwritten. Move it away and run the command again.")
-    target.mkdir(exist_ok=True)
-    for name in names:
-        os.rename(source / name, target / name)
+def is_empty_folder(path: Path) -> bool:
+    """Whether a path is a folder without anything in it."""
+    return path.is_dir() and not any(path.iterdir())
+
+
+def _unpack(archive: Path, folder: Path, limits: Limits) -> None:
+    try:
+        _Unpacking(archive, folder, limits).run()
+    except _DAMAGED as error:
+        raise _damaged(archive, error) from error
+    except OSError as error:
+        if error.errno is None:
+            raise _damaged(archive, error) from error
+        raise DtrapError(f"{archive} cannot be unpacked: {error.strerror}.") from error
+
+
+def _damaged(archive: Path, error: Exception) -> DtrapError:
+    return DtrapError(f"{archive} cannot be unpacked: {error}. Delete it and download it again.")
+
+
+def _check_free(source: Path, target: Path) -> None:
+    """Raises where the target has an entry of the source already; empty folders do not count."""
+    for name in sorted(os.listdir(source)):
+        place = target / name
+        if os.path.lexists(place) and (place.is_symlink() or not is_empty_folder(place)):
+            raise DtrapError(f"{place} exists and is not overwritten. Move it away and run the command again.")
+
+
+def _move_in(waiting: Path, target: Path, last: str) -> None:
+    _check_free(waiting, target)
+    for name in sorted(os.listdir(waiting), key=lambda name: (name == last, name)):
+        if (target / name).is_dir():
+            (target / name).rmdir()
+        os.rename(waiting / name, target / name)
+    waiting.rmdir()
+
+
+def _decompressed(archive: Path) -> io.BufferedIOBase:
+    with open(archive, "rb") as file:
+        start = file.read(6)
+    for mark, opener in _COMPRESSED:
+        if start.startswith(mark):
+            return opener(archive)
+    return open(archive, "rb")
+
+
+class _TarStream:
+    """What tarfile reads from, forwards only; `left` is the number of bytes that it may still read.
+
+    tarfile takes long names, PAX headers and sparse maps into memory, whatever their size.
+    """
+
+    def __init__(self, file: io.BufferedIOBase, archive: Path) -> None:
+        self.file, self.archive = file, archive
+        self.position, self.left, self.last = 0, HEADER_LIMIT, b""
+
+    def read(self, size: int) -> bytes:
+        if not 0 <= size <= self.left:
+            raise DtrapError(
+                f"{self.archive} has a header of more than {decimal(HEADER_LIMIT)}, as no archive of images has. "
+                "Nothing was unpacked; do not trust this archive."
+            )
+        block = self.file.read(size)
+        self.position += len(block)
+        self.left -= len(block)
+        self.last = block
+        return block
+
+    def seek(self, position: int) -> None:
+        if position < self.position:
+            raise tarfile.ReadError("its entries overlap")
+        while self.position < position and (block := self.file.read(min(BLOCK, position - self.position))):
+            self.position += len(block)
+
+    def tell(self) -> int:
+        return self.position
 
 
 @dataclass(frozen=True)
@@ -99,6 +182,24 @@ class _Entry:
     size: int
     contents: IO[bytes] | None = None
     goal: str = ""
+
+
+def _tar_entry(archive: tarfile.TarFile, member: tarfile.TarInfo) -> _Entry:
+    if member.isdir():
+        return _Entry(member.name, "folder", 0)
+    if member.issym():
+        return _Entry(member.name, "link", 0, goal=str(PurePosixPath(member.name).parent / member.linkname))
+    if member.islnk():
+        return _Entry(member.name, "link", 0, goal=member.linkname)
+    if member.isfile():
+        return _Entry(member.name, "file", member.size, archive.extractfile(member))
+    return _Entry(member.name, "other", 0)
+
+
+def _forget_headers(archive: Any) -> None:
+    """Drop what tarfile keeps of all entries so far: a small archive can have many large headers."""
+    archive.members.clear()
+    archive.pax_headers.clear()
 
 
 class _Unpacking:
@@ -119,17 +220,25 @@ class _Unpacking:
                 links.append((entry.name, path, entry.goal))
             elif entry.contents is not None:
                 with entry.contents as contents:
-                    self._write(contents, path)
+                    self._write(entry.name, contents, path)
         for name, path, goal in links:
             self._copy_link(name, path, goal)
 
     def _listing(self) -> Iterator[_Entry]:
-        if zipfile.is_zipfile(self.archive):
-            yield from self._zip_entries()
-        elif tarfile.is_tarfile(self.archive):
+        if self._starts_as_tar():
             yield from self._tar_entries()
+        elif zipfile.is_zipfile(self.archive):
+            yield from self._zip_entries()
         else:
             raise tarfile.ReadError("neither a zip nor a tar archive")
+
+    def _starts_as_tar(self) -> bool:
+        with _decompressed(self.archive) as file:
+            try:
+                tarfile.TarInfo.frombuf(file.read(tarfile.BLOCKSIZE), tarfile.ENCODING, "surrogateescape")
+            except _DAMAGED:
+                return False
+        return True
 
     def _zip_entries(self) -> Iterator[_Entry]:
         with zipfile.ZipFile(self.archive) as archive:
@@ -150,27 +259,26 @@ class _Unpacking:
 
     def _tar_entries(self) -> Iterator[_Entry]:
         self._check_room(self.archive.stat().st_size)
-        with tarfile.open(self.archive, "r|*") as archive:
-            for member in archive:
-                if member.isdir():
-                    yield _Entry(member.name, "folder", 0)
-                elif member.issym():
-                    goal = str(PurePosixPath(member.name).parent / member.linkname)
-                    yield _Entry(member.name, "link", 0, goal=goal)
-                elif member.islnk():
-                    yield _Entry(member.name, "link", 0, goal=member.linkname)
-                elif member.isfile():
-                    yield _Entry(member.name, "file", member.size, archive.extractfile(member))
-                else:
-                    yield _Entry(member.name, "other", 0)
+        with _decompressed(self.archive) as file:
+            stream = _TarStream(file, self.archive)
+            with tarfile.open(fileobj=cast(Any, stream), mode="r:") as archive:
+                while (member := archive.next()) is not None:
+                    _forget_headers(archive)
+                    stream.left = member.size
+                    yield _tar_entry(archive, member)
+                    stream.left = HEADER_LIMIT
+            if stream.last.strip(b"\0"):
+                raise tarfile.ReadError("a damaged header")
 
     def _safe(self, name: str) -> Path:
         """Path relative to the folder; an error for one that leads out of it on any system."""
         parts = [part for part in name.split("/") if part not in ("", ".")]
-        if name.startswith("/") or "\\" in name or "\0" in name or (len(name) > 1 and name[1] == ":"):
-            raise self._refused(name, "has an absolute path or characters that no path should have")
+        if name.startswith("/") or any(character in name for character in "\\:\0"):
+            raise self._refused(name, "has an absolute path or characters that no path should have (\\ : NUL)")
         if ".." in parts:
             raise self._refused(name, "leads out of the folder")
+        if len(parts) > DEEPEST:
+            raise self._refused(f"{name[:40]}...", f"lies in {len(parts) - 1} folders, expected less than {DEEPEST}")
         return Path(*parts)
 
     def _count(self, entry: _Entry) -> None:
@@ -184,9 +292,11 @@ class _Unpacking:
                 f"{decimal(self.limits.size)}: not what an archive of images does. Nothing was unpacked."
             )
 
-    def _write(self, contents: IO[bytes], path: Path) -> None:
+    def _write(self, name: str, contents: IO[bytes], path: Path) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with open(path, "wb") as file:
+        if os.path.lexists(path):
+            raise self._refused(name, "comes twice, or under two names that are one on this file system")
+        with open(path, "xb") as file:
             while block := contents.read(BLOCK):
                 self.written += len(block)
                 if self.written > self.limits.size:
@@ -204,14 +314,14 @@ class _Unpacking:
         if not (self.folder / inside).is_file() or self.folder / inside == path:
             raise self._refused(name, f"is a link to {goal}, which is no file of the archive")
         with open(self.folder / inside, "rb") as contents:
-            self._write(contents, path)
+            self._write(name, contents, path)
 
     def _check_room(self, needed: int) -> None:
         free = shutil.disk_usage(self.folder).free
         if needed > free:
             raise DtrapError(
-                f"{self.folder.parent} has {decimal(free)} free; {self.archive.name} needs {decimal(needed)} unpacked. "
-                "Make room and run the command again."
+                f"{self.folder.parents[1]} has {decimal(free)} free; "
+                f"{self.archive.name} needs {decimal(needed)} unpacked. Make room and run the command again."
             )
 
     def _refused(self, name: str, reason: str) -> DtrapError:

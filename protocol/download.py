@@ -7,11 +7,11 @@ import http.client
 import json
 import re
 import shutil
-import ssl
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
 from typing import IO, Any
@@ -60,6 +60,8 @@ def download(
     """
     if urlsplit(url).scheme not in ("http", "https"):
         raise DtrapError(f"{url}: only http and https addresses are downloaded.")
+    if target.is_dir():
+        raise DtrapError(f"{target} is a folder, expected a file. Move it away and run the command again.")
     if target.exists():
         fault = difference(target, checksum, size)
         if fault:
@@ -128,13 +130,24 @@ class _Part:
     def start(self, mark: str | None) -> None:
         """Empty the part for a version."""
         self.discard()
-        self.path.touch()
-        if mark is not None:
-            self.notes.write_text(json.dumps({"url": self.url, "mark": mark}))
+        with _writing(self.path):
+            self.path.touch()
+            if mark is not None:
+                self.notes.write_text(json.dumps({"url": self.url, "mark": mark}))
 
     def discard(self) -> None:
         self.path.unlink(missing_ok=True)
         self.notes.unlink(missing_ok=True)
+
+
+@contextmanager
+def _writing(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise DtrapError(
+            f"{path} cannot be written: {error.strerror}. Make room and run the same command again to go on."
+        ) from None
 
 
 class _Cut(Exception):
@@ -176,51 +189,68 @@ def _attempt(url: str, part: _Part, transfer: _Transfer, size: int | None, timeo
     else:
         offset = 0
     try:
-        with _opener().open(urllib.request.Request(url, headers=headers), timeout=timeout) as response:
-            offset, total = _begin(response, part, offset, transfer)
-            if size is not None and total is not None and total != size:
-                raise DtrapError(
-                    f"{url} has {total} bytes now, expected {size}: no longer the file that was published."
-                )
-            _check_room(part.path.parent, (total or size or 0) - offset)
-            transfer.begin(offset, total or size)
-            _copy(response, part.path, transfer)
+        response = _opener().open(urllib.request.Request(url, headers=headers), timeout=timeout)
     except urllib.error.HTTPError as error:
-        if error.code == 416:
-            if error.headers.get("Content-Range", "") == f"bytes */{part.length()}":
-                return
-            part.discard()
-            raise _Cut("the server has no more bytes than the part file") from None
-        if error.code in _PASSING_STATUS:
-            raise _Cut(f"the server answered {error.code} {error.reason}") from None
-        raise DtrapError(
-            f"{url}: the server answered {error.code} {error.reason}. "
-            "The file may have moved: look at the data set's page."
-        ) from None
+        if error.code == 416 and error.headers.get("Content-Range", "") == f"bytes */{part.length()}":
+            return
+        raise _refusal(url, part, error) from None
     except urllib.error.URLError as error:
         raise _Cut(f"no connection ({error.reason})") from None
-    except (http.client.HTTPException, ssl.SSLError, ConnectionError, TimeoutError) as error:
+    except (http.client.HTTPException, OSError) as error:
         raise _Cut(f"the connection was cut ({error or type(error).__name__})") from None
+    with response:
+        offset, total = _begin(response, part, offset, size, transfer)
+        _check_room(part.path.parent, (total or size or 0) - offset)
+        transfer.begin(offset, total or size)
+        _copy(response, part, size or total, transfer)
     if total is not None and part.length() != total:
         raise _Cut(f"the connection was cut after {part.length()} of {total} bytes")
 
 
-def _begin(response: Any, part: _Part, offset: int, transfer: _Transfer) -> tuple[int, int | None]:
-    """Where the bytes of an answer belong, and the size of the whole file where it is told."""
+def _refusal(url: str, part: _Part, error: urllib.error.HTTPError) -> _Cut | DtrapError:
+    if error.code == 416:
+        part.discard()
+        return _Cut("the server has no more bytes than the part file")
+    if error.code in _PASSING_STATUS:
+        return _Cut(f"the server answered {error.code} {error.reason}")
+    return DtrapError(
+        f"{url}: the server answered {error.code} {error.reason}. The file may have moved: look at the data set's page."
+    )
+
+
+def _begin(response: Any, part: _Part, offset: int, size: int | None, transfer: _Transfer) -> tuple[int, int | None]:
+    """Where the bytes of an answer belong, and the size of the whole file where it is told.
+
+    An answer of another size than expected leaves the part as it is: it may be a network's login page.
+    """
     mark = _mark(response.headers)
     if response.status == 206:
         told = re.fullmatch(r"bytes (\d+)-\d+/(\d+|\*)", response.headers.get("Content-Range", ""))
         if not offset or told is None or int(told[1]) != offset or mark not in (None, part.mark()):
             part.discard()
             raise _Cut("the server sent another part than asked for")
-        return offset, None if told[2] == "*" else int(told[2])
+        total = None if told[2] == "*" else int(told[2])
+        _check_size(part, total, size)
+        return offset, total
     if response.status != 200:
         raise DtrapError(f"{response.url}: the server answered {response.status}, expected 200.")
+    length = response.headers.get("Content-Length")
+    total = int(length) if length is not None and length.isdigit() else None
+    _check_size(part, total, size)
     if offset:
         transfer.say("the file has changed or the server cannot resume: from the beginning")
     part.start(mark)
-    length = response.headers.get("Content-Length")
-    return 0, int(length) if length is not None and length.isdigit() else None
+    return 0, total
+
+
+def _check_size(part: _Part, total: int | None, size: int | None) -> None:
+    if size is None or total in (None, size):
+        return
+    kept = f" {part.path} is kept ({decimal(part.length())})." if part.length() else ""
+    raise DtrapError(
+        f"{part.url} has {total} bytes now, expected {size}: no longer the file that was published, or another page "
+        f"in its place (does the network ask for a login?).{kept} Open the address in a browser."
+    )
 
 
 def _mark(headers: Any) -> str | None:
@@ -229,17 +259,31 @@ def _mark(headers: Any) -> str | None:
     return tag if tag and not tag.startswith("W/") else headers.get("Last-Modified")
 
 
-def _copy(response: IO[bytes], path: Path, transfer: _Transfer) -> None:
-    with open(path, "ab") as file:
-        while block := response.read(BLOCK):
-            try:
-                file.write(block)
-                file.flush()
-            except OSError as error:
-                raise DtrapError(
-                    f"{path} cannot be written: {error.strerror}. Make room and run the same command again to go on."
-                ) from None
+def _copy(response: IO[bytes], part: _Part, most: int | None, transfer: _Transfer) -> None:
+    """Append an answer to the part, which becomes `most` bytes long at most."""
+    length = part.length()
+    with _writing(part.path), open(part.path, "ab") as file:
+        while block := _read(response):
+            length += len(block)
+            if most is not None and length > most:
+                break
+            file.write(block)
+            file.flush()
             transfer.advance(len(block))
+        else:
+            return
+    part.discard()
+    raise DtrapError(
+        f"{part.url}: the server sends more than the {most} bytes expected: not the file that was published. What had "
+        "come was deleted; look at the data set's page for what has changed."
+    )
+
+
+def _read(response: IO[bytes]) -> bytes:
+    try:
+        return response.read(BLOCK)
+    except (http.client.HTTPException, OSError) as error:
+        raise _Cut(f"the connection was cut ({error or type(error).__name__})") from None
 
 
 def _check_room(folder: Path, needed: int) -> None:

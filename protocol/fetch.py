@@ -12,7 +12,7 @@ from rich.console import Console
 
 from ..errors import DtrapError, nearest
 from . import sources
-from .archives import extract
+from .archives import extract, is_empty_folder
 from .download import download
 from .sources import COOP_PAGE, RemoteFile, Source
 from .terminal import say
@@ -24,7 +24,7 @@ def fetch(name: str, root: Path, console: Console) -> int:
     """Download a data set into its folder under a root, or print what has to be done by hand.
 
     Archives are kept in `<root>/downloads`: what is there already, by whomever it was put there, is verified and used.
-    Files of the set that are in place are left alone.
+    Files of the set that are in place are left alone; an empty folder is not in place.
 
     Args:
         name: A name of `sources.SOURCES`.
@@ -79,7 +79,7 @@ def _show(console: Console, source: Source, root: Path) -> None:
 
 
 def _by_hand(console: Console, source: Source, root: Path) -> int:
-    if any((root / path).exists() for path in source.present):
+    if any(_is_there(root / path) for path in source.present):
         say(console, f"{root / source.folder} is there; nothing was downloaded. `dtrap data check` looks into it.")
         _companions(console, source, root)
         return 0
@@ -92,7 +92,7 @@ def _by_hand(console: Console, source: Source, root: Path) -> int:
 
 def _bring(console: Console, file: RemoteFile, root: Path) -> None:
     place = root / file.makes
-    if place.exists():
+    if _is_there(place):
         say(console, f"{place} is there already and is left alone.")
         return
     archive = root / DOWNLOADS / _name(file) if file.archive else place
@@ -104,6 +104,11 @@ def _bring(console: Console, file: RemoteFile, root: Path) -> None:
         say(console, f"{_name(file)}: unpacking")
         with console.status(f"unpacking {_name(file)}"):
             _unpack(file, archive, place)
+
+
+def _is_there(path: Path) -> bool:
+    """An empty folder is what an interrupted copy or an absent disk leaves, not a data set."""
+    return path.exists() and not is_empty_folder(path)
 
 
 def _unpack(file: RemoteFile, archive: Path, place: Path) -> None:

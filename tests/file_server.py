@@ -3,7 +3,7 @@
 import hashlib
 import re
 import threading
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 
@@ -62,7 +62,8 @@ class FileServer:
     def running(self):
         class Handler(BaseHTTPRequestHandler):
             def do_GET(handler):
-                self.handle(handler)
+                with suppress(ConnectionError):
+                    self.handle(handler)
 
             def log_message(handler, *words):
                 pass

@@ -1,10 +1,16 @@
+import bz2
 import gzip
 import io
+import lzma
 import os
 import shutil
 import stat
 import tarfile
+import tracemalloc
+import warnings
 import zipfile
+from contextlib import contextmanager
+from functools import partial
 
 import pytest
 from dtrap.errors import DtrapError
@@ -102,9 +108,57 @@ def test_a_folder_of_the_archive_joins_what_is_there(tmp_path, place):
 def test_nothing_is_overwritten(tmp_path, place):
     make_zip(tmp_path / "x.zip", FILES)
     (place / "set" / "b").mkdir(parents=True)
+    (place / "set" / "b" / "mine.jpg").write_bytes(b"mine")
     with pytest.raises(DtrapError, match=r"b exists and is not overwritten"):
         extract(tmp_path / "x.zip", place / "set", inside="set")
+    assert tree(place) == {"set/b/mine.jpg": b"mine"}
     assert os.listdir(place / "set") == ["b"]
+
+
+def test_an_empty_folder_is_filled(tmp_path, place):
+    make_zip(tmp_path / "x.zip", FILES)
+    (place / "set" / "b").mkdir(parents=True)
+    extract(tmp_path / "x.zip", place / "set", inside="set")
+    assert tree(place) == {"set/a/1.jpg": b"one", "set/b/2.jpg": b"two"}
+
+
+@contextmanager
+def stopped_after(count, monkeypatch):
+    """Within it os.rename raises after this number of calls, as a kill would end the process."""
+    rename, calls = os.rename, []
+
+    def run(source, target):
+        calls.append(source)
+        if len(calls) > count:
+            raise KeyboardInterrupt
+        rename(source, target)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "rename", run)
+        yield
+
+
+@pytest.mark.parametrize("count", range(5))
+def test_a_stop_while_the_contents_are_moved_in_is_made_good_by_the_next_call(tmp_path, place, monkeypatch, count):
+    make_zip(tmp_path / "x.zip", {"set/a/1.jpg": b"one", "set/b/2.jpg": b"two", "set/c": b"three", "set/d": b"four"})
+    with stopped_after(count, monkeypatch), pytest.raises(KeyboardInterrupt):
+        extract(tmp_path / "x.zip", place / "set", inside="set", last="b")
+    assert not (place / "set" / "b").exists()
+    extract(tmp_path / "x.zip", place / "set", inside="set", last="b")
+    assert tree(place / "set") == {"a/1.jpg": b"one", "b/2.jpg": b"two", "c": b"three", "d": b"four"}
+    assert sorted(os.listdir(place / "set")) == ["a", "b", "c", "d"]
+
+
+def test_what_came_in_between_is_not_overwritten(tmp_path, place, monkeypatch):
+    make_zip(tmp_path / "x.zip", FILES)
+    with stopped_after(2, monkeypatch), pytest.raises(KeyboardInterrupt):
+        extract(tmp_path / "x.zip", place / "set", inside="set")
+    (place / "set" / "b").write_bytes(b"mine")
+    with pytest.raises(DtrapError, match="b exists and is not overwritten"):
+        extract(tmp_path / "x.zip", place / "set", inside="set")
+    (place / "set" / "b").rename(tmp_path / "mine")
+    extract(tmp_path / "x.zip", place / "set", inside="set")
+    assert tree(place / "set") == {"a/1.jpg": b"one", "b/2.jpg": b"two"}
 
 
 def test_another_archive_than_expected(tmp_path, place):
@@ -114,6 +168,7 @@ def test_another_archive_than_expected(tmp_path, place):
 
 
 OUTSIDE = ["../outside.txt", "a/../../outside.txt", "..", "a\\..\\..\\outside.txt", "C:outside.txt", "C:/outside.txt"]
+OUTSIDE += ["a/C:/outside.txt", "a/b.txt:stream"]
 
 
 @pytest.mark.parametrize("name", OUTSIDE)
@@ -127,6 +182,44 @@ def test_paths_that_lead_out(tmp_path, place, make, name):
 def test_absolute_paths(tmp_path, place, make):
     make(tmp_path / "x", {"good.jpg": b"good", str(tmp_path / "outside.txt"): b"hostile"})
     assert_refused(tmp_path / "x", place, "has an absolute path")
+
+
+@pytest.mark.parametrize("make", [make_zip, make_tar])
+def test_folders_without_end(tmp_path, place, make):
+    make(tmp_path / "x", {"a/" * 99 + "1.jpg": b"deep"})
+    extract(tmp_path / "x", place / "set")
+    shutil.rmtree(place / "set")
+    make(tmp_path / "x", {"a/" * 100 + "1.jpg": b"deeper"})
+    assert_refused(tmp_path / "x", place, r"a/\.\.\.' lies in 100 folders")
+
+
+@pytest.mark.parametrize("second", ["a/1.jpg", "./a//1.jpg"])
+def test_two_files_of_one_name_in_a_zip(tmp_path, place, second):
+    with zipfile.ZipFile(tmp_path / "x.zip", "w") as archive, warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        archive.writestr("a/1.jpg", b"one")
+        archive.writestr(second, b"two")
+    assert_refused(tmp_path / "x.zip", place, f"entry '{second}' comes twice")
+
+
+@pytest.mark.parametrize("link", [symlink_to("b/2.jpg"), hard_link_to("b/2.jpg")])
+def test_a_link_named_like_a_file(tmp_path, place, link):
+    make_tar(tmp_path / "x.tar", {"a.jpg": b"one", "b/2.jpg": b"two", "./a.jpg": link}, "w")
+    assert_refused(tmp_path / "x.tar", place, "entry './a.jpg' comes twice")
+
+
+def test_two_files_of_one_name_in_a_tar(tmp_path, place):
+    make_tar(tmp_path / "x.tar", {"a.jpg": b"one", "./a.jpg": b"two"}, "w")
+    assert_refused(tmp_path / "x.tar", place, "entry './a.jpg' comes twice")
+
+
+def test_a_tar_that_ends_with_a_zip_is_a_tar(tmp_path, place):
+    make_zip(tmp_path / "inner.zip", {"inner.jpg": b"inner"})
+    entries = {"1.jpg": b"one", "inner.zip": (tmp_path / "inner.zip").read_bytes()}
+    make_tar(tmp_path / "x.tar", entries, "w")
+    assert zipfile.is_zipfile(tmp_path / "x.tar")
+    extract(tmp_path / "x.tar", place / "set")
+    assert tree(place / "set") == entries
 
 
 @pytest.mark.parametrize("goal", ["../../../outside.txt", "/etc/passwd", "a/../../../../outside.txt", ".."])
@@ -181,6 +274,66 @@ def test_bombs(tmp_path, place, make):
     assert (place / "set" / "zeros").stat().st_size == 3_000_000
 
 
+def long_name(size):
+    header = tarfile.TarInfo("././@LongLink")
+    header.type, header.size = tarfile.GNUTYPE_LONGNAME, size
+    return header.tobuf() + b"a".ljust(size, b"\0")
+
+
+def pax_header(size, kind=tarfile.XHDTYPE):
+    header = tarfile.TarInfo("x")
+    header.type, header.size = kind, size
+    return header.tobuf() + (f"{size} comment=".encode()).ljust(size - 1, b"c") + b"\n"
+
+
+@contextmanager
+def memory_below(limit):
+    tracemalloc.start()
+    try:
+        yield
+        assert tracemalloc.get_traced_memory()[1] < limit
+    finally:
+        tracemalloc.stop()
+
+
+@pytest.mark.parametrize("opener", [open, gzip.open, bz2.open, lzma.open])
+@pytest.mark.parametrize("header", [long_name, pax_header, partial(pax_header, kind=tarfile.XGLTYPE)])
+def test_a_header_that_would_fill_the_memory(tmp_path, place, header, opener):
+    with opener(tmp_path / "x", "wb") as file:
+        file.write(header(16 << 20) + tarfile.TarInfo("a").tobuf() + bytes(tarfile.RECORDSIZE))
+    with memory_below(12 << 20):
+        assert_refused(tmp_path / "x", place, r"has a header of more than 4\.2 MB.*do not trust")
+
+
+def test_a_chain_of_headers_that_would_fill_the_memory(tmp_path, place):
+    with gzip.open(tmp_path / "x", "wb") as file:
+        file.write(pax_header(1 << 20) * 20 + tarfile.TarInfo("a").tobuf() + bytes(tarfile.RECORDSIZE))
+    assert_refused(tmp_path / "x", place, "has a header of more than")
+
+
+def test_the_headers_of_many_entries_are_not_kept(tmp_path, place):
+    with gzip.open(tmp_path / "x", "wb") as file:
+        for number in range(40):
+            header = pax_header(1 << 20, (tarfile.XHDTYPE, tarfile.XGLTYPE)[number % 2])
+            file.write(header.replace(b"comment", b"word%03d" % number) + tarfile.TarInfo(f"{number}.jpg").tobuf())
+        file.write(bytes(tarfile.RECORDSIZE))
+    with memory_below(16 << 20):
+        extract(tmp_path / "x", place / "set")
+    assert len(os.listdir(place / "set")) == 40
+
+
+@pytest.mark.parametrize("format", [tarfile.GNU_FORMAT, tarfile.PAX_FORMAT])
+def test_long_names_and_large_files_are_within_the_limit(tmp_path, place, format):
+    name, contents = "/".join(["folder" * 10] * 10) + "/1.jpg", os.urandom(6 << 20)
+    with tarfile.open(tmp_path / "x.tgz", "w:gz", format=format, compresslevel=1) as archive:
+        for path in (name, "2.jpg"):
+            member = tarfile.TarInfo(path)
+            member.size = len(contents)
+            archive.addfile(member, io.BytesIO(contents))
+    extract(tmp_path / "x.tgz", place / "set")
+    assert tree(place / "set") == {name: contents, "2.jpg": contents}
+
+
 def test_copies_of_links_count(tmp_path, place):
     links = {f"link{number}": hard_link_to("zeros") for number in range(9)}
     make_tar(tmp_path / "x.tgz", {"zeros": bytes(300_000), **links})
@@ -223,6 +376,33 @@ def test_damaged_archives(tmp_path, place, make):
     make(tmp_path / "x", {f"{number}.jpg": os.urandom(5000) for number in range(5)})
     cut_in_half(tmp_path / "x")
     assert_refused(tmp_path / "x", place, "cannot be unpacked: .*download it again")
+
+
+@pytest.mark.parametrize("mode", ["w:gz", "w:bz2", "w:xz"])
+def test_a_compressed_tar_with_other_bytes_within(tmp_path, place, mode):
+    make_tar(tmp_path / "x", {f"{number}.txt": b"text %d " % number * 50_000 for number in range(4)}, mode)
+    contents = bytearray((tmp_path / "x").read_bytes())
+    contents[len(contents) // 2 : len(contents) // 2 + 50] = b"\xff" * 50
+    (tmp_path / "x").write_bytes(contents)
+    assert_refused(tmp_path / "x", place, "cannot be unpacked: .*download it again")
+
+
+def test_a_damaged_header_in_a_tar_does_not_end_it(tmp_path, place):
+    make_tar(tmp_path / "x.tar", {"1.jpg": b"one", "pixels.jpg": b"two", "3.jpg": b"three"}, "w")
+    flip_a_byte(tmp_path / "x.tar")
+    assert_refused(tmp_path / "x.tar", place, "a damaged header")
+
+
+SPARSE = {"GNU.sparse.major": "1", "GNU.sparse.minor": "0", "GNU.sparse.name": "a", "GNU.sparse.realsize": "10"}
+
+
+@pytest.mark.parametrize("contents", [b"1\n0\nten\n", b"no number of parts"])
+def test_damaged_maps_of_sparse_files(tmp_path, place, contents):
+    with tarfile.open(tmp_path / "x.tar", "w", format=tarfile.PAX_FORMAT) as archive:
+        member = tarfile.TarInfo("a")
+        member.pax_headers, member.size = SPARSE, tarfile.BLOCKSIZE
+        archive.addfile(member, io.BytesIO(contents.ljust(tarfile.BLOCKSIZE, b"\0")))
+    assert_refused(tmp_path / "x.tar", place, "cannot be unpacked: .*download it again")
 
 
 def test_a_changed_byte_in_a_zip(tmp_path, place):

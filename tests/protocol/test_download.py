@@ -1,5 +1,6 @@
 import errno
 import hashlib
+import http.client
 import io
 import random
 import shutil
@@ -152,16 +153,79 @@ def test_a_wrong_checksum_leaves_nothing(server, fetch_file, target):
 def test_another_size_is_refused_before_the_first_byte(server, fetch_file, target):
     with pytest.raises(DtrapError, match="has 100000 bytes now, expected 99999"):
         fetch_file(size=99_999)
-    assert left_over(target) in ([], ["set.zip.part", "set.zip.part.json"])
-    assert not target.exists()
+    assert left_over(target) == []
+
+
+def test_an_answer_of_another_size_leaves_the_part(server, fetch_file, target):
+    server.cuts = [30_000]
+    with pytest.raises(DtrapError):
+        fetch_file(checksum=MD5, size=len(BODY), tries=1)
+    server.files["/set.zip"] = b"<html>Please log in to the network.</html>"
+    with pytest.raises(DtrapError, match=r"has 42 bytes now, expected 100000.*set\.zip\.part is kept \(30\.0 kB\)"):
+        fetch_file(checksum=MD5, size=len(BODY))
+    assert target.with_name("set.zip.part").read_bytes() == BODY[:30_000]
+    server.files["/set.zip"] = BODY
+    fetch_file(checksum=MD5, size=len(BODY))
+    assert ranges(server)[-1] == "bytes=30000-"
+    assert target.read_bytes() == BODY
 
 
 def test_without_a_length_the_size_is_compared_at_the_end(server, fetch_file, target):
     server.lengths = False
-    with pytest.raises(DtrapError, match="has 100000 bytes, expected 99999"):
-        fetch_file(size=99_999)
+    with pytest.raises(DtrapError, match="has 100000 bytes, expected 100001"):
+        fetch_file(size=100_001)
     fetch_file(size=100_000)
     assert target.read_bytes() == BODY
+
+
+def test_without_a_length_no_more_than_the_size_is_written(server, fetch_file, target, monkeypatch):
+    written, advance = [], module._Transfer.advance
+    monkeypatch.setattr(module, "BLOCK", 10_000)
+    monkeypatch.setattr(module._Transfer, "advance", lambda self, count: written.append(count) or advance(self, count))
+    server.lengths = False
+    with pytest.raises(DtrapError, match="sends more than the 35000 bytes expected"):
+        fetch_file(size=35_000)
+    assert sum(written) == 30_000
+    assert left_over(target) == []
+
+
+@pytest.mark.parametrize("number", [errno.EHOSTUNREACH, errno.ENETDOWN, errno.ECONNRESET])
+def test_an_error_of_the_network_while_bytes_come_is_a_cut(server, fetch_file, target, monkeypatch, number):
+    read, calls = http.client.HTTPResponse.read, []
+
+    def fail_once(response, *count):
+        calls.append(count)
+        if len(calls) == 4:
+            raise OSError(number, "the network is gone")
+        return read(response, *count)
+
+    monkeypatch.setattr(module, "BLOCK", 10_000)
+    monkeypatch.setattr(http.client.HTTPResponse, "read", fail_once)
+    fetch_file(checksum=MD5)
+    assert ranges(server) == [None, "bytes=30000-"]
+    assert "the connection was cut" in fetch_file.printed
+    assert target.read_bytes() == BODY
+
+
+def test_an_error_of_the_network_before_the_answer_is_a_cut(fetch_file, target, monkeypatch):
+    answer, calls = http.client.HTTPConnection.getresponse, []
+
+    def fail_once(connection):
+        calls.append(connection)
+        if len(calls) == 1:
+            raise OSError(errno.EHOSTUNREACH, "No route to host")
+        return answer(connection)
+
+    monkeypatch.setattr(http.client.HTTPConnection, "getresponse", fail_once)
+    fetch_file(checksum=MD5)
+    assert target.read_bytes() == BODY
+
+
+def test_a_folder_in_the_place_of_the_file(server, fetch_file, target):
+    target.mkdir(parents=True)
+    with pytest.raises(DtrapError, match=r"set\.zip is a folder, expected a file"):
+        fetch_file()
+    assert server.requests == []
 
 
 def test_a_file_that_is_there_is_verified_and_kept(server, fetch_file, target):
@@ -247,6 +311,7 @@ def test_a_disk_that_fills_up_keeps_the_part(server, fetch_file, target, monkeyp
     monkeypatch.setattr(module, "open", lambda path, mode: Full(path, mode), raising=False)
     with pytest.raises(DtrapError, match=r"No space left on device\. Make room and run the same command again"):
         fetch_file(checksum=MD5)
+    assert len(server.requests) == 1
     assert target.with_name("set.zip.part").read_bytes() == BODY[:30_000]
     monkeypatch.undo()
     monkeypatch.setenv("no_proxy", "127.0.0.1")

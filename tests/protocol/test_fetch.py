@@ -2,6 +2,7 @@ import dataclasses
 import hashlib
 import inspect
 import io
+import os
 import subprocess
 import tarfile
 import zipfile
@@ -205,6 +206,37 @@ def test_what_a_killed_process_had_unpacked_goes_away(publish, run, tmp_path):
     assert [path.name for path in (tmp_path / "data").rglob(".*-unpacking-*")] == [".dtd-unpacking-x1"]
 
 
+def test_a_stop_while_the_contents_are_moved_in_is_made_good_by_the_next_call(publish, run, tmp_path, monkeypatch):
+    publish("coop/dtd", [packed("x.tar.gz", {f"dtd/{name}/1": b"text" for name in ("imdb", "images", "labels")})])
+    rename = os.rename
+
+    def stop(source, target):
+        if target == tmp_path / "data" / "dtd" / "labels":
+            raise KeyboardInterrupt
+        rename(source, target)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "rename", stop)
+        with pytest.raises(KeyboardInterrupt):
+            run("coop/dtd")
+    assert (tmp_path / "data" / "dtd" / "imdb").exists()
+    assert not (tmp_path / "data" / "dtd" / "images").exists()
+    assert run("coop/dtd")[0] == 0
+    assert sorted(os.listdir(tmp_path / "data" / "dtd")) == ["images", "imdb", "labels"]
+
+
+@pytest.mark.parametrize("name", DOWNLOADED)
+def test_an_empty_folder_is_not_the_set(publish, run, tmp_path, name):
+    publish(name, [published(file) for file in SOURCES[name].files])
+    folders = [tmp_path / "data" / file.makes for file in SOURCES[name].files if not PurePosixPath(file.makes).suffix]
+    for folder in folders:
+        folder.mkdir(parents=True)
+    status, printed = run(name)
+    assert status == 0
+    assert "left alone" not in printed
+    assert all((folder / "1.jpg").read_bytes() == b"image" for folder in folders)
+
+
 def test_two_processes_do_not_write_the_same_files(publish, run, tmp_path):
     publish("eurosat", [eurosat_archive()])
     (tmp_path / "data" / "downloads").mkdir(parents=True)
@@ -224,6 +256,8 @@ def test_what_has_to_be_done_by_hand(run, tmp_path, name):
     assert f"'{root}'/{SOURCES[name].folder}" in printed
     assert not root.exists()
     (root / SOURCES[name].present[0]).mkdir(parents=True)
+    assert run(name, root)[0] == 1
+    (root / SOURCES[name].present[0] / "1.jpg").write_bytes(b"image")
     status, printed = run(name, root)
     assert status == 0
     assert "is there; nothing was downloaded" in printed
