@@ -42,7 +42,8 @@ class AllWay:
     augmentation: Literal["crop", "plain"] = "crop"
     validation: bool = False
 
-    def __post_init__(self) -> None:
+    def check(self) -> None:
+        """Raise a DtrapError for a value that is out of range."""
         if not self.seeds or len(set(self.seeds)) < len(self.seeds) or min(self.seeds) < 0:
             raise DtrapError(f"all_way.seeds is {self.seeds}; expected different numbers from 0, such as [1, 2, 3].")
         if self.batch_size < 1:

@@ -124,6 +124,8 @@ class FewShotDataModule(ImageCollection):
         self.way, self.shot, self.query_shot, self.views = way, shot, query, views
         self.seed = seed
         self.batch_size, self.query_views = batch_size, 1
+        if all_way is not None:
+            all_way.check()
         self.all_way = all_way
         self.subset_file = None if subset is None else Path(subset).expanduser()
         if subset is not None and all_way is None:

@@ -21,6 +21,8 @@ logger = logging.getLogger(__name__)
 
 SUBSET_FORMAT = "dtrap-subset/1"
 MOST_VALIDATION = 4
+PARTS = ("train", "val")
+EXPECTED = "Expected the subset.json of an all-way run."
 _SUBSET = 10  # what numbers are drawn for, beside those of an episode and of the training stream
 
 Positions = list[list[int]]
@@ -130,7 +132,7 @@ def subset_content(data: ImageCollection, shot: int, subsets: Mapping[int, Subse
                 names[label]: [relative(position) for position in positions]
                 for label, positions in zip(subset.classes, getattr(subset, part), strict=True)
             }
-            for part in ("train", "val")
+            for part in PARTS
         }
         for seed, subset in subsets.items()
     }
@@ -156,7 +158,7 @@ def read_subset(data: ImageCollection, shot: int, seed: int, path: Path) -> Subs
             raise DtrapError(f"subset {path}: {count} training images of class {many[0]!r}; expected at most {shot}.")
         positions[part] = [_positions(data, path, name, classes.get(name, [])) for name in index.class_names]
     _check_labels(data, path, positions)
-    train, val = (_readable(data, positions[part], len(index.paths)) for part in ("train", "val"))
+    train, val = (_readable(data, positions[part], len(index.paths)) for part in PARTS)
     used = {position for part in positions.values() for of_class in part for position in of_class}
     rest = data.positions_in("test") if index.splits is not None else data.positions
     test = [[position for position in of_class.tolist() if position not in used] for of_class in rest]
@@ -165,27 +167,33 @@ def read_subset(data: ImageCollection, shot: int, seed: int, path: Path) -> Subs
 
 def _chosen_files(data: ImageCollection, shot: int, seed: int, path: Path) -> dict[str, dict[str, Sequence[str]]]:
     """Relative paths by part and class, as the file has them."""
+    if not path.is_file():
+        raise DtrapError(f"subset {path} {'is a folder' if path.is_dir() else 'does not exist'}. {EXPECTED}")
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
-        if content["format"] != SUBSET_FORMAT:
-            raise ValueError(f"format is {content['format']!r}")
-        for name, value in (("set", data.title), ("shot", shot)):
-            if content[name] != value:
-                raise ValueError(f"its {name} is {content[name]!r}, that of the data {value!r}")
-        parts = content["seeds"][str(seed)]
-        return {
-            part: {name: list(map(_text, files)) for name, files in parts[part].items()} for part in ("train", "val")
-        }
+        if not isinstance(content, dict) or content.get("format") != SUBSET_FORMAT:
+            raise ValueError(f"no format {SUBSET_FORMAT} in it")
+        seeds = {name: {part: _lists(seed[part]) for part in PARTS} for name, seed in content["seeds"].items()}
+        told = content["set"], content["shot"]
     except KeyError as error:
-        raise DtrapError(f"subset {path}: no {error} in it. Expected the file of a run with these seeds.") from error
+        raise DtrapError(f"subset {path}: no {error} in it. {EXPECTED}") from error
     except (OSError, ValueError, TypeError, AttributeError) as error:
-        raise DtrapError(f"subset {path}: not a subset file ({error}). Expected the format {SUBSET_FORMAT}.") from error
+        raise DtrapError(f"subset {path}: not a subset file ({error}). {EXPECTED}") from error
+    if told != (data.title, shot):
+        raise DtrapError(
+            f"subset {path} is of {told[0]} with {told[1]} images a class, the run of {data.title} with {shot}. Give "
+            "the file of such a run, or set data.shot."
+        )
+    if str(seed) not in seeds:
+        raise DtrapError(f"subset {path} has the seeds {listing(list(seeds))}, not {seed}. Set all_way.seeds to them.")
+    return seeds[str(seed)]
 
 
-def _text(value: object) -> str:
-    if not isinstance(value, str):
-        raise ValueError(f"found {value!r} in place of an image")
-    return value
+def _lists(classes: Mapping[str, Any]) -> dict[str, Sequence[str]]:
+    for name, files in classes.items():
+        if not isinstance(files, list) or not all(isinstance(file, str) for file in files):
+            raise ValueError(f"the images of {name!r} are no list of paths")
+    return dict(classes)
 
 
 def _positions(data: ImageCollection, path: Path, name: str, files: Sequence[str]) -> list[int]:

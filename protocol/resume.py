@@ -6,6 +6,7 @@ import json
 import os
 import warnings
 from collections.abc import Container, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -101,6 +102,12 @@ class StepCheckpoint(Checkpoint):
             self.path.unlink()
             return False
         return True
+
+    def remove(self) -> None:
+        """Delete the file, and its folder after the last one."""
+        self.path.unlink(missing_ok=True)
+        with suppress(OSError):  # it is not there, or holds that of another method
+            self.path.parent.rmdir()
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int

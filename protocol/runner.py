@@ -268,7 +268,7 @@ class ProtocolRun:
             self._draw(self.folder.pictures / f"{stem}.png", module, row)
         self.folder.rows.append(row)
         if checkpoint is not None:
-            checkpoint.path.unlink(missing_ok=True)
+            checkpoint.remove()
         return row
 
     def _build_modules(self) -> dict[str, FewShotClassifier]:

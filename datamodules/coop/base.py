@@ -9,7 +9,7 @@ from typing import ClassVar
 from ...errors import DtrapError
 from ..few_shot import FewShotDataModule, ImageIndex
 from ..images import list_images
-from ..index import class_folders, not_found
+from ..index import class_folders, listing, not_found
 from .splits import Split, draw_split, index_split, read_split
 
 
@@ -32,6 +32,7 @@ class CoOpDataModule(FewShotDataModule):
         signs: Files or folders one of which is in a root that is itself the set's folder, without a split file.
         excluded: Class folders that are no classes.
         renamed: Class names of folders that are called otherwise.
+        empty_classes: Classes without an image, where the split was made from the release.
         published: Numbers of images of the splits.
         class_count: Number of classes.
     """
@@ -42,6 +43,7 @@ class CoOpDataModule(FewShotDataModule):
     signs: ClassVar[tuple[str, ...]]
     excluded: ClassVar[tuple[str, ...]] = ()
     renamed: ClassVar[Mapping[str, str]] = {}
+    empty_classes: tuple[str, ...] = ()
     published: ClassVar[dict[str, int]]
     class_count: ClassVar[int]
 
@@ -90,9 +92,11 @@ class CoOpDataModule(FewShotDataModule):
 
     def notes_of_own_split(self, folder: Path) -> tuple[str, ...]:
         """What a user should know of a split that is not CoOp's."""
+        empty = f"no image in the class folder of {listing(self.empty_classes)}: left out"
         return (
             f"no {self.split_file} in {folder}: the split was made from the release, with another generator "
             "than CoOp's. It is not CoOp's own split.",
+            *([empty] if self.empty_classes else []),
         )
 
     def make_split(self, folder: Path) -> Split:
@@ -116,7 +120,21 @@ class CoOpDataModule(FewShotDataModule):
             found[clean] = [f"{name}/{Path(path).name}" for path in list_images(images / name)]
         if not found:
             raise self.lacks(images, "class folders")
-        return found
+        return self.with_images(images, found)
+
+    def with_images(self, images: Path, found: Mapping[str, list[str]]) -> dict[str, list[str]]:
+        """The classes that have images.
+
+        Raises:
+            DtrapError: One has none, unless `small_classes` is "skip".
+        """
+        self.empty_classes = tuple(name for name, paths in found.items() if not paths)
+        if self.empty_classes and self.small_classes == "error":
+            raise DtrapError(
+                f"{self.title}: no image in the class folder of {listing(self.empty_classes)} in {images}. Complete "
+                "the download, or leave these classes out with small_classes: skip."
+            )
+        return {name: paths for name, paths in found.items() if paths}
 
     def class_name(self, folder: str) -> str:
         """Class name of a class folder, as in a prompt."""

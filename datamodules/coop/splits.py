@@ -116,7 +116,7 @@ def index_split(split: Split, images: Path, notes: tuple[str, ...] = ()) -> Imag
     """Index of the rows whose image is there, in their order; the others are its `missing`.
 
     Args:
-        split: Rows with labels 0, 1, 2, ... without a gap.
+        split: Rows; of labels with a gap, as of a class that a list of the release does not name, the next take it.
         images: Folder that the paths start from; every folder of images is listed once.
         notes: For the index.
     """
@@ -125,11 +125,12 @@ def index_split(split: Split, images: Path, notes: tuple[str, ...] = ()) -> Imag
     present = {path for folder in folders if os.path.isdir(folder) for path in list_images(folder)}
     paths = [os.path.join(images, *row.path.split("/")) for _, row in rows]
     found = [(path, part, row.label) for path, (part, row) in zip(paths, rows, strict=True) if path in present]
-    names = {row.label: row.name for _, row in rows}
+    names = dict(sorted({row.label: row.name for _, row in rows}.items()))
+    order = {label: number for number, label in enumerate(names)}
     return ImageIndex(
         paths=[path for path, _, _ in found],
-        labels=[label for _, _, label in found],
-        class_names=[names[label] for label in range(len(names))],
+        labels=[order[label] for _, _, label in found],
+        class_names=list(names.values()),
         roots=(str(images),),
         missing=tuple(path for path in paths if path not in present),
         notes=notes,

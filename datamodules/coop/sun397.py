@@ -42,9 +42,10 @@ class SUN397DataModule(CoOpDataModule):
                 return draw_validation(*(_read_partition(file, classes) for file in files))
         images = folder / self.image_folder
         listed = {name: list_images(images / name) if (images / name).is_dir() else [] for name in classes}
-        return draw_split(
-            {_class_name(name): [f"{name}/{Path(path).name}" for path in paths] for name, paths in listed.items()}
-        )
+        by_class = {
+            _class_name(name): [f"{name}/{Path(path).name}" for path in paths] for name, paths in listed.items()
+        }
+        return draw_split(self.with_images(images, by_class))
 
 
 def _class_name(folder: str) -> str:

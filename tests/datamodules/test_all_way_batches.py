@@ -11,7 +11,6 @@ import pytest
 import torch
 from all_way_runs import break_image, data
 from dtrap.datamodules import all_way
-from dtrap.datamodules.all_way import AllWay
 from dtrap.datamodules.subset import subset_content
 from dtrap.errors import DtrapError
 from layouts import make_eurosat
@@ -112,14 +111,15 @@ def swap(classes):
 @pytest.mark.parametrize(
     ("change", "told"),
     [
-        (lambda c: c.update(format="other"), "Expected the format dtrap-subset/1"),
-        (lambda c: c.update(shot=4), "its shot is 4, that of the data 2"),
-        (lambda c: c.update(set="ISIC"), "its set is 'ISIC', that of the data 'EuroSAT'"),
+        (lambda c: c.update(format="other"), "no format dtrap-subset/1 in it"),
+        (lambda c: c.update(shot=4), "is of EuroSAT with 4 images a class, the run of EuroSAT with 2"),
+        (lambda c: c.update(set="ISIC"), "is of ISIC with 2 images a class, the run of EuroSAT with 2"),
         (lambda c: twice(c["seeds"]["1"]["train"]["Forest"]), "named twice"),
-        (lambda c: c["seeds"]["1"]["train"].update(Forest=[["a"]]), "in place of an image"),
+        (lambda c: c["seeds"]["1"]["train"].update(Forest=[["a"]]), "the images of 'Forest' are no list of paths"),
         (lambda c: c["seeds"]["1"]["train"]["Forest"].append("0/Forest/x.jpg"), "3 training images of class 'Forest'"),
         (lambda c: swap(c["seeds"]["1"]["train"]), "of another class"),
-        (lambda c: c["seeds"].pop("1"), "no '1' in it"),
+        (lambda c: c["seeds"].update({"4": c["seeds"].pop("1")}), "has the seeds 4, not 1"),
+        (lambda c: c.pop("seeds"), "no 'seeds' in it"),
         (lambda c: c["seeds"]["1"]["train"].pop("Forest"), r"classes are not those of EuroSAT, such as \['Forest'\]"),
         (lambda c: c["seeds"]["1"]["val"]["Forest"].append("0/Forest/nowhere.jpg"), "nowhere.jpg' of class 'Forest'"),
     ],
@@ -134,12 +134,22 @@ def test_a_subset_that_does_not_fit_is_refused(root, tmp_path, change, told):
         _ = data(root, seeds=[1], subset=str(path)).subset
 
 
+def test_a_subset_file_that_is_none_is_told(root, tmp_path):
+    for text in ("[]", "3", "", '{"format": "dtrap-subset/1", "seeds": []}'):
+        (tmp_path / "subset.json").write_text(text)
+        with pytest.raises(DtrapError, match="not a subset file"):
+            _ = data(root, seeds=[1], subset=tmp_path / "subset.json").subset
+    for name, told in (("none.json", "does not exist"), (".", "is a folder")):
+        with pytest.raises(DtrapError, match=rf"{told}\. Expected the subset.json of an all-way run"):
+            _ = data(root, seeds=[1], subset=tmp_path / name).subset
+
+
 @pytest.mark.parametrize(
     ("settings", "told"), [({"seeds": []}, "seeds"), ({"seeds": [1, 1]}, "seeds"), ({"batch_size": 0}, "batch_size")]
 )
-def test_settings_are_checked(settings, told):
+def test_settings_are_checked(root, settings, told):
     with pytest.raises(DtrapError, match=rf"all_way\.{told}"):
-        AllWay(**settings)
+        data(root, **settings)
 
 
 def test_unreadable_images_of_a_given_subset_are_left_out(damaged, tmp_path):

@@ -167,6 +167,28 @@ def test_the_root_may_be_the_folder_of_sun397_with_the_class_list_among_its_imag
     assert before.class_names == data.index.class_names
 
 
+@pytest.mark.parametrize("name", ["caltech101", "food101", "sun397", "dtd", "eurosat", "ucf101"])
+def test_an_empty_class_folder_without_a_split_file_is_told_or_left_out(tmp_path, name):
+    before = made(name, tmp_path).index
+    split_file(tmp_path).unlink()
+    for file in tmp_path.rglob("*"):  # the lists of a release, too
+        if file.name in ("Training_01.txt", "train.json", "train.txt"):
+            file.unlink()
+    for path in {Path(path) for path, label in zip(before.paths, before.labels, strict=True) if label == 1}:
+        path.unlink()
+    gone = before.class_names[1]
+    with pytest.raises(DtrapError, match=rf"no image in the class folder of {gone} in .*small_classes: skip"):
+        _ = COOP[name](tmp_path).index
+    index = COOP[name](tmp_path, small_classes="skip").index
+    assert sorted(index.class_names) == sorted(set(before.class_names) - {gone})
+    assert index.notes[-1] == f"no image in the class folder of {gone}: left out"
+    folders = {
+        Path(path).parent: index.class_names[label] for path, label in zip(index.paths, index.labels, strict=True)
+    }
+    known = {Path(p).parent: before.class_names[label] for p, label in zip(before.paths, before.labels, strict=True)}
+    assert folders.items() <= known.items()
+
+
 @pytest.mark.parametrize("name", COOP)
 def test_data_in_the_wrong_place(tmp_path, name):
     for folder in ("images", "train", "annotations"):  # of some other set

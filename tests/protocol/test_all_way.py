@@ -155,6 +155,16 @@ def test_a_published_test_split_is_tested_zero_shot_once_for_all_seeds(dtrap, ro
     assert len(tests) == 2 * 2
 
 
+@pytest.mark.parametrize(
+    ("word", "value"), [("seeds", "[]"), ("seeds", "[1,1]"), ("seeds", "[-1]"), ("batch_size", 0), ("batch_size", -4)]
+)
+def test_a_value_out_of_range_is_one_line(dtrap, root, word, value):
+    status, _, err = dtrap(*words(root, "run", f"--data.all_way.{word}", value))
+    assert status == 2
+    assert err.startswith(f"dtrap: all_way.{word} is ")
+    assert len(err.splitlines()) == 1
+
+
 def test_tasks_are_counted_in_epochs(dtrap, root):
     status, _, err = dtrap(*words(root, "run", "--data.shot", 2, "--trainer.max_steps", 4))
     assert status == 2

@@ -167,6 +167,16 @@ def test_a_class_folder(sets, check, name, change):
     assert (f"'{renamed}' is there instead" in line) == (change == "renamed")
 
 
+def test_an_empty_class_folder_without_a_split_file_stops_nothing(sets, check, tmp_path):
+    root = sets("coop/dtd")
+    next(root.rglob("split_zhou_*")).unlink()
+    for path in (root / "dtd/images/banded").iterdir():
+        path.unlink()
+    _, out = check("coop/dtd", root)
+    assert "no image in the class folder of banded" in out
+    assert "Traceback" not in out
+
+
 def test_a_folder_that_is_no_published_class(sets, check):
     root = sets("crop_disease")
     (root / "dataset/train/Tomato___old_age").mkdir()
