@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import count
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
@@ -39,7 +39,7 @@ class AllWay:
 
     seeds: list[int] = field(default_factory=lambda: [1, 2, 3])
     batch_size: int = 32
-    augmentation: Literal["crop", "plain"] = "crop"
+    augmentation: str = "crop"
     validation: bool = False
 
     def check(self) -> None:

@@ -72,6 +72,7 @@ class ImageCollection(LightningDataModule, ABC):
         self.bad_images, self.small_classes = bad_images, small_classes
         self.skipped_images: list[tuple[str, str]] = []
         self._skipped: set[str] = set()
+        self._warned: set[str] = set()
         self.index_file: Path | None = None
 
     @property
@@ -143,8 +144,14 @@ class ImageCollection(LightningDataModule, ABC):
             )
         if small:
             every = listing(small, len(small))
-            logger.warning("%s: left out %d small class(es): %s of %d", self.title, len(small), every, needed)
+            self.warn_once(f"left out {len(small)} small class(es): {every} of {needed}")
         return [label for label, count in enumerate(counts) if count >= needed]
+
+    def warn_once(self, text: str) -> None:
+        """Log a warning, once for all episodes and seeds that it holds for."""
+        if text not in self._warned:
+            self._warned.add(text)
+            logger.warning("%s: %s", self.title, text)
 
     def __getstate__(self) -> dict[str, Any]:
         """What a worker process gets that is not forked: all but the Trainer."""

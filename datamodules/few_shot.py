@@ -261,9 +261,12 @@ class FewShotDataModule(ImageCollection):
     @property
     def description(self) -> str:
         """Title, way and shot, as in "ISIC 5-way 5-shot"."""
-        if self.all_way is not None:
-            return f"{self.title} all-way {self.shot}-shot"
-        return f"{self.title} {self.way}-way {self.shot}-shot"
+        return f"{self.title} {self.protocol}"
+
+    @property
+    def protocol(self) -> str:
+        """Way and shot, as in "5-way 5-shot" or "all-way 16-shot"."""
+        return f"{'all' if self.all_way is not None else self.way}-way {self.shot}-shot"
 
     @property
     def unit(self) -> str:
@@ -278,7 +281,7 @@ class FewShotDataModule(ImageCollection):
     @property
     def has_query(self) -> bool:
         """Whether there are images to measure an accuracy on."""
-        return any(self.task.query) if self.all_way is not None else self.query_shot > 0
+        return self.all_way is not None or self.query_shot > 0
 
     @property
     def support_ids(self) -> list[int]:

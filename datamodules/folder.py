@@ -164,6 +164,11 @@ class FolderDataModule(FewShotDataModule):
         return f"{self.root.resolve().name} {len(self.task.classes)} classes · {images} images"
 
     @property
+    def protocol(self) -> str:
+        """One task of all classes and images."""
+        return "one task"
+
+    @property
     def steps_per_epoch(self) -> int:
         """Images per class M/W, rounded, at least 1: the steps that an episode of that shot has."""
         return max(1, round(sum(map(len, self.task.support)) / len(self.task.classes)))

@@ -57,15 +57,26 @@ def choose_subset(data: ImageCollection, shot: int, seed: int, file: Path | None
         file: The subset file; None to draw them.
 
     Raises:
-        DtrapError: A class has no training image, or the subset file does not fit.
+        DtrapError: A class has no training image, no class has a test image, or the subset file does not fit.
     """
     subset = draw_subset(data, shot, seed) if file is None else read_subset(data, shot, seed, file)
-    kept = data.large_classes([len(images) for images in subset.train], 1, "a training image")
+    wanted = "a training image" if file is None else f"a training image in {file}"
+    kept = data.large_classes([len(images) for images in subset.train], 1, wanted)
     if len(kept) < 2:
         raise DtrapError(f"{data.title}: {len(kept)} class(es) under {data.root} have a training image; needed: 2.")
-    few = [data.index.class_names[label] for label in kept if len(subset.train[label]) < shot]
+    names = data.index.class_names
+    few = [f"'{names[label]}' has {len(subset.train[label])}" for label in kept if len(subset.train[label]) < shot]
     if few:
-        logger.info("%s: fewer than %d training images of %s", data.title, shot, listing(few))
+        data.warn_once(f"fewer than {shot} training images: {listing(few)}")
+    untested = [names[label] for label in kept if not subset.test[label]]
+    if len(untested) == len(kept):
+        raise DtrapError(
+            f"{data.title}: no image is left to test on after {shot} for training and up to "
+            f"{min(shot, MOST_VALIDATION)} for validation of each class. Lower data.shot, add images, or train one "
+            "classifier on all of them with folder.yaml."
+        )
+    if untested:
+        data.warn_once(f"no image to test on, so that the accuracy says nothing of them: {listing(untested)}")
     parts = ([images[label] for label in kept] for images in (subset.train, subset.val, subset.test))
     return Subset(kept, *parts)
 

@@ -151,7 +151,7 @@ def save_sheet(path: Path, sheet: Sheet) -> None:
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Glyph")  # of names in a script that the font lacks
         sheet_figure(sheet).savefig(content, format="png", dpi=DOTS_PER_INCH)
-    write_atomically(path, content.getvalue())
+    write_atomically(path, content.getvalue(), "or name another file with --output.")
 
 
 def sheet_figure(sheet: Sheet) -> Figure:

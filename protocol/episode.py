@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import signal
+import threading
 import time
 import warnings
 from collections.abc import Callable, Iterator
@@ -99,6 +100,46 @@ class EpisodeRecorder(Callback):
     def losses(self) -> dict[str, dict[str, float] | None]:
         """The terms at the stage boundary and at the end."""
         return {"boundary": _floats(self._boundary), "end": _floats(self._end)}
+
+
+class Interrupts(Callback):
+    """Ends a run at the next batch where Ctrl-C came while Python ignores exceptions, as in a fork of workers.
+
+    Use as a context manager around the run.
+    """
+
+    def __init__(self) -> None:
+        self._came = False
+
+    def __enter__(self) -> Interrupts:
+        main = threading.current_thread() is threading.main_thread()
+        if main and signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+            signal.signal(signal.SIGINT, self._interrupt)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if signal.getsignal(signal.SIGINT) == self._interrupt:
+            signal.signal(signal.SIGINT, signal.default_int_handler)
+
+    def _interrupt(self, *_: object) -> None:
+        self._came = True
+        raise KeyboardInterrupt
+
+    def _check(self) -> None:
+        if self._came:
+            raise KeyboardInterrupt
+
+    def on_train_batch_start(self, *_: Any) -> None:
+        """End here."""
+        self._check()
+
+    def on_validation_batch_start(self, *_: Any) -> None:
+        """End here."""
+        self._check()
+
+    def on_test_batch_start(self, *_: Any) -> None:
+        """End here."""
+        self._check()
 
 
 class TestProgress(Callback):
@@ -199,8 +240,8 @@ def run_episode(
         DtrapError: The data or the settings do not allow the episode.
     """
     recorder = EpisodeRecorder(progress.advance)
-    with without_expected_warnings():
-        callbacks: list[Callback] = [stage_switch, recorder, TestProgress(progress)]
+    with without_expected_warnings(), Interrupts() as interrupts:
+        callbacks: list[Callback] = [stage_switch, recorder, TestProgress(progress), interrupts]
         if checkpoint is not None:
             callbacks += [SeededSteps(data.episode_seed("step")), checkpoint]
         trainer = episode_trainer(arguments, callbacks)

@@ -45,7 +45,12 @@ def fetch(name: str, root: Path, console: Console) -> int:
     _show(console, source, root)
     if not source.files:
         return _by_hand(console, source, root)
-    (root / DOWNLOADS).mkdir(parents=True, exist_ok=True)
+    try:
+        (root / DOWNLOADS).mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise DtrapError(
+            f"{root / DOWNLOADS} cannot be made ({error.strerror}). Give a folder that can be written to."
+        ) from error
     try:
         with FileLock(root / DOWNLOADS / f".{source.folder}.lock", timeout=0):
             for file in source.files:

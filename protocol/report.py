@@ -72,7 +72,7 @@ class Report:
         folders: Run folders of `dtrap fit`.
 
     Attributes:
-        sets: Descriptions of the tasks, such as "ISIC 5-way 5-shot", in the order of the runs.
+        sets: Protocol of each task by its description, such as "ISIC 5-way 5-shot", in the order of the runs.
         methods: The methods, in the order of the runs; of one name with another backbone or tuner it is another.
         entries: {(method, description): Entry}.
 
@@ -82,8 +82,10 @@ class Report:
 
     def __init__(self, folders: Sequence[Path]) -> None:
         self.entries: dict[tuple[Method, str], Entry] = {}
+        self.sets: dict[str, str] = {}
         for folder in folders:
-            description, found = read_entries(folder)
+            description, protocol, found = read_entries(folder)
+            self.sets.setdefault(description, protocol)
             for method, entry in found.items():
                 known = self.entries.setdefault((method, description), entry)
                 if known is not entry:
@@ -92,14 +94,26 @@ class Report:
                         "that differ in more than method, backbone and tuner need names (--protocol.method)."
                     )
         self.methods = list(dict.fromkeys(method for method, _ in self.entries))
-        self.sets = list(dict.fromkeys(description for _, description in self.entries))
 
-    def mean_over_sets(self, method: Method) -> tuple[float, bool] | None:
+    @property
+    def means(self) -> dict[str, list[str]]:
+        """Sets that a mean is taken over, by its title: those of one protocol, where there are several."""
+        by_protocol: dict[str, list[str]] = {}
+        for name, protocol in self.sets.items():
+            by_protocol.setdefault(protocol, []).append(name)
+        several = len(by_protocol) > 1
+        return {
+            f"mean of {len(names)}{f', {protocol}' if several else ''}": names
+            for protocol, names in by_protocol.items()
+            if len(names) > 1
+        }
+
+    def mean_over(self, names: Sequence[str], method: Method) -> tuple[float, bool] | None:
         """Plain mean of the sets' means and whether all runs are complete; None where the method lacks a set."""
-        entries = [self.entries.get((method, name)) for name in self.sets]
+        entries = [self.entries.get((method, name)) for name in names]
         found = [entry for entry in entries if entry is not None]
         means = [entry.mean for entry in found if entry.mean is not None]
-        if len(means) < len(self.sets):
+        if len(means) < len(names):
             return None
         return sum(means) / len(means), all(entry.complete for entry in found)
 
@@ -114,21 +128,21 @@ class Report:
         return f"{method.name} ({', '.join(told)})" if told else method.name
 
     def table(self) -> Table:
-        """Mean ± half width in percent of every entry; with several sets the mean over them."""
-        several = len(self.sets) > 1
+        """Mean ± half width in percent of every entry; with several sets of a protocol the mean over them."""
         table = Table(box=box.SIMPLE)
         table.add_column("method", no_wrap=True)
-        for title in [*self.sets, *([self._mean_title] if several else [])]:
+        for title in [*self.sets, *self.means]:
             table.add_column(Text("\n".join(textwrap.wrap(title, TITLE_WIDTH))), justify="right", no_wrap=True)
         for method in self.methods:
             cells = [_cell(self.entries.get((method, name))) for name in self.sets]
-            mean = self.mean_over_sets(method)
-            over_sets = "" if mean is None else f"{mean[0]:.1f}{'' if mean[1] else ' (unfinished)'}"
-            table.add_row(*(Text(cell) for cell in [self.label(method), *cells, *([over_sets] if several else [])]))
+            for names in self.means.values():
+                mean = self.mean_over(names, method)
+                cells.append("" if mean is None else f"{mean[0]:.1f}{'' if mean[1] else ' (unfinished)'}")
+            table.add_row(*(Text(cell) for cell in [self.label(method), *cells]))
         return table
 
     def csv(self) -> str:
-        """The numbers of the table, not rounded, with one line per method and set and one for the mean over sets."""
+        """The numbers of the table, not rounded, with one line per method and set and one for each mean over sets."""
         stream = io.StringIO()
         writer = csv.writer(stream, lineterminator="\n")
         writer.writerow(COLUMNS)
@@ -138,18 +152,15 @@ class Report:
                 if entry is not None:
                     numbers = (entry.mean, entry.half_width, entry.episodes, entry.asked)
                     writer.writerow([*astuple(method), name, *numbers, entry.folder])
-            mean = self.mean_over_sets(method)
-            if mean is not None and len(self.sets) > 1:
-                writer.writerow([*astuple(method), self._mean_title, mean[0], None, None, None, None])
+            for title, names in self.means.items():
+                mean = self.mean_over(names, method)
+                if mean is not None:
+                    writer.writerow([*astuple(method), title, mean[0], None, None, None, None])
         return stream.getvalue()
 
-    @property
-    def _mean_title(self) -> str:
-        return f"mean of {len(self.sets)}"
 
-
-def read_entries(folder: Path) -> tuple[str, dict[Method, Entry]]:
-    """Description of a run, and the entry of each of its methods.
+def read_entries(folder: Path) -> tuple[str, str, dict[Method, Entry]]:
+    """Description and protocol of a run, and the entry of each of its methods.
 
     Raises:
         DtrapError: The folder has no summary, or one that `dtrap fit` has not written so.
@@ -179,7 +190,7 @@ def read_entries(folder: Path) -> tuple[str, dict[Method, Entry]]:
             f"{path}: not a summary of dtrap fit ({reason}). Start that run again as before: its results are kept "
             "and the summary is written anew."
         ) from error
-    return description, methods
+    return description, str(summary.get("protocol", "")), methods
 
 
 def report(arguments: list[str], console: Console) -> int:

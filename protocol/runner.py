@@ -353,6 +353,7 @@ class ProtocolRun:
             support_images=support,
             unit=self.data.unit,
         )
+        summary["protocol"] = self.data.protocol
         for method in self.methods:
             summary["methods"][method.name] |= {"backbone": method.backbone, "tuner": method.tuner}
         self.folder.write_json(self.folder.summary, summary)

@@ -32,7 +32,7 @@ def test_parts_are_disjoint_and_a_class_does_not_depend_on_others(root, tmp_path
     for train, val, test in zip(subset.train, subset.val, subset.test, strict=True):
         assert (len(train), len(val), len(test)) == (2, 2, 4)
         assert len({*train, *val, *test}) == 8
-    more = data(root, seeds=[3], shot=4).subset
+    more = data(root, seeds=[3], shot=3).subset
     assert [images[:2] for images in more.train] == subset.train
     other = data(root, seeds=[4]).subset
     assert other.train != subset.train

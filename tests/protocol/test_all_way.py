@@ -2,6 +2,8 @@
 
 import json
 import shutil
+import signal
+import sys
 from pathlib import Path
 
 import pytest
@@ -35,10 +37,50 @@ def test_all_classes_are_trained_and_the_rest_is_tested(dtrap, root, tmp_path):
     assert f"{first['accuracy']:.1f} %, {first['accuracy']:.1f} % when it was saved" in out
 
 
-def test_without_an_image_left_no_accuracy_is_claimed(dtrap, root, tmp_path):
-    status, out, err = dtrap(*words(root, "run"))  # 4 for training and 4 for validation of 8
+def test_without_an_image_left_to_test_nothing_is_trained(dtrap, root, tmp_path):
+    status, _, err = dtrap(*words(root, "run"))  # 4 for training and 4 for validation of 8
+    assert status == 2
+    assert "EuroSAT: no image is left to test on after 4 for training and up to 4 for validation of each class" in err
+
+
+def test_classes_with_few_or_no_images_are_told_once(dtrap, root, tmp_path, caplog):
+    few = Path(shutil.copytree(root, tmp_path / "few"))
+    for path in sorted((few / "2750" / "Forest").iterdir())[1:]:
+        path.unlink()
+    status, _, err = dtrap(*words(few, "run", "--data.shot", 2, "--trainer.max_epochs", 1))
     assert status == 0, err
-    assert "no held-out images, so no accuracy" in out
+    for text in (
+        "fewer than 2 training images: 'Forest' has 1",
+        "no image to test on, so that the accuracy says nothing",
+    ):
+        assert caplog.text.count(text) == 1
+
+
+def test_ctrl_c_where_python_ignores_it_ends_the_run_at_the_next_step(dtrap, root, tmp_path, monkeypatch):
+    """As while worker processes are forked: an exception within a `__del__` goes nowhere."""
+
+    class Ignored:
+        def __del__(self):
+            signal.raise_signal(signal.SIGINT)
+
+    original, calls = FewShotClassifier.training_step, []
+
+    def step(self, batch, batch_idx):
+        calls.append(1)
+        if len(calls) == 3:
+            Ignored()
+        return original(self, batch, batch_idx)
+
+    monkeypatch.setattr(FewShotClassifier, "training_step", step)
+    monkeypatch.setattr(sys, "unraisablehook", lambda fault: None)
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        status, out, _ = dtrap(*words(root, "run", "--data.shot", 2))
+    finally:
+        signal.signal(signal.SIGINT, before)
+    assert status == 130
+    assert "Go on with: dtrap fit" in out
+    assert len(calls) == 3
 
 
 def test_the_whole_run_is_the_same_with_workers_and_from_its_own_subset(dtrap, root, tmp_path):

@@ -14,7 +14,7 @@ from layouts import make_eurosat
 
 @pytest.fixture(scope="module")
 def root(tmp_path_factory):
-    return make_eurosat(tmp_path_factory.mktemp("all_way") / "eurosat", per_class=8)
+    return make_eurosat(tmp_path_factory.mktemp("all_way") / "eurosat", per_class=9)
 
 
 @pytest.fixture

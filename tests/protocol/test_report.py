@@ -12,7 +12,7 @@ METHODS = ("svl-ra", "baseline")
 def make_run(tmp_path):
     """Write the summary of a run: (name, description, {method: accuracies}, episodes asked, ...) -> its folder."""
 
-    def make(name, description, accuracies, episodes=2, **model):
+    def make(name, description, accuracies, episodes=2, protocol="5-way 5-shot", **model):
         rows = [
             {"episode": episode, "method": method, "accuracy": value, "zero_shot_accuracy": 30.0, "seconds": 1.0}
             for method, values in accuracies.items()
@@ -20,7 +20,7 @@ def make_run(tmp_path):
         ]
         folder = tmp_path / name
         folder.mkdir()
-        summary = summarise(rows, description, list(accuracies), episodes=episodes)
+        summary = summarise(rows, description, list(accuracies), episodes=episodes) | {"protocol": protocol}
         for method in summary["methods"].values():
             method |= model
         (folder / "summary.json").write_text(json.dumps(summary))
@@ -39,7 +39,8 @@ def test_a_column_per_set_and_the_mean_over_sets(dtrap, make_run):
     runs = [
         make_run("a", "ISIC 5-way 5-shot", {"svl-ra": [50.0, 52.0], "baseline": [40.0, 40.0]}),
         make_run("b", "EuroSAT 5-way 5-shot", {"svl-ra": [80.0, 80.0], "baseline": [70.0, 72.0]}),
-        make_run("c", "EuroSAT 5-way 1-shot", {"svl-ra": [61.0, 61.0]}),
+        make_run("c", "EuroSAT 5-way 1-shot", {"svl-ra": [61.0, 61.0]}, protocol="5-way 1-shot"),
+        make_run("d", "ISIC 5-way 1-shot", {"svl-ra": [41.0, 41.0]}, protocol="5-way 1-shot"),
     ]
     status, out, err = dtrap("report", *runs[:2])
     assert (status, err) == (0, "")
@@ -47,9 +48,11 @@ def test_a_column_per_set_and_the_mean_over_sets(dtrap, make_run):
     assert cells_of(out, "baseline") == ["40.0 ± 0.0", "71.0 ± 12.7", "55.5"]
     assert "mean of 2" in out
     status, out, _ = dtrap("report", *runs)
-    assert cells_of(out, "svl-ra") == ["51.0 ± 12.7", "80.0 ± 0.0", "61.0 ± 0.0", "64.0"]
-    assert cells_of(out, "baseline") == ["40.0 ± 0.0", "71.0 ± 12.7"]
-    assert "mean of 3" in out
+    assert cells_of(out, "svl-ra") == ["51.0 ± 12.7", "80.0 ± 0.0", "61.0 ± 0.0", "41.0 ± 0.0", "65.5", "51.0"]
+    assert cells_of(out, "baseline") == ["40.0 ± 0.0", "71.0 ± 12.7", "55.5"]
+    assert out.count("mean of 2") == 2
+    status, out, _ = dtrap("report", *runs[1:3])
+    assert "mean" not in out
 
 
 def test_one_set_has_no_mean_over_sets(dtrap, make_run):
