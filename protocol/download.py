@@ -172,9 +172,10 @@ def _download_part(
             except _Cut as error:
                 most, failures = max(most, part.length()), failures + 1 if part.length() <= most else 1
                 if failures >= tries:
-                    kept = f" {part.path} is kept ({decimal(part.length())});" if part.length() else ""
+                    length = part.length()
+                    run = f"{part.path} is kept ({decimal(length)}); run" if length else "Run"
                     raise DtrapError(
-                        f"{url}: {error}, {tries} times in a row.{kept} run the same command again to go on."
+                        f"{url}: {error}, {tries} times in a row. {run} the same command again to go on."
                     ) from None
                 transfer.say(f"{error}; trying again")
                 wait(2.0 ** (failures - 1))

@@ -287,6 +287,12 @@ def test_an_unknown_name(run):
         run("eurosatt")
 
 
+def test_a_root_that_cannot_be_made(run, tmp_path):
+    (tmp_path / "file").write_text("x")
+    with pytest.raises(DtrapError, match=r"file/data/downloads cannot be made .*Give a folder that can be written to"):
+        run("coop/dtd", tmp_path / "file" / "data")
+
+
 def test_a_root_that_is_a_file(run, tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(DtrapError, match="is not a folder"):
