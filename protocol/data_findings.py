@@ -74,6 +74,14 @@ def folder_faults(folder: Path, expected: Sequence[str], root: Path) -> list[Fin
     ]
 
 
+def unused_folders(folder: Path, expected: Sequence[str], index: ImageIndex, root: Path) -> list[Finding]:
+    """Folders beside the class folders whose images belong to no class, told as a note."""
+    used = {os.path.dirname(path) for path in index.paths}
+    others = [name for name in class_folders(folder) if name not in expected and os.path.join(folder, name) not in used]
+    cases = [f"{relative(folder / name, root)}: {len(list_images(folder / name)):,} image(s)" for name in others]
+    return told(cases, "folder is of no class and not used", "folders are of no class and not used")
+
+
 def renamed_to(name: str, others: Sequence[str]) -> tuple[str | None, str]:
     """Of the folders that nothing asked for the one that may be a missing one by another name, and the hint."""
     near = nearest(name, others)

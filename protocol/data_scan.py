@@ -10,7 +10,7 @@ from ..datamodules.coop.base import CoOpDataModule
 from ..datamodules.coop.splits import read_split
 from ..datamodules.index import DataNotFound
 from ..errors import DtrapError
-from .data_findings import Finding, Scan, folder_faults, missing_faults
+from .data_findings import Finding, Scan, folder_faults, missing_faults, unused_folders
 from .data_tables import scan_chestx, scan_isic
 
 CLASS_FOLDERS = {"eurosat": list(eurosat.CLASS_NAMES), "crop_disease": crop_disease.CLASS_FOLDERS}
@@ -34,9 +34,12 @@ def scan(name: str, module: FewShotDataModule) -> Scan | None:
     except DtrapError as error:
         return Scan(ImageIndex([], [], []), [Finding(str(error))])
     faults = missing_faults(index, module.root, rows)
+    notes = [Finding(note) for note in index.notes]
     if name in CLASS_FOLDERS:
-        faults = folder_faults(Path(index.roots[0]), CLASS_FOLDERS[name], module.root) + faults
-    return Scan(index, faults, [Finding(note) for note in index.notes])
+        folder = Path(index.roots[0])
+        faults = folder_faults(folder, CLASS_FOLDERS[name], module.root) + faults
+        notes += unused_folders(folder, CLASS_FOLDERS[name], index, module.root)
+    return Scan(index, faults, notes)
 
 
 def _split_rows(module: FewShotDataModule) -> dict[str, str]:

@@ -177,6 +177,17 @@ def test_an_empty_class_folder_without_a_split_file_stops_nothing(sets, check, t
     assert "Traceback" not in out
 
 
+@pytest.mark.parametrize("name", ["eurosat", "crop_disease"])
+def test_a_folder_of_no_class_is_a_note(sets, check, name):
+    root = sets(name)
+    extra = (root / FOLDERS[name]).with_name("extra")
+    extra.mkdir()
+    shutil.copy(root / LOCATIONS[name], extra)
+    _, out = check(name, root)
+    assert "note  1 folder is of no class and not used" in out
+    assert "extra: 1 image(s)" in out
+
+
 def test_a_folder_that_is_no_published_class(sets, check):
     root = sets("crop_disease")
     (root / "dataset/train/Tomato___old_age").mkdir()
