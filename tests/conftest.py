@@ -1,6 +1,8 @@
 """A tiny CLIP with random weights in the real file formats, shared by all tests."""
 
 import json
+import shutil
+from pathlib import Path
 
 import open_clip
 import pytest
@@ -39,6 +41,12 @@ def tiny_clip_files(tmp_path_factory):
 def tiny_backbone(tiny_clip_files):
     config, checkpoint = tiny_clip_files
     return OpenCLIP(str(config), str(checkpoint))
+
+
+@pytest.fixture
+def damaged(root, tmp_path):
+    """A copy of the images of the test file's `root`, to damage."""
+    return Path(shutil.copytree(root, tmp_path / "damaged"))
 
 
 @pytest.fixture

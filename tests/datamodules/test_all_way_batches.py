@@ -2,9 +2,7 @@
 
 import json
 import pickle
-import shutil
 from itertools import islice
-from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -19,12 +17,6 @@ from layouts import make_eurosat
 @pytest.fixture(scope="module")
 def root(tmp_path_factory):
     return make_eurosat(tmp_path_factory.mktemp("all_way") / "eurosat", per_class=8)
-
-
-@pytest.fixture
-def damaged(root, tmp_path):
-    """A copy of the images to damage."""
-    return Path(shutil.copytree(root, tmp_path / "damaged"))
 
 
 def test_parts_are_disjoint_and_a_class_does_not_depend_on_others(root, tmp_path):

@@ -18,12 +18,6 @@ def root(tmp_path_factory):
     return make_eurosat(tmp_path_factory.mktemp("all_way") / "eurosat", per_class=8)
 
 
-@pytest.fixture
-def damaged(root, tmp_path):
-    """A copy of the images to damage."""
-    return Path(shutil.copytree(root, tmp_path / "damaged"))
-
-
 def test_all_classes_are_trained_and_the_rest_is_tested(dtrap, root, tmp_path):
     status, out, err = dtrap(*words(root, "run", "--data.shot", 2))
     assert status == 0, err

@@ -1,7 +1,6 @@
 """A task of the all-way protocol that was stopped ends as if it had not been."""
 
 import json
-import shutil
 from pathlib import Path
 
 import pytest
@@ -15,12 +14,6 @@ from layouts import make_eurosat
 @pytest.fixture(scope="module")
 def root(tmp_path_factory):
     return make_eurosat(tmp_path_factory.mktemp("all_way") / "eurosat", per_class=9)
-
-
-@pytest.fixture
-def damaged(root, tmp_path):
-    """A copy of the images to damage."""
-    return Path(shutil.copytree(root, tmp_path / "damaged"))
 
 
 class Steps:
