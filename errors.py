@@ -1,4 +1,4 @@
-"""The errors that a user can mend: shown as one short message, without a traceback."""
+"""Errors that a user can fix, shown as one short message without a traceback, and how they are phrased."""
 
 from __future__ import annotations
 
@@ -11,6 +11,38 @@ class DtrapError(Exception):
 
 
 def nearest(value: str, options: Iterable[str]) -> str:
-    """Sentence that names the option most like `value`, or an empty string where none is near."""
+    """Return a sentence that names the option most like `value`, or an empty string where none is near."""
     found = get_close_matches(value, list(options), n=1, cutoff=0.5)
     return f" Did you mean '{found[0]}'?" if found else ""
+
+
+def expected_one_of(value: object, options: Iterable[str]) -> str:
+    """Return "expected one of a, b." with the option nearest to the value, for the end of a message."""
+    options = list(options)
+    return f"expected one of {', '.join(options)}.{nearest(str(value), options)}"
+
+
+def check_one_of(name: str, value: object, options: Iterable[str]) -> None:
+    """Raise a DtrapError unless the value is one of the options.
+
+    Args:
+        name: What the message calls the value, such as "LoRA: encoder".
+        value: The value.
+        options: All that it may be.
+    """
+    options = list(options)
+    if value not in options:
+        raise DtrapError(f"{name} is {value!r}; {expected_one_of(value, options)}")
+
+
+def check_at_least(name: str, value: float, least: float, unit: str = "") -> None:
+    """Raise a DtrapError unless the value is at least `least`.
+
+    Args:
+        name: What the message calls the value, such as "LoRA: rank".
+        value: The value.
+        least: The smallest value that is allowed.
+        unit: What is counted, such as "step".
+    """
+    if value < least:
+        raise DtrapError(f"{name} is {value}; expected at least {least}{f' {unit}' if unit else ''}.")
