@@ -81,7 +81,7 @@ def _dispatch(words: list[str]) -> int:
         return _list_configs(rest)
     if command != "data" and ("-h" in rest or "--help" in rest):
         rest = [word for word in rest if word in ("-h", "--help")]
-    from .protocol.commands import run
+    from .commands import run
 
     return run(command, rest)
 

@@ -20,7 +20,8 @@ from typing import Any
 
 import numpy as np
 import psutil
-from dtrap.protocol.configuration import build_module, parse_methods
+from dtrap.commands.parser import parse_methods
+from dtrap.protocol.configuration import build_module
 from dtrap.protocol.runner import ProtocolRun
 from lightning.pytorch import Callback
 from PIL import Image

@@ -1,1 +1,1 @@
-"""The loop over episodes, its results on disk, its statistics, and the commands."""
+"""The protocol: the loop over episodes or seeds, its run folder, its statistics and its saved adapters."""

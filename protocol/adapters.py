@@ -12,17 +12,16 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from jsonargparse import Namespace
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 from torch import Tensor
 
 from .. import __version__
 from ..errors import DtrapError
+from ..files import to_json_values, write_atomically
 from ..lightning_modules import FewShotClassifier
 from ..lightning_modules.text_head import prompt_texts
-from .configuration import DtrapCLI
-from .results import plain, write_atomically
+from .run_folder import RESUMES
 
 CARD_FORMAT = "dtrap-adapter/1"
 EXPORT_CARD = "dtrap.json"
@@ -99,12 +98,14 @@ def save_adapter(path: Path, module: FewShotClassifier, card: AdapterCard) -> No
     Raises:
         DtrapError: The files cannot be written.
     """
-    card = replace(card, settings=plain(module.tuner.settings), logit_scale=float(module.objective.logit_scale))
+    card = replace(
+        card, settings=to_json_values(module.tuner.settings), logit_scale=float(module.objective.logit_scale)
+    )
     if module.descriptions is not None:
         card = replace(card, prompts=class_sentences(module))
     state = {name: value.detach().cpu().contiguous() for name, value in module.tuner.adapter_state().items()}
-    write_atomically(card_path(path), card_content(card))
-    write_atomically(path, save(state, metadata={"format": CARD_FORMAT}))
+    write_atomically(card_path(path), card_content(card), RESUMES)
+    write_atomically(path, save(state, metadata={"format": CARD_FORMAT}), RESUMES)
 
 
 def class_sentences(module: FewShotClassifier) -> dict[str, list[str]]:
@@ -190,7 +191,7 @@ def load_adapter(path: Path, module: FewShotClassifier, card: AdapterCard) -> No
 
 def _check_settings(path: Path, module: FewShotClassifier, card: AdapterCard) -> None:
     """Refuse what would silently make other predictions than those that were tested."""
-    settings = plain(module.tuner.settings)
+    settings = to_json_values(module.tuner.settings)
     known, own = dict(card.settings), {name: settings.get(name) for name in card.settings}
     if card.logit_scale is not None:
         known["logit scale"], own["logit scale"] = card.logit_scale, float(module.objective.logit_scale)
@@ -224,60 +225,3 @@ def check_classes(path: Path, names: Sequence[str], card: AdapterCard) -> None:
             f"{path}: trained for the classes {', '.join(card.class_names)}, but here they are {', '.join(names)}. "
             "Use the data, the seed and the episode that it was trained on."
         )
-
-
-def find_adapters(arguments: list[str], command: str) -> tuple[DtrapCLI, list[Path]]:
-    """The parsed command line and its adapters; without `--config`, with the config of the run that saved them.
-
-    A plain checkpoint says all that predictions need, so that no config is looked for there.
-
-    Raises:
-        DtrapError: A mistake in the config or the command line, or no adapters where they should be.
-    """
-    if not any(word in ("--config", "-c") or word.startswith("--config=") for word in arguments):
-        saved = _saved_config(arguments, command)
-        arguments = [*(["--config", str(saved)] if saved else []), *arguments]
-    cli = DtrapCLI(arguments, command)
-    path = Path(cli.config.adapter)
-    if not path.is_dir() or is_exported(path):
-        return cli, [path]
-    found = sorted(path.glob("*.safetensors")) or sorted(path.glob("adapters/*.safetensors"))
-    if not found:
-        raise DtrapError(
-            f"{path}: no adapters (.safetensors) here. `dtrap fit --protocol.save_adapters true` saves them."
-        )
-    return cli, found
-
-
-def only_adapter(cli: DtrapCLI, adapters: list[Path]) -> Path:
-    """The one adapter of a command that takes one.
-
-    Raises:
-        DtrapError: There are several.
-    """
-    if len(adapters) > 1:
-        raise DtrapError(f"{cli.config.adapter} holds {len(adapters)} adapters; name the one to {cli.command} with.")
-    return adapters[0]
-
-
-def without_description_file(config: Namespace, card: AdapterCard) -> Namespace:
-    """The config without its file of descriptions where the card has them."""
-    if card.prompts is not None:
-        config.model.descriptions = None
-    return config
-
-
-def _saved_config(arguments: list[str], command: str) -> Path | None:
-    value = next((w.partition("=")[2] for w in arguments if w.startswith("--adapter=")), None)
-    if value is None and "--adapter" in arguments[:-1]:
-        value = arguments[arguments.index("--adapter") + 1]
-    if value is None:
-        return None
-    path = Path(value)
-    if command == "predict" and is_plain(path):
-        return None
-    names = [CONFIG]
-    if path.is_file() or is_exported(path):
-        names.insert(0, f"config.{read_card(path).method}.yaml")
-    places = [path, path.parent, path.parent.parent] if path.is_dir() else [path.parent, path.parent.parent]
-    return next((place / name for place in places for name in names if (place / name).is_file()), None)

@@ -22,9 +22,9 @@ from ..callbacks import StageSwitch
 from ..datamodules.few_shot import FewShotDataModule
 from ..errors import DtrapError
 from ..lightning_modules import FewShotClassifier
+from .checkpoint import SeededSteps, StepCheckpoint
 from .progress import EpisodeProgress
-from .results import Row
-from .resume import SeededSteps, StepCheckpoint
+from .run_folder import Row
 
 # Confusions by class names and query images.
 ZeroShots = dict[tuple[tuple[str, ...], tuple[int, ...]], Tensor]

@@ -15,7 +15,8 @@ import wandb
 from jsonargparse import Namespace
 from lightning.pytorch.loggers import CSVLogger, Logger, WandbLogger
 
-from .results import Row, RunFolder, write_atomically
+from ..files import write_atomically
+from .run_folder import RESUMES, Row, RunFolder
 from .statistics import Interval, mean_interval, paired_difference
 
 WANDB_ID_FILE = "wandb_id.txt"
@@ -102,7 +103,7 @@ def _wandb_id(folder: RunFolder) -> str:
     if path.exists() and folder.rows.read():
         return path.read_text(encoding="utf-8").strip()
     new = secrets.token_hex(8)
-    write_atomically(path, f"{new}\n".encode())
+    write_atomically(path, f"{new}\n".encode(), RESUMES)
     return new
 
 

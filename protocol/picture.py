@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import math
 import textwrap
 from collections.abc import Sequence
@@ -13,19 +12,17 @@ import numpy as np
 import numpy.typing as npt
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.patches import Rectangle
 
-from .results import write_atomically
+from ..drawing import GREY, HEAD, MARGIN, draw_frame, draw_pixels, draw_text, new_page, save_png
+from .run_folder import RESUMES
 
 Images = npt.NDArray[np.floating]
 Labels = npt.NDArray[np.integer] | Sequence[int]
 
 RIGHT, WRONG = "#009e73", "#d55e00"  # Okabe and Ito's green and vermilion, told apart by colour-blind readers
-GREY = "#666666"
 CELL, CAPTION, GAP = 0.9, 0.32, 0.3  # inches
-NAME_WIDTH, MARGIN, HEAD = 1.5, 0.2, 0.85
+NAME_WIDTH = 1.5
 MAX_CLASSES, MAX_SHOTS, MAX_QUERIES, QUERY_COLUMNS = 20, 3, 16, 8
-DOTS_PER_INCH = 120
 
 
 def episode_picture(
@@ -65,9 +62,7 @@ def episode_picture(
         class_names=class_names,
         title=title,
     )
-    content = io.BytesIO()
-    figure.savefig(content, format="png", dpi=DOTS_PER_INCH)
-    write_atomically(Path(path), content.getvalue())
+    save_png(Path(path), figure, RESUMES)
 
 
 def episode_figure(
@@ -100,10 +95,8 @@ def episode_figure(
     width = MARGIN + NAME_WIDTH + views * CELL + (GAP + columns * CELL if columns else 0.0) + MARGIN
     width = max(width, 6.0)
     height = HEAD + sum(band.height for band in bands) + MARGIN
-    figure = Figure(figsize=(width, height), facecolor="white")
-    axes = figure.add_axes((0.0, 0.0, 1.0, 1.0), xlim=(0.0, width), ylim=(height, 0.0))
-    axes.set_axis_off()
-    _draw_head(axes, title, _counts(true, predicted, len(class_names)), views, columns)
+    figure, axes = new_page(width, height, title, _counts(true, predicted, len(class_names)))
+    _draw_head(axes, views, columns)
     top = HEAD
     for band in bands:
         _draw_band(axes, band, top, width)
@@ -128,9 +121,7 @@ class _Band:
         return max(shots * CELL, rows * (CELL + CAPTION), CELL) + GAP / 2
 
 
-def _draw_head(axes: Axes, title: str, counts: str, views: int, columns: int) -> None:
-    draw_text(axes, MARGIN, 0.14, title, size=12, weight="bold")
-    draw_text(axes, MARGIN, 0.4, counts, size=8, color=GREY)
+def _draw_head(axes: Axes, views: int, columns: int) -> None:
     left = MARGIN + NAME_WIDTH
     others = {1: "", 2: " and 1 changed view"}.get(views, f" and {views - 1} changed views")
     draw_text(axes, left, HEAD - 0.2, f"support: plain{others}", size=8, color=GREY)
@@ -188,15 +179,9 @@ def _counts(true: npt.NDArray[np.integer], predicted: npt.NDArray[np.integer], c
 def _draw_image(axes: Axes, image: Images, x: float, y: float, frame: str = "none", frame_width: float = 0.0) -> None:
     side = CELL - 0.08
     pixels = np.clip(np.nan_to_num(np.moveaxis(image, 0, -1)), 0.0, 1.0).astype(np.float32)
-    axes.imshow(pixels, extent=(x, x + side, y + side, y), interpolation="antialiased", aspect="auto")
+    draw_pixels(axes, pixels, x, y, side, side)
     if frame != "none":
-        axes.add_patch(Rectangle((x, y), side, side, fill=False, edgecolor=frame, linewidth=frame_width))
-
-
-def draw_text(axes: Axes, x: float, y: float, text: str, **style: object) -> None:
-    """Write a text as it is, its upper left corner at (x, y) inches unless the style says otherwise."""
-    aligned = {"verticalalignment": "top", "parse_math": False, "linespacing": 1.15, **style}
-    axes.text(x, y, text, **aligned)  # type: ignore[arg-type]
+        draw_frame(axes, x, y, side, edgecolor=frame, linewidth=frame_width)
 
 
 def _wrapped(text: str, width: int, lines: int) -> list[str]:

@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn
 from rich.text import Text
 
-from .results import Row
+from .run_folder import Row
 
 SECONDS_BETWEEN_LINES = 30.0
 

@@ -15,25 +15,19 @@ from rich.console import Console
 from torch import Tensor
 
 from ..callbacks import StageSwitch
+from ..commands.parser import parse_methods
 from ..errors import DtrapError
 from ..lightning_modules import FewShotClassifier
 from ..lightning_modules.tuners import Tuner
 from .adapters import AdapterCard, save_adapter
-from .configuration import (
-    MethodConfig,
-    build_data,
-    build_module,
-    build_part,
-    build_trainer_arguments,
-    parse_methods,
-)
+from .checkpoint import StepCheckpoint, record_subsets
+from .configuration import MethodConfig, build_data, build_module, build_part, build_trainer_arguments
 from .episode import ZeroShots, episode_trainer, run_episode
 from .identity import default_folder_name, difference, identity
 from .loggers import ProtocolLogger, prepare_logger
 from .picture import episode_picture
 from .progress import EpisodeProgress
-from .results import ELSEWHERE, Row, RunFolder
-from .resume import StepCheckpoint, record_subsets
+from .run_folder import ELSEWHERE, Row, RunFolder
 from .summary import render, summarise
 
 
@@ -379,8 +373,3 @@ class ProtocolRun:
 
     def _warn(self, message: str) -> None:
         self.console.print(f"Warning: {message}", soft_wrap=True, markup=False)
-
-
-def fit(arguments: list[str], console: Console) -> int:
-    """Run `dtrap fit`; see `ProtocolRun`."""
-    return ProtocolRun(arguments, console).run()

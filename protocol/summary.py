@@ -12,9 +12,9 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from .results import Row
+from ..console import print_table
+from .run_folder import Row
 from .statistics import mean_interval, paired_difference
-from .terminal import print_table
 
 
 def summarise(

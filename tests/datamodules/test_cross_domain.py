@@ -1,12 +1,6 @@
 import pandas as pd
 import pytest
-from dtrap.datamodules import (
-    ChestXDataModule,
-    CropDiseaseDataModule,
-    EuroSATDataModule,
-    ISICDataModule,
-    Preprocessing,
-)
+from dtrap.datamodules import ChestXDataModule, CropDiseaseDataModule, EuroSATDataModule, ISICDataModule, Preprocessing
 from dtrap.errors import DtrapError
 from layouts import CHESTX_FINDINGS, CROP_FOLDERS, ISIC_COLUMNS, make_chestx, make_crop_disease, make_eurosat
 

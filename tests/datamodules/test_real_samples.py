@@ -1,11 +1,5 @@
 import pytest
-from dtrap.datamodules import (
-    ChestXDataModule,
-    CropDiseaseDataModule,
-    EuroSATDataModule,
-    ISICDataModule,
-    Preprocessing,
-)
+from dtrap.datamodules import ChestXDataModule, CropDiseaseDataModule, EuroSATDataModule, ISICDataModule, Preprocessing
 
 SETS = [
     (ISICDataModule, "ISIC", 7, 210),

@@ -10,7 +10,7 @@ import sys
 
 from dtrap.cli import main
 from dtrap.lightning_modules import FewShotClassifier
-from dtrap.protocol import results
+from dtrap.protocol import run_folder as results
 
 
 def die_at(owner, name, number, before=lambda *arguments: None):

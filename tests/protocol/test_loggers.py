@@ -14,7 +14,7 @@ import yaml
 from dtrap.cli import main
 from dtrap.protocol import loggers
 from dtrap.protocol.loggers import ProtocolLogger
-from dtrap.protocol.results import RunFolder
+from dtrap.protocol.run_folder import RunFolder
 from layouts import make_eurosat
 from lightning.pytorch.loggers import Logger, WandbLogger
 from wandb_files import Recorded, WandbServer

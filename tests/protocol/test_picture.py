@@ -106,7 +106,7 @@ def test_a_picture_that_cannot_be_written_is_an_error(tmp_path):
 
 
 def test_pyplot_and_torch_stay_out():
-    modules = ["identity", "picture", "progress", "results", "statistics", "summary"]
+    modules = ["identity", "picture", "progress", "run_folder", "statistics", "summary"]
     code = (
         "import sys\n"
         + "".join(f"import dtrap.protocol.{module}\n" for module in modules)

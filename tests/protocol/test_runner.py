@@ -12,7 +12,7 @@ import torch
 from dtrap.datamodules import collection
 from dtrap.lightning_modules import FewShotClassifier
 from dtrap.lightning_modules.backbones import OpenCLIP
-from dtrap.protocol import results
+from dtrap.protocol import run_folder as results
 from layouts import make_eurosat, make_folder
 from scipy import stats
 

@@ -20,7 +20,7 @@ from typing import IO, Any, Literal, cast
 
 from rich.filesize import decimal
 
-from ..errors import DtrapError
+from ...errors import DtrapError
 
 BLOCK = 1 << 20
 HEADER_LIMIT = 4 << 20

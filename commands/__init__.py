@@ -1,4 +1,4 @@
-"""The commands with options: fit, test, predict, export, data, report; torch is imported where it is needed."""
+"""The commands of `dtrap` that have options, one file each. Torch is imported only where a command needs it."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ def run(command: str, arguments: list[str]) -> int:
     """
     console = Console(highlight=False)
     if command == "data":
-        from .data_commands import data
+        from .data import data
 
         return data(arguments, console)
     if command == "report":
@@ -34,17 +34,17 @@ def run(command: str, arguments: list[str]) -> int:
     warnings.formatwarning = lambda message, *where, **more: f"Warning: {message}\n"
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
     if command == "fit":
-        from .runner import fit
+        from .fit import fit
 
         return fit(arguments, console)
     if command == "test":
-        from .inference import test
+        from .test import test
 
         return test(arguments, console)
     if command == "export":
         from .export import export
 
         return export(arguments, console)
-    from .inference import predict
+    from .predict import predict
 
     return predict(arguments, console)

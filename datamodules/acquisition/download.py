@@ -21,8 +21,8 @@ from rich.console import Console
 from rich.filesize import decimal
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
 
-from ..errors import DtrapError
-from .terminal import say
+from ...console import say
+from ...errors import DtrapError
 
 BLOCK = 1 << 20
 SECONDS_BETWEEN_LINES = 30.0

@@ -10,12 +10,12 @@ from tempfile import TemporaryDirectory
 from filelock import FileLock, Timeout
 from rich.console import Console
 
-from ..errors import DtrapError, nearest
+from ...console import say
+from ...errors import DtrapError, nearest
 from . import sources
 from .archives import extract, is_empty_folder
 from .download import download
 from .sources import COOP_PAGE, RemoteFile, Source
-from .terminal import say
 
 DOWNLOADS = "downloads"
 

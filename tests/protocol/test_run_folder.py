@@ -8,7 +8,8 @@ import sys
 import numpy as np
 import pytest
 from dtrap.errors import DtrapError
-from dtrap.protocol.results import ResultRows, RunFolder, write_atomically
+from dtrap.files import write_atomically
+from dtrap.protocol.run_folder import ResultRows, RunFolder
 
 
 def row(episode, method="svl-ra", **more):
@@ -172,7 +173,7 @@ def test_a_folder_in_place_of_the_file_is_an_error(rows):
 
 HOLD = """
 import sys, time
-from dtrap.protocol.results import RunFolder
+from dtrap.protocol.run_folder import RunFolder
 with RunFolder(sys.argv[1]).lock():
     print("locked", flush=True)
     time.sleep(60)

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import errno
 import json
-import math
 import os
 import shutil
 from collections.abc import Iterator, Mapping
@@ -15,16 +13,17 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from ..errors import DtrapError
+from ..files import cannot_write, to_json_values, write_atomically
 
 Row = dict[str, Any]
 
-GO_ON = (
-    "and start the same command again: it goes on with the first missing episode. Or choose another folder with "
+RESUMES = (
+    "and rerun the same command; it resumes at the first missing episode. Or choose another folder with "
     "--protocol.folder."
 )
 
 
-ELSEWHERE = "Choose another folder with --protocol.folder, or start anew with --protocol.overwrite true."
+ELSEWHERE = "Choose another folder with --protocol.folder, or start over with --protocol.overwrite true."
 
 
 class ResultRows:
@@ -74,7 +73,7 @@ class ResultRows:
             DtrapError: the row cannot be written (full disk, no permission, ...). The file then ends, where
                 that is possible, with the last whole row.
         """
-        line = json.dumps(plain(row), ensure_ascii=False, allow_nan=False).encode() + b"\n"
+        line = json.dumps(to_json_values(row), ensure_ascii=False, allow_nan=False).encode() + b"\n"
         content = self._content()
         end = _sound_length(content)
         if end and content[end - 1 : end] != b"\n":
@@ -87,7 +86,7 @@ class ResultRows:
             finally:
                 os.close(descriptor)
         except OSError as error:
-            raise cannot_write(self.path, error) from error
+            raise cannot_write(self.path, error, RESUMES) from error
 
     def finished(self, method: str) -> set[int]:
         """Numbers of the episodes that `method` has finished."""
@@ -147,7 +146,7 @@ class RunFolder:
                 "folder with --protocol.folder."
             ) from error
         except (OSError, NotImplementedError) as error:
-            raise cannot_write(self.path, error) from error
+            raise cannot_write(self.path, error, RESUMES) from error
         try:
             yield
         finally:
@@ -155,11 +154,11 @@ class RunFolder:
 
     def write_text(self, path: Path, text: str) -> None:
         """Write a small file as a whole or not at all; raises DtrapError where that fails."""
-        write_atomically(path, text.encode())
+        write_atomically(path, text.encode(), RESUMES)
 
     def write_json(self, path: Path, value: object) -> None:
         """Write a small JSON file as a whole or not at all; numbers that are not finite become null."""
-        self.write_text(path, json.dumps(plain(value), ensure_ascii=False, allow_nan=False, indent=2) + "\n")
+        self.write_text(path, json.dumps(to_json_values(value), ensure_ascii=False, allow_nan=False, indent=2) + "\n")
 
     def clear(self) -> None:
         """Delete what a run wrote into the folder; files of other names stay.
@@ -187,56 +186,7 @@ class RunFolder:
                 else:
                     path.unlink(missing_ok=True)
             except OSError as error:
-                raise cannot_write(path, error) from error
-
-
-def write_atomically(path: Path, content: bytes, remedy: str = GO_ON) -> None:
-    """Put `content` in place of the file in one move, so that no reader and no kill sees a part of it.
-
-    Args:
-        path: The file; its folder is made where it does not exist.
-        content: All that it shall hold.
-        remedy: What a user can do besides making place, for the error.
-
-    Raises:
-        DtrapError: the file cannot be written; an earlier one stays as it was.
-    """
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with temporary.open("wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except OSError as error:
-        raise cannot_write(path, error, remedy) from error
-    finally:
-        with suppress(OSError):
-            temporary.unlink()
-
-
-def plain(value: Any) -> Any:
-    """Value made of what JSON has: arrays become lists, paths text, NaN and infinities None."""
-    if isinstance(value, Mapping):
-        return {str(key): plain(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [plain(item) for item in value]
-    if isinstance(value, float):
-        return float(value) if math.isfinite(value) else None
-    if isinstance(value, Path):
-        return str(value)
-    return plain(value.tolist()) if hasattr(value, "tolist") else value
-
-
-def cannot_write(path: Path, error: Exception, remedy: str = GO_ON) -> DtrapError:
-    """Error that names the file, the reason and the remedy of a failed write."""
-    reason = getattr(error, "strerror", None) or str(error)
-    if getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT):
-        mend = "Free space there"
-    else:
-        mend = "Make the place writable"
-    return DtrapError(f"{path}: cannot write ({reason}). {mend} {remedy}")
+                raise cannot_write(path, error, RESUMES) from error
 
 
 def _write_from(descriptor: int, end: int, content: bytes) -> None:

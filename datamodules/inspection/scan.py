@@ -5,13 +5,13 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from ..datamodules import FewShotDataModule, ImageIndex, crop_disease, eurosat
-from ..datamodules.coop.base import CoOpDataModule
-from ..datamodules.coop.splits import read_split
-from ..datamodules.index import DataNotFound
-from ..errors import DtrapError
-from .data_findings import Finding, Scan, folder_faults, missing_faults, unused_folders
-from .data_tables import scan_chestx, scan_isic
+from ...errors import DtrapError
+from .. import FewShotDataModule, ImageIndex, crop_disease, eurosat
+from ..coop.base import CoOpDataModule
+from ..coop.splits import read_split
+from ..findings import Finding, Scan, folder_faults, missing_faults, unused_folders
+from ..index import DataNotFound
+from .tables import scan_chestx, scan_isic
 
 CLASS_FOLDERS = {"eurosat": list(eurosat.CLASS_NAMES), "crop_disease": crop_disease.CLASS_FOLDERS}
 TABLES = {"isic": scan_isic, "chestx": scan_chestx}

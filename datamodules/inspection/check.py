@@ -17,13 +17,13 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 from rich.text import Text
 
-from ..datamodules import FewShotDataModule, ImageIndex
-from ..datamodules.catalogue import SETS, find_set
-from ..datamodules.images import ImageError, open_image
-from ..errors import DtrapError
-from .data_findings import Finding, Scan, relative, told
-from .data_scan import scan
-from .terminal import print_table
+from ...console import print_table
+from ...errors import DtrapError
+from .. import FewShotDataModule, ImageIndex
+from ..catalogue import SETS, find_set
+from ..findings import Finding, Scan, relative, told
+from ..images import ImageError, open_image
+from .scan import scan
 
 CASES = 3
 DECODED_TOGETHER = 256

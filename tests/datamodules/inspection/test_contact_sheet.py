@@ -1,9 +1,17 @@
 import numpy as np
 import pytest
 from dtrap.datamodules import ChestXDataModule, EuroSATDataModule, ISICDataModule, Preprocessing
+from dtrap.datamodules.inspection.contact_sheet import (
+    PIXELS,
+    ClassImages,
+    Sheet,
+    fitted,
+    make_sheet,
+    save_sheet,
+    sheet_figure,
+)
 from dtrap.datamodules.views import draw_views
 from dtrap.errors import DtrapError
-from dtrap.protocol.contact_sheet import PIXELS, ClassImages, Sheet, fitted, make_sheet, save_sheet, sheet_figure
 from layouts import make_chestx, make_eurosat, make_isic, picture, truncate
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from PIL import Image

@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from ..errors import DtrapError
+from .errors import DtrapError
 
 TABLE_WIDTH = 10_000
 

@@ -13,8 +13,8 @@ from contextlib import contextmanager
 from functools import partial
 
 import pytest
+from dtrap.datamodules.acquisition.archives import Limits, extract
 from dtrap.errors import DtrapError
-from dtrap.protocol.archives import Limits, extract
 
 
 def make_zip(path, entries):

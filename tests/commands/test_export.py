@@ -339,7 +339,7 @@ def test_an_empty_folder_is_filled_and_a_failure_leaves_none(dtrap, saved, tmp_p
 
     (tmp_path / "empty").mkdir()
     with monkeypatch.context() as patch:
-        patch.setattr("dtrap.protocol.export.save_plain", fail)
+        patch.setattr("dtrap.commands.export.save_plain", fail)
         status, _, err = dtrap("export", "--adapter", saved, "--output", "new")
     assert status == 2
     assert "No space left" in err

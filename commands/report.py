@@ -18,9 +18,10 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from ..console import CommandParser, print_table
 from ..errors import DtrapError
-from .results import RunFolder, write_atomically
-from .terminal import CommandParser, print_table
+from ..files import write_atomically
+from ..protocol.run_folder import RunFolder
 
 TITLE_WIDTH = 16
 COLUMNS = ("method", "backbone", "tuner", "set", "mean", "half_width", "episodes", "episodes_asked", "run")

@@ -9,11 +9,11 @@ from pathlib import Path
 
 import pandas as pd
 
-from ..datamodules import ImageIndex, chestx, isic
-from ..datamodules.images import list_images
-from ..datamodules.tables import check_columns, read_table
-from ..errors import DtrapError, nearest
-from .data_findings import Finding, Scan, missing_faults, relative, told
+from ...errors import DtrapError, nearest
+from .. import ImageIndex, chestx, isic
+from ..findings import Finding, Scan, missing_faults, relative, told
+from ..images import list_images
+from ..tables import check_columns, read_table
 
 IMAGE, FINDINGS = "Image Index", "Finding Labels"
 CHESTX_ROWS = 112_120

@@ -8,10 +8,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from ..datamodules import ImageIndex
-from ..datamodules.images import list_images
-from ..datamodules.index import class_folders
 from ..errors import nearest
+from . import ImageIndex
+from .images import list_images
+from .index import class_folders
 
 
 @dataclass(frozen=True)

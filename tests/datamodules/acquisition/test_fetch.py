@@ -10,13 +10,13 @@ from pathlib import PurePosixPath
 
 import pytest
 import torchvision
+from dtrap.datamodules.acquisition.fetch import fetch
+from dtrap.datamodules.acquisition.sources import COOP_PAGE, SOURCES
 from dtrap.datamodules.catalogue import SETS
 from dtrap.datamodules.chestx import ChestXDataModule
 from dtrap.datamodules.eurosat import CLASS_NAMES, EuroSATDataModule
 from dtrap.datamodules.isic import ISICDataModule
 from dtrap.errors import DtrapError
-from dtrap.protocol.fetch import fetch
-from dtrap.protocol.sources import COOP_PAGE, SOURCES
 from file_server import FileServer
 from filelock import FileLock
 from rich.console import Console

@@ -9,9 +9,9 @@ import urllib.request
 from email.message import Message
 
 import pytest
+from dtrap.datamodules.acquisition import download as module
+from dtrap.datamodules.acquisition.download import download
 from dtrap.errors import DtrapError
-from dtrap.protocol import download as module
-from dtrap.protocol.download import download
 from file_server import FileServer
 from rich.console import Console
 

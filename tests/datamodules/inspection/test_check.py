@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 from dtrap.datamodules.catalogue import SETS
-from dtrap.protocol import data_tables
-from dtrap.protocol.data_check import find_unreadable
-from dtrap.protocol.data_scan import CLASS_FOLDERS
+from dtrap.datamodules.inspection import tables as data_tables
+from dtrap.datamodules.inspection.check import find_unreadable
+from dtrap.datamodules.inspection.scan import CLASS_FOLDERS
 from layouts import (
     CROP_FOLDERS,
     make_chestx,
@@ -385,7 +385,7 @@ def test_nothing_found(dtrap, tmp_path, words):
     ("words", "told"),
     [
         (["check", "/nowhere/at/all"], "/nowhere/at/all does not exist"),
-        (["check", __file__], "test_data_check.py is not a folder"),
+        (["check", __file__], "test_check.py is not a folder"),
         (["check"], "required: ROOT"),
         (["chekc", "."], "Did you mean 'check'?"),
         (["check", ".", "--qick"], "'--qick' is not known. Did you mean '--quick'?"),

@@ -7,8 +7,8 @@ from pathlib import Path
 
 from rich.console import Console
 
+from ..console import CommandParser
 from ..errors import DtrapError, nearest
-from .terminal import CommandParser
 
 ACTIONS = ("check", "show", "fetch")
 NAME_HELP = "the set, such as isic or coop/dtd"
@@ -37,15 +37,15 @@ def data(arguments: list[str], console: Console) -> int:
         raise DtrapError(f"data {options.action}: '{unknown[0]}' is not known.{near} See dtrap data --help.")
     root = Path(options.root).expanduser()
     if options.action == "fetch":
-        from .fetch import fetch
+        from ..datamodules.acquisition.fetch import fetch
 
         return fetch(options.name, root, console)
     _check_root(root)
     if options.action == "check":
-        from .data_check import check
+        from ..datamodules.inspection.check import check
 
         return check(root, console, only=options.set, decode=not options.quick, verbose=options.verbose)
-    from .contact_sheet import show
+    from ..datamodules.inspection.contact_sheet import show
 
     output = Path(options.output or f"{options.name.replace('/', '_')}.png").expanduser()
     return show(options.name, root, output, options.seed, console)

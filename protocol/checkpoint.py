@@ -17,7 +17,8 @@ from lightning.pytorch.callbacks import Checkpoint
 from ..datamodules.few_shot import FewShotDataModule
 from ..datamodules.subset import subset_content
 from ..errors import DtrapError
-from .results import ELSEWHERE, RunFolder, cannot_write
+from ..files import cannot_write
+from .run_folder import ELSEWHERE, RESUMES, RunFolder
 
 
 def record_subsets(folder: RunFolder, data: FewShotDataModule, seeds: Sequence[int], missing: Container[int]) -> None:
@@ -141,6 +142,6 @@ class StepCheckpoint(Checkpoint):
                 os.fsync(file.fileno())
             os.replace(temporary, self.path)
         except (OSError, RuntimeError) as error:  # torch's writer raises a RuntimeError on a full disk
-            raise cannot_write(self.path, error) from error
+            raise cannot_write(self.path, error, RESUMES) from error
         finally:
             temporary.unlink(missing_ok=True)

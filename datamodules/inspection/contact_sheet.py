@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import io
 import math
-import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,19 +10,15 @@ from pathlib import Path
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.font_manager import FontProperties
-from matplotlib.patches import Rectangle
-from matplotlib.textpath import text_to_path
 from PIL import Image
 from rich.console import Console
 
-from ..datamodules import FewShotDataModule, Preprocessing
-from ..datamodules.catalogue import find_set
-from ..datamodules.images import ImageError
-from ..datamodules.views import draw_views
-from ..errors import DtrapError
-from .picture import DOTS_PER_INCH, GREY, HEAD, MARGIN, draw_text
-from .results import write_atomically
+from ...drawing import GREY, HEAD, MARGIN, draw_frame, draw_pixels, draw_text, fitted, new_page, save_png
+from ...errors import DtrapError
+from .. import FewShotDataModule, Preprocessing
+from ..catalogue import find_set
+from ..images import ImageError
+from ..views import draw_views
 
 IMAGES_PER_CLASS, CLASSES_PER_PART, MAX_PARTS_PER_ROW = 4, 40, 5
 VIEW_NAMES = ("plain", "rotation + jitter + flip", "rotation", "jitter", "flip")
@@ -147,11 +141,7 @@ def save_sheet(path: Path, sheet: Sheet) -> None:
     Raises:
         DtrapError: The file cannot be written.
     """
-    content = io.BytesIO()
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="Glyph")  # of names in a script that the font lacks
-        sheet_figure(sheet).savefig(content, format="png", dpi=DOTS_PER_INCH)
-    write_atomically(path, content.getvalue(), "or name another file with --output.")
+    save_png(path, sheet_figure(sheet), "or name another file with --output.")
 
 
 def sheet_figure(sheet: Sheet) -> Figure:
@@ -170,11 +160,10 @@ def sheet_figure(sheet: Sheet) -> Figure:
     top = HEAD - 0.1 + (VIEW_CELL + 0.65 if sheet.views else 0.0)
     width = max(across * part_width - BETWEEN, len(VIEW_NAMES) * (VIEW_CELL + 2 * SPACE)) + 2 * MARGIN
     height = top + sum(heights) + MARGIN
-    figure = Figure(figsize=(width, height), facecolor="white")
-    axes = figure.add_axes((0.0, 0.0, 1.0, 1.0), xlim=(0.0, width), ylim=(height, 0.0))
-    axes.set_axis_off()
-    draw_text(axes, MARGIN, 0.14, fitted(sheet.title, width - 2 * MARGIN, 12, "bold"), size=12, weight="bold")
-    draw_text(axes, MARGIN, 0.4, fitted(sheet.notes, width - 2 * MARGIN, 8), size=8, color=GREY)
+    title, notes = (
+        fitted(text, width - 2 * MARGIN, *style) for text, *style in ((sheet.title, 12, "bold"), (sheet.notes, 8))
+    )
+    figure, axes = new_page(width, height, title, notes)
     if sheet.views:
         _draw_views(axes, sheet, HEAD - 0.1, width)
     for number, part in enumerate(parts):
@@ -223,29 +212,11 @@ def _on_line(axes: Axes, x: float, y: float, text: str, **style: object) -> None
 def _draw_image(axes: Axes, image: Image.Image | None, x: float, y: float, side: float) -> None:
     """An image in a square cell, its aspect ratio kept; a frame with words for one that cannot be read."""
     if image is None:
-        axes.add_patch(Rectangle((x, y), side, side, fill=False, edgecolor=GREY, linewidth=0.8, linestyle="--"))
+        draw_frame(axes, x, y, side, edgecolor=GREY, linewidth=0.8, linestyle="--")
         draw_text(
             axes, x + side / 2, y + side / 2 - 0.05, "unreadable", size=7, color=GREY, horizontalalignment="center"
         )
         return
     scale = side / max(image.size)
     width, height = image.width * scale, image.height * scale
-    x += (side - width) / 2
-    axes.imshow(np.asarray(image), extent=(x, x + width, y + height, y), interpolation="antialiased", aspect="auto")
-
-
-def fitted(text: str, width: float, size: float, weight: str = "normal") -> str:
-    """The text, its middle left out where it would be wider than `width` inches at this size in points."""
-    font = FontProperties(size=size, weight=weight)
-
-    def inches(words: str) -> float:
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", message="Glyph")
-            return text_to_path.get_text_width_height_descent(words, font, ismath=False)[0] / 72
-
-    kept, short = len(text), text
-    width *= 0.96  # drawn letters are moved to whole pixels
-    while inches(short) > width and kept > 1:
-        kept -= max(1, int(kept * (1 - width / inches(short))))
-        short = f"{text[: kept - kept // 2]}…{text[len(text) - kept // 2 :]}"
-    return short
+    draw_pixels(axes, np.asarray(image), x + (side - width) / 2, y, width, height)

@@ -1,0 +1,80 @@
+"""The arguments of `--adapter`: which adapters a command works on, and the config of the run that saved them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from jsonargparse import Namespace
+
+from ..errors import DtrapError
+from ..lightning_modules import FewShotClassifier
+from ..lightning_modules.tuners import Tuner
+from ..protocol.adapters import CONFIG, AdapterCard, check_tuner, is_exported, is_plain, read_card
+from ..protocol.configuration import build_module, build_part
+from ..protocol.export import load_exported
+from .parser import DtrapCLI
+
+
+def find_adapters(arguments: list[str], command: str) -> tuple[DtrapCLI, list[Path]]:
+    """The parsed command line and its adapters; without `--config`, with the config of the run that saved them.
+
+    A plain checkpoint says all that predictions need, so that no config is looked for there.
+
+    Raises:
+        DtrapError: A mistake in the config or the command line, or no adapters where they should be.
+    """
+    if not any(word in ("--config", "-c") or word.startswith("--config=") for word in arguments):
+        saved = _saved_config(arguments, command)
+        arguments = [*(["--config", str(saved)] if saved else []), *arguments]
+    cli = DtrapCLI(arguments, command)
+    path = Path(cli.config.adapter)
+    if not path.is_dir() or is_exported(path):
+        return cli, [path]
+    found = sorted(path.glob("*.safetensors")) or sorted(path.glob("adapters/*.safetensors"))
+    if not found:
+        raise DtrapError(
+            f"{path}: no adapters (.safetensors) here. `dtrap fit --protocol.save_adapters true` saves them."
+        )
+    return cli, found
+
+
+def only_adapter(cli: DtrapCLI, adapters: list[Path]) -> Path:
+    """The one adapter of a command that takes one.
+
+    Raises:
+        DtrapError: There are several.
+    """
+    if len(adapters) > 1:
+        raise DtrapError(f"{cli.config.adapter} holds {len(adapters)} adapters; name the one to {cli.command} with.")
+    return adapters[0]
+
+
+def without_description_file(config: Namespace, card: AdapterCard) -> Namespace:
+    """The config without its file of descriptions where the card has them."""
+    if card.prompts is not None:
+        config.model.descriptions = None
+    return config
+
+
+def _saved_config(arguments: list[str], command: str) -> Path | None:
+    value = next((w.partition("=")[2] for w in arguments if w.startswith("--adapter=")), None)
+    if value is None and "--adapter" in arguments[:-1]:
+        value = arguments[arguments.index("--adapter") + 1]
+    if value is None:
+        return None
+    path = Path(value)
+    if command == "predict" and is_plain(path):
+        return None
+    names = [CONFIG]
+    if path.is_file() or is_exported(path):
+        names.insert(0, f"config.{read_card(path).method}.yaml")
+    places = [path, path.parent, path.parent.parent] if path.is_dir() else [path.parent, path.parent.parent]
+    return next((place / name for place in places for name in names if (place / name).is_file()), None)
+
+
+def build_adapted(config: Namespace, adapter: Path, card: AdapterCard) -> FewShotClassifier:
+    """The module of the config, or of the exported folder that the adapter is."""
+    if is_plain(adapter):
+        return load_exported(adapter, card)
+    check_tuner(adapter, build_part(Tuner, config.model.tuner).name, card)
+    return build_module(without_description_file(config, card))

@@ -1,0 +1,98 @@
+"""`dtrap export`: write a tuned model for other programs."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import yaml
+from rich.console import Console
+from safetensors import SafetensorError
+
+from ..errors import DtrapError
+from ..files import cannot_write
+from ..lightning_modules.backbones.export import save_plain
+from ..lightning_modules.tuners import Tuner
+from ..protocol.adapters import CONFIG, EXPORT_CARD, card_content, is_plain, load_adapter, read_card
+from ..protocol.configuration import build_module, build_part
+from ..protocol.export import CLASS_FEATURES, save_class_features, save_peft, with_trained_weights
+from .adapter_arguments import find_adapters, only_adapter, without_description_file
+from .parser import DtrapCLI, to_plain
+
+ANOTHER_FOLDER = "or name another folder with --output."
+
+
+def export(arguments: list[str], console: Console) -> int:
+    """Write a saved adapter as a folder for other programs; see `dtrap export --help`.
+
+    Raises:
+        DtrapError: The config or the adapter is not as expected, the tuner cannot be exported in this form, or the
+            folder cannot be written.
+    """
+    cli, adapters = find_adapters(arguments, "export")
+    config, output = cli.config, Path(cli.config.output)
+    adapter = only_adapter(cli, adapters)
+    if is_plain(adapter):
+        raise DtrapError(f"--adapter {adapter} is a plain checkpoint already. Copy the folder instead.")
+    card = read_card(adapter)
+    _check_output(output, adapter)
+    _check_tuner(build_part(Tuner, config.model.tuner))
+    module = build_module(without_description_file(config, card))
+    load_adapter(adapter, module, card)
+    with _appearing(output) as folder:
+        if config.form == "peft":
+            save_peft(module, folder)
+        else:
+            save_class_features(module, folder / CLASS_FEATURES)
+            settings = config.model.backbone.get("init_args") or {}
+            save_plain(with_trained_weights(module), folder, settings.get("name"))
+        (folder / EXPORT_CARD).write_bytes(card_content(card))
+        (folder / CONFIG).write_text(_run_config(cli), encoding="utf-8")
+        for path in folder.iterdir():  # safetensors are written for their owner alone
+            path.chmod((folder / CONFIG).stat().st_mode)
+    console.print(f"{card.tuner} on {card.backbone}, {len(card.class_names)} classes: {output}", soft_wrap=True)
+    return 0
+
+
+def _check_output(output: Path, adapter: Path) -> None:
+    if adapter.is_dir() and output.resolve().is_relative_to(adapter.resolve()):
+        raise DtrapError(f"--output {output} is inside the adapter's folder {adapter}. Name a folder elsewhere.")
+    if output.is_dir() and any(output.iterdir()):
+        raise DtrapError(f"--output {output} exists and is not empty. Empty it, {ANOTHER_FOLDER}")
+    if output.exists() and not output.is_dir():
+        raise DtrapError(f"--output {output} is a file; expected a folder that is empty or new.")
+
+
+def _check_tuner(tuner: Tuner) -> None:
+    if not tuner.merges_into_backbone:
+        raise DtrapError(
+            f"the tuner {tuner.name} cannot be exported: what it learned is not in the weights of the backbone but in "
+            "parts of its own on the way from image or prompt to logits, which a checkpoint of open_clip, transformers "
+            "or peft has no place for. Keep the adapter file; `dtrap predict` works from it."
+        )
+
+
+@contextmanager
+def _appearing(output: Path) -> Iterator[Path]:
+    """A temporary folder beside `output` that takes its place when all is written, and is gone otherwise."""
+    place = output.resolve()
+    temporary = place.with_name(f".{place.name}.{os.getpid()}.tmp")
+    try:
+        temporary.mkdir(parents=True)
+        yield temporary
+        if place.is_dir():
+            place.rmdir()
+        os.replace(temporary, place)
+    except (OSError, SafetensorError) as error:
+        raise cannot_write(output, error, ANOTHER_FOLDER) from error
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _run_config(cli: DtrapCLI) -> str:
+    options = ("adapter", "output", "form")
+    content = {key: value for key, value in to_plain(cli).items() if key not in options}
+    return yaml.safe_dump(content, sort_keys=False, allow_unicode=True)

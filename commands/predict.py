@@ -1,0 +1,84 @@
+"""`dtrap test` and `dtrap predict`: saved adapters at work."""
+
+from __future__ import annotations
+
+import csv
+import io
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+
+from ..datamodules.unlabelled import UnlabelledImages
+from ..datamodules.views import Preprocessing
+from ..errors import DtrapError
+from ..files import cannot_write, write_atomically
+from ..protocol.adapters import is_plain, load_adapter, read_card
+from ..protocol.configuration import build_trainer_arguments
+from ..protocol.episode import episode_trainer, without_expected_warnings
+from .adapter_arguments import build_adapted, find_adapters, only_adapter
+
+ANOTHER_FILE = "or name another file with --output."
+
+
+def predict(arguments: list[str], console: Console) -> int:
+    """Write a CSV with path, label and class probabilities of a folder's images; see `dtrap predict --help`.
+
+    Returns:
+        0, or 1 where no image could be read.
+
+    Raises:
+        DtrapError: A config, the adapter or the folder are not as expected.
+    """
+    cli, adapters = find_adapters(arguments, "predict")
+    config, adapter = cli.config, only_adapter(cli, adapters)
+    card = read_card(adapter)
+    output = Path(config.output)
+    _check_output(output)
+    module = build_adapted(config, adapter, card)
+    if not is_plain(adapter):
+        load_adapter(adapter, module, card)
+    preprocessing = Preprocessing.of(module.backbone) or Preprocessing()
+    images = UnlabelledImages(config.images, preprocessing)
+    with without_expected_warnings():
+        trainer = episode_trainer(build_trainer_arguments(config), [], progress=console.is_terminal)
+        batches: Any = trainer.predict(module, images.batches())
+    probabilities = torch.cat(batches) if batches else torch.empty(0, len(card.class_names))
+    unreadable = {str(path) for path, _ in images.unreadable}
+    readable = [path for path in images.paths if str(path) not in unreadable]
+    write_atomically(output, _table(readable, probabilities, card.class_names).encode(), ANOTHER_FILE)
+    console.print(f"{_images(len(readable))} labelled: {output}", soft_wrap=True, markup=False)
+    if unreadable:
+        console.print(f"{_images(len(unreadable))} could not be read and not in the table:", markup=False)
+    for _, reason in images.unreadable:
+        console.print(f"  {reason}", soft_wrap=True, markup=False)
+    return 0 if readable else 1
+
+
+def _images(count: int) -> str:
+    return f"{count} image{'' if count == 1 else 's'}"
+
+
+def _check_output(output: Path) -> None:
+    """Raise a DtrapError before the work where its result could not be written."""
+    if output.is_dir():
+        raise DtrapError(f"--output {output} is a folder; expected the name of a CSV file.")
+    try:
+        output.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=output.parent):
+            pass
+    except OSError as error:
+        raise cannot_write(output, error, ANOTHER_FILE) from error
+
+
+def _table(paths: Sequence[Any], probabilities: torch.Tensor, class_names: Sequence[str]) -> str:
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(["path", "label", *class_names])
+    for path, row in zip(paths, probabilities.double().tolist(), strict=True):
+        label = class_names[max(range(len(row)), key=row.__getitem__)]
+        writer.writerow([path, label, *(f"{value:.6f}" for value in row)])
+    return text.getvalue()
