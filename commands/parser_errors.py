@@ -14,6 +14,7 @@ from jsonargparse import ArgumentParser
 from ..configs import SHIPPED, shipped_configs
 from ..datamodules import few_shot
 from ..errors import nearest
+from ..keywords import accepted_keywords
 from ..lightning_modules import FewShotClassifier
 from ..lightning_modules.backbones import Backbone
 from ..lightning_modules.tuners import Tuner
@@ -178,9 +179,7 @@ def _keys(parser: ArgumentParser) -> list[str]:
 
 
 def _parameters(class_: Any) -> list[str]:
-    if class_ is None:
-        return []
-    return [name for name in inspect.signature(class_.__init__).parameters if name not in ("self", "args", "kwargs")]
+    return [] if class_ is None else accepted_keywords(class_)
 
 
 def _subclasses(base: type) -> list[type]:

@@ -6,13 +6,13 @@ import logging
 from abc import ABC, abstractmethod
 from functools import cached_property
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, TypedDict, get_args
 
 import numpy as np
 from lightning.pytorch import LightningDataModule
 from PIL import Image
 
-from ..errors import DtrapError
+from ..errors import DtrapError, check_at_least, check_one_of
 from .images import open_image
 from .index import ImageIndex, listing
 from .index_cache import cached_index
@@ -23,16 +23,28 @@ logger = logging.getLogger(__name__)
 OnFault = Literal["error", "skip"]
 
 
+class CollectionOptions(TypedDict, total=False):
+    """Arguments of `ImageCollection` that its subclasses pass on."""
+
+    template: str | None
+    preprocessing: Preprocessing | None
+    num_workers: int
+    bad_images: OnFault
+    small_classes: OnFault
+
+
 class ImageCollection(LightningDataModule, ABC):
     """What every data module knows of its images before it samples any; a subclass says where they are (`scan`).
 
     Args:
         root: Folder of the data set.
         template: Class prompt with `{}` for the class name; None for the data set's own.
-        preprocessing: Input size and normalisation; None for CLIP's.
-        num_workers: Threads or processes that decode images.
-        bad_images: "error", or "skip" to leave missing and unreadable images out (see `skipped_images`).
-        small_classes: "error", or "skip" to leave out classes with too few images.
+        preprocessing: Input size and normalization where the backbone does not state its own; None for CLIP's.
+        num_workers: Threads or processes that decode images; the result does not depend on it.
+        bad_images: "error", or "skip" to leave out missing and unreadable images (see `skipped_images`). In an
+            episode the next image of the class replaces each.
+        small_classes: "error", or "skip" to leave out classes with too few images: fewer than shot + query, or no
+            training image (all-way, one task).
 
     Attributes:
         title: Name of the data set, as in a result line.
@@ -54,15 +66,17 @@ class ImageCollection(LightningDataModule, ABC):
     def __init__(
         self,
         root: str | Path,
-        template: str | None,
-        preprocessing: Preprocessing | None,
-        num_workers: int,
-        bad_images: OnFault,
-        small_classes: OnFault,
+        *,
+        template: str | None = None,
+        preprocessing: Preprocessing | None = None,
+        num_workers: int = 0,
+        bad_images: OnFault = "error",
+        small_classes: OnFault = "error",
     ) -> None:
         super().__init__()
-        check_at_least(num_workers=(num_workers, 0))
-        check_choice(bad_images=bad_images, small_classes=small_classes)
+        check_at_least("num_workers", num_workers, 0)
+        check_one_of("bad_images", bad_images, get_args(OnFault))
+        check_one_of("small_classes", small_classes, get_args(OnFault))
         self.root = Path(root).expanduser()
         self.template = self.default_template if template is None else template
         if "{}" not in self.template:
@@ -179,17 +193,3 @@ class ImageCollection(LightningDataModule, ABC):
             self._skipped.add(path)
             self.skipped_images.append((path, reason))
             logger.warning("%s: left out: %s", self.title, reason)
-
-
-def check_at_least(**values: tuple[int, int]) -> None:
-    """Raise a DtrapError for the first (value, least) that is too small."""
-    for name, (value, least) in values.items():
-        if value < least:
-            raise DtrapError(f"{name} is {value}; expected at least {least}.")
-
-
-def check_choice(**values: str) -> None:
-    """Raise a DtrapError for the first value that is neither "error" nor "skip"."""
-    for name, value in values.items():
-        if value not in ("error", "skip"):
-            raise DtrapError(f"{name} is '{value}'; expected 'error' or 'skip'.")

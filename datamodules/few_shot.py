@@ -7,15 +7,16 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import cached_property, partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
 import numpy as np
 import torch
 
-from ..errors import DtrapError
+from ..errors import DtrapError, check_at_least
+from ..keywords import Unpack, check_keywords
 from .all_way import AllWay, Streamed, TrainingSteps, TrainingStream, stream_plain
 from .batches import Batch, Batches, MiniBatches, Views, decode, split_batch, to_batch
-from .collection import ImageCollection, OnFault, check_at_least
+from .collection import CollectionOptions, ImageCollection, OnFault
 from .images import ImageError
 from .index import ImageIndex
 from .subset import Subset, choose_subset
@@ -27,6 +28,25 @@ QUERY_BATCH = 128
 
 # What the numbers of an episode are drawn for (second part of the seed's spawn key).
 _CLASSES, _IMAGES, _VIEWS, _OTHER, _BATCHES = range(5)
+
+
+class EpisodeOptions(TypedDict, total=False):
+    """Arguments of `FewShotDataModule` that any source of episodes can pass on."""
+
+    way: int
+    shot: int
+    query: int
+    views: int
+    seed: int
+    episode: int
+    batch_size: int | None
+
+
+class FewShotOptions(EpisodeOptions, CollectionOptions, total=False):
+    """All arguments of `FewShotDataModule` but `root`."""
+
+    all_way: AllWay | None
+    subset: str | Path | None
 
 
 @dataclass(frozen=True)
@@ -69,17 +89,11 @@ class FewShotDataModule(ImageCollection):
         views: Fixed views V of each support image, 1 (plain) to 5.
         seed: Seed of all episodes.
         episode: Number of the current episode.
-        template: Class prompt with `{}` for the class name; None for the data set's own.
-        preprocessing: Input size and normalisation where no backbone states its own; None for CLIP's.
-        num_workers: Threads that decode images; the result does not depend on it.
-        bad_images: "error", or "skip" to leave missing and unreadable images out (see `skipped_images`); the
-            next image of the class in the episode's order takes the place.
-        small_classes: "error", or "skip" to leave out classes with fewer than shot + query images (all-way: with no
-            training image).
         batch_size: Support rows of a training step, drawn anew in every epoch; None for all of them.
         all_way: All classes, `shot` images of each and the whole test split, one task per seed, in place of episodes;
             `way`, `query`, `views`, `seed` and `batch_size` play no part then.
         subset: All-way: a JSON file with the images of every seed, as a run leaves it, in place of drawn ones.
+        **options: Arguments of `ImageCollection`.
 
     Attributes:
         tasks: How many episodes there can be; None for any number.
@@ -108,19 +122,18 @@ class FewShotDataModule(ImageCollection):
         views: int = 5,
         seed: int = 1,
         episode: int = 0,
-        template: str | None = None,
-        preprocessing: Preprocessing | None = None,
-        num_workers: int = 0,
-        bad_images: OnFault = "error",
-        small_classes: OnFault = "error",
         batch_size: int | None = None,
         all_way: AllWay | None = None,
         subset: str | Path | None = None,
+        **options: Unpack[CollectionOptions],
     ) -> None:
-        super().__init__(root, template, preprocessing, num_workers, bad_images, small_classes)
+        check_keywords(self, options, CollectionOptions)
+        super().__init__(root, **options)
         check_views(views)
-        check_at_least(way=(way, 2), shot=(shot, 1), query=(query, 0), seed=(seed, 0))
-        check_at_least(batch_size=(1 if batch_size is None else batch_size, 1))
+        for name, value, least in (("way", way, 2), ("shot", shot, 1), ("query", query, 0), ("seed", seed, 0)):
+            check_at_least(name, value, least)
+        if batch_size is not None:
+            check_at_least("batch_size", batch_size, 1)
         self.way, self.shot, self.query_shot, self.views = way, shot, query, views
         self.seed = seed
         self.batch_size, self.query_views = batch_size, 1
@@ -193,7 +206,7 @@ class FewShotDataModule(ImageCollection):
 
     def set_episode(self, episode: int) -> None:
         """Go to another episode; what was decoded of the last one is discarded."""
-        check_at_least(episode=(episode, 0))
+        check_at_least("episode", episode, 0)
         if self.all_way is not None:
             if episode >= len(self.all_way.seeds):
                 raise DtrapError(f"episode is {episode}, but all_way.seeds are {self.all_way.seeds}.")

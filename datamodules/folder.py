@@ -9,9 +9,10 @@ from pathlib import Path
 import numpy as np
 
 from ..errors import DtrapError, nearest
-from .few_shot import FewShotDataModule, OnFault, Task
+from ..keywords import Unpack, check_keywords
+from .collection import CollectionOptions
+from .few_shot import FewShotDataModule, Task
 from .index import ImageIndex, class_folders, index_class_folders, listing, names_of_folders, no_folder
-from .views import Preprocessing
 
 
 class FolderDataModule(FewShotDataModule):
@@ -28,14 +29,10 @@ class FolderDataModule(FewShotDataModule):
         held_out: Share in (0, 1) of each class, rounded, that is kept as queries; at least one image of each
             class remains support.
         class_names: Class name of a folder, for folders called `cls_03`; others keep the folder's name.
-        template: Class prompt with `{}` for the class name; None for "a photo of a {}.".
         views: Fixed views V of each support image, 1 (plain) to 5.
         seed: Seed of the views and of what is held out.
-        preprocessing: Input size and normalisation where no backbone states its own; None for CLIP's.
-        num_workers: Threads that decode images; the result does not depend on it.
-        bad_images: "error", or "skip" to leave unreadable images out (see `skipped_images`).
-        small_classes: "error", or "skip" to leave out folders without images.
         batch_size: Support rows of a training step, drawn anew in every epoch; None for all of them.
+        **options: Arguments of `ImageCollection`.
 
     Raises:
         DtrapError: An argument is out of range, or `query_root` and `held_out` are both given.
@@ -52,25 +49,25 @@ class FolderDataModule(FewShotDataModule):
         query_root: str | Path | None = None,
         held_out: float | None = None,
         class_names: dict[str, str] | None = None,
-        template: str | None = None,
         views: int = 5,
         seed: int = 1,
-        preprocessing: Preprocessing | None = None,
-        num_workers: int = 0,
-        bad_images: OnFault = "error",
-        small_classes: OnFault = "error",
         batch_size: int | None = None,
+        **options: Unpack[CollectionOptions],
     ) -> None:
+        check_keywords(self, options, CollectionOptions)
+        # jsonargparse offers every argument of the parent that is not given here; these have no meaning for one task.
         super().__init__(
             root,
             views=views,
             seed=seed,
-            template=template,
-            preprocessing=preprocessing,
-            num_workers=num_workers,
-            bad_images=bad_images,
-            small_classes=small_classes,
             batch_size=batch_size,
+            way=5,
+            shot=5,
+            query=15,
+            episode=0,
+            all_way=None,
+            subset=None,
+            **options,
         )
         if held_out is not None and not 0 < held_out < 1:
             raise DtrapError(f"held_out is {held_out}; expected a share between 0 and 1, such as 0.2.")

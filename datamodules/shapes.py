@@ -9,8 +9,9 @@ import torch
 from PIL import Image
 from torchvision.transforms.functional import to_pil_image
 
-from ..errors import DtrapError, nearest
-from .few_shot import FewShotDataModule
+from ..errors import check_at_least, check_one_of
+from ..keywords import Unpack, check_keywords
+from .few_shot import EpisodeOptions, FewShotDataModule
 from .index import ImageIndex
 from .shape_images import DOMAINS, IMAGE_SIZE, SHAPES, render
 from .views import Preprocessing
@@ -30,17 +31,11 @@ class ShapesDataModule(FewShotDataModule):
     Args:
         domain: How the classes are drawn.
         images_per_class: Number of different images of each class, at least shot + query.
-        way: Classes per episode W.
-        shot: Support images per class K.
-        query: Query images per class; 0 for none.
-        views: Fixed views V of each support image, 1 (plain) to 5.
-        seed: Seed of all episodes.
-        episode: Number of the current episode.
         template: Class prompt with `{}` for the name of the shape; None for "a photo of a {}.".
         preprocessing: Input size and normalisation where no backbone states its own; None for 48 pixels and
             CLIP's mean and standard deviation.
         num_workers: Threads that draw images; the result does not depend on it.
-        batch_size: Support rows of a training step, drawn anew in every epoch; None for all of them.
+        **options: Arguments of `FewShotDataModule` that describe an episode.
 
     Raises:
         DtrapError: An argument is out of range, or there is no such domain.
@@ -51,37 +46,27 @@ class ShapesDataModule(FewShotDataModule):
         domain: Domain = "xray",
         *,
         images_per_class: int = 100,
-        way: int = 5,
-        shot: int = 5,
-        query: int = 15,
-        views: int = 5,
-        seed: int = 1,
-        episode: int = 0,
         template: str | None = None,
         preprocessing: Preprocessing | None = None,
         num_workers: int = 0,
-        batch_size: int | None = None,
+        **options: Unpack[EpisodeOptions],
     ) -> None:
-        if domain not in DOMAINS:
-            raise DtrapError(f"domain is '{domain}'; expected one of {', '.join(DOMAINS)}.{nearest(domain, DOMAINS)}")
-        if images_per_class < shot + query:
-            raise DtrapError(
-                f"images_per_class is {images_per_class}; expected at least {shot + query} "
-                f"(shot {shot} + query {query})."
-            )
+        check_one_of("domain", domain, DOMAINS)
+        check_keywords(self, options, EpisodeOptions)
         super().__init__(
             f"shapes:{domain}",
-            way=way,
-            shot=shot,
-            query=query,
-            views=views,
-            seed=seed,
-            episode=episode,
             template=template,
             preprocessing=preprocessing or Preprocessing(image_size=IMAGE_SIZE),
             num_workers=num_workers,
-            batch_size=batch_size,
+            # Given here so that they are not options of drawn images, which have no files.
+            bad_images="error",
+            small_classes="error",
+            all_way=None,
+            subset=None,
+            **options,
         )
+        needed = self.shot + self.query_shot
+        check_at_least("images_per_class", images_per_class, needed, f"(shot {self.shot} + query {self.query_shot})")
         self.domain = domain
         self.images_per_class = images_per_class
         self.title = f"Shapes ({_TITLES.get(domain, domain)})"

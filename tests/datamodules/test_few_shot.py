@@ -187,7 +187,7 @@ def test_without_queries_there_is_nothing_to_test(eurosat_root):
         ({"seed": -3}, "seed is -3"),
         ({"episode": -1}, "episode is -1"),
         ({"num_workers": -1}, "num_workers is -1"),
-        ({"bad_images": "ignore"}, "bad_images is 'ignore'; expected 'error' or 'skip'"),
+        ({"bad_images": "ignore"}, "bad_images is 'ignore'; expected one of error, skip"),
         ({"template": "a photo"}, "template is 'a photo'"),
     ],
 )
