@@ -1,4 +1,4 @@
-"""Golden runs of CoOp and MaPLe, repeated through Lightning's Trainer with a tuner of ours."""
+"""Repeat the reference runs of CoOp and MaPLe through Lightning's Trainer."""
 
 import copy
 import json
@@ -9,7 +9,7 @@ from dtrap.lightning_modules import FewShotClassifier, Objective
 from dtrap.lightning_modules.backbones import OpenCLIP
 from lightning.pytorch import Callback, Trainer
 from open_clip.tokenizer import SimpleTokenizer
-from reference_files import golden
+from reference_files import assert_golden, golden
 from safetensors.torch import save_file
 from torch.utils.data import DataLoader
 
@@ -17,7 +17,7 @@ UNUSED_TOKEN = 93
 
 
 class Golden:
-    """One run: `settings`, `arrays` and a backbone whose tokenizer has the run's compact vocabulary."""
+    """One run: `settings`, `arrays` and a backbone with the run's compact vocabulary."""
 
     def __init__(self, name, folder):
         self.settings, self.arrays = golden(name)
@@ -35,8 +35,8 @@ class Golden:
         return torch.tensor([[compact.get(token, UNUSED_TOKEN) for token in row] for row in rows])
 
     def values(self, prefix, rename):
-        """Tensors of the file by our names, in double precision."""
-        return {rename(k[len(prefix) :]): v.double() for k, v in self.arrays.items() if k.startswith(prefix)}
+        """Tensors of the file under our names."""
+        return {rename(k[len(prefix) :]): v for k, v in self.arrays.items() if k.startswith(prefix)}
 
     def images(self, key):
         mean, std = (
@@ -52,7 +52,7 @@ class Golden:
         return module
 
     def fit(self, module, start):
-        """Train as the file's steps tell and give what was seen."""
+        """Train on the file's mini-batches; return what was recorded."""
         seen = Seen(self, start)
         Trainer(
             precision="64-true",
@@ -84,7 +84,7 @@ class Batches(torch.utils.data.Dataset):
 
 
 class Seen(Callback):
-    """Sets the start and records losses, rates, first gradients and the state at both ends."""
+    """Set the start; record losses, rates, first gradients, and the features and logits before and after."""
 
     def __init__(self, golden, start):
         self.golden, self.start, self.batches = golden, start, Batches(golden)
@@ -126,12 +126,12 @@ def in_double(backbone):
     try:
         double.encode_text(double.tokenize(["cat"]))
     except RuntimeError:
-        pytest.skip("CLIP of older transformers has no text tower in double precision: its mask overflows")
+        pytest.skip("older transformers: the text mask of CLIP overflows in double precision")
     return double
 
 
 def assert_same_run(golden, module, seen, rename):
-    """Every number of the file, to 1e-8."""
+    """Compare every number of the file, to 1e-8."""
     steps = golden.settings["steps"]
     for key, got, tolerance in (("loss", seen.losses, 1e-8), ("lr", seen.rates, 1e-12)):
         expected = torch.tensor([step[key] for step in steps], dtype=torch.float64)
@@ -141,28 +141,26 @@ def assert_same_run(golden, module, seen, rename):
     labels = torch.arange(golden.settings["way"]).repeat_interleave(golden.settings["queries"])
     for when, values in zip(("start", "end"), seen.ends, strict=True):
         for name, value in values.items():
-            torch.testing.assert_close(value, golden.arrays[f"{when}_{name}"], rtol=0, atol=1e-8)
+            assert_golden(value, golden.arrays[f"{when}_{name}"])
         accuracy = (values["logits"].argmax(dim=1) == labels).double().mean()
         assert 100 * float(accuracy) == pytest.approx(golden.settings[f"{when}_query_accuracy"])
-    assert seen.first_gradients.keys() == golden.values("first_grad.", rename).keys()
-    for name, gradient in golden.values("first_grad.", rename).items():
-        torch.testing.assert_close(seen.first_gradients[name], gradient, rtol=0, atol=1e-8)
-    state = module.tuner.adapter_state()
-    assert state.keys() == golden.values("end.", rename).keys()
-    for name, value in golden.values("end.", rename).items():
-        torch.testing.assert_close(state[name].detach(), value, rtol=0, atol=1e-8)
+    for prefix, got in (("first_grad.", seen.first_gradients), ("end.", module.tuner.adapter_state())):
+        expected = golden.values(prefix, rename)
+        assert got.keys() == expected.keys()
+        for name, value in expected.items():
+            assert_golden(got[name].detach(), value)
 
 
 def tuned(backbone, tuner, names, **settings):
-    """A classifier with the tuner at its start, for classes of these names."""
+    """A classifier for classes of these names, with its tuner at the start."""
     module = FewShotClassifier(backbone, tuner, **settings)
     module.set_classes(names)
     module.start_task(0)
     return module
 
 
-def randomised(tuner, scale, seed=1):
-    """Put normal values of this standard deviation into the tuner."""
+def randomize(tuner, scale, seed=1):
+    """Fill the tuner with normal values of this standard deviation."""
     generator = torch.Generator().manual_seed(seed)
     tuner.load_adapter_state(
         {k: scale * torch.randn(v.shape, generator=generator) for k, v in tuner.adapter_state().items()}

@@ -3,20 +3,19 @@
 import json
 
 import pytest
-from reference_files import SHARED
+from reference_files import NO_SAMPLES, REAL_IMAGES
 
-REAL = SHARED / "real" / "images"
 FOLDERS = {"isic": "ISIC", "eurosat": "EuroSAT", "crop_disease": "CropDisease", "chestx": "ChestX"}
 
 
-@pytest.mark.skipif(not REAL.is_dir(), reason="the real samples (../shared/real) are not beside this checkout")
+@pytest.mark.skipif(not REAL_IMAGES.is_dir(), reason=NO_SAMPLES)
 @pytest.mark.parametrize("shot", [1, 5])
 @pytest.mark.parametrize("name", FOLDERS)
 def test_real_images_run_through_the_paper_setting(dtrap, tmp_path, name, shot):
     """With a short template: the tiny CLIP has room for 16 tokens, one of CropDisease's names has 12."""
     status, out, err = dtrap(
         "fit", "--config", f"{name}_{shot}shot.yaml", "--config", "backbones/tiny.yaml",
-        "--data.root", REAL / FOLDERS[name], "--protocol.episodes", 2, "--trainer.max_epochs", 2,
+        "--data.root", REAL_IMAGES / FOLDERS[name], "--protocol.episodes", 2, "--trainer.max_epochs", 2,
         "--protocol.pictures", 1, "--protocol.folder", "run", "--data.template", "{}.",
     )  # fmt: skip
     assert status == 0, err

@@ -1,9 +1,6 @@
-from pathlib import Path
-
 import pytest
 from layouts import make_chestx, make_crop_disease, make_eurosat, make_folder, make_isic
-
-REAL = Path(__file__).parents[2].parent / "shared" / "real" / "images"
+from reference_files import NO_SAMPLES, REAL_IMAGES
 
 
 @pytest.fixture
@@ -33,6 +30,6 @@ def folder_root(tmp_path):
 
 @pytest.fixture(scope="session")
 def real_images():
-    if not REAL.is_dir():
-        pytest.skip(f"no real samples at {REAL}")
-    return REAL
+    if not REAL_IMAGES.is_dir():
+        pytest.skip(NO_SAMPLES)
+    return REAL_IMAGES

@@ -28,6 +28,7 @@ from dtrap.datamodules import Preprocessing
 from dtrap.datamodules.catalogue import SETS, find_set
 from dtrap.datamodules.coop.splits import draw_split, read_split
 from dtrap.errors import DtrapError
+from reference_files import NO_SAMPLES, REAL
 from scipy.io import savemat
 
 SMALL = Preprocessing(image_size=16)
@@ -47,7 +48,6 @@ NAMES = {
     "eurosat": list(EUROSAT.values()),
     "ucf101": [name.replace("_", " ") for name in UCF101],
 }
-REAL = Path(__file__).parents[2].parent / "shared" / "real"
 REAL_SPLITS = {
     "caltech101": "Caltech101",
     "oxford_pets": "OxfordPets",
@@ -450,7 +450,7 @@ def test_imagenet_is_listed_without_asking_for_each_file(tmp_path, monkeypatch):
 def real_splits():
     folder = REAL / "splits_coop"
     if not folder.is_dir():
-        pytest.skip(f"no official split files at {folder}")
+        pytest.skip(NO_SAMPLES)
     return folder
 
 

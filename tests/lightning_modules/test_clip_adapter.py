@@ -1,4 +1,4 @@
-"""CLIP-Adapter: the authors' run, its start, what is trained, saving."""
+"""CLIP-Adapter: the authors' run, the start, what is trained, saving."""
 
 import pytest
 import torch
@@ -11,14 +11,14 @@ from dtrap.lightning_modules.tuners.clip_adapter import CLIPAdapter
 from feature_backbone import EpochBatches, FeatureBackbone
 from lightning.pytorch import Callback, Trainer
 from quiet import QUIET
-from reference_files import golden
+from reference_files import assert_golden, golden
 from torch.utils.data import DataLoader
 
 IMAGES = torch.randn(3, 3, 32, 32, generator=torch.Generator().manual_seed(0))
 
 
 class Seen(Callback):
-    """Sets the start and records losses, rates, accuracies and the test logits at both ends."""
+    """Set the start; record losses, rates, accuracies, and the test logits before and after."""
 
     def __init__(self, start, batches, test):
         self.start, self.batches, self.test = start, batches, test
@@ -69,10 +69,10 @@ def test_the_authors_run_is_repeated():
     ):
         assert got == pytest.approx([step[key] for step in settings["steps"]], rel=tolerance, abs=0)
     for name, value in tuner.adapter_state().items():
-        torch.testing.assert_close(value.detach(), arrays[f"out.end.{name}"], rtol=0, atol=1e-8)
+        assert_golden(value.detach(), arrays[f"out.end.{name}"])
     for when, (adapter, logits) in zip(("start", "end"), seen.ends, strict=True):
-        torch.testing.assert_close(adapter, arrays[f"out.test_adapter_{when}"], rtol=0, atol=1e-8)
-        torch.testing.assert_close(logits, arrays[f"out.test_logits_{when}"], rtol=0, atol=1e-8)
+        assert_golden(adapter, arrays[f"out.test_adapter_{when}"])
+        assert_golden(logits, arrays[f"out.test_logits_{when}"])
         accuracy = (logits.argmax(dim=1) == arrays["in.test_labels"]).double().mean()
         assert 100 * float(accuracy) == pytest.approx(settings[f"test_accuracy_{when}"])
 

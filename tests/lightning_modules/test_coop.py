@@ -1,4 +1,4 @@
-"""CoOp: where its vectors stand, how it starts, what it leaves alone; the authors' run repeated."""
+"""CoOp: the position of its vectors, its start, what it does not change, and the authors' run."""
 
 import prompt_learning_runs as runs
 import pytest
@@ -9,6 +9,7 @@ from dtrap.lightning_modules.backbones import OpenCLIP
 from dtrap.lightning_modules.text_head import class_prompts
 from dtrap.lightning_modules.tuners.coop import CoOp
 from prompt_learning_runs import Golden, assert_same_run, in_double
+from reference_files import assert_golden
 from small_backbones import SMALL, open_clip_vit
 
 NAMES = ["cat", "the_dog", "zebra dog"]
@@ -28,8 +29,8 @@ def tuned(backbone, tuner, names=NAMES, **settings):
     return runs.tuned(backbone, tuner, names, **settings)
 
 
-def randomised(tuner, seed=1):
-    runs.randomised(tuner, 0.1, seed)
+def randomize(tuner, seed=1):
+    runs.randomize(tuner, 0.1, seed)
 
 
 def images(backbone):
@@ -74,7 +75,7 @@ def test_the_context_stands_as_in_the_authors_assembly(tmp_path, position, count
     torch.testing.assert_close(module.text_features(), expected, rtol=0, atol=1e-12)
     key = f"start_text_features_if_{position}"
     if key in golden.arrays and count == golden.settings["n_ctx"]:
-        torch.testing.assert_close(expected, golden.arrays[key], rtol=0, atol=1e-8)
+        assert_golden(expected, golden.arrays[key])
 
 
 @pytest.mark.parametrize("double", [False, True])
@@ -85,14 +86,14 @@ def test_started_from_the_words_of_a_template_it_is_zero_shot(backbone, double):
     assert torch.equal(module.text_features(), expected)
     with module.zero_shot():
         torch.testing.assert_close(module.text_features(), expected)
-    randomised(module.tuner)
+    randomize(module.tuner)
     assert not torch.allclose(module.text_features(), expected, atol=1e-2)
 
 
 @pytest.mark.parametrize("position", ["end", "front", "middle"])
 def test_its_vectors_are_what_the_tower_gets(backbone, position):
     module = tuned(backbone, CoOp(3, class_position=position))
-    randomised(module.tuner)
+    randomize(module.tuner)
     got = []
     handle = backbone.blocks("text")[0].register_forward_pre_hook(lambda block, inputs: got.append(inputs[0]))
     module.text_features()
@@ -109,7 +110,7 @@ def test_its_vectors_are_what_the_tower_gets(backbone, position):
 def test_the_backbone_and_other_tuners_see_nothing_of_it(backbone):
     first, second = tuned(backbone, CoOp(2)), tuned(backbone, CoOp(2))
     before = backbone.encode_text(first.prompts.tokens), second.text_features()
-    randomised(first.tuner)
+    randomize(first.tuner)
     first.text_features()
     assert torch.equal(backbone.encode_text(first.prompts.tokens), before[0])
     assert torch.equal(second.text_features(), before[1])
@@ -149,7 +150,7 @@ def test_many_classes_in_chunks_are_the_same(clip):
 @pytest.mark.parametrize("specific", [False, True])
 def test_saved_and_loaded_is_the_same_bit_for_bit(tmp_path, specific):
     first = tuned(open_clip_vit(tmp_path), CoOp(3, class_specific=specific))
-    randomised(first.tuner)
+    randomize(first.tuner)
     state = {k: v.detach().clone() for k, v in first.tuner.adapter_state().items()}
     second = FewShotClassifier(open_clip_vit(tmp_path), CoOp(3, class_specific=specific))
     second.set_classes(NAMES)

@@ -1,4 +1,4 @@
-"""StepSPT's alignment: confident rows, partners, its two losses and label propagation."""
+"""StepSPT's alignment: confident rows, partners, the two losses, and label propagation."""
 
 import pytest
 import torch
@@ -9,7 +9,7 @@ from dtrap.lightning_modules.tuners.distribution_alignment import (
     information_loss,
     label_propagation,
 )
-from reference_files import golden
+from reference_files import assert_golden, golden
 
 
 def close(got, expected):
@@ -19,7 +19,7 @@ def close(got, expected):
 def test_label_propagation_is_the_authors():
     settings, arrays = golden("stepspt_w5s2")
     scores = sum(label_propagation(logits) for logits in arrays["end.query_logits"])
-    close(scores, arrays["end.scores_lp"])
+    assert_golden(scores, arrays["end.scores_lp"])
     right = scores.argmax(dim=1) == torch.arange(settings["way"]).repeat_interleave(settings["queries"])
     assert float(100 * right.double().mean()) == pytest.approx(settings["accuracy_lp"])
 

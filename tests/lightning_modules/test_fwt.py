@@ -1,11 +1,10 @@
-"""FWT: the layer against the authors' numbers, its place in a tower, and the tuner inside."""
+"""FWT: the authors' layer, its place in a tower, and the tuner inside."""
 
 import json
 from contextlib import contextmanager
 
 import open_clip
 import pytest
-import reference_files
 import torch
 from dtrap.errors import DtrapError
 from dtrap.lightning_modules import FewShotClassifier, Objective, losses
@@ -14,6 +13,7 @@ from dtrap.lightning_modules.tuners import LoRA, Tuner
 from dtrap.lightning_modules.tuners.fwt import FWT, FeatureWiseTransformation
 from dtrap.lightning_modules.tuners.stepspt import StepSPT
 from lightning.pytorch import Trainer
+from reference_files import assert_golden, golden
 from safetensors.torch import save_file
 from torch import Generator, nn
 from torch.utils.data import DataLoader
@@ -28,15 +28,6 @@ def random(*shape, seed=0):
 
 
 IMAGES = random(len(LABELS), 3, 32, 32)
-
-
-def golden(name):
-    settings, arrays = reference_files.golden(name)
-    return settings, {k: v.double() if v.is_floating_point() else v for k, v in arrays.items()}
-
-
-def close(got, expected):
-    torch.testing.assert_close(got, expected, rtol=0, atol=1e-8)
 
 
 def classifier(backbone, tuner=None):
@@ -128,24 +119,24 @@ class Projection(Tuner):
 @pytest.mark.parametrize("mode", ["train", "eval"])
 def test_the_layer_is_that_of_the_authors(mode):
     _, arrays = golden("fwt_w5s1")
-    given = {name.removeprefix("layer.in."): v for name, v in arrays.items() if name.startswith("layer.in.")}
+    given = {name.removeprefix("layer.in."): v.double() for name, v in arrays.items() if name.startswith("layer.in.")}
     norm, layer = nn.BatchNorm2d(8).double(), FeatureWiseTransformation(8).double()
     norm.load_state_dict({k: given[k] for k in ("weight", "bias", "running_mean", "running_var")}, strict=False)
     layer.gamma, layer.beta = given["gamma"].requires_grad_(), given["beta"].requires_grad_()
     layer.next_noise = given["noise_gamma"], given["noise_beta"]
     x = given["x"].requires_grad_()
     output = nn.Sequential(norm, layer).train(mode == "train")(x)
-    close(output, arrays[f"layer.out.{mode}"])
+    assert_golden(output, arrays[f"layer.out.{mode}"])
     if mode == "eval":
         return
     (output * given["cotangent"]).sum().backward()
-    close(x.grad, arrays["layer.out.grad_x"])
+    assert_golden(x.grad, arrays["layer.out.grad_x"])
     for name in ("gamma", "beta"):
-        close(getattr(layer, name).grad, arrays[f"layer.out.grad_{name}"])
+        assert_golden(getattr(layer, name).grad, arrays[f"layer.out.grad_{name}"])
     for name in ("weight", "bias"):
-        close(getattr(norm, name).grad, arrays[f"layer.out.grad_{name}"])
+        assert_golden(getattr(norm, name).grad, arrays[f"layer.out.grad_{name}"])
     for name in ("running_mean", "running_var"):
-        close(getattr(norm, name), arrays[f"layer.out.{name}"])
+        assert_golden(getattr(norm, name), arrays[f"layer.out.{name}"])
 
 
 def test_the_noise_has_the_authors_size_and_is_shared_by_images_and_positions():
@@ -197,26 +188,27 @@ def test_the_form_for_a_vit_is_the_proposed_one(tmp_path):
     for parameter in watched.values():
         parameter.requires_grad_(True)
     for layer, *values in zip(
-        module.tuner.layers, *(arrays[k] for k in ("gamma", "beta", "noise_gamma", "noise_beta")), strict=True
+        module.tuner.layers, *(arrays[k].double() for k in ("gamma", "beta", "noise_gamma", "noise_beta")), strict=True
     ):
         layer.gamma, layer.beta = values[0].requires_grad_(), values[1].requires_grad_()
         layer.next_noise = values[2], values[3]
     mean, std = (torch.tensor(settings[f"image_{k}"], dtype=torch.float64).view(3, 1, 1) for k in ("mean", "std"))
     images = (arrays["images"].double() / 255 - mean) / std
     module.eval()
-    close(module.image_features(images), arrays["eval_features"])
+    assert_golden(module.image_features(images), arrays["eval_features"])
     module.train()
     features = module.image_features(images)
-    close(features, arrays["train_features"])
-    labels, texts, scale = torch.tensor(settings["labels"]), arrays["text_features"], settings["logit_scale"]
-    close(module.tuner.logits(features, texts, scale), arrays["train_logits"])
+    assert_golden(features, arrays["train_features"])
+    labels, scale = torch.tensor(settings["labels"]), settings["logit_scale"]
+    texts = arrays["text_features"].double()
+    assert_golden(module.tuner.logits(features, texts, scale), arrays["train_logits"])
     loss = module.tuner.classification_loss(features, texts, labels, scale)
     assert float(loss.detach()) == pytest.approx(settings["loss"], rel=1e-8)
     loss.backward()
     for name, parameter in watched.items():
-        close(parameter.grad, arrays[f"grad_{name}"])
+        assert_golden(parameter.grad, arrays[f"grad_{name}"])
     for name in ("gamma", "beta"):
-        close(torch.stack([getattr(layer, name).grad for layer in module.tuner.layers]), arrays[f"grad_{name}"])
+        assert_golden(torch.stack([getattr(layer, name).grad for layer in module.tuner.layers]), arrays[f"grad_{name}"])
 
 
 def test_in_a_resnet_the_channels_of_the_maps_are_transformed(resnet):

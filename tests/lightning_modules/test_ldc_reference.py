@@ -1,16 +1,16 @@
-"""LDC: two whole runs of the authors' code, on a ViT and a ResNet, repeated through Lightning."""
+"""Repeat two whole runs of LDC's authors through Lightning, on a ViT and on a ResNet."""
 
 import json
 from math import exp
 
 import open_clip
 import pytest
-import reference_files
 import torch
 from dtrap.lightning_modules import FewShotClassifier, Objective
 from dtrap.lightning_modules.backbones import OpenCLIP
 from dtrap.lightning_modules.tuners.ldc import LDC, BranchLogits
 from lightning.pytorch import Callback, Trainer
+from reference_files import assert_golden, golden
 from safetensors.torch import save_file
 from torch.utils.data import DataLoader
 
@@ -25,10 +25,6 @@ PARTS = {
 TERMS = ("ce_mlp", "ce_ada", "ce_total", "l1_mlp", "l1_ada")
 
 
-def close(got, expected):
-    torch.testing.assert_close(got, expected, rtol=0, atol=1e-8)
-
-
 class GivenStart(Callback):
     def __init__(self, start):
         self.start = start
@@ -38,7 +34,7 @@ class GivenStart(Callback):
 
 
 class Recorded(LDC):
-    """Keeps what its own training steps give, and the rates they are made with."""
+    """Record the terms, logits and rates of its training steps."""
 
     def __init__(self):
         super().__init__()
@@ -62,10 +58,10 @@ class Recorded(LDC):
 
 
 class Golden:
-    """A reference run: settings, arrays, the backbone, our names of the adapters."""
+    """A reference run: settings, arrays, the backbone, and the adapters under our names."""
 
     def __init__(self, name, folder, monkeypatch):
-        self.settings, self.arrays = reference_files.golden(name)
+        self.settings, self.arrays = golden(name)
         self.width, tokens = self.settings["dim"], self.arrays["in.tokens"].flatten(0, 1).long()
         config, weights = folder / "golden.json", folder / "golden.safetensors"
         config.write_text(json.dumps(self.settings["open_clip_config"]))
@@ -82,7 +78,7 @@ class Golden:
         return {k[len(prefix) + 1 :]: v for k, v in self.arrays.items() if k.startswith(f"{prefix}.")}
 
     def adapters(self, prefix):
-        found = {k: v.double() for k, v in self.under(prefix).items() if "adapter" in k}
+        found = {k: v for k, v in self.under(prefix).items() if "adapter" in k}
         ours = {}
         for key, value in found.items():
             part = next(part for part in PARTS if key.startswith(f"{part}."))
@@ -114,37 +110,37 @@ class Golden:
             branches = module.tuner.branch_logits(features, texts, module.objective.logit_scale)
         ours = {"clip": branches.clip, "mlp": branches.mlp, "ada": branches.deconfused, "total": branches.total}
         for name in names:
-            close(ours[name], self.arrays[f"{prefix}{name}_logits"])
+            assert_golden(ours[name], self.arrays[f"{prefix}{name}_logits"])
         return features, branches, ours
 
 
 @pytest.fixture(params=["ldc_vit_w6s3", "ldc_rn_w5s3"])
-def golden(request, tmp_path, monkeypatch):
+def run(request, tmp_path, monkeypatch):
     return Golden(request.param, tmp_path, monkeypatch)
 
 
-def test_levels_fusion_and_all_logits_at_the_start_are_the_authors(golden):
-    module = golden.module(LDC()).double().eval()
+def test_levels_fusion_and_all_logits_at_the_start_are_the_authors(run):
+    module = run.module(LDC()).double().eval()
     module.start_task(0)
-    module.tuner.load_adapter_state(golden.adapters("in.model") | {"beta": torch.tensor(0.5)})
-    features, branches, _ = golden.check_logits(module, "test", "out.start.", ("clip", "mlp", "ada", "total"))
-    close(module.tuner.related_features(features), golden.arrays["out.start.fused"])
-    close(branches.gate, golden.arrays["out.start.gate"])
+    module.tuner.load_adapter_state(run.adapters("in.model") | {"beta": torch.tensor(0.5)})
+    features, branches, _ = run.check_logits(module, "test", "out.start.", ("clip", "mlp", "ada", "total"))
+    assert_golden(module.tuner.related_features(features), run.arrays["out.start.fused"])
+    assert_golden(branches.gate, run.arrays["out.start.gate"])
     with torch.no_grad():
-        levels = module.tuner.level_features(module.encode_images(golden.images("test")[:4]))
+        levels = module.tuner.level_features(module.encode_images(run.images("test")[:4]))
     for number, level in enumerate(levels, start=1):
-        close(level, golden.arrays[f"out.start.level_{number}"])
+        assert_golden(level, run.arrays[f"out.start.level_{number}"])
 
 
-def test_the_whole_training_is_the_authors(golden):
-    settings, arrays, tuner = golden.settings, golden.arrays, Recorded()
-    module = golden.module(tuner)
+def test_the_whole_training_is_the_authors(run):
+    settings, arrays, tuner = run.settings, run.arrays, Recorded()
+    module = run.module(tuner)
     epochs = [order.split(settings["batch_size"]) for order in arrays["in.order"].long()]
-    batches = [golden.batch("train", rows) for epoch in epochs for rows in epoch]
+    batches = [run.batch("train", rows) for epoch in epochs for rows in epoch]
     trainer = Trainer(
         precision="64-true",
         max_epochs=1,
-        callbacks=[GivenStart(golden.adapters("in.model"))],
+        callbacks=[GivenStart(run.adapters("in.model"))],
         num_sanity_val_steps=0,
         accelerator="cpu",
         logger=False,
@@ -152,7 +148,7 @@ def test_the_whole_training_is_the_authors(golden):
         enable_progress_bar=False,
         enable_model_summary=False,
     )
-    trainer.fit(module, DataLoader(batches, batch_size=None), DataLoader([golden.batch("val")], batch_size=None))
+    trainer.fit(module, DataLoader(batches, batch_size=None), DataLoader([run.batch("val")], batch_size=None))
 
     assert len(tuner.steps) == settings["steps_total"]
     for number, (step, expected) in enumerate(zip(tuner.steps, settings["steps"], strict=True)):
@@ -163,42 +159,39 @@ def test_the_whole_training_is_the_authors(golden):
         assert float(tuner.branches[number].gate.mean()) == pytest.approx(expected["gate_mean"], rel=1e-8)
     first = tuner.branches[0]
     for name, got in (("clip", first.clip), ("mlp", first.mlp), ("ada", first.deconfused), ("total", first.total)):
-        close(got, arrays[f"out.step0.{name}_logits"])
-    state, end = tuner.adapter_state(), golden.adapters("out.end.model")
+        assert_golden(got, arrays[f"out.step0.{name}_logits"])
+    state, end = tuner.adapter_state(), run.adapters("out.end.model")
     assert state.keys() - end.keys() == {"beta"}
     for name, value in end.items():
-        close(state[name].detach(), value)
-    check_the_end(golden, module, trainer)
+        assert_golden(state[name].detach(), value)
+    check_the_end(run, module, trainer)
+    check_every_beta(run, module)
 
 
-def check_the_end(golden, module, trainer):
-    settings = golden.settings
+def check_the_end(run, module, trainer):
+    settings = run.settings
     module.double().eval()
-    golden.check_logits(module, "val", "out.end.val_", ("mlp", "ada"))
-    _, _, ours = golden.check_logits(module, "test", "out.end.test_", ("clip", "mlp", "ada", "total"))
+    run.check_logits(module, "val", "out.end.val_", ("mlp", "ada"))
+    _, _, ours = run.check_logits(module, "test", "out.end.test_", ("clip", "mlp", "ada", "total"))
     assert float(module.tuner.beta) == settings["val"]["best_beta"]
     with torch.no_grad():
-        ours["fused"] = module(golden.images("test"))
-        validated = module(golden.images("val"))
-    close(ours["fused"], golden.arrays["out.end.test_fused_logits"])
-    labels = golden.arrays["in.test_labels"]
+        ours["fused"] = module(run.images("test"))
+        validated = module(run.images("val"))
+    assert_golden(ours["fused"], run.arrays["out.end.test_fused_logits"])
+    labels = run.arrays["in.test_labels"]
     for name, logits in ours.items():
         accuracy = 100 * float((logits.argmax(1) == labels).double().mean())
         assert accuracy == pytest.approx(settings["test_accuracy"][name]), name
-    best = 100 * float((validated.argmax(1) == golden.arrays["in.val_labels"]).double().mean())
+    best = 100 * float((validated.argmax(1) == run.arrays["in.val_labels"]).double().mean())
     assert best == pytest.approx(settings["val"]["best_accuracy"])
-    result = trainer.test(module, DataLoader([golden.batch("test")], batch_size=None), verbose=False)
+    result = trainer.test(module, DataLoader([run.batch("test")], batch_size=None), verbose=False)
     assert result[0]["test/accuracy"] == pytest.approx(settings["test_accuracy"]["fused"])
 
 
-def test_the_accuracy_of_every_beta_on_validation_is_the_authors(golden):
-    module = golden.module(LDC()).double().eval()
-    module.start_task(0)
-    module.tuner.load_adapter_state(golden.adapters("out.end.model") | {"beta": torch.tensor(0.5)})
-    images, labels = golden.images("val"), golden.arrays["in.val_labels"]
+def check_every_beta(run, module):
+    images, labels, validation = run.images("val"), run.arrays["in.val_labels"], run.settings["val"]
     with torch.no_grad():
         features, texts = module.image_features(images), module.text_features()
-        validation = golden.settings["val"]
         for beta, expected in zip(validation["beta_grid"], validation["accuracy_per_beta"], strict=True):
             module.tuner.beta.fill_(beta)
             logits = module.tuner.logits(features, texts, module.objective.logit_scale)

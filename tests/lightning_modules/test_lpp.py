@@ -1,4 +1,4 @@
-"""LP++: the authors' run, the formulas in NumPy, its steps, identities, saving."""
+"""LP++: the authors' run, the formulas in NumPy, the steps, identities, saving."""
 
 import numpy as np
 import pytest
@@ -13,7 +13,7 @@ from dtrap.lightning_modules.tuners.base import TaskData
 from dtrap.lightning_modules.tuners.lpp import BlockDescent, LPPlusPlus
 from feature_backbone import FeatureBackbone
 from lightning.pytorch import Callback, Trainer
-from reference_files import golden
+from reference_files import assert_golden, golden
 from torch import nn
 from torch.utils.data import DataLoader
 
@@ -22,7 +22,7 @@ QUIET = quiet.QUIET | {"num_sanity_val_steps": 0}
 
 
 class Seen(Callback):
-    """Sets the start of the bias and records every number of each iteration."""
+    """Set the start of the bias; record every number of each iteration."""
 
     def __init__(self, bias, test):
         self.bias, self.test = bias, test
@@ -47,10 +47,6 @@ class Seen(Callback):
             self.last_logits = pl_module(self.test)
 
 
-def assert_close(got, expected):
-    torch.testing.assert_close(got, expected, rtol=0, atol=1e-8)
-
-
 def split(arrays, name):
     return {"images": arrays[f"in.{name}_features"].double(), "labels": arrays[f"in.{name}_labels"].long()}
 
@@ -65,8 +61,8 @@ def test_the_authors_run_is_repeated():
     trainer = Trainer(precision="64-true", max_epochs=settings["iterations"], callbacks=[seen, keep], **QUIET)
     trainer.fit(module, *(DataLoader([batch], batch_size=None) for batch in (train, validation)))
 
-    assert_close(seen.start["weight"], arrays["out.weight_start"])
-    assert_close(seen.start["alpha"], arrays["out.alpha_start"])
+    assert_golden(seen.start["weight"], arrays["out.weight_start"])
+    assert_golden(seen.start["alpha"], arrays["out.alpha_start"])
     for name, expected in (("weight_step", "lr_w"), ("alpha_step", "lr_alpha")):
         assert float(seen.start[name]) == pytest.approx(settings[expected], rel=1e-12)
     got = {"loss": seen.losses, "train_accuracy": seen.train_accuracies, "val_accuracy": keep.accuracies}
@@ -75,19 +71,19 @@ def test_the_authors_run_is_repeated():
         tolerance = 1e-8 if key == "loss" else 1e-6
         assert values == pytest.approx([step[key] for step in settings["steps"]], rel=tolerance, abs=0)
     weights, biases, alphas, alpha_gradients = map(torch.stack, zip(*seen.steps, strict=True))
-    assert_close(weights, arrays["out.weights_after"])
-    assert_close(biases, arrays["out.biases_after"])
-    assert_close(alphas, torch.tensor([step["alpha_after"] for step in settings["steps"]], dtype=torch.float64))
-    assert_close(alpha_gradients, arrays["out.alpha_grad_accumulated"])
+    assert_golden(weights, arrays["out.weights_after"])
+    assert_golden(biases, arrays["out.biases_after"])
+    assert_golden(alphas, torch.tensor([step["alpha_after"] for step in settings["steps"]], dtype=torch.float64))
+    assert_golden(alpha_gradients, arrays["out.alpha_grad_accumulated"])
     for name, last in (("weight", weights), ("bias", biases), ("alpha", alphas)):
-        assert_close(last[-1], arrays[f"out.{name}_last"])
-    assert_close(seen.last_logits, arrays["out.test_logits_last"])
+        assert_golden(last[-1], arrays[f"out.{name}_last"])
+    assert_golden(seen.last_logits, arrays["out.test_logits_last"])
 
     assert keep.best == settings["selected_iteration"]
     assert keep.accuracies[keep.best] == pytest.approx(settings["selected_val_accuracy"])
     with torch.no_grad():
         selected = module(test["images"])
-    assert_close(selected, arrays["out.test_logits_selected"])
+    assert_golden(selected, arrays["out.test_logits_selected"])
     accuracy = 100 * float((selected.argmax(dim=1) == test["labels"]).double().mean())
     assert accuracy == pytest.approx(settings["selected_test_accuracy"])
 

@@ -1,4 +1,4 @@
-"""MaPLe: which tokens of which blocks are prompts, how they start; the authors' run repeated."""
+"""MaPLe: the prompt tokens of each block, their start, and the authors' run."""
 
 import prompt_learning_runs as runs
 import pytest
@@ -32,8 +32,8 @@ def tuned(backbone, tuner, names=NAMES, **settings):
     return runs.tuned(backbone, tuner, names, **settings)
 
 
-def randomised(tuner, seed=1):
-    runs.randomised(tuner, 0.3, seed)
+def randomize(tuner, seed=1):
+    runs.randomize(tuner, 0.3, seed)
 
 
 def rename(name):
@@ -48,7 +48,7 @@ def rename(name):
 
 
 class Probe:
-    """Inputs and outputs [B, T, C] of modules, as they are with all hooks on the inputs."""
+    """Record inputs and outputs [B, T, C] of modules, after all hooks on the inputs."""
 
     def __init__(self, modules):
         self.inputs, self.outputs = [None] * len(modules), [None] * len(modules)
@@ -81,7 +81,7 @@ def test_the_authors_run_is_repeated(tmp_path):
 def test_image_prompts_stand_after_the_patches_and_are_replaced_in_the_first_blocks(backbone, depth):
     tuner = MaPLe(depth=depth)
     tuner.attach(backbone)
-    randomised(tuner)
+    randomize(tuner)
     modules = [backbone.image_entrance, *backbone.blocks("vision")]
     with Probe(modules) as plain:
         backbone.encode_image(IMAGES)
@@ -111,7 +111,7 @@ def test_text_prompts_stand_in_place_of_the_first_words(backbone, depth, words):
     beginning = words or " ".join([find_placeholder(backbone).word] * 2)
     tokens = backbone.tokenize([f"{beginning} {name.replace('_', ' ')}." for name in NAMES])
     first = int(len(set(backbone.tokenize(["cat", "dog"])[:, 0].tolist())) == 1)
-    randomised(tuner)
+    randomize(tuner)
     with Probe(blocks) as plain:
         backbone.encode_text(tokens)
     with Probe(blocks) as probe:
@@ -150,7 +150,7 @@ def test_the_backbone_and_other_tuners_see_nothing_of_it(backbone):
     module = tuned(backbone, MaPLe())
     tokens = module.prompts.tokens
     before = backbone.encode_image(IMAGES), backbone.encode_text(tokens)
-    randomised(module.tuner)
+    randomize(module.tuner)
     assert not torch.allclose(module.image_features(IMAGES), before[0], atol=1e-3)
     assert not torch.allclose(module.text_features(), before[1], atol=1e-3)
     with pytest.raises(Exception, match=r"."):
@@ -196,7 +196,7 @@ def test_chunks_are_the_same_as_the_whole(backbone):
     results = []
     for chunk in (None, 2):
         module = tuned(backbone, MaPLe(), image_chunk=chunk, text_chunk=chunk)
-        randomised(module.tuner)
+        randomize(module.tuner)
         logits = module(IMAGES)
         logits.square().sum().backward()
         gradients = [value.grad for value in module.tuner.trained_parameters() if value.grad is not None]
@@ -235,7 +235,7 @@ def test_the_start_is_drawn_from_the_seed_alone(clip):
 
 def test_saved_and_loaded_is_the_same_bit_for_bit(tmp_path):
     first = tuned(open_clip_vit(tmp_path), MaPLe(depth=3))
-    randomised(first.tuner)
+    randomize(first.tuner)
     state = {k: v.detach().clone() for k, v in first.tuner.adapter_state().items()}
     second = FewShotClassifier(open_clip_vit(tmp_path), MaPLe(depth=3))
     second.set_classes(NAMES)

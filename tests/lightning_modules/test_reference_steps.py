@@ -1,20 +1,11 @@
-"""Losses, relations, gradients and totals agree with the numbers of the authors' code."""
-
-import json
+"""Losses, relations, gradients, totals and schedules agree with the numbers of the authors' code."""
 
 import pytest
 import torch
 from dtrap.callbacks.stage_switch import suppressed_progress
 from dtrap.lightning_modules import Objective, losses
 from dtrap.lightning_modules.objective import PlainRows
-from reference_files import REFERENCE, STEP_FILES, find
-
-
-def load(name):
-    path = find(f"{name}.json")
-    if path is None:
-        pytest.skip(f"{name}.json is not in ../shared/reference, and only a small copy is in tests/data")
-    return json.loads(path.read_text())
+from reference_files import STEP_FILES, assert_golden, expected_of_step, read_json
 
 
 def tensors(case, step):
@@ -27,15 +18,15 @@ def tensors(case, step):
 
 @pytest.mark.parametrize("name", STEP_FILES)
 def test_losses_and_gradients_agree_with_the_authors_numbers(name):
-    case = load(name)
+    case = read_json(name)
     tolerance = {"rtol": 1e-9, "atol": 1e-12} if case["dtype"] == "float64" else {"rtol": 1e-4, "atol": 1e-6}
     previous = None
     for step in case["steps"]:
         image, plain, text, labels, plain_labels = tensors(case, step)
-        expected = {k: torch.tensor(v, dtype=image.dtype) for k, v in step["expected"].items() if v is not None}
+        expected = {k: expected_of_step(v, image.dtype) for k, v in step["expected"].items() if v is not None}
 
         def same(actual, key, expected=expected):
-            torch.testing.assert_close(actual, expected[key], **tolerance)
+            assert_golden(actual, expected[key], **tolerance)
 
         scale = case["logit_scale"]
         vlm = losses.cross_modal_loss(image, text, labels, logit_scale=scale)
@@ -70,7 +61,7 @@ def test_losses_and_gradients_agree_with_the_authors_numbers(name):
 
 
 def test_the_objective_gives_the_same_totals_as_the_authors_code():
-    case = load("w5s1v1d32_f64")
+    case = read_json("w5s1v1d32_f64")
     objective = Objective(anti_visual_weight=case["beta"], relation_weight=case["gamma"])
     for step in case["steps"][:2]:
         image, plain, text, labels, plain_labels = tensors(case, step)
@@ -84,11 +75,8 @@ def test_the_objective_gives_the_same_totals_as_the_authors_code():
 
 
 def test_the_authors_schedule_is_reproduced_step_by_step():
-    path = REFERENCE / "schedules.json"
-    if not path.is_file():
-        pytest.skip("../shared/reference/schedules.json is absent")
     window = {"start": 0, "stop": 0.6, "rule": "authors"}
-    for schedule in json.loads(path.read_text())["schedules"]:
+    for schedule in read_json("schedules")["schedules"]:
         total = schedule["total_iters"]
         progress = [suppressed_progress(i, total, **window) for i in range(total)]
         inside = [i for i, p in enumerate(progress) if p is not None]

@@ -3,7 +3,6 @@
 import numpy as np
 import pytest
 import quiet
-import reference_files
 import torch
 from dtrap.callbacks import KeepBest, StageSwitch
 from dtrap.datamodules import ShapesDataModule
@@ -14,6 +13,7 @@ from dtrap.lightning_modules.tuners.base import TaskData
 from dtrap.lightning_modules.tuners.tip_adapter import TipAdapter, TipAdapterF
 from feature_backbone import EpochBatches, FeatureBackbone
 from lightning.pytorch import Callback, LightningDataModule, Trainer
+from reference_files import assert_golden, golden
 from torch import nn
 from torch.utils.data import DataLoader
 
@@ -81,8 +81,8 @@ class Seen(Callback):
 
 
 @pytest.fixture
-def golden():
-    return reference_files.golden("tip_w6s3")
+def authors_run():
+    return golden("tip_w6s3")
 
 
 def golden_fit(tuner, settings, arrays, validation, callbacks=(), epochs=1):
@@ -102,14 +102,10 @@ def accuracy(logits, arrays, split):
     return 100 * float((logits.argmax(dim=1) == arrays[f"in.{split}_labels"]).double().mean())
 
 
-def assert_close(got, expected):
-    torch.testing.assert_close(got, expected, rtol=0, atol=1e-8)
-
-
 def assert_searched(tuner, expected, got_right, grid, rows):
     assert float(tuner.beta) == pytest.approx(expected["best_beta"], abs=1e-12)
     assert float(tuner.alpha) == pytest.approx(expected["best_alpha"], abs=1e-12)
-    assert_close(100 * got_right.double() / rows, grid)
+    assert_golden(100 * got_right.double() / rows, grid)
     assert 100 * float(got_right.max()) / rows == pytest.approx(expected["best_val_accuracy"])
 
 
@@ -119,19 +115,19 @@ def searched_right(module, arrays, scale):
         return module.tuner.search(features, module.text_features(), arrays["in.val_labels"].long(), scale)
 
 
-def test_the_authors_cache_logits_and_search_are_repeated(golden):
-    settings, arrays = golden
+def test_the_authors_cache_logits_and_search_are_repeated(authors_run):
+    settings, arrays = authors_run
     start = {"alpha": settings["init_alpha"], "beta": settings["init_beta"]}
     module = golden_fit(TipAdapter(**start), settings, arrays, "val")
-    assert_close(module.tuner.keys.T, arrays["out.cache_keys"])
-    assert_close(module.tuner.values, arrays["out.cache_values"])
+    assert_golden(module.tuner.keys.T, arrays["out.cache_keys"])
+    assert_golden(module.tuner.values, arrays["out.cache_values"])
     initial = logits_of(module, arrays, "val")
-    assert_close(initial, arrays["out.val_tip_logits_init"])
+    assert_golden(initial, arrays["out.val_tip_logits_init"])
     assert accuracy(initial, arrays, "val") == pytest.approx(settings["tip"]["val_accuracy_init"])
     with module.zero_shot():
         for split in ("val", "test"):
             plain = logits_of(module, arrays, split)
-            assert_close(plain, arrays[f"out.{split}_clip_logits"])
+            assert_golden(plain, arrays[f"out.{split}_clip_logits"])
             assert accuracy(plain, arrays, split) == pytest.approx(settings["tip"][f"{split}_accuracy_zero_shot"])
 
     tuner = TipAdapter(**start, search_scale=settings["search_scale"], search_step=settings["search_step"])
@@ -141,12 +137,12 @@ def test_the_authors_cache_logits_and_search_are_repeated(golden):
     rows = len(arrays["in.val_labels"])
     assert_searched(tuner, settings["tip"], right, arrays["out.val_accuracy_grid"], rows)
     best = logits_of(module, arrays, "test")
-    assert_close(best, arrays["out.test_tip_logits"])
+    assert_golden(best, arrays["out.test_tip_logits"])
     assert accuracy(best, arrays, "test") == pytest.approx(settings["tip"]["test_accuracy"])
 
 
-def test_the_authors_training_of_the_keys_is_repeated(golden):
-    settings, arrays = golden
+def test_the_authors_training_of_the_keys_is_repeated(authors_run):
+    settings, arrays = authors_run
     expected, seen, keep = settings["tip_f"], Seen(arrays), KeepBest()
     tuner = TipAdapterF(alpha=settings["init_alpha"], beta=settings["init_beta"], search_step=settings["search_step"])
     # Their choice of an epoch is on the test set.
@@ -157,11 +153,11 @@ def test_the_authors_training_of_the_keys_is_repeated(golden):
         ("accuracy", seen.accuracies, 0),
     ):
         assert got == pytest.approx([step[key] for step in settings["steps"]], rel=tolerance, abs=0)
-    assert_close(torch.stack(seen.logits), arrays["out.f_test_logits_per_epoch"])
+    assert_golden(torch.stack(seen.logits), arrays["out.f_test_logits_per_epoch"])
     assert keep.best == expected["best_epoch"]
     assert keep.accuracies == pytest.approx(expected["test_accuracy_per_epoch"])
-    assert_close(seen.last_keys, arrays["out.f_keys_last"])
-    assert_close(tuner.keys.detach(), arrays["out.f_keys_best"])
+    assert_golden(seen.last_keys, arrays["out.f_keys_last"])
+    assert_golden(tuner.keys.detach(), arrays["out.f_keys_best"])
 
     tuner.search_scale = tuple(settings["search_scale"])
     scale, labels = settings["clip_scale"], arrays["in.val_labels"].long()
@@ -169,7 +165,7 @@ def test_the_authors_training_of_the_keys_is_repeated(golden):
     right = searched_right(module, arrays, scale)
     assert_searched(tuner, expected, right, arrays["out.f_val_accuracy_grid"], len(labels))
     after = logits_of(module, arrays, "test")
-    assert_close(after, arrays["out.f_test_logits"])
+    assert_golden(after, arrays["out.f_test_logits"])
     assert accuracy(after, arrays, "test") == pytest.approx(expected["test_accuracy_after_search"])
 
 

@@ -20,9 +20,9 @@ from layouts import (
     picture,
     truncate,
 )
+from reference_files import NO_SAMPLES, REAL_IMAGES
 from rich.console import Console
 
-REAL = Path(__file__).parents[2].parent / "shared" / "real" / "images"
 TEXTURES = ["banded", "blotchy", "bumpy"]
 
 
@@ -407,9 +407,9 @@ def test_mistakes(dtrap, words, told):
     assert len(err.splitlines()) == 1
 
 
-@pytest.mark.skipif(not REAL.is_dir(), reason=f"no real samples at {REAL}")
+@pytest.mark.skipif(not REAL_IMAGES.is_dir(), reason=NO_SAMPLES)
 def test_real_samples(dtrap):
-    status, out, err = dtrap("data", "check", REAL)
+    status, out, err = dtrap("data", "check", REAL_IMAGES)
     assert (status, err) == (1, "")
     for line in ("210 images found, 10,015", "300 images found, 27,000", "18 class folders are missing"):
         assert line in out
