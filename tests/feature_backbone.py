@@ -1,4 +1,4 @@
-"""A backbone for reference runs that begin at the features."""
+"""A backbone for reference runs whose inputs are features."""
 
 import torch
 from dtrap.lightning_modules.backbones.base import Backbone
@@ -7,7 +7,7 @@ from torch.utils.data import Dataset
 
 
 class FeatureBackbone(Backbone):
-    """Its images are the features themselves; prompt number i has the text feature of row i."""
+    """Return the images as features, and row i of the given text features for prompt i."""
 
     identifier, image_size, context_length, logit_bias = "features", 1, 1, None
     image_mean = image_std = (0.0, 0.0, 0.0)
@@ -30,7 +30,7 @@ class FeatureBackbone(Backbone):
 
 
 class EpochBatches(Dataset):
-    """The batches of the current epoch, of features [E, rows, D] in the files' order; `epoch` is set from outside."""
+    """The batches of the current epoch, of features [E, rows, D] in the order of the file. The caller sets `epoch`."""
 
     def __init__(self, features, labels, size, *, drop_last):
         self.features, self.labels, self.size, self.epoch = features, labels, size, 0

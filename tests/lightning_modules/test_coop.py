@@ -54,7 +54,7 @@ def test_the_authors_run_is_repeated(tmp_path):
 
 @pytest.mark.parametrize("count", [3, 4])
 @pytest.mark.parametrize("position", ["end", "front", "middle"])
-def test_the_context_stands_as_in_the_authors_assembly(tmp_path, position, count):
+def test_the_context_is_assembled_like_the_authors(tmp_path, position, count):
     golden = Golden("coop_end_w5s4", tmp_path)
     backbone = golden.backbone.double()
     tuner = CoOp(count, class_position=position)

@@ -39,7 +39,7 @@ def classifier(backbone, tuner=None):
 
 @pytest.fixture
 def resnet(tmp_path):
-    """A random ResNet CLIP and the tensors it was made of."""
+    """A random ResNet CLIP."""
     config = tmp_path / "resnet.json"
     vision = {"image_size": 32, "layers": [1, 1, 1, 1], "width": 8, "head_width": 64}
     text = {"context_length": 16, "vocab_size": 49408, "width": 16, "heads": 2, "layers": 1}
@@ -50,7 +50,7 @@ def resnet(tmp_path):
 
 
 class Projection(Tuner):
-    """Trains one matrix behind the image tower's blocks, and remembers which methods were called."""
+    """Train one matrix after the image tower's blocks; record which methods were called."""
 
     name = "projection"
     learning_rate = 0.5

@@ -67,7 +67,7 @@ def test_the_authors_run_is_repeated():
         assert float(seen.start[name]) == pytest.approx(settings[expected], rel=1e-12)
     got = {"loss": seen.losses, "train_accuracy": seen.train_accuracies, "val_accuracy": keep.accuracies}
     for key, values in got.items():
-        # Accuracies of a validation are counted in float32.
+        # Validation accuracies are computed in float32.
         tolerance = 1e-8 if key == "loss" else 1e-6
         assert values == pytest.approx([step[key] for step in settings["steps"]], rel=tolerance, abs=0)
     weights, biases, alphas, alpha_gradients = map(torch.stack, zip(*seen.steps, strict=True))
@@ -89,7 +89,7 @@ def test_the_authors_run_is_repeated():
 
 
 def unbalanced(width=16, seed=0):
-    """Support of 3, 1 and 4 rows, in no order."""
+    """Support of 3, 1 and 4 rows, not sorted by class."""
     labels = torch.tensor([0, 2, 1, 2, 0, 2, 2, 0])
     generator = torch.Generator().manual_seed(seed)
     draw = [torch.randn(rows, width, generator=generator, dtype=torch.float64) for rows in (8, 3, 6)]
@@ -220,8 +220,8 @@ def test_gradients_reach_the_probe_and_alpha_and_nothing_else(tiny_backbone):
 
 def test_constant_terms_are_warned_about_once_and_training_goes_on(tiny_backbone, recwarn):
     module = fitted(tiny_backbone, Objective())
-    told = [str(w.message) for w in recwarn if "is constant here" in str(w.message)]
-    assert sorted(message.split()[0] for message in told) == ["L_ad", "L_ra"]
+    warned = [str(w.message) for w in recwarn if "is constant here" in str(w.message)]
+    assert sorted(message.split()[0] for message in warned) == ["L_ad", "L_ra"]
     plain = fitted(tiny_backbone, Objective(0.0, 0.0))
     for name, value in module.tuner.adapter_state().items():
         assert torch.equal(value, plain.tuner.adapter_state()[name])

@@ -136,7 +136,7 @@ def test_everything_of_the_authors_run_is_repeated(authors_run, monkeypatch):
     trainer = Trainer(precision="64-true", max_epochs=settings["epochs"], callbacks=[recorder], **QUIET)
     trainer.fit(module, datamodule=task)
 
-    # Our episode batch has all support rows before the queries; the authors' has them class by class.
+    # Our episode batch has all support rows before the queries; the authors' is sorted by class, support first.
     rows = torch.arange(way * (shot + queries)).view(way, -1)
     ours = torch.cat([rows[:, :shot].flatten(), rows[:, shot:].flatten()])
     assert torch.equal(torch.stack([found for _, found in confident]), arrays["confident"][:, ours] == 1)
@@ -185,7 +185,7 @@ def support_and_queries():
 
 
 def fitted(backbone, *, support=None, queries=None, epochs=2, precision="64-true", objective=None, **settings):
-    """(module, terms of every step) after a run."""
+    """Train; return the module and the terms of every step."""
     given = support_and_queries()
     task = Task(support or given[0], queries or given[1], WAY)
     steps = []
@@ -264,7 +264,7 @@ def test_a_run_depends_on_its_seed_alone(tiny_backbone):
     assert not torch.equal(starts[0]["head.bias"], starts[2]["head.bias"])
 
 
-def test_a_second_task_of_other_classes_starts_anew(tiny_backbone):
+def test_a_second_task_of_other_classes_starts_from_scratch(tiny_backbone):
     module, _ = fitted(tiny_backbone)
     module.set_classes(["a", "b", "c", "d"])
     module.start_task(0)

@@ -22,7 +22,7 @@ QUIET = quiet.QUIET | {"num_sanity_val_steps": 0}
 
 
 class GoldenData(LightningDataModule):
-    """All augmented passes are the support; the batches are those of the file; `validation` names a split of it."""
+    """Support of all augmented passes, batches of the file, and its split `validation` for validation."""
 
     fixed_views = True
 
@@ -56,7 +56,7 @@ class GoldenData(LightningDataModule):
 
 
 class Seen(Callback):
-    """Puts the batches of each epoch; records losses, rates, accuracies and the validation logits of every epoch."""
+    """Set the batches of each epoch; record losses, rates, accuracies, and validation logits of every epoch."""
 
     def __init__(self, arrays):
         self.arrays = arrays
@@ -145,7 +145,7 @@ def test_the_authors_training_of_the_keys_is_repeated(authors_run):
     settings, arrays = authors_run
     expected, seen, keep = settings["tip_f"], Seen(arrays), KeepBest()
     tuner = TipAdapterF(alpha=settings["init_alpha"], beta=settings["init_beta"], search_step=settings["search_step"])
-    # Their choice of an epoch is on the test set.
+    # The authors choose the best epoch on the test set.
     module = golden_fit(tuner, settings, arrays, "test", [seen, keep], expected["epochs"])
     for key, got, tolerance in (
         ("loss", seen.losses, 1e-8),
@@ -170,7 +170,7 @@ def test_the_authors_training_of_the_keys_is_repeated(authors_run):
 
 
 def support(classes=3, width=16, seed=0):
-    """Rows in an order that is not that of the images; image 7 has three views, image 2 one."""
+    """Rows that are not sorted by image; image 7 has three views, image 2 one."""
     sample_id = torch.tensor([5, 7, 2, 9, 7, 5, 9, 7])
     labels = torch.tensor([0, 1, 2, 2, 1, 0, 2, 1])
     generator = torch.Generator().manual_seed(seed)
@@ -274,8 +274,8 @@ def test_the_keys_are_trained_and_nothing_else(tiny_backbone):
 
 def test_constant_terms_are_warned_about_once_and_training_goes_on(tiny_backbone, recwarn):
     module = fitted(tiny_backbone, TipAdapterF(), Objective())
-    told = [str(w.message) for w in recwarn if "is constant here" in str(w.message)]
-    assert sorted(message.split()[0] for message in told) == ["L_ad", "L_ra"]
+    warned = [str(w.message) for w in recwarn if "is constant here" in str(w.message)]
+    assert sorted(message.split()[0] for message in warned) == ["L_ad", "L_ra"]
     plain = fitted(tiny_backbone, TipAdapterF(), Objective(0.0, 0.0))
     assert torch.equal(module.tuner.keys, plain.tuner.keys)
 
