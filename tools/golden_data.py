@@ -40,7 +40,7 @@ def write_run(settings_file: Path, out: Path) -> None:
     """Copy one run, with its large expected tensors reduced."""
     name, settings = settings_file.stem, json.loads(settings_file.read_text())
     tensors, reduced = {}, {}
-    for key, values in load_file(settings_file.with_suffix(".safetensors")).items():
+    for key, values in sorted(load_file(settings_file.with_suffix(".safetensors")).items()):
         if not key.startswith(ONLY.get(name, "")):
             continue
         tensors[key] = values
