@@ -199,18 +199,18 @@ def test_two_files_of_one_name_in_a_zip(tmp_path, place, second):
         warnings.simplefilter("ignore")
         archive.writestr("a/1.jpg", b"one")
         archive.writestr(second, b"two")
-    assert_refused(tmp_path / "x.zip", place, f"entry '{second}' comes twice")
+    assert_refused(tmp_path / "x.zip", place, f"entry '{second}' appears twice")
 
 
 @pytest.mark.parametrize("link", [symlink_to("b/2.jpg"), hard_link_to("b/2.jpg")])
 def test_a_link_named_like_a_file(tmp_path, place, link):
     make_tar(tmp_path / "x.tar", {"a.jpg": b"one", "b/2.jpg": b"two", "./a.jpg": link}, "w")
-    assert_refused(tmp_path / "x.tar", place, "entry './a.jpg' comes twice")
+    assert_refused(tmp_path / "x.tar", place, "entry './a.jpg' appears twice")
 
 
 def test_two_files_of_one_name_in_a_tar(tmp_path, place):
     make_tar(tmp_path / "x.tar", {"a.jpg": b"one", "./a.jpg": b"two"}, "w")
-    assert_refused(tmp_path / "x.tar", place, "entry './a.jpg' comes twice")
+    assert_refused(tmp_path / "x.tar", place, "entry './a.jpg' appears twice")
 
 
 def test_a_tar_that_ends_with_a_zip_is_a_tar(tmp_path, place):
@@ -222,10 +222,13 @@ def test_a_tar_that_ends_with_a_zip_is_a_tar(tmp_path, place):
     assert tree(place / "set") == entries
 
 
+LINK_OUT = "would link to '.*outside the destination|is a link to"
+
+
 @pytest.mark.parametrize("goal", ["../../../outside.txt", "/etc/passwd", "a/../../../../outside.txt", ".."])
 def test_symbolic_links_out(tmp_path, place, goal):
     make_tar(tmp_path / "x.tgz", {"good.jpg": b"good", "a/link": symlink_to(goal)})
-    assert_refused(tmp_path / "x.tgz", place, "is a link")
+    assert_refused(tmp_path / "x.tgz", place, LINK_OUT)
     with zipfile.ZipFile(tmp_path / "x.zip", "w") as archive:
         archive.writestr(zip_entry("a/link", stat.S_IFLNK | 0o777), goal)
     assert_refused(tmp_path / "x.zip", place, "is a link")
@@ -239,7 +242,7 @@ def test_a_file_written_through_a_link(tmp_path, place):
 @pytest.mark.parametrize("goal", ["../../outside.txt", "/etc/passwd"])
 def test_hard_links_out(tmp_path, place, goal):
     make_tar(tmp_path / "x.tgz", {"link": hard_link_to(goal)})
-    assert_refused(tmp_path / "x.tgz", place, "is a link")
+    assert_refused(tmp_path / "x.tgz", place, LINK_OUT)
 
 
 def test_links_within_become_copies(tmp_path, place):
@@ -251,25 +254,47 @@ def test_links_within_become_copies(tmp_path, place):
     assert not any(path.is_symlink() or (path.is_file() and path.stat().st_nlink > 1) for path in place.rglob("*"))
 
 
+def test_names_of_links_do_not_fill_the_memory(tmp_path, place):
+    with tarfile.open(tmp_path / "x.tgz", "w:gz") as archive:
+        for number in range(20):
+            member = tarfile.TarInfo(f"link{number}")
+            member.type, member.linkname = tarfile.SYMTYPE, "./" * (1 << 19) + "1.jpg"
+            archive.addfile(member)
+    with memory_below(16 << 20):
+        assert_refused(tmp_path / "x.tgz", place, "is a link with more than 4096 characters")
+
+
+def test_a_python_without_the_data_filter(tmp_path, place, monkeypatch):
+    make_tar(tmp_path / "x.tgz", FILES)
+    monkeypatch.delattr(tarfile, "data_filter")
+    assert_refused(tmp_path / "x.tgz", place, r"tarfile\.data_filter is missing\. Use Python 3\.10\.12, 3\.11\.4")
+
+
+def test_a_negative_size_does_not_loop(tmp_path, place):
+    header = tarfile.TarInfo("a.jpg")
+    header.size = -tarfile.BLOCKSIZE
+    contents = bytearray(header.tobuf(tarfile.GNU_FORMAT))
+    (tmp_path / "x.tar").write_bytes(contents + bytes(tarfile.RECORDSIZE))
+    assert_refused(tmp_path / "x.tar", place, "cannot be unpacked|has a header of more than")
+
+
 @pytest.mark.parametrize("value", [tarfile.CHRTYPE, tarfile.BLKTYPE, tarfile.FIFOTYPE])
 def test_devices_and_pipes(tmp_path, place, value):
     make_tar(tmp_path / "x.tgz", {"good.jpg": b"good", "special": kind(value)})
-    assert_refused(tmp_path / "x.tgz", place, "'special' is a device or another special file")
+    assert_refused(tmp_path / "x.tgz", place, "'special' is a special file")
 
 
 def test_a_device_in_a_zip(tmp_path, place):
     with zipfile.ZipFile(tmp_path / "x.zip", "w") as archive:
         archive.writestr(zip_entry("special", stat.S_IFCHR | 0o666), b"")
-    assert_refused(tmp_path / "x.zip", place, "'special' is a device")
+    assert_refused(tmp_path / "x.zip", place, "'special' is a link, a device or another special file")
 
 
 @pytest.mark.parametrize("make", [make_zip, make_tar])
 def test_bombs(tmp_path, place, make):
     make(tmp_path / "x", {"zeros": bytes(3_000_000)})
     assert (tmp_path / "x").stat().st_size < 10_000
-    assert_refused(
-        tmp_path / "x", place, "more than 2.0 MB: not what an archive of images does", limits=Limits(2_000_000)
-    )
+    assert_refused(tmp_path / "x", place, "more than 2.0 MB, which is too much for images", limits=Limits(2_000_000))
     extract(tmp_path / "x", place / "set", limits=Limits(3_000_000))
     assert (place / "set" / "zeros").stat().st_size == 3_000_000
 
@@ -337,7 +362,7 @@ def test_long_names_and_large_files_are_within_the_limit(tmp_path, place, format
 def test_copies_of_links_count(tmp_path, place):
     links = {f"link{number}": hard_link_to("zeros") for number in range(9)}
     make_tar(tmp_path / "x.tgz", {"zeros": bytes(300_000), **links})
-    assert_refused(tmp_path / "x.tgz", place, "becomes more than 2.0 MB", limits=Limits(2_000_000))
+    assert_refused(tmp_path / "x.tgz", place, "unpacks to more than 2.0 MB", limits=Limits(2_000_000))
 
 
 def test_a_size_that_is_a_lie(tmp_path, place):
