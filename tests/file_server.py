@@ -1,4 +1,4 @@
-"""A server of files on the loopback address that can be told to misbehave."""
+"""A file server on the loopback address that misbehaves on request."""
 
 import hashlib
 import re
@@ -8,10 +8,10 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 
 class FileServer:
-    """What is served and how; `requests` has the path and the headers of each request.
+    """A server of `files` (path to bytes) that keeps the path and the headers of each request in `requests`.
 
-    `statuses` and `cuts` hold for one request each, in this order: a status instead of the file; the number of bytes
-    after which the connection is closed.
+    Each request takes the first entry of `statuses` (a status to answer instead of the file; 0 for the file), and each
+    answer the first of `cuts` (the number of bytes after which to close the connection).
     """
 
     def __init__(self):

@@ -1,1 +1,1 @@
-"""Download data sets: where each comes from, its checksums, archives, and what has to be fetched by hand."""
+"""Download data sets: their sources, downloads with checksums, archives, and instructions for downloads by hand."""

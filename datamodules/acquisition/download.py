@@ -1,4 +1,8 @@
-"""Downloads that go on where they were cut off and whose checksum is verified before the file gets its name."""
+"""Download files: resume after a cut, and verify the checksum before the file gets its name.
+
+The downloaders of torchvision, torch.hub and urllib neither resume nor stop waiting for a silent server; the one of
+huggingface_hub reaches its own hub only. So `urllib` sends the requests, and this module adds the resuming.
+"""
 
 from __future__ import annotations
 
@@ -6,14 +10,11 @@ import hashlib
 import http.client
 import json
 import re
-import shutil
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
-from types import TracebackType
 from typing import IO, Any
 from urllib.parse import urlsplit
 
@@ -23,10 +24,12 @@ from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeR
 
 from ...console import say
 from ...errors import DtrapError
+from ...files import RERUN, cannot_write, write_atomically
+from .archives import check_free_space
 
 BLOCK = 1 << 20
 SECONDS_BETWEEN_LINES = 30.0
-_PASSING_STATUS = (408, 425, 429, 500, 502, 503, 504)
+_TEMPORARY_STATUS = (408, 425, 429, 500, 502, 503, 504)
 
 
 def download(
@@ -40,53 +43,53 @@ def download(
     timeout: float = 30.0,
     wait: Callable[[float], None] = time.sleep,
 ) -> None:
-    """Bring a file here; a target that is there already is verified and kept.
+    """Download a file, or verify the target if it exists.
 
-    The bytes go to `<target>.part`. A try that is cut off is resumed (HTTP Range with If-Range, so that the parts of
-    two versions are never put together), in the next try or in the next call; a server that cannot resume starts anew.
+    The bytes go to `<target>.part`. The next try or the next call resumes a try that was cut off. HTTP Range is sent
+    with If-Range, so that parts of two versions are never combined. If the server cannot resume, the download starts
+    from the beginning.
 
     Args:
-        url: Address; http and https only, also after redirects, and never from https to http.
-        target: File to write; its folder is made.
-        console: Where the progress is shown.
+        url: Address; http or https, also after redirects, which never lead from https to http.
+        target: File to write; its folder is created.
+        console: Where to show the progress.
         checksum: `md5:...` or `sha256:...`; without one only the size is compared.
-        size: Number of bytes that the file must have.
-        tries: Failed tries in a row before giving up; one that brought something new counts as the first.
-        timeout: Seconds that the server may stay silent.
-        wait: Called with the seconds between two tries (1, 2, 4, ...).
+        size: Number of bytes that the file must have; None if it is not known.
+        tries: Number of failed tries in a row before giving up; a try that received new bytes starts the count again.
+        timeout: Seconds to wait for a silent server.
+        wait: Function to call with the seconds between two tries (1, 2, 4, ...).
 
     Raises:
-        DtrapError: No such file, no connection, no room, or other contents than expected.
+        DtrapError: The file does not exist, has other contents than expected or cannot be written, there is no
+            connection, or the disk is full.
     """
     if urlsplit(url).scheme not in ("http", "https"):
-        raise DtrapError(f"{url}: only http and https addresses are downloaded.")
+        raise DtrapError(f"{url}: unsupported address; expected http or https.")
     if target.is_dir():
-        raise DtrapError(f"{target} is a folder, expected a file. Move it away and run the command again.")
+        raise DtrapError(f"{target} is a folder, expected a file. Move it away {RERUN}")
     if target.exists():
-        fault = difference(target, checksum, size)
-        if fault:
-            raise DtrapError(f"{target} {fault}. Move it away and run the command again to download it.")
+        if fault := find_difference(target, checksum, size):
+            raise DtrapError(f"{target} {fault}. Move it away {RERUN}")
         return
     target.parent.mkdir(parents=True, exist_ok=True)
     part = _Part(target, url)
     try:
-        _download_part(url, part, console, size, tries, timeout, wait)
+        _download_part(part, console, size, tries, timeout, wait)
     except KeyboardInterrupt:
-        say(console, f"Stopped. {part.path} holds {decimal(part.length())}; the same command goes on from there.")
+        say(console, f"Stopped. {part.path} holds {decimal(part.length())}; rerun the same command to resume.")
         raise
-    fault = difference(part.path, checksum, size)
-    if fault:
+    if fault := find_difference(part.path, checksum, size):
         part.discard()
         raise DtrapError(
-            f"{url}: what was downloaded {fault}. It was deleted; run the command again, and if that ends the same "
-            "way, look at the data set's page for what has changed."
+            f"{url}: the downloaded file {fault}. It was deleted. Rerun the same command; if that fails in the same "
+            "way, see the data set's page for what has changed."
         )
     part.path.replace(target)
     part.discard()
 
 
-def difference(path: Path, checksum: str | None, size: int | None) -> str:
-    """What a file has other than expected, empty where nothing; None is not compared.
+def find_difference(path: Path, checksum: str | None, size: int | None) -> str:
+    """Return how a file differs from what is expected, or an empty string; None is not compared.
 
     Args:
         path: The file.
@@ -109,7 +112,7 @@ def difference(path: Path, checksum: str | None, size: int | None) -> str:
 
 
 class _Part:
-    """The bytes that are there, and the mark (ETag or date) of the version that they come from."""
+    """The bytes downloaded so far, and the version (ETag or date) of the file that they belong to."""
 
     def __init__(self, target: Path, url: str) -> None:
         self.url = url
@@ -119,128 +122,117 @@ class _Part:
     def length(self) -> int:
         return self.path.stat().st_size if self.path.exists() else 0
 
-    def mark(self) -> str | None:
-        """ETag or date of the version; None where there is none to go on from."""
+    def version(self) -> str | None:
+        """Return the version, or None if the bytes cannot be resumed."""
         try:
             notes = json.loads(self.notes.read_text())
             return notes["mark"] if notes["url"] == self.url else None
         except (OSError, ValueError, KeyError, TypeError):
             return None
 
-    def start(self, mark: str | None) -> None:
-        """Empty the part for a version."""
+    def start(self, version: str | None) -> None:
+        """Discard the bytes and start with a version."""
+        # Emptied before the version is written: a kill in between must not pair old bytes with the new version.
         self.discard()
-        with _writing(self.path):
-            self.path.touch()
-            if mark is not None:
-                self.notes.write_text(json.dumps({"url": self.url, "mark": mark}))
+        write_atomically(self.path, b"")
+        if version is not None:
+            write_atomically(self.notes, json.dumps({"url": self.url, "mark": version}).encode())
 
     def discard(self) -> None:
         self.path.unlink(missing_ok=True)
         self.notes.unlink(missing_ok=True)
 
 
-@contextmanager
-def _writing(path: Path) -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        raise DtrapError(
-            f"{path} cannot be written: {error.strerror}. Make room and run the same command again to go on."
-        ) from None
-
-
 class _Cut(Exception):
-    """A try that ended early; the next one may go on."""
+    """A try that ended early; another try may succeed."""
+
+
+def _cut(error: Exception) -> _Cut:
+    if isinstance(error, urllib.error.URLError):
+        return _Cut(f"no connection ({error.reason})")
+    return _Cut(f"the connection was cut ({error or type(error).__name__})")
 
 
 def _download_part(
-    url: str,
-    part: _Part,
-    console: Console,
-    size: int | None,
-    tries: int,
-    timeout: float,
-    wait: Callable[[float], None],
+    part: _Part, console: Console, size: int | None, tries: int, timeout: float, wait: Callable[[float], None]
 ) -> None:
     most, failures = part.length(), 0
-    with _Transfer(part.path.stem, console) as transfer:
+    transfer = _Transfer(part.path.stem, console)
+    with transfer.bar:
         while True:
             try:
-                _attempt(url, part, transfer, size, timeout)
+                _attempt(part, transfer, size, timeout)
                 return
             except _Cut as error:
-                most, failures = max(most, part.length()), failures + 1 if part.length() <= most else 1
+                length = part.length()
+                most, failures = max(most, length), failures + 1 if length <= most else 1
                 if failures >= tries:
-                    length = part.length()
-                    run = f"{part.path} is kept ({decimal(length)}); run" if length else "Run"
+                    kept = f" {part.path} is kept ({decimal(length)})." if length else ""
                     raise DtrapError(
-                        f"{url}: {error}, {tries} times in a row. {run} the same command again to go on."
+                        f"{part.url}: {error}, {tries} times in a row.{kept} Rerun the same command to resume."
                     ) from None
                 transfer.say(f"{error}; trying again")
                 wait(2.0 ** (failures - 1))
 
 
-def _attempt(url: str, part: _Part, transfer: _Transfer, size: int | None, timeout: float) -> None:
-    """One request; raises _Cut where another one may help."""
-    mark, offset = part.mark(), part.length()
+def _attempt(part: _Part, transfer: _Transfer, size: int | None, timeout: float) -> None:
+    """Send one request and append its answer to the part; raise _Cut where another request may help."""
+    version, offset = part.version(), part.length()
+    # Compressed on the way, the bytes would have other offsets than those of the file.
     headers = {"User-Agent": "dtrap", "Accept-Encoding": "identity"}
-    if mark is not None and offset:
-        headers |= {"Range": f"bytes={offset}-", "If-Range": mark}
+    if version is not None and offset:
+        headers |= {"Range": f"bytes={offset}-", "If-Range": version}
     else:
         offset = 0
+    opener = urllib.request.build_opener(_Redirects)
     try:
-        response = _opener().open(urllib.request.Request(url, headers=headers), timeout=timeout)
+        response = opener.open(urllib.request.Request(part.url, headers=headers), timeout=timeout)
     except urllib.error.HTTPError as error:
         if error.code == 416 and error.headers.get("Content-Range", "") == f"bytes */{part.length()}":
-            return
-        raise _refusal(url, part, error) from None
-    except urllib.error.URLError as error:
-        raise _Cut(f"no connection ({error.reason})") from None
+            return  # the part is the whole file
+        raise _refusal(part, error) from None
     except (http.client.HTTPException, OSError) as error:
-        raise _Cut(f"the connection was cut ({error or type(error).__name__})") from None
+        raise _cut(error) from None
     with response:
         offset, total = _begin(response, part, offset, size, transfer)
-        _check_room(part.path.parent, (total or size or 0) - offset)
+        check_free_space(part.path.parent, (total or size or 0) - offset, f"the rest of {part.path.stem}")
         transfer.begin(offset, total or size)
         _copy(response, part, size or total, transfer)
     if total is not None and part.length() != total:
         raise _Cut(f"the connection was cut after {part.length()} of {total} bytes")
 
 
-def _refusal(url: str, part: _Part, error: urllib.error.HTTPError) -> _Cut | DtrapError:
+def _refusal(part: _Part, error: urllib.error.HTTPError) -> _Cut | DtrapError:
     if error.code == 416:
         part.discard()
-        return _Cut("the server has no more bytes than the part file")
-    if error.code in _PASSING_STATUS:
+        return _Cut("the part file is longer than the file on the server")
+    if error.code in _TEMPORARY_STATUS:
         return _Cut(f"the server answered {error.code} {error.reason}")
     return DtrapError(
-        f"{url}: the server answered {error.code} {error.reason}. The file may have moved: look at the data set's page."
+        f"{part.url}: the server answered {error.code} {error.reason}. See the data set's page for the new address."
     )
 
 
 def _begin(response: Any, part: _Part, offset: int, size: int | None, transfer: _Transfer) -> tuple[int, int | None]:
-    """Where the bytes of an answer belong, and the size of the whole file where it is told.
-
-    An answer of another size than expected leaves the part as it is: it may be a network's login page.
-    """
-    mark = _mark(response.headers)
+    """Return the offset of an answer's first byte, and the size of the whole file if the server sends it."""
+    version = _version(response.headers)
     if response.status == 206:
-        told = re.fullmatch(r"bytes (\d+)-\d+/(\d+|\*)", response.headers.get("Content-Range", ""))
-        if not offset or told is None or int(told[1]) != offset or mark not in (None, part.mark()):
+        found = re.fullmatch(r"bytes (\d+)-\d+/(\d+|\*)", response.headers.get("Content-Range", ""))
+        if not offset or found is None or int(found[1]) != offset or version not in (None, part.version()):
             part.discard()
-            raise _Cut("the server sent another part than asked for")
-        total = None if told[2] == "*" else int(told[2])
+            raise _Cut("the server sent another part than requested")
+        total = None if found[2] == "*" else int(found[2])
         _check_size(part, total, size)
         return offset, total
     if response.status != 200:
         raise DtrapError(f"{response.url}: the server answered {response.status}, expected 200.")
     length = response.headers.get("Content-Length")
     total = int(length) if length is not None and length.isdigit() else None
+    # Before the part is emptied: a network's login page must not cost the bytes downloaded so far.
     _check_size(part, total, size)
     if offset:
-        transfer.say("the file has changed or the server cannot resume: from the beginning")
-    part.start(mark)
+        transfer.say("the file has changed or the server cannot resume; starting from the beginning")
+    part.start(version)
     return 0, total
 
 
@@ -249,34 +241,37 @@ def _check_size(part: _Part, total: int | None, size: int | None) -> None:
         return
     kept = f" {part.path} is kept ({decimal(part.length())})." if part.length() else ""
     raise DtrapError(
-        f"{part.url} has {total} bytes now, expected {size}: no longer the file that was published, or another page "
-        f"in its place (does the network ask for a login?).{kept} Open the address in a browser."
+        f"{part.url} has {total} bytes, expected {size}. The file has changed, or the network answers with its login "
+        f"page.{kept} Open the address in a browser."
     )
 
 
-def _mark(headers: Any) -> str | None:
-    """What If-Range can name: a strong ETag, else the date of the last change."""
+def _version(headers: Any) -> str | None:
+    """Return what If-Range accepts: a strong ETag, else the date of the last change."""
     tag = headers.get("ETag")
     return tag if tag and not tag.startswith("W/") else headers.get("Last-Modified")
 
 
 def _copy(response: IO[bytes], part: _Part, most: int | None, transfer: _Transfer) -> None:
-    """Append an answer to the part, which becomes `most` bytes long at most."""
+    """Append an answer to the part, up to a length of `most` bytes."""
     length = part.length()
-    with _writing(part.path), open(part.path, "ab") as file:
-        while block := _read(response):
-            length += len(block)
-            if most is not None and length > most:
-                break
-            file.write(block)
-            file.flush()
-            transfer.advance(len(block))
-        else:
-            return
+    try:
+        with open(part.path, "ab") as file:
+            while block := _read(response):
+                length += len(block)
+                if most is not None and length > most:
+                    break
+                file.write(block)
+                file.flush()
+                transfer.advance(len(block))
+            else:
+                return
+    except OSError as error:
+        raise cannot_write(part.path, error, "and rerun the same command to resume.") from None
     part.discard()
     raise DtrapError(
-        f"{part.url}: the server sends more than the {most} bytes expected: not the file that was published. What had "
-        "come was deleted; look at the data set's page for what has changed."
+        f"{part.url}: the server sends more than the {most} bytes expected. The downloaded part was deleted; see the "
+        "data set's page for what has changed."
     )
 
 
@@ -284,17 +279,14 @@ def _read(response: IO[bytes]) -> bytes:
     try:
         return response.read(BLOCK)
     except (http.client.HTTPException, OSError) as error:
-        raise _Cut(f"the connection was cut ({error or type(error).__name__})") from None
-
-
-def _check_room(folder: Path, needed: int) -> None:
-    free = shutil.disk_usage(folder).free
-    if needed > free:
-        raise DtrapError(f"{folder} has {decimal(free)} free; {decimal(needed)} are still to come. Make room.")
+        raise _cut(error) from None
 
 
 class _Redirects(urllib.request.HTTPRedirectHandler):
-    """Follows redirects to http and https, not from https to http."""
+    """Follows redirects to http and https, but not from https to http.
+
+    urllib would also follow them to ftp.
+    """
 
     def redirect_request(
         self, req: urllib.request.Request, fp: IO[bytes], code: int, msg: str, headers: Any, newurl: str
@@ -305,54 +297,26 @@ class _Redirects(urllib.request.HTTPRedirectHandler):
         return super().redirect_request(req, fp, code, msg, headers, newurl)
 
 
-def _opener() -> urllib.request.OpenerDirector:
-    """Opens http and https only: no files, no ftp."""
-    opener = urllib.request.OpenerDirector()
-    handlers: Iterable[Callable[[], urllib.request.BaseHandler]] = (
-        urllib.request.ProxyHandler,
-        urllib.request.HTTPHandler,
-        urllib.request.HTTPSHandler,
-        urllib.request.HTTPDefaultErrorHandler,
-        urllib.request.HTTPErrorProcessor,
-        _Redirects,
-    )
-    for handler in handlers:
-        opener.add_handler(handler())
-    return opener
-
-
 class _Transfer:
-    """A bar with size, rate and time left; a line now and then where there is no terminal."""
+    """A progress bar with size, rate and remaining time; without a terminal, a line every 30 seconds."""
 
     def __init__(self, name: str, console: Console) -> None:
-        self.name, self.console = name, console
-        self.done, self.total, self.last_line = 0, 0, time.monotonic()
+        self.name, self.console, self.last_line = name, console, time.monotonic()
         columns = (TextColumn("{task.description}", markup=False), BarColumn(), DownloadColumn())
         self.bar = Progress(
             *columns, TransferSpeedColumn(), TimeRemainingColumn(), console=console, disable=not console.is_terminal
         )
-
-    def __enter__(self) -> _Transfer:
-        self.task = self.bar.add_task(self.name, total=None)
-        self.bar.start()
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.bar.stop()
+        self.task = self.bar.add_task(name, total=None)
 
     def begin(self, done: int, total: int | None) -> None:
-        self.done, self.total = done, total or 0
         self.bar.reset(self.task, completed=done, total=total)
 
     def advance(self, count: int) -> None:
-        self.done += count
-        self.bar.update(self.task, completed=self.done)
+        self.bar.advance(self.task, count)
         now = time.monotonic()
         if not self.console.is_terminal and now - self.last_line >= SECONDS_BETWEEN_LINES:
-            self.last_line = now
-            self.say(decimal(self.done) + (f" of {decimal(self.total)}" if self.total else ""))
+            self.last_line, task = now, self.bar.tasks[0]
+            self.say(decimal(int(task.completed)) + (f" of {decimal(int(task.total))}" if task.total else ""))
 
     def say(self, text: str) -> None:
         say(self.console, f"{self.name}: {text}")

@@ -1,15 +1,16 @@
-"""Where each data set comes from: addresses, checksums, licences, folders, and what has to be done by hand.
+"""Sources of the data sets: addresses, checksums, licenses, folders, and instructions for downloads by hand.
 
-Addresses and md5 checksums of Caltech101, DTD, EuroSAT, Flowers102, Food101, OxfordPets and SUN397 and the address of
-FGVCAircraft are those of torchvision's dataset classes (0.29); its downloader is not used, because it cannot resume,
-has no time limit, falls back from https to http and unpacks tar files without a filter. FGVCAircraft's md5 is the one
-in public code. Sizes, and the checksum of SUN397's partitions, are those that TensorFlow Datasets lists. Nobody
-publishes a checksum of ISIC's images: their number of bytes is pinned.
+The addresses and md5 checksums of Caltech101, DTD, EuroSAT, Flowers102, Food101, OxfordPets and SUN397 and the address
+of FGVCAircraft come from torchvision's dataset classes (0.29). Its downloader is not used: it cannot resume, has no
+timeout, falls back from https to http, and unpacks tar archives without a filter. The md5 checksum of FGVCAircraft
+comes from public code. The sizes, and the checksum of SUN397's partitions, come from TensorFlow Datasets. No checksum
+of ISIC's images is published; their number of bytes is pinned.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import PurePosixPath
 
 COOP_PAGE = "https://github.com/KaiyangZhou/CoOp/blob/main/DATASETS.md"
 _ISIC = "https://isic-challenge-data.s3.amazonaws.com/2018/"
@@ -19,16 +20,16 @@ _SUN = "vision.princeton.edu/projects/2010/SUN/"
 
 @dataclass(frozen=True)
 class RemoteFile:
-    """A file to download, and what it becomes.
+    """A file to download, and the file or folder that it becomes.
 
     Attributes:
         url: Address; its last part is the file's name.
-        makes: File or folder under the root that is there once this one is done.
-        checksum: `md5:...` or `sha256:...`; None where none is published.
-        size: Number of bytes; None where not known exactly.
-        archive: Whether it is unpacked: the contents of `inside` go to the folder of `makes`.
-        inside: Folder of the archive.
-        nested: Archive in the archive that is the one to unpack.
+        makes: File or folder under the root that exists once this file is downloaded and unpacked.
+        checksum: `md5:...` or `sha256:...`; None if none is published.
+        size: Number of bytes; None if it is not known exactly.
+        archive: Whether to unpack it: the contents of `inside` go to the folder that holds `makes`.
+        inside: Folder of the archive; the whole archive by default.
+        nested: Archive within the archive to unpack instead.
     """
 
     url: str
@@ -39,26 +40,31 @@ class RemoteFile:
     inside: str = ""
     nested: str = ""
 
+    @property
+    def name(self) -> str:
+        """Name of the file."""
+        return PurePosixPath(self.url).name
+
 
 @dataclass(frozen=True)
 class Source:
-    """Where a data set comes from.
+    """The source of a data set.
 
     Attributes:
-        title: Its name.
-        page: Its home.
-        licence: As its home gives it.
-        size: What there is to download, for people.
-        folder: Its folder under the root.
-        files: What is downloaded; empty where it has to be done by hand.
-        present: Paths under the root one of which is there where a set without files is.
-        by_hand: What to do by hand, `{root}` for the root.
-        companions: Small files of CoOp's page that go into the folder.
+        title: Name of the set.
+        page: Address of its home page.
+        license: License as the home page states it.
+        size: Size of the download, as text.
+        folder: Folder of the set under the root.
+        files: Files to download; empty if the set has to be downloaded by hand.
+        present: Paths under the root, for a set without files; if one of them exists, the set does.
+        by_hand: Instructions for a download by hand; `{root}` is replaced by the root.
+        companions: Small files to download from CoOp's page into the folder.
     """
 
     title: str
     page: str
-    licence: str
+    license: str
     size: str
     folder: str
     files: tuple[RemoteFile, ...] = ()
@@ -105,15 +111,15 @@ _CROSS_DOMAIN = {
     "crop_disease": Source(
         "CropDisease (PlantVillage)",
         "https://www.kaggle.com/datasets/saroz014/plant-disease",
-        "CC BY-SA 3.0 / CC0 as usually given; see the page",
+        "usually given as CC BY-SA 3.0 or CC0; see the page",
         "see the page",
         "CropDisease",
         present=("CropDisease/dataset/train",),
         by_hand=(
-            "Kaggle gives it to signed-in users only. Download the archive from the page above and unpack it into "
-            "{root}/CropDisease, or with Kaggle's own tool:",
+            "Kaggle requires an account. Download the archive from the page above and unpack it into "
+            "{root}/CropDisease, or use Kaggle's command:",
             "  kaggle datasets download saroz014/plant-disease --path {root}/CropDisease --unzip",
-            "Then {root}/CropDisease/dataset/train has 38 folders such as Apple___Apple_scab.",
+            "{root}/CropDisease/dataset/train must hold 38 folders such as Apple___Apple_scab.",
         ),
     ),
     "chestx": Source(
@@ -124,13 +130,13 @@ _CROSS_DOMAIN = {
         "ChestX",
         present=("ChestX/Data_Entry_2017.csv", "ChestX/Data_Entry_2017_v2020.csv"),
         by_hand=(
-            "The addresses of the files at NIH's Box do not last, so they are not pinned. From the page above download "
+            "The file addresses of NIH's Box change, so they cannot be listed here. Download from the page above "
             "Data_Entry_2017_v2020.csv (or Data_Entry_2017.csv) and, from its folder images, the twelve archives "
-            "images_001.tar.gz .. images_012.tar.gz with their checksums, all into {root}/ChestX. Then:",
+            "images_001.tar.gz .. images_012.tar.gz with their checksums into {root}/ChestX. Then run:",
             "  cd {root}/ChestX && for archive in images_*.tar.gz; do tar -xzf $archive; done",
-            "That gives {root}/ChestX/images with 112,120 PNG files beside the table.",
-            "The twelve folders images_001/images .. images_012/images (as in Kaggle's nih-chest-xrays/data) are read "
-            "as they are; they need not be put together.",
+            "{root}/ChestX/images must hold 112,120 PNG files, next to the table.",
+            "The twelve folders images_001/images .. images_012/images of Kaggle's nih-chest-xrays/data can be used "
+            "without merging them.",
         ),
     ),
 }
@@ -144,7 +150,7 @@ _BY_HAND = {
         "imagenet",
         present=("imagenet/images/train",),
         by_hand=(
-            "Sign in at the page above and download ILSVRC2012_img_train.tar (it holds an archive for each of the "
+            "Sign in at the page above and download ILSVRC2012_img_train.tar (which holds one archive for each of the "
             "1,000 classes) and ILSVRC2012_img_val.tar. Unpack them to",
             "  {root}/imagenet/images/train/n01440764/*.JPEG   (1,000 folders)",
             "  {root}/imagenet/images/val/n01440764/*.JPEG     (the 50,000 images, sorted into the same 1,000 folders)",
@@ -154,13 +160,13 @@ _BY_HAND = {
     "coop/stanford_cars": Source(
         "StanfordCars",
         "https://github.com/pytorch/vision/issues/7545",
-        "none named; the original page offered it for research",
+        "not stated; the original page offered it for research",
         "about 2 GB",
         "stanford_cars",
         present=("stanford_cars/cars_train",),
         by_hand=(
-            "The original address (ai.stanford.edu/~jkrause/cars) is gone, and torchvision downloads the set no more. "
-            "The thread above names mirrors. From one of them put these in place:",
+            "The original address (ai.stanford.edu/~jkrause/cars) is gone, and torchvision no longer downloads the "
+            "set. The thread above names mirrors. Download these files from one of them:",
             "  {root}/stanford_cars/cars_train/*.jpg                  (8,144 images)",
             "  {root}/stanford_cars/cars_test/*.jpg                   (8,041 images)",
             "  {root}/stanford_cars/devkit/cars_train_annos.mat, cars_meta.mat",
@@ -171,14 +177,15 @@ _BY_HAND = {
     "coop/ucf101": Source(
         "UCF101 (middle frames)",
         f"{COOP_PAGE}#ucf101",
-        "none named; videos from YouTube",
+        "not stated; videos from YouTube",
         "see the page",
         "ucf101",
         present=("ucf101/UCF-101-midframes",),
         by_hand=(
-            "The frames are CoOp's own and lie at Google Drive. Download UCF-101-midframes.zip from the page above:",
+            "CoOp extracted the frames and keeps them on Google Drive. Download UCF-101-midframes.zip from the page "
+            "above, then run:",
             "  unzip UCF-101-midframes.zip -d {root}/ucf101",
-            "That gives {root}/ucf101/UCF-101-midframes with 101 folders such as Apply_Eye_Makeup.",
+            "{root}/ucf101/UCF-101-midframes must hold 101 folders such as Apply_Eye_Makeup.",
         ),
         companions=("split_zhou_UCF101.json",),
     ),
@@ -226,7 +233,7 @@ _TORCHVISION = {
     "coop/flowers102": Source(
         "Flowers102 (Oxford 102 flowers)",
         "https://www.robots.ox.ac.uk/~vgg/data/flowers/102/",
-        "none named; images from the web, for research",
+        "not stated; images from the web, for research",
         "345 MB",
         "oxford_flowers",
         (
@@ -249,7 +256,7 @@ _TORCHVISION = {
     "coop/food101": Source(
         "Food101",
         "https://data.vision.ee.ethz.ch/cvl/datasets_extra/food-101/",
-        "images from Foodspotting; beyond scientific fair use ask their owners",
+        "images from Foodspotting; ask their owners for uses beyond scientific fair use",
         "5.0 GB",
         "food-101",
         (
@@ -281,7 +288,7 @@ _TORCHVISION = {
     "coop/sun397": Source(
         "SUN397",
         "https://vision.princeton.edu/projects/2010/SUN/",
-        "none named; images from the web, for research",
+        "not stated; images from the web, for research",
         "39 GB",
         "sun397",
         (

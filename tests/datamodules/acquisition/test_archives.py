@@ -24,7 +24,7 @@ def make_zip(path, entries):
 
 
 def make_tar(path, entries, mode="w:gz"):
-    """Entries: contents of a file, or a function that changes the member (links, devices)."""
+    """Write a tar archive; an entry is the contents of a file, or a function that changes the member."""
     with tarfile.open(path, mode) as archive:
         for name, contents in entries.items():
             member = tarfile.TarInfo(name)
@@ -69,7 +69,7 @@ def tree(folder):
 
 @pytest.fixture
 def place(tmp_path):
-    """Folder that holds the target and, as a witness, a file that no archive may touch."""
+    """A folder for the target, next to a file that no archive may touch."""
     (tmp_path / "place").mkdir()
     (tmp_path / "outside.txt").write_bytes(b"mine")
     return tmp_path / "place"
@@ -124,7 +124,7 @@ def test_an_empty_folder_is_filled(tmp_path, place):
 
 @contextmanager
 def stopped_after(count, monkeypatch):
-    """Within it os.rename raises after this number of calls, as a kill would end the process."""
+    """Let os.rename raise after this number of calls, as if the process were killed."""
     rename, calls = os.rename, []
 
     def run(source, target):
@@ -139,7 +139,7 @@ def stopped_after(count, monkeypatch):
 
 
 @pytest.mark.parametrize("count", range(5))
-def test_a_stop_while_the_contents_are_moved_in_is_made_good_by_the_next_call(tmp_path, place, monkeypatch, count):
+def test_the_next_call_completes_a_move_that_was_stopped(tmp_path, place, monkeypatch, count):
     make_zip(tmp_path / "x.zip", {"set/a/1.jpg": b"one", "set/b/2.jpg": b"two", "set/c": b"three", "set/d": b"four"})
     with stopped_after(count, monkeypatch), pytest.raises(KeyboardInterrupt):
         extract(tmp_path / "x.zip", place / "set", inside="set", last="b")
@@ -149,7 +149,7 @@ def test_a_stop_while_the_contents_are_moved_in_is_made_good_by_the_next_call(tm
     assert sorted(os.listdir(place / "set")) == ["a", "b", "c", "d"]
 
 
-def test_what_came_in_between_is_not_overwritten(tmp_path, place, monkeypatch):
+def test_files_added_between_two_calls_are_not_overwritten(tmp_path, place, monkeypatch):
     make_zip(tmp_path / "x.zip", FILES)
     with stopped_after(2, monkeypatch), pytest.raises(KeyboardInterrupt):
         extract(tmp_path / "x.zip", place / "set", inside="set")
@@ -185,7 +185,7 @@ def test_absolute_paths(tmp_path, place, make):
 
 
 @pytest.mark.parametrize("make", [make_zip, make_tar])
-def test_folders_without_end(tmp_path, place, make):
+def test_too_many_nested_folders(tmp_path, place, make):
     make(tmp_path / "x", {"a/" * 99 + "1.jpg": b"deep"})
     extract(tmp_path / "x", place / "set")
     shutil.rmtree(place / "set")
@@ -365,7 +365,7 @@ def test_copies_of_links_count(tmp_path, place):
     assert_refused(tmp_path / "x.tgz", place, "unpacks to more than 2.0 MB", limits=Limits(2_000_000))
 
 
-def test_a_size_that_is_a_lie(tmp_path, place):
+def test_a_wrong_declared_size(tmp_path, place):
     make_zip(tmp_path / "x.zip", {"zeros": bytes(3_000_000)})
     told = (3_000_000).to_bytes(4, "little")
     (tmp_path / "x.zip").write_bytes((tmp_path / "x.zip").read_bytes().replace(told, (10).to_bytes(4, "little")))
@@ -438,7 +438,7 @@ def test_a_changed_byte_in_a_zip(tmp_path, place):
 
 
 @pytest.mark.parametrize("contents", [b"", b"<html>Not found</html>", gzip.compress(b"no tar archive")])
-def test_no_archive_at_all(tmp_path, place, contents):
+def test_a_file_that_is_not_an_archive(tmp_path, place, contents):
     (tmp_path / "x.zip").write_bytes(contents)
     assert_refused(tmp_path / "x.zip", place, "neither a zip nor a tar archive")
 

@@ -35,7 +35,7 @@ def target(tmp_path):
 
 @pytest.fixture
 def fetch_file(server, target):
-    """Download /set.zip; gives the seconds waited between tries and what was printed."""
+    """Return a function that downloads /set.zip and keeps the waits between tries and the printed text."""
 
     def run(path="/set.zip", **options):
         waits, console = [], Console(file=io.StringIO(), width=20)
@@ -56,7 +56,7 @@ def left_over(target):
 
 
 @pytest.mark.parametrize("checksum", [MD5, f"sha256:{hashlib.sha256(BODY).hexdigest()}", None])
-def test_the_file_arrives_whole_and_alone(fetch_file, target, checksum):
+def test_a_download_leaves_the_file_alone(fetch_file, target, checksum):
     fetch_file(checksum=checksum, size=len(BODY))
     assert target.read_bytes() == BODY
     assert left_over(target) == ["set.zip"]
@@ -71,7 +71,7 @@ def test_a_cut_connection_is_resumed_where_it_ended(server, fetch_file, target):
     assert "cut after 30000 of 100000 bytes" in fetch_file.printed
 
 
-def test_the_next_call_goes_on_with_the_part_of_the_last(server, fetch_file, target):
+def test_the_next_call_resumes_the_part_of_the_last(server, fetch_file, target):
     server.cuts, server.statuses = [30_000], [0, 503, 503]
     with pytest.raises(DtrapError, match=r"3 times in a row.*set\.zip\.part is kept \(30\.0 kB\).*same command"):
         fetch_file(checksum=MD5, tries=3)
@@ -84,7 +84,7 @@ def test_the_next_call_goes_on_with_the_part_of_the_last(server, fetch_file, tar
     assert left_over(target) == ["set.zip"]
 
 
-def test_a_server_without_ranges_starts_anew(server, fetch_file, target):
+def test_without_ranges_the_download_starts_from_the_beginning(server, fetch_file, target):
     server.ranges, server.cuts = False, [30_000]
     fetch_file(checksum=MD5)
     assert target.read_bytes() == BODY
@@ -98,7 +98,7 @@ def test_a_server_that_names_no_version_is_never_resumed(server, fetch_file, tar
     assert target.read_bytes() == BODY
 
 
-def test_the_date_stands_in_for_a_missing_etag(server, fetch_file, target):
+def test_the_date_replaces_a_missing_etag(server, fetch_file, target):
     server.etags, server.dates, server.cuts = False, True, [30_000]
     fetch_file()
     assert ranges(server) == [None, "bytes=30000-"]
@@ -106,7 +106,7 @@ def test_the_date_stands_in_for_a_missing_etag(server, fetch_file, target):
 
 
 @pytest.mark.parametrize("obeys", [True, False], ids=["if-range", "server ignores if-range"])
-def test_parts_of_two_versions_are_never_put_together(server, fetch_file, target, obeys):
+def test_parts_of_two_versions_are_never_combined(server, fetch_file, target, obeys):
     server.cuts, server.statuses = [30_000], [0, 503]
     with pytest.raises(DtrapError):
         fetch_file(tries=1)
@@ -134,7 +134,7 @@ def test_a_whole_part_needs_no_more_bytes(server, fetch_file, target):
     assert ranges(server) == [None, "bytes=100000-"]
 
 
-def test_a_part_longer_than_the_file_is_thrown_away(server, fetch_file, target):
+def test_a_part_longer_than_the_file_is_discarded(server, fetch_file, target):
     server.cuts = [30_000]
     with pytest.raises(DtrapError):
         fetch_file(tries=1)
@@ -151,7 +151,7 @@ def test_a_wrong_checksum_leaves_nothing(server, fetch_file, target):
 
 
 def test_another_size_is_refused_before_the_first_byte(server, fetch_file, target):
-    with pytest.raises(DtrapError, match="has 100000 bytes now, expected 99999"):
+    with pytest.raises(DtrapError, match="has 100000 bytes, expected 99999"):
         fetch_file(size=99_999)
     assert left_over(target) == []
 
@@ -161,7 +161,7 @@ def test_an_answer_of_another_size_leaves_the_part(server, fetch_file, target):
     with pytest.raises(DtrapError):
         fetch_file(checksum=MD5, size=len(BODY), tries=1)
     server.files["/set.zip"] = b"<html>Please log in to the network.</html>"
-    with pytest.raises(DtrapError, match=r"has 42 bytes now, expected 100000.*set\.zip\.part is kept \(30\.0 kB\)"):
+    with pytest.raises(DtrapError, match=r"has 42 bytes, expected 100000.*set\.zip\.part is kept \(30\.0 kB\)"):
         fetch_file(checksum=MD5, size=len(BODY))
     assert target.with_name("set.zip.part").read_bytes() == BODY[:30_000]
     server.files["/set.zip"] = BODY
@@ -221,14 +221,14 @@ def test_an_error_of_the_network_before_the_answer_is_a_cut(fetch_file, target, 
     assert target.read_bytes() == BODY
 
 
-def test_a_folder_in_the_place_of_the_file(server, fetch_file, target):
+def test_a_folder_with_the_name_of_the_file(server, fetch_file, target):
     target.mkdir(parents=True)
     with pytest.raises(DtrapError, match=r"set\.zip is a folder, expected a file"):
         fetch_file()
     assert server.requests == []
 
 
-def test_a_file_that_is_there_is_verified_and_kept(server, fetch_file, target):
+def test_an_existing_file_is_verified_and_kept(server, fetch_file, target):
     target.parent.mkdir()
     target.write_bytes(BODY)
     fetch_file(checksum=MD5)
@@ -289,13 +289,13 @@ def test_no_redirect_from_https_to_less(goal):
 
 @pytest.mark.parametrize("url", ["file:///etc/passwd", "ftp://example.org/set.zip", "set.zip"])
 def test_only_http_addresses(target, url):
-    with pytest.raises(DtrapError, match="only http and https"):
+    with pytest.raises(DtrapError, match="expected http or https"):
         download(url, target, Console(quiet=True))
 
 
-def test_too_little_room_is_told_before_the_first_byte(fetch_file, target, monkeypatch):
+def test_too_little_space_is_reported_before_the_first_byte(fetch_file, target, monkeypatch):
     monkeypatch.setattr(shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(10**6, 10**6, 40_000))
-    with pytest.raises(DtrapError, match=r"40\.0 kB free; 100\.0 kB are still to come"):
+    with pytest.raises(DtrapError, match=r"40\.0 kB free; the rest of set\.zip needs 100\.0 kB"):
         fetch_file()
     assert target.with_name("set.zip.part").read_bytes() == b""
 
@@ -309,7 +309,7 @@ def test_a_disk_that_fills_up_keeps_the_part(server, fetch_file, target, monkeyp
 
     monkeypatch.setattr(module, "BLOCK", 10_000)
     monkeypatch.setattr(module, "open", lambda path, mode: Full(path, mode), raising=False)
-    with pytest.raises(DtrapError, match=r"No space left on device\. Make room and run the same command again"):
+    with pytest.raises(DtrapError, match=r"No space left on device\)\. Free space there and rerun the same command"):
         fetch_file(checksum=MD5)
     assert len(server.requests) == 1
     assert target.with_name("set.zip.part").read_bytes() == BODY[:30_000]
@@ -320,7 +320,7 @@ def test_a_disk_that_fills_up_keeps_the_part(server, fetch_file, target, monkeyp
     assert target.read_bytes() == BODY
 
 
-def test_an_interrupt_keeps_the_part_and_says_how_to_go_on(server, fetch_file, target, monkeypatch):
+def test_an_interrupt_keeps_the_part_and_says_how_to_resume(server, fetch_file, target, monkeypatch):
     def interrupt(self, count):
         raise KeyboardInterrupt
 
@@ -329,7 +329,7 @@ def test_an_interrupt_keeps_the_part_and_says_how_to_go_on(server, fetch_file, t
         patch.setattr(module._Transfer, "advance", interrupt)
         with pytest.raises(KeyboardInterrupt):
             fetch_file(checksum=MD5)
-    assert "set.zip.part holds 30.0 kB; the same command goes on from there." in fetch_file.printed
+    assert "set.zip.part holds 30.0 kB; rerun the same command to resume." in fetch_file.printed
     fetch_file(checksum=MD5)
     assert ranges(server) == [None, "bytes=30000-"]
     assert target.read_bytes() == BODY

@@ -61,7 +61,7 @@ def server(monkeypatch):
 
 @pytest.fixture
 def publish(server, monkeypatch):
-    """Serve contents in place of a set's files, with their checksums unless told otherwise."""
+    """Serve contents instead of a set's files, with their checksums unless `changes` say otherwise."""
 
     def run(name, contents, **changes):
         files = []
@@ -113,7 +113,7 @@ def test_every_set_arrives_where_it_belongs(server, publish, run, tmp_path, name
     assert hidden == []
 
 
-def test_what_is_downloaded_is_told_before(server, publish, tmp_path):
+def test_source_license_size_and_target_are_printed_first(server, publish, tmp_path):
     publish("eurosat", [eurosat_archive()], checksum="md5:0")
     console = Console(file=io.StringIO(), width=20)
     with pytest.raises(DtrapError):
@@ -121,7 +121,7 @@ def test_what_is_downloaded_is_told_before(server, publish, tmp_path):
     printed = console.file.getvalue()
     assert "source:  https://github.com/phelber/EuroSAT" in printed
     assert f"{server.address}/EuroSAT.zip" in printed
-    assert "licence: MIT" in printed
+    assert "license: MIT" in printed
     assert "size:    94 MB" in printed
     assert f"target:  {tmp_path / 'data' / 'eurosat'}" in printed
 
@@ -136,7 +136,7 @@ def test_isic_is_found_by_its_data_module_and_has_no_published_checksum(publish,
     publish("isic", isic_archives())
     status, printed = run("isic")
     assert status == 0
-    assert "ISIC2018_Task3_Training_Input.zip: nobody publishes a checksum; only its size of" in printed
+    assert "ISIC2018_Task3_Training_Input.zip: no checksum is published; only its size of" in printed
     assert ISICDataModule(str(tmp_path / "data")).scan().class_names[0] == "Melanoma"
 
 
@@ -146,11 +146,11 @@ def test_both_eurosats_share_one_download(server, publish, run, tmp_path):
         status, printed = run(name)
         assert status == 0
     assert len(server.requests) == 1
-    assert "is left alone" in printed
+    assert "exists and is kept" in printed
     assert f"{tmp_path / 'data' / 'eurosat' / 'split_zhou_EuroSAT.json'}" in printed
 
 
-def test_a_split_file_that_is_there_stays_and_is_not_asked_for(publish, run, tmp_path):
+def test_an_existing_split_file_is_kept_and_not_asked_for(publish, run, tmp_path):
     split = tmp_path / "data" / "dtd" / "split_zhou_DescribableTextures.json"
     split.parent.mkdir(parents=True)
     split.write_text("{}")
@@ -162,7 +162,7 @@ def test_a_split_file_that_is_there_stays_and_is_not_asked_for(publish, run, tmp
     assert (split.parent / "images" / "1.jpg").read_bytes() == b"image"
 
 
-def test_an_archive_that_somebody_brought_is_used(server, publish, run, tmp_path):
+def test_an_archive_that_was_downloaded_by_hand_is_used(server, publish, run, tmp_path):
     publish("eurosat", [eurosat_archive()])
     (tmp_path / "data" / "downloads").mkdir(parents=True)
     (tmp_path / "data" / "downloads" / "EuroSAT.zip").write_bytes(eurosat_archive())
@@ -170,7 +170,7 @@ def test_an_archive_that_somebody_brought_is_used(server, publish, run, tmp_path
     assert server.requests == []
 
 
-def test_a_second_call_goes_on_after_a_failure(server, publish, run, tmp_path):
+def test_a_second_call_resumes_after_a_failure(server, publish, run, tmp_path):
     publish("isic", isic_archives())
     images = server.files.pop("/ISIC2018_Task3_Training_Input.zip")
     with pytest.raises(DtrapError, match="404"):
@@ -197,7 +197,7 @@ def test_a_hostile_archive_puts_nothing_in_place(publish, run, tmp_path):
     assert not (tmp_path / "data" / "eurosat" / "2750").exists()
 
 
-def test_what_a_killed_process_had_unpacked_goes_away(publish, run, tmp_path):
+def test_leftovers_of_a_killed_process_are_deleted(publish, run, tmp_path):
     publish("eurosat", [eurosat_archive()])
     for folder in (tmp_path / "data", tmp_path / "data" / "eurosat"):
         (folder / ".eurosat-unpacking-x1" / "2750").mkdir(parents=True)
@@ -206,7 +206,7 @@ def test_what_a_killed_process_had_unpacked_goes_away(publish, run, tmp_path):
     assert [path.name for path in (tmp_path / "data").rglob(".*-unpacking-*")] == [".dtd-unpacking-x1"]
 
 
-def test_a_stop_while_the_contents_are_moved_in_is_made_good_by_the_next_call(publish, run, tmp_path, monkeypatch):
+def test_the_next_call_completes_a_move_that_was_stopped(publish, run, tmp_path, monkeypatch):
     publish("coop/dtd", [packed("x.tar.gz", {f"dtd/{name}/1": b"text" for name in ("imdb", "images", "labels")})])
     rename = os.rename
 
@@ -233,7 +233,7 @@ def test_an_empty_folder_is_not_the_set(publish, run, tmp_path, name):
         folder.mkdir(parents=True)
     status, printed = run(name)
     assert status == 0
-    assert "left alone" not in printed
+    assert "is kept" not in printed
     assert all((folder / "1.jpg").read_bytes() == b"image" for folder in folders)
 
 
@@ -248,7 +248,7 @@ def test_two_processes_do_not_write_the_same_files(publish, run, tmp_path):
 
 
 @pytest.mark.parametrize("name", BY_HAND)
-def test_what_has_to_be_done_by_hand(run, tmp_path, name):
+def test_instructions_for_a_download_by_hand(run, tmp_path, name):
     root = tmp_path / "my data"
     status, printed = run(name, root)
     assert status == 1
@@ -260,7 +260,7 @@ def test_what_has_to_be_done_by_hand(run, tmp_path, name):
     (root / SOURCES[name].present[0] / "1.jpg").write_bytes(b"image")
     status, printed = run(name, root)
     assert status == 0
-    assert "is there; nothing was downloaded" in printed
+    assert "exists; nothing was downloaded" in printed
 
 
 def test_the_printed_commands_unpack_chestx(run, tmp_path):
@@ -283,13 +283,17 @@ def test_stanford_cars_says_that_its_address_is_gone(run):
 
 
 def test_an_unknown_name(run):
-    with pytest.raises(DtrapError, match=r"Unknown data set 'eurosatt'\. Did you mean 'eurosat'\?"):
+    with pytest.raises(
+        DtrapError, match=r"unknown data set 'eurosatt'; expected one of isic, .*Did you mean 'eurosat'\?"
+    ):
         run("eurosatt")
 
 
 def test_a_root_that_cannot_be_made(run, tmp_path):
     (tmp_path / "file").write_text("x")
-    with pytest.raises(DtrapError, match=r"file/data/downloads cannot be made .*Give a folder that can be written to"):
+    with pytest.raises(
+        DtrapError, match=r"file/data/downloads cannot be created .*Give a folder that can be written to"
+    ):
         run("coop/dtd", tmp_path / "file" / "data")
 
 
