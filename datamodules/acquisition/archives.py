@@ -155,6 +155,8 @@ class _Entries:
     def check(self, name: str, size: int, is_folder: bool) -> Path:
         """Return where an entry belongs in the folder; its size is in bytes."""
         path = self.folder / self._relative(name)
+        if size < 0:  # tarfile accepts it; it would lower the sum
+            raise self.refused(f"entry '{name}' has a negative size")
         self.count += 1
         self.add_size(size)
         if self.count > self.limits.entries:

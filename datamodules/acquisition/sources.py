@@ -9,7 +9,7 @@ of ISIC's images is published; their number of bytes is pinned.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import PurePosixPath
 
 COOP_PAGE = "https://github.com/KaiyangZhou/CoOp/blob/main/DATASETS.md"
@@ -73,13 +73,6 @@ class Source:
     companions: tuple[str, ...] = ()
 
 
-_EUROSAT = RemoteFile(
-    "https://huggingface.co/datasets/torchgeo/eurosat/resolve/c877bcd43f099cd0196738f714544e355477f3fd/EuroSAT.zip",
-    "eurosat/2750",
-    "md5:c8fa014336c82ac7804f0398fcb19387",
-    94280567,
-)
-
 _CROSS_DOMAIN = {
     "isic": Source(
         "ISIC 2018 task 3 (HAM10000)",
@@ -106,7 +99,14 @@ _CROSS_DOMAIN = {
         "MIT; Copernicus Sentinel data terms",
         "94 MB",
         "eurosat",
-        (_EUROSAT,),
+        (
+            RemoteFile(
+                "https://huggingface.co/datasets/torchgeo/eurosat/resolve/c877bcd43f099cd0196738f714544e355477f3fd/EuroSAT.zip",
+                "eurosat/2750",
+                "md5:c8fa014336c82ac7804f0398fcb19387",
+                94280567,
+            ),
+        ),
     ),
     "crop_disease": Source(
         "CropDisease (PlantVillage)",
@@ -324,15 +324,7 @@ _TORCHVISION = {
         ),
         companions=("split_zhou_DescribableTextures.json",),
     ),
-    "coop/eurosat": Source(
-        "EuroSAT (RGB)",
-        "https://github.com/phelber/EuroSAT",
-        "MIT; Copernicus Sentinel data terms",
-        "94 MB",
-        "eurosat",
-        (_EUROSAT,),
-        companions=("split_zhou_EuroSAT.json",),
-    ),
+    "coop/eurosat": replace(_CROSS_DOMAIN["eurosat"], companions=("split_zhou_EuroSAT.json",)),
 }
 
 SOURCES: dict[str, Source] = {**_CROSS_DOMAIN, **_BY_HAND, **_TORCHVISION}

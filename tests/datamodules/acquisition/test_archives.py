@@ -270,12 +270,21 @@ def test_a_python_without_the_data_filter(tmp_path, place, monkeypatch):
     assert_refused(tmp_path / "x.tgz", place, r"tarfile\.data_filter is missing\. Use Python 3\.10\.12, 3\.11\.4")
 
 
-def test_a_negative_size_does_not_loop(tmp_path, place):
+@pytest.mark.parametrize("kind", [tarfile.REGTYPE, tarfile.DIRTYPE, tarfile.LNKTYPE])
+def test_a_negative_size_does_not_send_the_reader_back(tmp_path, place, kind):
+    header = tarfile.TarInfo("a")
+    header.type, header.size = kind, -2 * tarfile.BLOCKSIZE
+    (tmp_path / "x.tar").write_bytes(header.tobuf(tarfile.GNU_FORMAT) + bytes(tarfile.RECORDSIZE))
+    refusal = "is a link to" if kind == tarfile.LNKTYPE else "has a negative size"
+    assert_refused(tmp_path / "x.tar", place, refusal)
+
+
+def test_a_negative_size_in_a_pax_header(tmp_path, place):
     header = tarfile.TarInfo("a.jpg")
-    header.size = -tarfile.BLOCKSIZE
-    contents = bytearray(header.tobuf(tarfile.GNU_FORMAT))
-    (tmp_path / "x.tar").write_bytes(contents + bytes(tarfile.RECORDSIZE))
-    assert_refused(tmp_path / "x.tar", place, "cannot be unpacked|has a header of more than")
+    header.pax_headers = {"size": "-1024"}
+    with tarfile.open(tmp_path / "x.tar", "w", format=tarfile.PAX_FORMAT) as archive:
+        archive.addfile(header)
+    assert_refused(tmp_path / "x.tar", place, "has a negative size|entries overlap")
 
 
 @pytest.mark.parametrize("value", [tarfile.CHRTYPE, tarfile.BLKTYPE, tarfile.FIFOTYPE])
