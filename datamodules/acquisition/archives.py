@@ -10,9 +10,9 @@ import bz2
 import gzip
 import lzma
 import os
+import platform
 import shutil
 import stat
-import sys
 import tarfile
 import tempfile
 import zipfile
@@ -31,6 +31,7 @@ HEADER_LIMIT = 4 << 20
 DEEPEST = 100
 LONGEST_LINK = 4096
 _DAMAGED = (tarfile.TarError, zipfile.BadZipFile, EOFError, zlib.error, lzma.LZMAError, RuntimeError, ValueError)
+_ZIP = (b"PK\3\4", b"PK\5\6")
 _COMPRESSED: tuple[tuple[bytes, Callable[..., Any]], ...] = (
     (b"\x1f\x8b", gzip.open),
     (b"BZh", bz2.open),
@@ -90,6 +91,7 @@ def extract(archive: Path, target: Path, *, inside: str = "", last: str = "", li
                 raise DtrapError(f"{archive} has no '{wanted}'; found {found}. This is not the expected archive.")
             _check_conflicts(contents / inside, target)
             target.mkdir(exist_ok=True)
+            # From here on everything is on disk: a later call completes what a kill interrupts.
             os.rename(contents / inside, waiting)
     _move_in(waiting, target, last)
 
@@ -128,7 +130,7 @@ def _unpack(archive: Path, folder: Path, limits: Limits) -> None:
         start = file.read(6)
     entries = _Entries(archive, folder, limits)
     try:
-        if start.startswith(b"PK"):
+        if start.startswith(_ZIP):
             _unpack_zip(archive, folder, entries)
         else:
             opener = next((opener for mark, opener in _COMPRESSED if start.startswith(mark)), open)
@@ -212,9 +214,8 @@ def _unpack_zip(path: Path, folder: Path, entries: _Entries) -> None:
 
 def _unpack_tar(path: Path, folder: Path, entries: _Entries, opener: Callable[..., Any]) -> None:
     if not hasattr(tarfile, "data_filter"):
-        version = ".".join(map(str, sys.version_info[:3]))
         raise DtrapError(
-            f"Python {version} cannot unpack tar archives safely: tarfile.data_filter is missing. "
+            f"Python {platform.python_version()} cannot unpack tar archives safely: tarfile.data_filter is missing. "
             f"Use Python 3.10.12, 3.11.4, 3.12 or later {RERUN}"
         )
     check_free_space(folder.parents[1], path.stat().st_size, path.name)
