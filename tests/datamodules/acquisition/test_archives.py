@@ -378,8 +378,8 @@ def test_copies_of_links_count(tmp_path, place):
 
 def test_a_wrong_declared_size(tmp_path, place):
     make_zip(tmp_path / "x.zip", {"zeros": bytes(3_000_000)})
-    told = (3_000_000).to_bytes(4, "little")
-    (tmp_path / "x.zip").write_bytes((tmp_path / "x.zip").read_bytes().replace(told, (10).to_bytes(4, "little")))
+    declared = (3_000_000).to_bytes(4, "little")
+    (tmp_path / "x.zip").write_bytes((tmp_path / "x.zip").read_bytes().replace(declared, (10).to_bytes(4, "little")))
     assert_refused(tmp_path / "x.zip", place, "cannot be unpacked", limits=Limits(2_000_000))
 
 
@@ -461,10 +461,16 @@ def test_too_little_room(tmp_path, place, make, monkeypatch):
     assert_refused(tmp_path / "x", place, r"40\.0 kB free; x needs 50\.")
 
 
-def test_owners_and_rights_of_the_archive_are_ignored(tmp_path, place):
+def test_permissions_and_times_of_the_archive_are_ignored(tmp_path, place):
     def read_only(member):
         member.type, member.mode = tarfile.DIRTYPE, 0o000
 
-    make_tar(tmp_path / "x.tgz", {"a": read_only, "a/1.jpg": b"one"})
+    def old_program(member):
+        member.mode, member.mtime = 0o755, 1
+
+    make_tar(tmp_path / "x.tgz", {"a": read_only, "a/1.jpg": b"one", "a/2.jpg": old_program})
     extract(tmp_path / "x.tgz", place / "set")
-    assert tree(place) == {"set/a/1.jpg": b"one"}
+    assert tree(place) == {"set/a/1.jpg": b"one", "set/a/2.jpg": b""}
+    found = (place / "set" / "a" / "2.jpg").stat()
+    assert not found.st_mode & 0o111
+    assert found.st_mtime > 1
