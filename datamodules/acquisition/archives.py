@@ -289,7 +289,7 @@ class _HeaderLimit:
         return self.last
 
     def seek(self, position: int) -> None:
-        # A negative size in a header sends tarfile back to an earlier one, in an endless loop.
+        # tarfile goes back only after a wrong size in a header. Each time, a compressed file is read from its start.
         if position < self.file.tell():
             raise tarfile.ReadError("its entries overlap")
         self.file.seek(position)

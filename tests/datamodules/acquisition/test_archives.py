@@ -441,6 +441,15 @@ def test_damaged_maps_of_sparse_files(tmp_path, place, contents):
     assert_refused(tmp_path / "x.tar", place, "cannot be unpacked: .*download it again")
 
 
+def test_a_sparse_file_that_reaches_into_the_next_entry(tmp_path, place):
+    with tarfile.open(tmp_path / "x.tgz", "w:gz", format=tarfile.PAX_FORMAT) as archive:
+        member = tarfile.TarInfo("a")
+        member.pax_headers, member.size = SPARSE | {"GNU.sparse.realsize": "2048"}, 2 * tarfile.BLOCKSIZE
+        archive.addfile(member, io.BytesIO(b"1\n0\n2048\n".ljust(member.size, b"\0")))
+        archive.addfile(tarfile.TarInfo("b"))
+    assert_refused(tmp_path / "x.tgz", place, "its entries overlap")
+
+
 def test_a_changed_byte_in_a_zip(tmp_path, place):
     with zipfile.ZipFile(tmp_path / "x.zip", "w") as archive:
         archive.writestr("1.jpg", b"pixels" * 100)
