@@ -18,10 +18,11 @@ class FileServer:
         self.files, self.redirects, self.requests = {}, {}, []
         self.statuses, self.cuts = [], []
         self.ranges = self.if_range = self.etags = self.lengths = True
-        self.dates = False
+        self.dates = self.weak = False
 
     def headers_of(self, body):
-        headers = {"ETag": f'"{hashlib.sha256(body).hexdigest()[:16]}"'} if self.etags else {}
+        tag = f'{"W/" if self.weak else ""}"{hashlib.sha256(body).hexdigest()[:16]}"'
+        headers = {"ETag": tag} if self.etags else {}
         return {**headers, "Last-Modified": "Mon, 01 Jan 2024 00:00:00 GMT"} if self.dates else headers
 
     def handle(self, handler):

@@ -262,7 +262,6 @@ def _copy(response: IO[bytes], part: _Part, most: int | None, transfer: _Transfe
                 if most is not None and length > most:
                     break
                 file.write(block)
-                file.flush()
                 transfer.advance(len(block))
             else:
                 return

@@ -98,6 +98,13 @@ def test_a_server_that_names_no_version_is_never_resumed(server, fetch_file, tar
     assert target.read_bytes() == BODY
 
 
+def test_a_weak_etag_is_not_resumed(server, fetch_file, target):
+    server.weak, server.cuts = True, [30_000]
+    fetch_file()
+    assert ranges(server) == [None, None]
+    assert target.read_bytes() == BODY
+
+
 def test_the_date_replaces_a_missing_etag(server, fetch_file, target):
     server.etags, server.dates, server.cuts = False, True, [30_000]
     fetch_file()
@@ -168,6 +175,15 @@ def test_an_answer_of_another_size_leaves_the_part(server, fetch_file, target):
     fetch_file(checksum=MD5, size=len(BODY))
     assert ranges(server)[-1] == "bytes=30000-"
     assert target.read_bytes() == BODY
+
+
+def test_a_resumed_answer_of_another_size_leaves_the_part(server, fetch_file, target):
+    server.cuts = [30_000]
+    with pytest.raises(DtrapError):
+        fetch_file(tries=1)
+    with pytest.raises(DtrapError, match=r"has 100000 bytes, expected 99999.*set\.zip\.part is kept \(30\.0 kB\)"):
+        fetch_file(size=99_999)
+    assert target.with_name("set.zip.part").read_bytes() == BODY[:30_000]
 
 
 def test_without_a_length_the_size_is_compared_at_the_end(server, fetch_file, target):
