@@ -86,7 +86,7 @@ def _by_hand(console: Console, source: Source, root: Path) -> int:
         _companions(console, source, root)
         return 0
     say(console, "Nothing was downloaded: this set has to be downloaded by hand.")
-    for line in source.by_hand:
+    for line in source.by_hand.splitlines():
         say(console, line.replace("{root}", shlex.quote(str(root))))
     _companions(console, source, root)
     return 1

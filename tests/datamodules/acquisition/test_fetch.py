@@ -70,7 +70,7 @@ def publish(server, monkeypatch):
             server.files[path] = body
             right = {"checksum": file.checksum and f"md5:{hashlib.md5(body).hexdigest()}", "size": len(body)}
             files.append(dataclasses.replace(file, url=server.address + path, **{**right, **changes}))
-        monkeypatch.setitem(SOURCES, name, dataclasses.replace(SOURCES[name], files=tuple(files)))
+        monkeypatch.setitem(SOURCES, name, dataclasses.replace(SOURCES[name], files=files))
 
     return run
 
@@ -314,7 +314,7 @@ def test_the_folder_is_the_one_that_the_data_module_reads(publish, run, tmp_path
     module = SETS[name](str(tmp_path / "data"))
     assert module.find_folder() == tmp_path / "data" / SOURCES[name].folder
     assert (module.find_folder() / module.image_folder).is_dir()
-    split = (module.split_file,) if module.split_file else ()
+    split = [module.split_file] if module.split_file else []
     assert SOURCES[name].companions[:1] == split
 
 
