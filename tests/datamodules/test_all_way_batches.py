@@ -8,7 +8,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 from all_way_runs import break_image, data
-from dtrap.datamodules import all_way
+from dtrap.datamodules import streams
 from dtrap.datamodules.subset import subset_content
 from dtrap.errors import DtrapError
 from layouts import make_eurosat
@@ -51,8 +51,8 @@ def test_every_pass_has_every_image_once(root):
 
 def test_one_loader_serves_all_epochs_so_that_workers_need_not_start_again(root, monkeypatch):
     made = []
-    original = all_way.DataLoader
-    monkeypatch.setattr(all_way, "DataLoader", lambda *a, **k: made.append(1) or original(*a, **k))
+    original = streams.DataLoader
+    monkeypatch.setattr(streams, "DataLoader", lambda *a, **k: made.append(1) or original(*a, **k))
     loader = data(root, seeds=[1], batch_size=6).train_dataloader()
     in_order = []
     for epoch in range(3):

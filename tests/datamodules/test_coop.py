@@ -227,7 +227,7 @@ def test_a_missing_class_folder_is_a_class_of_missing_images(tmp_path):
     data.setup()
     assert len(data.index.missing) == 7
     assert "pho" in data.index.class_names
-    assert len(data.usable_classes) == 5
+    assert len(data.sampler.usable_classes) == 5
 
 
 def test_the_split_file_may_be_compressed(tmp_path):
@@ -418,7 +418,7 @@ def test_imagenet_folders(tmp_path):
         COOP["imagenet"](tmp_path).setup()
     data = COOP["imagenet"](tmp_path, **SIZES, small_classes="skip")
     data.setup()
-    assert len(data.usable_classes) == 5
+    assert len(data.sampler.usable_classes) == 5
     (folder / "val").rename(folder / "validation")
     with pytest.raises(DtrapError, match=r"imagenet/val does not exist\. Unpack the images there"):
         COOP["imagenet"](tmp_path).setup()

@@ -142,7 +142,7 @@ def test_eurosat_missing_class_folder(eurosat_root):
         EuroSATDataModule(eurosat_root, **SIZES).setup()
     data = EuroSATDataModule(eurosat_root, **SIZES, small_classes="skip")
     data.setup()
-    assert len(data.usable_classes) == 9
+    assert len(data.sampler.usable_classes) == 9
 
 
 @pytest.mark.parametrize("layout", [".", "train", "dataset/train", "CropDisease/dataset/train"])
