@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections import Counter
 from collections.abc import Iterator
 
 import numpy as np
@@ -55,7 +56,7 @@ def _faults(index: ImageIndex) -> Iterator[str]:
         yield f"label {labels[wrong[0]]} of {paths[wrong[0]]} has no class name; there are {len(names)} class names."
     for kind, texts in (("path", paths), ("class name", names)):
         if len(set(texts)) < len(texts):
-            yield f"duplicate {kind} {_first_duplicate(texts)!r}."
+            yield f"duplicate {kind} {Counter(texts).most_common(1)[0][0]!r}."
     # `relative` cuts off a root and one separator; a path that keeps its root would make a run depend on the place.
     prefixes = tuple(root + os.sep for root in index.roots)
     outside = [path for path in paths if not path.startswith(prefixes)] if prefixes else []
@@ -68,8 +69,3 @@ def _faults(index: ImageIndex) -> Iterator[str]:
         unknown = set(index.splits) - {*SPLITS}
         if unknown:
             yield f"unknown split {listing(sorted(map(repr, unknown)))}."
-
-
-def _first_duplicate(texts: list[str]) -> str:
-    seen: set[str] = set()
-    return next(text for text in texts if text in seen or seen.add(text))  # type: ignore[func-returns-value]

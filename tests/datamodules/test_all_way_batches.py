@@ -103,16 +103,19 @@ def swap(classes):
 @pytest.mark.parametrize(
     ("change", "told"),
     [
-        (lambda c: c.update(format="other"), "no format dtrap-subset/1 in it"),
-        (lambda c: c.update(shot=4), "is of EuroSAT with 4 images a class, the run of EuroSAT with 2"),
-        (lambda c: c.update(set="ISIC"), "is of ISIC with 2 images a class, the run of EuroSAT with 2"),
-        (lambda c: twice(c["seeds"]["1"]["train"]["Forest"]), "named twice"),
-        (lambda c: c["seeds"]["1"]["train"].update(Forest=[["a"]]), "the images of 'Forest' are no list of paths"),
+        (lambda c: c.update(format="other"), "its format is not dtrap-subset/1"),
+        (lambda c: c.update(shot=4), "made for EuroSAT \\(4 per class\\); this run uses EuroSAT \\(2\\)"),
+        (lambda c: c.update(set="ISIC"), "made for ISIC \\(2 per class\\); this run uses EuroSAT \\(2\\)"),
+        (lambda c: twice(c["seeds"]["1"]["train"]["Forest"]), "listed twice"),
+        (lambda c: c["seeds"]["1"]["train"].update(Forest=[["a"]]), "the images of 'Forest' are not a list of paths"),
         (lambda c: c["seeds"]["1"]["train"]["Forest"].append("0/Forest/x.jpg"), "3 training images of class 'Forest'"),
         (lambda c: swap(c["seeds"]["1"]["train"]), "of another class"),
-        (lambda c: c["seeds"].update({"4": c["seeds"].pop("1")}), "has the seeds 4, not 1"),
-        (lambda c: c.pop("seeds"), "no 'seeds' in it"),
-        (lambda c: c["seeds"]["1"]["train"].pop("Forest"), r"classes are not those of EuroSAT, such as \['Forest'\]"),
+        (lambda c: c["seeds"].update({"4": c["seeds"].pop("1")}), "has no seed 1, only 4"),
+        (lambda c: c.pop("seeds"), "'seeds' is missing"),
+        (
+            lambda c: c["seeds"]["1"]["train"].pop("Forest"),
+            r"not those of EuroSAT, for example \['Forest'\]",
+        ),
         (lambda c: c["seeds"]["1"]["val"]["Forest"].append("0/Forest/nowhere.jpg"), "nowhere.jpg' of class 'Forest'"),
     ],
 )

@@ -496,7 +496,7 @@ def real_eurosat(real_splits, tmp_path):
 
 def test_real_eurosat_images_with_the_official_split(real_eurosat):
     data = COOP["eurosat"](real_eurosat)
-    with pytest.raises(DtrapError, match=r"26700 image\(s\) do not exist: .*AnnualCrop.*bad_images: skip"):
+    with pytest.raises(DtrapError, match=r"26700 image\(s\) do not exist: .*AnnualCrop.*--data.bad_images skip"):
         data.setup()
     index = data.scan()
     assert Counter(index.splits) == {"train": 132, "val": 61, "test": 107}
