@@ -1,5 +1,6 @@
 """Shares of several processes, the validation loader, and what a data module takes from its sampler."""
 
+import pickle
 import warnings
 
 import pytest
@@ -153,3 +154,15 @@ def test_both_samplers_describe_their_tasks(root):
     assert second.episode_seed("tuner") == data(root, seeds=[2]).episode_seed("tuner")
     assert first.subsets == {}
     assert list(second.subsets) == [4, 2]
+
+
+def test_a_data_module_with_decoded_images_goes_to_a_spawned_process(root):
+    for module in (episodes(root), all_way(root)):
+        whole = rows(module.support_batches())
+        module.setup()
+        module.support()
+        sent = pickle.loads(pickle.dumps(module))
+        assert same(rows(sent.support_batches()), whole)
+        module.set_episode(0)
+        sent.set_episode(0)
+        assert torch.equal(sent.support()["images"], module.support()["images"])
