@@ -62,12 +62,8 @@ class AllWaySampler(TaskSampler):
         settings.check()
         self.settings, self.file = settings, file
         self.seeds, self.tasks, self.validates = settings.seeds, len(settings.seeds), settings.validation
+        self.description = f"all-way {shot}-shot"
         self._subsets: dict[int, Subset] = {}
-
-    @property
-    def description(self) -> str:
-        """Shot, as in "all-way 16-shot"."""
-        return f"all-way {self.shot}-shot"
 
     def seed_of(self, number: int) -> int:
         """Return the seed of a task."""

@@ -37,6 +37,7 @@ class Task:
     query_spare: list[list[int]] | None = None
 
 
+@dataclass(eq=False)
 class Episode:
     """A task and its images, decoded at the first use.
 
@@ -50,18 +51,16 @@ class Episode:
         fixed_numbers: Whether an unreadable image must be replaced; otherwise it may be left out.
     """
 
-    def __init__(
-        self,
-        data: ImageCollection,
-        task: Task,
-        number: int,
-        generator: Callable[[int], np.random.Generator],
-        views: int,
-        query_views: int,
-        fixed_numbers: bool,
-    ) -> None:
-        self.data, self.task, self.number, self.generator = data, task, number, generator
-        self.views, self.query_views, self.fixed_numbers = views, query_views, fixed_numbers
+    data: ImageCollection
+    task: Task
+    number: int
+    generator: Callable[[int], np.random.Generator]
+    views: int
+    query_views: int
+    fixed_numbers: bool
+
+    def __post_init__(self) -> None:
+        task = self.task
         self._spare = [iter(spare) for spare in task.spare]
         self._query_spare = self._spare if task.query_spare is None else [iter(spare) for spare in task.query_spare]
         self._support: Batch | None = None

@@ -16,7 +16,7 @@ from .batches import Batch
 from .collection import CollectionOptions, ImageCollection, OnFault
 from .episode import Episode, Task
 from .index import ImageIndex
-from .sampler import EpisodeSampler, TaskSampler
+from .sampler import VIEWS, EpisodeSampler, TaskSampler
 from .subset import Subset
 from .views import Preprocessing, check_views
 
@@ -68,6 +68,10 @@ class FewShotDataModule(ImageCollection):
 
     Attributes:
         sampler: Draws the tasks and arranges their batches.
+        unit: What a task is counted as: "episode", or "seed" in the all-way protocol.
+        streams: Whether the images of a task are decoded while they are used, because there are too many to hold.
+        fixed_views: Whether a row of the support batch is the same picture at every step, so that features of a frozen
+            tower can be cached.
         own_images: Whether these are a user's own images, identified by their folder instead of a title.
         fixed_numbers: Whether every class needs exactly its numbers of images; otherwise unreadable ones may be left
             out without a replacement.
@@ -106,6 +110,7 @@ class FewShotDataModule(ImageCollection):
             raise DtrapError(
                 f"subset is {subset}, but only the all-way protocol has one. Set data.all_way, or omit it."
             )
+        self.unit, self.streams, self.fixed_views = self.sampler.unit, self.sampler.streams, self.sampler.fixed_views
         self.way, self.shot, self.query_shot, self.views = way, shot, query, views
         self.batch_size, self.query_views = batch_size, 1
         self.set_episode(episode)
@@ -136,15 +141,9 @@ class FewShotDataModule(ImageCollection):
     def current(self) -> Episode:
         """The current episode with its decoded images."""
         if self._current is None:
-            self._current = Episode(
-                self,
-                self.draw_task(),
-                self.episode,
-                generator=partial(self.sampler.views_generator, self.episode),
-                views=self.views,
-                query_views=self.query_views,
-                fixed_numbers=self.fixed_numbers,
-            )
+            views_generator = partial(self.sampler.generator, self.episode, VIEWS)
+            numbers = self.views, self.query_views, self.fixed_numbers
+            self._current = Episode(self, self.draw_task(), self.episode, views_generator, *numbers)
         return self._current
 
     @property
@@ -196,16 +195,6 @@ class FewShotDataModule(ImageCollection):
         return self.sampler.tasks
 
     @property
-    def streams(self) -> bool:
-        """Whether the images of a task are decoded while they are used, because there are too many to hold."""
-        return self.sampler.streams
-
-    @property
-    def fixed_views(self) -> bool:
-        """Whether a support row is the same picture at every step, so that features of a frozen tower can be cached."""
-        return self.sampler.fixed_views
-
-    @property
     def description(self) -> str:
         """Title, way and shot, as in "ISIC 5-way 5-shot"."""
         return f"{self.title} {self.protocol}"
@@ -216,14 +205,9 @@ class FewShotDataModule(ImageCollection):
         return self.sampler.description
 
     @property
-    def unit(self) -> str:
-        """What a task is counted as: "episode", or "seed" in the all-way protocol."""
-        return self.sampler.unit
-
-    @property
     def steps_per_epoch(self) -> int:
         """Steps of one epoch with the full batch: `shot`, as in the authors' protocol."""
-        return self.sampler.steps_per_epoch
+        return self.shot
 
     @property
     def has_query(self) -> bool:

@@ -17,7 +17,7 @@ from .subset import Subset
 QUERY_BATCH = 128
 
 # What the numbers of an episode are drawn for (second part of the seed's spawn key).
-_CLASSES, _IMAGES, _VIEWS, _OTHER, _BATCHES = range(5)
+CLASSES, IMAGES, VIEWS, OTHER, BATCHES = range(5)
 
 
 class TaskSampler(ABC):
@@ -29,6 +29,8 @@ class TaskSampler(ABC):
 
     Attributes:
         unit: What a task is counted as, such as "episode".
+        description: Way and shot, as in "5-way 5-shot" or "all-way 16-shot".
+        has_query: Whether there are images to measure an accuracy on.
         tasks: Number of tasks; None for any number.
         streams: Whether images are decoded while they are used, because a task has too many to hold.
         fixed_views: Whether a row of the support batch is the same picture at every step of a task, so that features
@@ -41,6 +43,8 @@ class TaskSampler(ABC):
     """
 
     unit: str
+    description: str
+    has_query: bool
     tasks: int | None = None
     streams = False
     fixed_views = True
@@ -49,23 +53,7 @@ class TaskSampler(ABC):
 
     def __init__(self, data: ImageCollection, shot: int) -> None:
         self.data, self.shot = data, shot
-
         self.rank, self.world_size = 0, 1
-
-    @property
-    @abstractmethod
-    def description(self) -> str:
-        """Way and shot, as in "5-way 5-shot" or "all-way 16-shot"."""
-
-    @property
-    def steps_per_epoch(self) -> int:
-        """Training steps of one epoch with the full batch: `shot`, as in the authors' protocol."""
-        return self.shot
-
-    @property
-    @abstractmethod
-    def has_query(self) -> bool:
-        """Whether there are images to measure an accuracy on."""
 
     @abstractmethod
     def seed_of(self, number: int) -> int:
@@ -105,15 +93,11 @@ class TaskSampler(ABC):
         """Return the generator of a task for a purpose."""
         return np.random.default_rng(np.random.SeedSequence(self.seed_of(number), spawn_key=(number, *purpose)))
 
-    def views_generator(self, number: int, position: int) -> np.random.Generator:
-        """Return the generator of the views of an image, whatever images were decoded before."""
-        return self.generator(number, _VIEWS, position)
-
     def other_seed(self, number: int, purpose: str) -> int:
         """Return a seed below 2**31 for something else that is random in a task, such as a tuner's start."""
         # A task that has a seed of its own gets the same numbers wherever it is in the list of seeds.
         key = 0 if self.seeds else number
-        sequence = np.random.SeedSequence(self.seed_of(number), spawn_key=(key, _OTHER, *purpose.encode()))
+        sequence = np.random.SeedSequence(self.seed_of(number), spawn_key=(key, OTHER, *purpose.encode()))
         return int(sequence.generate_state(1)[0] >> 1)
 
     @abstractmethod
@@ -164,16 +148,7 @@ class EpisodeSampler(TaskSampler):
         if batch_size is not None:
             check_at_least("batch_size", batch_size, 1)
         self.way, self.query, self.seed, self.batch_size = way, query, seed, batch_size
-
-    @property
-    def description(self) -> str:
-        """Way and shot, as in "5-way 5-shot"."""
-        return f"{self.way}-way {self.shot}-shot"
-
-    @property
-    def has_query(self) -> bool:
-        """Whether there are images to measure an accuracy on."""
-        return self.query > 0
+        self.description, self.has_query = f"{way}-way {shot}-shot", query > 0
 
     def seed_of(self, number: int) -> int:
         """Return the seed, which all episodes share."""
@@ -206,27 +181,21 @@ class EpisodeSampler(TaskSampler):
 
         Where the data set has a published split, support images are drawn from "train" and queries from "test".
         """
-        classes = self.generator(number, _CLASSES).choice(self.usable_classes, size=self.way, replace=False).tolist()
-        rng = self.generator(number, _IMAGES)
-        if self.data.index.splits is not None:
-            train, test = self.data.positions_in("train"), self.data.positions_in("test")
-            training = [rng.permutation(train[label]).tolist() for label in classes]
-            testing = [rng.permutation(test[label]).tolist() for label in classes]
-            return Task(
-                classes,
-                support=[order[: self.shot] for order in training],
-                query=[order[: self.query] for order in testing],
-                spare=[order[self.shot :] for order in training],
-                query_spare=[order[self.query :] for order in testing],
-            )
-        orders = [rng.permutation(self.data.positions[label]).tolist() for label in classes]
-        end = self.shot + self.query
-        return Task(
-            classes,
-            support=[order[: self.shot] for order in orders],
-            query=[order[self.shot : end] for order in orders],
-            spare=[order[end:] for order in orders],
-        )
+        classes = self.generator(number, CLASSES).choice(self.usable_classes, size=self.way, replace=False).tolist()
+        rng = self.generator(number, IMAGES)
+
+        def shuffled(positions: list[np.ndarray]) -> list[list[int]]:
+            return [rng.permutation(positions[label]).tolist() for label in classes]
+
+        if self.data.index.splits is None:
+            support = shuffled(self.data.positions)
+            query = [order[self.shot :] for order in support]
+            spare, query_spare = [order[self.query :] for order in query], None
+        else:
+            support, query = (shuffled(self.data.positions_in(split)) for split in ("train", "test"))
+            spare, query_spare = [order[self.shot :] for order in support], [order[self.query :] for order in query]
+        first = [order[: self.shot] for order in support]
+        return Task(classes, first, [order[: self.query] for order in query], spare, query_spare)
 
     def train_batches(self, episode: Episode, steps: int) -> Batches | MiniBatches:
         """Return the full support batch, the same object at each step, or all its rows once in mini-batches."""
@@ -234,7 +203,7 @@ class EpisodeSampler(TaskSampler):
             return Batches([episode.support()] * steps)
 
         def order(epoch: int, rows: int) -> np.ndarray:
-            return self.generator(episode.number, _BATCHES, epoch).permutation(rows)
+            return self.generator(episode.number, BATCHES, epoch).permutation(rows)
 
         return MiniBatches(episode.support(), self.batch_size, order)
 
