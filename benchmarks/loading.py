@@ -21,8 +21,8 @@ from typing import Any
 import numpy as np
 import torch
 from dtrap.datamodules import EuroSATDataModule
-from dtrap.datamodules.all_way import AllWay, TrainingSteps, TrainingStream
 from dtrap.datamodules.eurosat import CLASS_NAMES
+from dtrap.datamodules.streams import TrainingSteps, TrainingStream
 from dtrap.datamodules.views import CLIP_MEAN, CLIP_STD
 from measuring import verdict
 from PIL import Image
@@ -104,7 +104,7 @@ def build(root: Path) -> tuple[TrainingStream, DataLoader[tuple[Tensor, int]]]:
     steps = len(index.paths) // BATCH
     data = EuroSATDataModule(root, num_workers=WORKERS)
     images = [found.tolist() for found in data.positions]
-    ours = TrainingStream(data, TrainingSteps(data, images, 1, AllWay([1], BATCH)), steps)
+    ours = TrainingStream(data, TrainingSteps(data, images, 1, BATCH, crops=True), steps)
     files = PlainFiles(index.paths, index.labels)
     return ours, DataLoader(files, BATCH, shuffle=True, num_workers=WORKERS, drop_last=True)
 

@@ -1,4 +1,4 @@
-"""Decoded batches: from images to rows."""
+"""Batches of decoded images."""
 
 from __future__ import annotations
 
@@ -15,10 +15,11 @@ from .views import Preprocessing
 
 Batch = dict[str, Tensor]
 Views = list[Image.Image]
+WHOLE = slice(None)  # all rows of a batch, where one process does all the work
 
 
 class Batches:
-    """A fixed series of batches: what Lightning needs of a loader when nothing is left to load."""
+    """A fixed series of batches with the interface that Lightning expects of a loader."""
 
     def __init__(self, batches: Sequence[Batch]) -> None:
         self.batches = batches
@@ -31,14 +32,14 @@ class Batches:
 
 
 class MiniBatches:
-    """The rows of a batch in mini-batches, shuffled anew in every epoch; an incomplete last one is left out.
+    """The rows of a batch in mini-batches, shuffled in every epoch; an incomplete last one is dropped.
 
-    A batch of fewer rows than one mini-batch is given as a whole.
+    A batch with fewer rows than one mini-batch is returned whole.
 
     Args:
         batch: All rows.
         size: Rows of a mini-batch.
-        order: Gives the order of so many rows in an epoch: (epoch, rows) -> numbers of the rows.
+        order: Returns the order of the rows in an epoch: (epoch, number of rows) -> row numbers.
     """
 
     def __init__(self, batch: Batch, size: int, order: Callable[[int, int], np.ndarray]) -> None:
@@ -49,11 +50,11 @@ class MiniBatches:
 
     @property
     def sampler(self) -> MiniBatches:
-        """Where Lightning tells the epoch."""
+        """This object: Lightning calls `set_epoch` of a loader's sampler."""
         return self
 
     def set_epoch(self, epoch: int) -> None:
-        """Go to the order of another epoch."""
+        """Switch to the order of another epoch."""
         self.epoch = epoch
 
     def __len__(self) -> int:
@@ -66,22 +67,30 @@ class MiniBatches:
             yield {name: column[chosen] for name, column in self.batch.items()}
 
 
-def split_batch(batch: Batch, images: int, views: int = 1) -> Batches:
-    """A batch cut into batches of at most so many images, each with all its views, view slowest."""
+def split_batch(batch: Batch, images: int, views: int = 1, share: slice = WHOLE) -> Batches:
+    """Split a batch into batches of at most `images` images, each with all its views, view slowest.
+
+    Args:
+        batch: V*M rows.
+        images: Most images of a part.
+        views: Views V of each image.
+        share: Images of each part that are kept.
+    """
     columns = {name: column.unflatten(0, (views, -1)) for name, column in batch.items()}
     starts = range(0, len(batch["labels"]) // views, images)
-    return Batches([{n: c[:, i : i + images].flatten(0, 1) for n, c in columns.items()} for i in starts])
+    parts = ({name: column[:, i : i + images][:, share] for name, column in columns.items()} for i in starts)
+    return Batches([{name: c.flatten(0, 1) for name, c in part.items()} for part in parts if part["labels"].numel()])
 
 
 def decode(
     positions: Sequence[int], views_of: Callable[[int], Views], num_workers: int
 ) -> dict[int, Views | ImageError]:
-    """Views of the image at each position, or the error that kept it from being read.
+    """Return the views of the image at each position, or the error that kept it from being read.
 
     Args:
         positions: Which images.
-        views_of: Reads one image; Pillow lets several threads do so at a time.
-        num_workers: Threads; 0 for none.
+        views_of: Reads one image; called from several threads, which Pillow allows.
+        num_workers: Number of threads; 0 for none.
     """
 
     def attempt(position: int) -> Views | ImageError:
@@ -97,13 +106,12 @@ def decode(
 
 
 def to_batch(images: Sequence[Sequence[int]], views: dict[int, Views], preprocessing: Preprocessing) -> Batch:
-    """One batch of the images of each class, its rows in the order view, class, shot.
+    """Return one batch of the images of each class, its rows in the order view, class, shot.
 
     Args:
-        images: Positions of the images of class 0, 1, ...; not all lists may be empty.
-        views: The V views, S x S pixels each, of the image at each position. They are pictures of bytes, so
-            that the float32 batch is in memory only once.
-        preprocessing: Normalisation.
+        images: Positions of the images of class 0, 1, ...; at least one list must not be empty.
+        views: The V views, S x S pixels each, of the image at each position.
+        preprocessing: Normalization.
 
     Returns:
         `images` [V*M, 3, S, S], `labels`, `view` and `sample_id` [V*M] for M images.
@@ -111,6 +119,7 @@ def to_batch(images: Sequence[Sequence[int]], views: dict[int, Views], preproces
     sample_id = torch.tensor([p for of_class in images for p in of_class], dtype=torch.int64)
     labels = torch.tensor([label for label, of_class in enumerate(images) for _ in of_class])
     rows, count, size = len(sample_id), len(next(iter(views.values()))), preprocessing.image_size
+    # Pictures of bytes are converted row by row into their place: the float32 batch is in memory only once.
     pixels = torch.empty(count, rows, 3, size, size)
     for row, position in enumerate(sample_id.tolist()):
         for view, picture in enumerate(views[position]):

@@ -1,4 +1,4 @@
-"""A collection of labelled images: where they are, which class each belongs to, which cannot be read."""
+"""A collection of labeled images: where they are, the class of each, and which cannot be read."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ from ..errors import DtrapError, check_at_least, check_one_of
 from .images import open_image
 from .index import ImageIndex, listing
 from .index_cache import cached_index
+from .index_check import check_index
 from .views import Preprocessing
 
 logger = logging.getLogger(__name__)
@@ -34,7 +35,7 @@ class CollectionOptions(TypedDict, total=False):
 
 
 class ImageCollection(LightningDataModule, ABC):
-    """What every data module knows of its images before it samples any; a subclass says where they are (`scan`).
+    """Images, labels and faults of a data set, without any sampling; a subclass says where the files are (`scan`).
 
     Args:
         root: Folder of the data set.
@@ -47,12 +48,12 @@ class ImageCollection(LightningDataModule, ABC):
             training image (all-way, one task).
 
     Attributes:
-        title: Name of the data set, as in a result line.
+        title: Name of the data set in results and messages.
         default_template: The data set's own class prompt.
-        published: Published numbers of images: "all", or "train", "val" and "test"; empty where there are none.
-        class_count: Published number of classes; 0 where there is none.
+        published: Published numbers of images: "all", or "train", "val" and "test"; empty if there are none.
+        class_count: Published number of classes; 0 if there is none.
         skipped_images: (path, reason) of the images that were left out so far.
-        index_file: Where the index of a large data set is kept for the next start; None for nowhere.
+        index_file: Where the index of a large data set is cached for the next start; None for no cache.
 
     Raises:
         DtrapError: An argument is out of range.
@@ -105,7 +106,7 @@ class ImageCollection(LightningDataModule, ABC):
         """
 
     def load_image(self, position: int) -> Image.Image:
-        """RGB picture at a position of the index; called from several threads at a time.
+        """Return the RGB picture at a position of the index; called from several threads at a time.
 
         Raises:
             ImageError: It cannot be read.
@@ -114,14 +115,15 @@ class ImageCollection(LightningDataModule, ABC):
 
     @cached_property
     def index(self) -> ImageIndex:
-        """Paths and labels, read once; missing files are reported here."""
+        """Paths and labels, read and checked once; missing files are reported here."""
         index = cached_index(self.index_file, self.scan_settings, self.root, self.scan)
+        check_index(index, f"{type(self).__name__}.scan")
         for note in index.notes:
             logger.info("%s: %s", self.title, note)
         if index.missing and self.bad_images == "error":
             raise DtrapError(
                 f"{self.title}: {len(index.missing)} image(s) do not exist: {listing(index.missing, 3)}. "
-                "Complete the download, or leave them out with bad_images: skip."
+                "Complete the download, or leave them out: --data.bad_images skip."
             )
         if index.missing:
             self._skipped.update(index.missing)
@@ -139,7 +141,7 @@ class ImageCollection(LightningDataModule, ABC):
         return np.split(order, borders)
 
     def positions_in(self, split: str) -> list[np.ndarray]:
-        """Positions in the index of the images of each class in a published split."""
+        """Return the positions in the index of the images of each class in a published split."""
         chosen = self._splits == split
         return [found[chosen[found]] for found in self.positions]
 
@@ -148,47 +150,61 @@ class ImageCollection(LightningDataModule, ABC):
         return np.asarray(self.index.splits)
 
     def large_classes(self, counts: list[int], needed: int, reason: str) -> list[int]:
-        """Labels of the classes with at least the needed number of images."""
+        """Return the labels of the classes with at least the needed number of images.
+
+        Args:
+            counts: Number of images of each class.
+            needed: Least number.
+            reason: What they are needed for, such as "shot 5 + query 15".
+
+        Raises:
+            DtrapError: A class has too few, unless `small_classes` is "skip".
+        """
         names = self.index.class_names
         small = [f"'{name}' has {n}" for name, n in zip(names, counts, strict=True) if n < needed]
         if small and self.small_classes == "error":
             raise DtrapError(
                 f"{self.title}: too few images under {self.root}: {listing(small)}; needed: {needed} "
-                f"({reason}). Add images, lower the numbers, or leave these out with small_classes: skip."
+                f"({reason}). Add images, lower the numbers, or leave these classes out: --data.small_classes skip."
             )
         if small:
-            every = listing(small, len(small))
-            self.warn_once(f"left out {len(small)} small class(es): {every} of {needed}")
+            self.warn_once(f"left out {len(small)} small class(es): {listing(small, len(small))} of {needed}")
         return [label for label, count in enumerate(counts) if count >= needed]
 
     def warn_once(self, text: str) -> None:
-        """Log a warning, once for all episodes and seeds that it holds for."""
+        """Log a warning once, even if it applies to many episodes or seeds."""
         if text not in self._warned:
             self._warned.add(text)
             logger.warning("%s: %s", self.title, text)
 
     def __getstate__(self) -> dict[str, Any]:
-        """What a worker process gets that is not forked: all but the Trainer."""
+        """Pickle everything except the Trainer, which spawned workers cannot receive."""
         return self.__dict__ | {"trainer": None}
 
     def __str__(self) -> str:
         return f"{type(self).__name__}: {self.title} under {self.root}"
 
     def path_of(self, sample_id: int) -> Path:
-        """File of a `sample_id`."""
+        """Return the file of a `sample_id`."""
         return Path(self.index.paths[sample_id])
 
-    def unreadable(self, position: int, reason: str) -> None:
-        """Told of an image that a streamed batch lacks.
+    def unreadable(self, position: int, reason: str, part_of: str = "") -> None:
+        """Record an image that could not be read.
+
+        Args:
+            position: Position of the image in the index.
+            reason: Sentence that names the file and the fault.
+            part_of: What needs the image, such as "episode 3 of ISIC".
 
         Raises:
             DtrapError: `bad_images` is "error".
         """
         if self.bad_images == "error":
-            raise DtrapError(f"{reason} Replace the file, or leave unreadable images out with bad_images: skip.")
-        self._skip(self.index.paths[position], reason)
-
-    def _skip(self, path: str, reason: str) -> None:
+            place = f" It belongs to {part_of}." if part_of else ""
+            raise DtrapError(
+                f"{reason}{place} Replace the file, or leave out unreadable images: --data.bad_images skip."
+            )
+        path = self.index.paths[position]
         if path not in self._skipped:
             self._skipped.add(path)
             self.skipped_images.append((path, reason))

@@ -15,6 +15,14 @@ from .few_shot import FewShotDataModule, Task
 from .index import ImageIndex, class_folders, index_class_folders, listing, names_of_folders, no_folder
 
 
+class OneTaskOptions(CollectionOptions, total=False):
+    """Arguments of `FewShotDataModule` that make sense for one task."""
+
+    views: int
+    seed: int
+    batch_size: int | None
+
+
 class FolderDataModule(FewShotDataModule):
     """One task over all classes of a folder; every image is support unless some are held out.
 
@@ -29,10 +37,7 @@ class FolderDataModule(FewShotDataModule):
         held_out: Share in (0, 1) of each class, rounded, that is kept as queries; at least one image of each
             class remains support.
         class_names: Class name of a folder, for folders called `cls_03`; others keep the folder's name.
-        views: Fixed views V of each support image, 1 (plain) to 5.
-        seed: Seed of the views and of what is held out.
-        batch_size: Support rows of a training step, drawn anew in every epoch; None for all of them.
-        **options: Arguments of `ImageCollection`.
+        **options: Arguments of `FewShotDataModule` that make sense for one task.
 
     Raises:
         DtrapError: An argument is out of range, or `query_root` and `held_out` are both given.
@@ -49,26 +54,11 @@ class FolderDataModule(FewShotDataModule):
         query_root: str | Path | None = None,
         held_out: float | None = None,
         class_names: dict[str, str] | None = None,
-        views: int = 5,
-        seed: int = 1,
-        batch_size: int | None = None,
-        **options: Unpack[CollectionOptions],
+        **options: Unpack[OneTaskOptions],
     ) -> None:
-        check_keywords(self, options, CollectionOptions)
+        check_keywords(self, options, OneTaskOptions)
         # jsonargparse offers every argument of the parent that is not given here; these have no meaning for one task.
-        super().__init__(
-            root,
-            views=views,
-            seed=seed,
-            batch_size=batch_size,
-            way=5,
-            shot=5,
-            query=15,
-            episode=0,
-            all_way=None,
-            subset=None,
-            **options,
-        )
+        super().__init__(root, way=5, shot=5, query=15, episode=0, all_way=None, subset=None, **options)
         if held_out is not None and not 0 < held_out < 1:
             raise DtrapError(f"held_out is {held_out}; expected a share between 0 and 1, such as 0.2.")
         if held_out is not None and query_root is not None:

@@ -1,4 +1,4 @@
-"""Which images of a set the all-way protocol trains on: drawn from a seed, or named by a file."""
+"""The images that the all-way protocol trains on: drawn from a seed, or listed in a file."""
 
 from __future__ import annotations
 
@@ -23,20 +23,20 @@ SUBSET_FORMAT = "dtrap-subset/1"
 MOST_VALIDATION = 4
 PARTS = ("train", "val")
 EXPECTED = "Expected the subset.json of an all-way run."
-_SUBSET = 10  # what numbers are drawn for, beside those of an episode and of the training stream
+_SUBSET = 10  # first part of the spawn key, different from those of episodes and training streams
 
 Positions = list[list[int]]
 
 
 @dataclass(frozen=True)
 class Subset:
-    """Positions in the index of one seed's images, a list for each class.
+    """Positions in the index of one seed's images, one list per class.
 
     Attributes:
         classes: Index into `ImageIndex.class_names` of each class.
         train: K images of each class, fewer where it has fewer.
         val: min(K, 4) images.
-        test: The published test split, or all that is left.
+        test: The published test split, or all remaining images.
     """
 
     classes: list[int]
@@ -46,7 +46,7 @@ class Subset:
 
 
 def choose_subset(data: ImageCollection, shot: int, seed: int, file: Path | None) -> Subset:
-    """The images of a seed, from a subset file where there is one.
+    """Return the images of a seed, from a subset file if there is one.
 
     A class without a training image is an error, or left out with `small_classes` "skip".
 
@@ -63,7 +63,10 @@ def choose_subset(data: ImageCollection, shot: int, seed: int, file: Path | None
     wanted = "a training image" if file is None else f"a training image in {file}"
     kept = data.large_classes([len(images) for images in subset.train], 1, wanted)
     if len(kept) < 2:
-        raise DtrapError(f"{data.title}: {len(kept)} class(es) under {data.root} have a training image; needed: 2.")
+        raise DtrapError(
+            f"{data.title}: {len(kept)} class(es) under {data.root} have a training image; expected at least 2. Add "
+            "images or correct data.root."
+        )
     names = data.index.class_names
     few = [f"'{names[label]}' has {len(subset.train[label])}" for label in kept if len(subset.train[label]) < shot]
     if few:
@@ -73,18 +76,18 @@ def choose_subset(data: ImageCollection, shot: int, seed: int, file: Path | None
         raise DtrapError(
             f"{data.title}: no image is left to test on after {shot} for training and up to "
             f"{min(shot, MOST_VALIDATION)} for validation of each class. Lower data.shot, add images, or train one "
-            "classifier on all of them with folder.yaml."
+            "classifier on all images: --config folder.yaml."
         )
     if untested:
-        data.warn_once(f"no image to test on, so that the accuracy says nothing of them: {listing(untested)}")
+        data.warn_once(f"no test image, so the accuracy does not cover them: {listing(untested)}")
     parts = ([images[label] for label in kept] for images in (subset.train, subset.val, subset.test))
     return Subset(kept, *parts)
 
 
 def draw_subset(data: ImageCollection, shot: int, seed: int) -> Subset:
-    """The images of a seed for all classes. A class's images do not depend on the other classes.
+    """Draw the images of a seed for all classes. A class's images do not depend on the other classes.
 
-    With `bad_images` "skip" the next image of the class takes the place of an unreadable one.
+    With `bad_images` "skip" the next image of the class replaces an unreadable one.
     """
     published = data.index.splits is not None
     labels = range(len(data.index.class_names))
@@ -98,7 +101,7 @@ def draw_subset(data: ImageCollection, shot: int, seed: int) -> Subset:
         return Subset([*labels], _first(train, shot), _first(train, held, shot), rest)
     found = [rng.permutation(found).tolist() for rng, found in zip(rngs, data.positions_in("val"), strict=True)]
     val = _first(_readable(data, found, held), held)
-    # ImageNet has no such split: the next training images.
+    # ImageNet has no validation split: the next training images replace it.
     train = _readable(data, train, shot if all(val) else shot + held)
     val = [own or more for own, more in zip(val, _first(train, held, shot), strict=True)]
     return Subset([*labels], _first(train, shot), val, [found.tolist() for found in data.positions_in("test")])
@@ -109,9 +112,9 @@ def _first(orders: Positions, count: int, start: int = 0) -> Positions:
 
 
 def _readable(data: ImageCollection, orders: Positions, count: int) -> Positions:
-    """With `bad_images` "skip", each order without what cannot be read of its first so many; else as it is.
+    """Drop unreadable images from each order until its first `count` can be read, with `bad_images` "skip".
 
-    Otherwise the error comes with the batch that has the image.
+    Otherwise nothing is read; an unreadable image raises an error with the batch that has it.
     """
 
     def read(position: int) -> Views:
@@ -123,7 +126,7 @@ def _readable(data: ImageCollection, orders: Positions, count: int) -> Positions
         waiting = [position for order in orders for position in order[:count] if position not in checked]
         if not waiting:
             break
-        logger.info("%s: reading %d images, to leave out what cannot be read", data.title, len(waiting))
+        logger.info("%s: reading %d images to leave out those that cannot be read", data.title, len(waiting))
         found = decode(waiting, read, data.num_workers)
         faults = {position: str(error) for position, error in found.items() if isinstance(error, ImageError)}
         checked.update(waiting)
@@ -135,7 +138,7 @@ def _readable(data: ImageCollection, orders: Positions, count: int) -> Positions
 
 
 def subset_content(data: ImageCollection, shot: int, subsets: Mapping[int, Subset]) -> dict[str, Any]:
-    """What a subset file holds: the relative paths of training and validation images per seed and class."""
+    """Return the content of a subset file: relative paths of training and validation images per seed and class."""
     names, relative = data.index.class_names, data.index.relative
     seeds = {
         str(seed): {
@@ -151,10 +154,12 @@ def subset_content(data: ImageCollection, shot: int, subsets: Mapping[int, Subse
 
 
 def read_subset(data: ImageCollection, shot: int, seed: int, path: Path) -> Subset:
-    """The images of a seed that a file names, in its order; all others of the test split are the test.
+    """Return the images of a seed listed in a file, in its order; the test images are those of the test split.
+
+    Without a published split all images that the file does not list are test images.
 
     Raises:
-        DtrapError: It is no such file, lacks the seed, or names classes or images that the data do not have.
+        DtrapError: It is not a subset file, lacks the seed, or lists classes or images that the data do not have.
     """
     index, positions = data.index, {}
     for part, classes in _chosen_files(data, shot, seed, path).items():
@@ -162,7 +167,8 @@ def read_subset(data: ImageCollection, shot: int, seed: int, path: Path) -> Subs
         if data.small_classes == "error":
             odd ^= set(index.class_names) - set(classes)
         if odd:
-            raise DtrapError(f"subset {path}: its classes are not those of {data.title}, such as {sorted(odd)[:1]}.")
+            example = f"for example {sorted(odd)[:1]}"
+            raise DtrapError(f"subset {path}: its classes are not those of {data.title}, {example}. {EXPECTED}")
         many = [name for name, files in classes.items() if part == "train" and len(files) > shot]
         if many:
             count = len(classes[many[0]])
@@ -177,50 +183,52 @@ def read_subset(data: ImageCollection, shot: int, seed: int, path: Path) -> Subs
 
 
 def _chosen_files(data: ImageCollection, shot: int, seed: int, path: Path) -> dict[str, dict[str, Sequence[str]]]:
-    """Relative paths by part and class, as the file has them."""
+    """Return the relative paths by part and class as in the file."""
     if not path.is_file():
         raise DtrapError(f"subset {path} {'is a folder' if path.is_dir() else 'does not exist'}. {EXPECTED}")
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
         if not isinstance(content, dict) or content.get("format") != SUBSET_FORMAT:
-            raise ValueError(f"no format {SUBSET_FORMAT} in it")
+            raise ValueError(f"its format is not {SUBSET_FORMAT}")
         seeds = {name: {part: _lists(seed[part]) for part in PARTS} for name, seed in content["seeds"].items()}
-        told = content["set"], content["shot"]
+        made_for = content["set"], content["shot"]
     except KeyError as error:
-        raise DtrapError(f"subset {path}: no {error} in it. {EXPECTED}") from error
+        raise DtrapError(f"subset {path}: {error} is missing. {EXPECTED}") from error
     except (OSError, ValueError, TypeError, AttributeError) as error:
         raise DtrapError(f"subset {path}: not a subset file ({error}). {EXPECTED}") from error
-    if told != (data.title, shot):
+    if made_for != (data.title, shot):
         raise DtrapError(
-            f"subset {path} is of {told[0]} with {told[1]} images a class, the run of {data.title} with {shot}. Give "
-            "the file of such a run, or set data.shot."
+            f"subset {path} was made for {made_for[0]} ({made_for[1]} per class); this run uses {data.title} "
+            f"({shot}). Use the subset.json of such a run, or set data.shot."
         )
     if str(seed) not in seeds:
-        raise DtrapError(f"subset {path} has the seeds {listing(list(seeds))}, not {seed}. Set all_way.seeds to them.")
+        raise DtrapError(
+            f"subset {path} has no seed {seed}, only {listing(list(seeds))}. Set data.all_way.seeds to these."
+        )
     return seeds[str(seed)]
 
 
 def _lists(classes: Mapping[str, Any]) -> dict[str, Sequence[str]]:
     for name, files in classes.items():
         if not isinstance(files, list) or not all(isinstance(file, str) for file in files):
-            raise ValueError(f"the images of {name!r} are no list of paths")
+            raise ValueError(f"the images of {name!r} are not a list of paths")
     return dict(classes)
 
 
 def _positions(data: ImageCollection, path: Path, name: str, files: Sequence[str]) -> list[int]:
-    """Positions of the files of a class; raises a DtrapError where one is not among the data."""
+    """Return the positions of the files of a class; raise a DtrapError if one is not among the data."""
     found = {file: data.index.position(file) for file in files}
     lost = [file for file, position in found.items() if position is None]
     if lost:
         raise DtrapError(
-            f"subset {path}: image {lost[0]!r} of class {name!r} is not under {data.root} ({len(lost)} in all of this "
-            "class). Use the data that the subset was drawn from."
+            f"subset {path}: image {lost[0]!r} of class {name!r} is not under {data.root} ({len(lost)} such image(s) "
+            "of this class). Use the data that the subset was drawn from."
         )
     return [position for file in files if (position := found[file]) is not None]
 
 
 def _check_labels(data: ImageCollection, path: Path, positions: Mapping[str, Positions]) -> None:
-    """Refuse images of other classes, named twice, or of the published test split; raises a DtrapError."""
+    """Raise a DtrapError for an image of another class, of the published test split, or listed twice."""
     index, seen = data.index, set()
     for of_part in positions.values():
         for label, images in enumerate(of_part):
@@ -228,9 +236,9 @@ def _check_labels(data: ImageCollection, path: Path, positions: Mapping[str, Pos
                 wrong = index.labels[position] != label
                 tested = index.splits is not None and index.splits[position] == "test"
                 if wrong or tested or position in seen:
-                    fault = "of another class" if wrong else "of the test split" if tested else "named twice"
+                    fault = "of another class" if wrong else "of the test split" if tested else "listed twice"
                     raise DtrapError(
                         f"subset {path}: image {index.relative(position)!r} of class {index.class_names[label]!r} is "
-                        f"{fault}. Use the file as a run left it."
+                        f"{fault}. Use the file as a run wrote it."
                     )
                 seen.add(position)

@@ -1,4 +1,4 @@
-"""New images without labels, for `dtrap predict`."""
+"""Unlabeled images for `dtrap predict`."""
 
 from __future__ import annotations
 
@@ -17,30 +17,30 @@ from .views import Preprocessing
 
 
 class UnlabelledImages(Dataset[dict[str, Any]]):
-    """All images under a folder, sub-folders included, sorted by path.
+    """All images in a folder and its sub-folders, sorted by path.
 
-    An item is a dictionary of `images` [3, S, S] (normalised) and `index` (position in `paths`), or of
+    An item is a dictionary of `images` [3, S, S] (normalized) and `index` (position in `paths`), or of
     `index` and `fault` (the reason) where the file cannot be read.
 
     Args:
         folder: Where the images are.
-        preprocessing: Input size and normalisation of the backbone.
+        preprocessing: Input size and normalization of the backbone.
 
     Attributes:
         paths: Path of each image.
-        unreadable: (path, reason) of the files that `batches` has met and left out.
+        unreadable: (path, reason) of the files that `batches` left out so far.
 
     Raises:
-        DtrapError: The folder does not exist or holds no image.
+        DtrapError: The folder does not exist or has no image.
     """
 
     def __init__(self, folder: str | Path, preprocessing: Preprocessing) -> None:
         folder = Path(folder).expanduser()
         if not folder.is_dir():
-            raise DtrapError(f"{folder} {no_folder(folder)}. Name the folder of the new images.")
+            raise DtrapError(f"{folder} {no_folder(folder)}. Give the folder of the new images, --images FOLDER.")
         self.paths = list_images(folder, recursive=True)
         if not self.paths:
-            raise DtrapError(f"No image files in {folder} or its sub-folders. Name the folder of new images.")
+            raise DtrapError(f"No image files in {folder} or its sub-folders. Give another one: --images FOLDER.")
         self.preprocessing = preprocessing
         self.unreadable: list[tuple[str, str]] = []
 
@@ -54,7 +54,7 @@ class UnlabelledImages(Dataset[dict[str, Any]]):
             return {"index": index, "fault": str(error)}
 
     def batches(self, batch_size: int = 64, num_workers: int = 0) -> UnlabelledBatches:
-        """Batches of the readable images, for `Trainer.predict` or a plain loop.
+        """Return batches of the readable images, for `Trainer.predict` or a plain loop.
 
         Args:
             batch_size: Most images of a batch.
@@ -64,10 +64,9 @@ class UnlabelledImages(Dataset[dict[str, Any]]):
 
 
 class UnlabelledBatches:
-    """Batches of `images` [B, 3, S, S] and `index` [B]; unreadable files are left out and listed.
+    """Batches of `images` [B, 3, S, S] and `index` [B]; unreadable files are left out and listed in the data set.
 
-    Its length is the number of batches where every file can be read; a batch without any readable file is
-    left out.
+    The length counts all batches; a batch without any readable file is not yielded.
     """
 
     def __init__(self, dataset: UnlabelledImages, batch_size: int, num_workers: int) -> None:
@@ -88,7 +87,7 @@ class UnlabelledBatches:
 
 
 def _collate(items: list[dict[str, Any]]) -> tuple[Batch | None, list[tuple[int, str]]]:
-    """The batch of the readable items, if any, and index and reason of the others."""
+    """Return the batch of the readable items, if any, and index and reason of the others."""
     faults = [(item["index"], item["fault"]) for item in items if "fault" in item]
     readable = [item for item in items if "fault" not in item]
     if not readable:

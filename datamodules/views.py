@@ -20,7 +20,7 @@ CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
 
 @dataclass(frozen=True)
 class Preprocessing:
-    """How a picture becomes the input of a backbone; the defaults are CLIP's.
+    """Size and normalization of a backbone's input; the defaults are CLIP's.
 
     Attributes:
         image_size: Side S of the square input in pixels.
@@ -34,20 +34,20 @@ class Preprocessing:
 
     @classmethod
     def of(cls, backbone: object) -> Preprocessing | None:
-        """Preprocessing that a backbone states (`image_size`, `image_mean`, `image_std`), or None."""
+        """Return the preprocessing of a backbone (`image_size`, `image_mean`, `image_std`), or None if it has none."""
         if not all(hasattr(backbone, name) for name in ("image_size", "image_mean", "image_std")):
             return None
         mean, std = (tuple(float(v) for v in getattr(backbone, name)) for name in ("image_mean", "image_std"))
         return cls(int(backbone.image_size), mean, std)  # type: ignore[attr-defined, arg-type]
 
     def resize(self, image: Image.Image) -> Image.Image:
-        """The picture at S x S pixels, bilinear, its aspect ratio not kept (as the authors do)."""
+        """Return the picture at S x S pixels, bilinear; the aspect ratio is not kept, as in the authors' code."""
         size = (self.image_size, self.image_size)
         return image if image.size == size else image.resize(size, Image.Resampling.BILINEAR)
 
     def to_tensor(self, image: Image.Image) -> Tensor:
-        """Normalised float32 tensor [3, S, S] of an RGB picture of any size."""
-        # In numpy: torch would start its threads for every image, which takes longer than the work itself.
+        """Return the normalized float32 tensor [3, S, S] of an RGB picture of any size."""
+        # In numpy, because torch would start its threads for every image, which takes longer than the work itself.
         channels = np.asarray(self.resize(image)).transpose(2, 0, 1)
         pixels = np.ascontiguousarray(channels).astype(np.float32)
         pixels /= np.float32(255)
@@ -58,19 +58,19 @@ class Preprocessing:
 
 
 def _rotate(image: Image.Image, rng: np.random.Generator) -> Image.Image:
-    """Turn by an angle uniform in [-45, 45] degrees; nearest pixel, black corners."""
+    """Rotate by an angle uniform in [-45, 45] degrees; nearest pixel, black corners."""
     return tf.rotate(image, float(rng.uniform(-45.0, 45.0)), interpolation=InterpolationMode.NEAREST)
 
 
 def _jitter(image: Image.Image, rng: np.random.Generator) -> Image.Image:
-    """Brightness, contrast and colour in this order, each by a factor uniform in [0.6, 1.4]."""
+    """Change brightness, contrast and color in this order, each by a factor uniform in [0.6, 1.4]."""
     for adjust in (tf.adjust_brightness, tf.adjust_contrast, tf.adjust_saturation):
         image = adjust(image, float(rng.uniform(0.6, 1.4)))
     return image
 
 
 def _flip(image: Image.Image, rng: np.random.Generator) -> Image.Image:
-    """Mirror left and right with probability one half."""
+    """Flip horizontally with probability one half."""
     return tf.hflip(image) if rng.random() < 0.5 else image
 
 
@@ -88,7 +88,7 @@ def check_views(views: int) -> None:
 def draw_views(
     image: Image.Image, preprocessing: Preprocessing, views: int, rng: np.random.Generator
 ) -> list[Image.Image]:
-    """The views of `fixed_views` as V pictures of S x S pixels."""
+    """Return the views of `fixed_views` as V pictures of S x S pixels."""
     check_views(views)
     plain = preprocessing.resize(image)
     pictures = []
@@ -101,19 +101,19 @@ def draw_views(
 
 
 def fixed_views(image: Image.Image, preprocessing: Preprocessing, views: int, rng: np.random.Generator) -> Tensor:
-    """The first V of the authors' five views of a picture.
+    """Return the first V of the authors' five views of a picture.
 
     The picture is resized to S x S (bilinear), then: (0) plain; (1) rotation, jitter, flip; (2) rotation; (3)
     jitter; (4) flip. Fewer views draw the same first numbers, so that view v does not depend on V.
 
     Args:
         image: RGB picture of any size.
-        preprocessing: Size and normalisation.
+        preprocessing: Size and normalization.
         views: Number of views V, 1 to 5.
-        rng: Where angles, factors and flips are drawn from.
+        rng: Generator of angles, factors and flips.
 
     Returns:
-        Normalised float32 tensor [V, 3, S, S].
+        Normalized float32 tensor [V, 3, S, S].
 
     Raises:
         DtrapError: `views` is not one of 1..5.

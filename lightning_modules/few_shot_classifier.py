@@ -115,7 +115,7 @@ class FewShotClassifier(TunedModel):
         reason = f"the tuner {self.tuner.name} makes several optimiser steps of its own out of all support rows"
         if getattr(datamodule, "batch_size", None) is not None:
             raise DtrapError(f"batch_size is {datamodule.batch_size}, but {reason}. Set data.batch_size to null.")
-        if getattr(datamodule, "all_way", None) is not None:
+        if getattr(datamodule, "streams", False):
             raise DtrapError(
                 f"the all-way protocol streams mini-batches, but {reason}. Use episodes, or another tuner."
             )

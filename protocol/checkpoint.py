@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import warnings
-from collections.abc import Container, Sequence
+from collections.abc import Container
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -21,8 +21,8 @@ from ..files import cannot_write
 from .run_folder import ELSEWHERE, RESUMES, RunFolder
 
 
-def record_subsets(folder: RunFolder, data: FewShotDataModule, seeds: Sequence[int], missing: Container[int]) -> None:
-    """Note the images of each seed in the run's subset file.
+def record_subsets(folder: RunFolder, data: FewShotDataModule, missing: Container[int]) -> None:
+    """Write the images of each seed to the run's subset file; episodes have none.
 
     An image that was damaged or repaired since the last start changes them. What has rows keeps the images of these;
     a task that was begun with others begins anew.
@@ -30,19 +30,20 @@ def record_subsets(folder: RunFolder, data: FewShotDataModule, seeds: Sequence[i
     Args:
         folder: The run's folder.
         data: The data module.
-        seeds: The seed of each episode.
         missing: Episodes that some method has yet to run.
 
     Raises:
         DtrapError: A seed would be compared on other images than the rows that it has.
     """
-    content = subset_content(data, data.shot, {seed: data.subset_of(seed) for seed in seeds})
+    if not data.subsets:
+        return
+    content = subset_content(data, data.shot, data.subsets)
     try:
         recorded = json.loads(folder.subset.read_text(encoding="utf-8"))["seeds"]
     except (OSError, ValueError, KeyError, TypeError):
         recorded = {}
     with_rows = {row["episode"] for row in folder.rows.read()}
-    for episode, seed in enumerate(map(str, seeds)):
+    for episode, seed in enumerate(map(str, data.subsets)):
         if recorded.get(seed, content["seeds"][seed]) == content["seeds"][seed]:
             continue
         if episode in with_rows and episode in missing:

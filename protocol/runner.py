@@ -67,7 +67,7 @@ class ProtocolRun:
 
     def _default_name(self) -> str:
         data = self.data
-        all_way = " all-way" if data.all_way is not None else ""
+        all_way = " all-way" if data.streams else ""
         return default_folder_name(
             dataset=f"{data.root.resolve().name if data.own_images else data.title}{all_way}",
             way=None if data.tasks is not None else data.way,
@@ -114,9 +114,8 @@ class ProtocolRun:
     def _check_settings(self) -> None:
         """Tell what is wrong with data, trainer or stage before anything is deleted, written or loaded."""
         self.data.task  # noqa: B018
-        for seed in self.data.all_way.seeds if self.data.all_way is not None else ():
-            self.data.subset_of(seed)  # kept: the file may be one that an overwriting run deletes
-        if self.data.all_way is not None and self.settings.pictures:
+        self.data.subsets  # noqa: B018 - read now: the file may be one that an overwriting run deletes
+        if self.data.streams and self.settings.pictures:
             raise DtrapError(
                 f"protocol.pictures is {self.settings.pictures}, but a picture shows all images of an episode, and the "
                 "all-way protocol streams its images. Leave it out; `dtrap data show` draws a contact sheet."
@@ -126,7 +125,7 @@ class ProtocolRun:
             without_logger = method.parsed.clone()
             without_logger.trainer.logger = False
             trainer = episode_trainer(build_trainer_arguments(without_logger), [])
-            if self.data.all_way is not None and trainer.max_steps != -1:
+            if self.data.streams and trainer.max_steps != -1:
                 raise DtrapError(
                     f"trainer.max_steps is {trainer.max_steps}, but the all-way protocol counts epochs of "
                     f"{self.data.steps_per_epoch} step(s), which can be resumed. Set trainer.max_epochs in its place."
@@ -213,8 +212,7 @@ class ProtocolRun:
         for module in dict.fromkeys(modules.values()):
             self._rehearse(module)
         self._show_start(modules)
-        if self.data.all_way is not None:
-            record_subsets(self.folder, self.data, self.data.all_way.seeds, set().union(*missing.values()))
+        record_subsets(self.folder, self.data, set().union(*missing.values()))
         configs = {method.name: method.plain for method in self.methods}
         prepare_logger(self.main.parsed.trainer, self.folder, self.data.description, self._tags(), configs)
         arguments = {m.name: build_trainer_arguments(m.parsed) for m in self.methods}
@@ -251,7 +249,7 @@ class ProtocolRun:
         stage_switch = StageSwitch(**method.parsed.stage_switch)
         stem = f"episode_{self.data.episode:04d}_{method.name}"
         checkpoint = zero_shots = None
-        if self.data.all_way is not None:
+        if self.data.streams:
             zero_shots = self._zero_shots.setdefault(method.name, {})
             checkpoint = StepCheckpoint(self.folder.checkpoints / f"{stem}.ckpt", self.settings.checkpoint_every)
         row = run_episode(module, self.data, arguments, stage_switch, progress, checkpoint, zero_shots)

@@ -8,7 +8,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 from all_way_runs import break_image, data
-from dtrap.datamodules import all_way
+from dtrap.datamodules import streams
 from dtrap.datamodules.subset import subset_content
 from dtrap.errors import DtrapError
 from layouts import make_eurosat
@@ -51,8 +51,8 @@ def test_every_pass_has_every_image_once(root):
 
 def test_one_loader_serves_all_epochs_so_that_workers_need_not_start_again(root, monkeypatch):
     made = []
-    original = all_way.DataLoader
-    monkeypatch.setattr(all_way, "DataLoader", lambda *a, **k: made.append(1) or original(*a, **k))
+    original = streams.DataLoader
+    monkeypatch.setattr(streams, "DataLoader", lambda *a, **k: made.append(1) or original(*a, **k))
     loader = data(root, seeds=[1], batch_size=6).train_dataloader()
     in_order = []
     for epoch in range(3):
@@ -103,16 +103,19 @@ def swap(classes):
 @pytest.mark.parametrize(
     ("change", "told"),
     [
-        (lambda c: c.update(format="other"), "no format dtrap-subset/1 in it"),
-        (lambda c: c.update(shot=4), "is of EuroSAT with 4 images a class, the run of EuroSAT with 2"),
-        (lambda c: c.update(set="ISIC"), "is of ISIC with 2 images a class, the run of EuroSAT with 2"),
-        (lambda c: twice(c["seeds"]["1"]["train"]["Forest"]), "named twice"),
-        (lambda c: c["seeds"]["1"]["train"].update(Forest=[["a"]]), "the images of 'Forest' are no list of paths"),
+        (lambda c: c.update(format="other"), "its format is not dtrap-subset/1"),
+        (lambda c: c.update(shot=4), "made for EuroSAT \\(4 per class\\); this run uses EuroSAT \\(2\\)"),
+        (lambda c: c.update(set="ISIC"), "made for ISIC \\(2 per class\\); this run uses EuroSAT \\(2\\)"),
+        (lambda c: twice(c["seeds"]["1"]["train"]["Forest"]), "listed twice"),
+        (lambda c: c["seeds"]["1"]["train"].update(Forest=[["a"]]), "the images of 'Forest' are not a list of paths"),
         (lambda c: c["seeds"]["1"]["train"]["Forest"].append("0/Forest/x.jpg"), "3 training images of class 'Forest'"),
         (lambda c: swap(c["seeds"]["1"]["train"]), "of another class"),
-        (lambda c: c["seeds"].update({"4": c["seeds"].pop("1")}), "has the seeds 4, not 1"),
-        (lambda c: c.pop("seeds"), "no 'seeds' in it"),
-        (lambda c: c["seeds"]["1"]["train"].pop("Forest"), r"classes are not those of EuroSAT, such as \['Forest'\]"),
+        (lambda c: c["seeds"].update({"4": c["seeds"].pop("1")}), "has no seed 1, only 4"),
+        (lambda c: c.pop("seeds"), "'seeds' is missing"),
+        (
+            lambda c: c["seeds"]["1"]["train"].pop("Forest"),
+            r"not those of EuroSAT, for example \['Forest'\]",
+        ),
         (lambda c: c["seeds"]["1"]["val"]["Forest"].append("0/Forest/nowhere.jpg"), "nowhere.jpg' of class 'Forest'"),
     ],
 )

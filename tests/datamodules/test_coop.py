@@ -227,7 +227,7 @@ def test_a_missing_class_folder_is_a_class_of_missing_images(tmp_path):
     data.setup()
     assert len(data.index.missing) == 7
     assert "pho" in data.index.class_names
-    assert len(data.usable_classes) == 5
+    assert len(data.sampler.usable_classes) == 5
 
 
 def test_the_split_file_may_be_compressed(tmp_path):
@@ -418,7 +418,7 @@ def test_imagenet_folders(tmp_path):
         COOP["imagenet"](tmp_path).setup()
     data = COOP["imagenet"](tmp_path, **SIZES, small_classes="skip")
     data.setup()
-    assert len(data.usable_classes) == 5
+    assert len(data.sampler.usable_classes) == 5
     (folder / "val").rename(folder / "validation")
     with pytest.raises(DtrapError, match=r"imagenet/val does not exist\. Unpack the images there"):
         COOP["imagenet"](tmp_path).setup()
@@ -496,7 +496,7 @@ def real_eurosat(real_splits, tmp_path):
 
 def test_real_eurosat_images_with_the_official_split(real_eurosat):
     data = COOP["eurosat"](real_eurosat)
-    with pytest.raises(DtrapError, match=r"26700 image\(s\) do not exist: .*AnnualCrop.*bad_images: skip"):
+    with pytest.raises(DtrapError, match=r"26700 image\(s\) do not exist: .*AnnualCrop.*--data.bad_images skip"):
         data.setup()
     index = data.scan()
     assert Counter(index.splits) == {"train": 132, "val": 61, "test": 107}

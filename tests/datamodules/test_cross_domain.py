@@ -116,7 +116,7 @@ def test_isic_empty_or_binary_table(isic_root):
 
 def test_isic_missing_file_is_known_at_setup(isic_root, caplog):
     (isic_root / "ISIC2018_Task3_Training_Input" / "ISIC_0001002.jpg").unlink()
-    with pytest.raises(DtrapError, match=r"1 image\(s\) do not exist: .*ISIC_0001002\.jpg.*bad_images: skip"):
+    with pytest.raises(DtrapError, match=r"1 image\(s\) do not exist: .*ISIC_0001002\.jpg.*--data.bad_images skip"):
         ISICDataModule(isic_root, **SIZES).setup()
     data = ISICDataModule(isic_root, **{**SIZES, "query": 2}, bad_images="skip")
     data.setup()
@@ -142,7 +142,7 @@ def test_eurosat_missing_class_folder(eurosat_root):
         EuroSATDataModule(eurosat_root, **SIZES).setup()
     data = EuroSATDataModule(eurosat_root, **SIZES, small_classes="skip")
     data.setup()
-    assert len(data.usable_classes) == 9
+    assert len(data.sampler.usable_classes) == 9
 
 
 @pytest.mark.parametrize("layout", [".", "train", "dataset/train", "CropDisease/dataset/train"])

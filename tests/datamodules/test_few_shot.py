@@ -203,7 +203,7 @@ def test_way_larger_than_the_number_of_classes(eurosat_root):
 
 def test_a_small_class_is_an_error_at_setup(eurosat_root):
     (eurosat_root / "2750" / "River" / "River_2.jpg").unlink()
-    with pytest.raises(DtrapError, match=r"'River' has 3; needed: 4 \(shot 2 \+ query 2\).*small_classes: skip"):
+    with pytest.raises(DtrapError, match=r"'River' has 3; needed: 4 \(shot 2 \+ query 2\).*--data.small_classes skip"):
         episodes(eurosat_root).setup()
 
 
@@ -227,7 +227,7 @@ def test_a_truncated_image_is_an_error_that_names_file_episode_and_remedy(eurosa
     data = episodes(eurosat_root)
     path = data.path_of(data.support_ids[0])
     truncate(path)
-    with pytest.raises(DtrapError, match=rf"{path.name} cannot be read.*episode 0 of EuroSAT.*bad_images: skip"):
+    with pytest.raises(DtrapError, match=rf"{path.name} cannot be read.*episode 0 of EuroSAT.*--data.bad_images skip"):
         data.train_dataloader()
 
 

@@ -115,7 +115,7 @@ def test_faulty_folders(tmp_path, folder_root):
 def test_an_empty_class_folder(tmp_path, folder_root):
     (folder_root / "cls_04").mkdir()
     queries = make_class_folders(tmp_path / "test", ["cls_04", "cls_00"], 1)
-    with pytest.raises(DtrapError, match=r"'cls_04' has 0; needed: 1 .*small_classes: skip"):
+    with pytest.raises(DtrapError, match=r"'cls_04' has 0; needed: 1 .*--data.small_classes skip"):
         folder(folder_root, query_root=queries).setup()
     data = folder(folder_root, query_root=queries, small_classes="skip")
     assert data.class_names == ["cls_00", "cls_01", "cls_02", "cls_03"]
@@ -146,7 +146,7 @@ def test_pictures_of_a_kind_that_pillow_cannot_read_are_not_passed_over(folder_r
 
 def test_unreadable_images(folder_root):
     truncate(folder_root / "cls_01" / "cls_01_2.png")
-    with pytest.raises(DtrapError, match=r"cls_01_2\.png cannot be read.*bad_images: skip"):
+    with pytest.raises(DtrapError, match=r"cls_01_2\.png cannot be read.*--data.bad_images skip"):
         folder(folder_root).train_dataloader()
     data = folder(folder_root, bad_images="skip")
     assert data.support()["labels"][:22].bincount().tolist() == [7, 4, 6, 5]

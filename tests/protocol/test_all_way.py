@@ -45,7 +45,7 @@ def test_classes_with_few_or_no_images_are_told_once(dtrap, root, tmp_path, capl
     assert status == 0, err
     for text in (
         "fewer than 2 training images: 'Forest' has 1",
-        "no image to test on, so that the accuracy says nothing",
+        "no test image, so the accuracy does not cover them",
     ):
         assert caplog.text.count(text) == 1
 
@@ -110,7 +110,7 @@ def test_an_unreadable_training_image_is_told_or_replaced_by_the_next_of_its_cla
     more = ["--data.shot", 2, "--data.all_way.seeds", "[1]", "--protocol.checkpoint_every", 1]
     status, _, err = dtrap(*words(damaged, "run", *more))
     assert status == 2
-    assert "bad_images: skip" in err
+    assert "--data.bad_images skip" in err
     status, out, err = dtrap(*words(damaged, "run", *more, "--data.bad_images", "skip"))
     assert status == 0, err
     assert "1 missing or unreadable images left out" in out

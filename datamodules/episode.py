@@ -1,0 +1,146 @@
+"""One task: which images it has, and these images decoded."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import partial
+
+import numpy as np
+import torch
+
+from ..errors import DtrapError
+from .batches import Batch, Views, decode, to_batch
+from .collection import ImageCollection
+from .images import ImageError
+from .views import draw_views
+
+
+@dataclass(frozen=True)
+class Task:
+    """Classes and images of one episode.
+
+    Lists have one entry per class of the task; images are positions in the index.
+
+    Attributes:
+        classes: Index into `ImageIndex.class_names` of each class.
+        support: Support images of each class.
+        query: Query images of each class.
+        spare: Images that replace unreadable ones, in this order.
+        query_spare: The same for queries that come from a split of their own; None where `spare` serves both.
+    """
+
+    classes: list[int]
+    support: list[list[int]]
+    query: list[list[int]]
+    spare: list[list[int]]
+    query_spare: list[list[int]] | None = None
+
+
+@dataclass(eq=False)
+class Episode:
+    """A task and its images, decoded at the first use.
+
+    Args:
+        data: The images.
+        task: Which of them take part.
+        number: Number of the episode, for messages.
+        generator: Returns the generator of an image's views for its position in the index.
+        views: Fixed views of a support image.
+        query_views: Fixed views of a query image.
+        fixed_numbers: Whether an unreadable image must be replaced; otherwise it may be left out.
+    """
+
+    data: ImageCollection
+    task: Task
+    number: int
+    generator: Callable[[int], np.random.Generator]
+    views: int
+    query_views: int
+    fixed_numbers: bool
+
+    def __post_init__(self) -> None:
+        task = self.task
+        self._spare = [iter(spare) for spare in task.spare]
+        self._query_spare = self._spare if task.query_spare is None else [iter(spare) for spare in task.query_spare]
+        self._support: Batch | None = None
+        self._query: Batch | None = None
+        self._moved: dict[tuple[torch.device, torch.dtype], Batch] = {}
+
+    def support(self) -> Batch:
+        """Return the support batch of V*M rows on the CPU: view slowest, then class, then shot."""
+        if self._support is None:
+            self._support = self._decode(self.task.support, self.views, 1, self._spare)
+        return self._support
+
+    def query_in_views(self) -> Batch:
+        """Return the query batch in `query_views` fixed views each, view slowest; the first view is plain."""
+        if self._query is None:
+            if self.data.bad_images == "skip":
+                self.support()  # support images take their spares first
+            self._query = self._decode(self.task.query, self.query_views, 0, self._query_spare)
+        return self._query
+
+    def moved(self, batch: Batch, device: torch.device, move: Callable[[], Batch]) -> Batch:
+        """Return a batch on a device; the support batch is moved once per device and type.
+
+        Args:
+            batch: Any batch.
+            device: Where it goes.
+            move: Moves it.
+        """
+        # Recognized by its ids, because a precision plugin may have rebuilt the dictionary around them.
+        if self._support is None or batch.get("sample_id") is not self._support["sample_id"]:
+            return move()
+        key = (device, batch["images"].dtype)
+        if key not in self._moved:
+            self._moved[key] = move()
+        return self._moved[key]
+
+    def _draw_views(self, views: int, position: int) -> Views:
+        return draw_views(self.data.load_image(position), self.data.preprocessing, views, self.generator(position))
+
+    def _decode(self, images: list[list[int]], count: int, needed: int, spare: list[Iterator[int]]) -> Batch:
+        """Decode `count` views of the images of each class; spares replace unreadable ones."""
+        chosen = images
+        views: dict[int, Views] = {}
+        faults: dict[int, ImageError] = {}
+        while waiting := [p for positions in chosen for p in positions if p not in views]:
+            for position, result in decode(waiting, partial(self._draw_views, count), self.data.num_workers).items():
+                if isinstance(result, ImageError):
+                    faults[position] = result
+                else:
+                    views[position] = result
+            chosen = [self._replace(label, p, faults, spare) for label, p in enumerate(chosen)]
+        for label, positions in enumerate(chosen):
+            if len(positions) < needed:
+                raise self._too_few_readable(label)
+        if not any(chosen):
+            raise DtrapError(f"{self.data.title}: none of the query images can be read. Replace them.")
+        # A test in inference mode may be the first to ask for the support; training cannot use inference tensors.
+        with torch.inference_mode(False):
+            return to_batch(chosen, views, self.data.preprocessing)
+
+    def _replace(
+        self, label: int, positions: list[int], faults: dict[int, ImageError], spares: list[Iterator[int]]
+    ) -> list[int]:
+        """Return the positions of a class with unreadable ones replaced, or left out where numbers may differ."""
+        kept: list[int] = []
+        for position in positions:
+            if position not in faults:
+                kept.append(position)
+                continue
+            self.data.unreadable(position, str(faults[position]), f"episode {self.number} of {self.data.title}")
+            spare = next(spares[label], None)
+            if spare is not None:
+                kept.append(spare)
+            elif self.fixed_numbers:
+                raise self._too_few_readable(label)
+        return kept
+
+    def _too_few_readable(self, label: int) -> DtrapError:
+        name = self.data.index.class_names[self.task.classes[label]]
+        return DtrapError(
+            f"{self.data.title}: too few readable images of class '{name}' for episode {self.number}, for example "
+            f"{self.data.skipped_images[-1][0]} is unreadable. Replace it or add images."
+        )

@@ -1,0 +1,217 @@
+"""Drawing tasks from a collection of images."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Sequence
+from functools import cached_property
+
+import numpy as np
+
+from ..errors import DtrapError, check_at_least
+from .batches import Batch, Batches, MiniBatches, split_batch
+from .collection import ImageCollection
+from .episode import Episode, Task
+from .subset import Subset
+
+QUERY_BATCH = 128
+
+# What the numbers of an episode are drawn for (second part of the seed's spawn key).
+CLASSES, IMAGES, VIEWS, OTHER, BATCHES = range(5)
+
+
+class TaskSampler(ABC):
+    """Draws the tasks of a run and arranges their images in batches.
+
+    Args:
+        data: The images.
+        shot: Support images per class K.
+
+    Attributes:
+        unit: What a task is counted as, such as "episode".
+        description: Way and shot, as in "5-way 5-shot" or "all-way 16-shot".
+        has_query: Whether there are images to measure an accuracy on.
+        tasks: Number of tasks; None for any number.
+        streams: Whether images are decoded while they are used, because a task has too many to hold.
+        fixed_views: Whether a row of the support batch is the same picture at every step of a task, so that features
+            of a frozen tower can be cached.
+        validates: Whether there is a validation loader.
+        seeds: Seed of each task, where tasks differ in their seed alone.
+        rank: Number of this process among those that share the work.
+        world_size: Number of these processes. Process r gets rows r, r + world_size, ... of each streamed training
+            batch and of each test and validation batch. The support batch of an episode is whole in every process.
+    """
+
+    unit: str
+    description: str
+    has_query: bool
+    tasks: int | None = None
+    streams = False
+    fixed_views = True
+    validates = False
+    seeds: Sequence[int] = ()
+
+    def __init__(self, data: ImageCollection, shot: int) -> None:
+        self.data, self.shot = data, shot
+        self.rank, self.world_size = 0, 1
+
+    @abstractmethod
+    def seed_of(self, number: int) -> int:
+        """Return the seed of a task.
+
+        Raises:
+            DtrapError: There are fewer tasks.
+        """
+
+    @abstractmethod
+    def draw(self, number: int) -> Task:
+        """Draw classes and images of a task.
+
+        Raises:
+            DtrapError: There are too few classes or images.
+        """
+
+    def subset_of(self, seed: int) -> Subset:
+        """Return the images of a seed.
+
+        Raises:
+            DtrapError: Tasks are not drawn by seed.
+        """
+        raise DtrapError(f"{self.data.title}: episodes have no subsets; use data.all_way.")
+
+    @property
+    def fingerprint(self) -> str:
+        """Text that changes with the images that a file prescribes; empty where all are drawn."""
+        return ""
+
+    @property
+    def share(self) -> slice:
+        """Rows of a batch that this process gets."""
+        return slice(self.rank, None, self.world_size)
+
+    def generator(self, number: int, *purpose: int) -> np.random.Generator:
+        """Return the generator of a task for a purpose."""
+        return np.random.default_rng(np.random.SeedSequence(self.seed_of(number), spawn_key=(number, *purpose)))
+
+    def other_seed(self, number: int, purpose: str) -> int:
+        """Return a seed below 2**31 for something else that is random in a task, such as a tuner's start."""
+        # A task that has a seed of its own gets the same numbers wherever it is in the list of seeds.
+        key = 0 if self.seeds else number
+        sequence = np.random.SeedSequence(self.seed_of(number), spawn_key=(key, OTHER, *purpose.encode()))
+        return int(sequence.generate_state(1)[0] >> 1)
+
+    @abstractmethod
+    def train_batches(self, episode: Episode, steps: int) -> Iterable[Batch]:
+        """Return the loader of one training epoch.
+
+        Args:
+            episode: The current task.
+            steps: Steps of an epoch with the full batch.
+        """
+
+    @abstractmethod
+    def support_batches(self, episode: Episode) -> Iterable[Batch]:
+        """Return all support rows once, which a tuner may look at before its first step."""
+
+    @abstractmethod
+    def test_batches(self, episode: Episode) -> Iterable[Batch]:
+        """Return every query image once."""
+
+    def validation_batches(self, episode: Episode) -> Iterable[Batch]:
+        """Return every validation image once."""
+        return []
+
+
+class EpisodeSampler(TaskSampler):
+    """N-way K-shot episodes.
+
+    All random numbers of episode e come from numpy's SeedSequence(seed, spawn_key=(e, purpose)), so that an episode is
+    the same in any order and on any machine.
+
+    Args:
+        data: The images.
+        way: Classes per episode W.
+        shot: Support images per class K.
+        query: Query images per class; 0 for none.
+        seed: Seed of all episodes.
+        batch_size: Support rows of a training step; None for all of them.
+    """
+
+    unit = "episode"
+
+    def __init__(
+        self, data: ImageCollection, way: int, shot: int, query: int, seed: int, batch_size: int | None
+    ) -> None:
+        super().__init__(data, shot)
+        for name, value, least in (("way", way, 2), ("shot", shot, 1), ("query", query, 0), ("seed", seed, 0)):
+            check_at_least(name, value, least)
+        if batch_size is not None:
+            check_at_least("batch_size", batch_size, 1)
+        self.way, self.query, self.seed, self.batch_size = way, query, seed, batch_size
+        self.description, self.has_query = f"{way}-way {shot}-shot", query > 0
+
+    def seed_of(self, number: int) -> int:
+        """Return the seed, which all episodes share."""
+        return self.seed
+
+    @cached_property
+    def usable_classes(self) -> list[int]:
+        """Classes with enough images to be drawn.
+
+        Raises:
+            DtrapError: A class has too few (unless `small_classes` is "skip"), or fewer than `way` are left.
+        """
+        data, needed = self.data, self.shot + self.query
+        if data.index.splits is None:
+            counts = [len(found) for found in data.positions]
+        else:  # a surplus of one split cannot make up for a lack of the other
+            parts = ((data.positions_in("train"), self.shot), (data.positions_in("test"), self.query))
+            least = zip(*([min(len(found), most) for found in positions] for positions, most in parts), strict=True)
+            counts = [sum(numbers) for numbers in least]
+        usable = data.large_classes(counts, needed, f"shot {self.shot} + query {self.query}")
+        if len(usable) < self.way:
+            raise DtrapError(
+                f"{data.title}: way is {self.way}, but only {len(usable)} classes under {data.root} have "
+                f"{needed} images or more. Set data.way to at most {len(usable)} or lower shot and query."
+            )
+        return usable
+
+    def draw(self, number: int) -> Task:
+        """Draw classes and images of an episode without replacement.
+
+        Where the data set has a published split, support images are drawn from "train" and queries from "test".
+        """
+        classes = self.generator(number, CLASSES).choice(self.usable_classes, size=self.way, replace=False).tolist()
+        rng = self.generator(number, IMAGES)
+
+        def shuffled(positions: list[np.ndarray]) -> list[list[int]]:
+            return [rng.permutation(positions[label]).tolist() for label in classes]
+
+        if self.data.index.splits is None:
+            support = shuffled(self.data.positions)
+            query = [order[self.shot :] for order in support]
+            spare, query_spare = [order[self.query :] for order in query], None
+        else:
+            support, query = (shuffled(self.data.positions_in(split)) for split in ("train", "test"))
+            spare, query_spare = [order[self.shot :] for order in support], [order[self.query :] for order in query]
+        first = [order[: self.shot] for order in support]
+        return Task(classes, first, [order[: self.query] for order in query], spare, query_spare)
+
+    def train_batches(self, episode: Episode, steps: int) -> Batches | MiniBatches:
+        """Return the full support batch, the same object at each step, or all its rows once in mini-batches."""
+        if self.batch_size is None:
+            return Batches([episode.support()] * steps)
+
+        def order(epoch: int, rows: int) -> np.ndarray:
+            return self.generator(episode.number, BATCHES, epoch).permutation(rows)
+
+        return MiniBatches(episode.support(), self.batch_size, order)
+
+    def support_batches(self, episode: Episode) -> list[Batch]:
+        """Return the support batch."""
+        return [episode.support()]
+
+    def test_batches(self, episode: Episode) -> Batches:
+        """Return every query image once, in all its views."""
+        query = episode.query_in_views()
+        return split_batch(query, QUERY_BATCH, episode.query_views, self.share)
