@@ -1,6 +1,17 @@
 """Callbacks for the Trainer, one file each."""
 
-from .keep_best import KeepBest
-from .stage_switch import StageSwitch
+from typing import TYPE_CHECKING
 
-__all__ = ["KeepBest", "StageSwitch"]
+from ..lazy import lazy
+
+if TYPE_CHECKING:
+    from .keep_best import KeepBest as KeepBest
+    from .stage_switch import StageSwitch as StageSwitch
+else:
+    __all__, __getattr__, __dir__ = lazy(
+        __name__,
+        {
+            "keep_best": ["KeepBest"],
+            "stage_switch": ["StageSwitch"],
+        },
+    )

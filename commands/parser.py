@@ -11,11 +11,13 @@ from jsonargparse import ArgumentError
 from lightning.pytorch import Trainer
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 
+from .. import callbacks, datamodules
 from ..callbacks import StageSwitch
 from ..configs import SHIPPED, find_config
 from ..datamodules.few_shot import FewShotDataModule
 from ..errors import DtrapError
-from ..lightning_modules import FewShotClassifier, Objective
+from ..lazy import load_all
+from ..lightning_modules import FewShotClassifier, Objective, backbones, tuners
 from ..lightning_modules.text_head import read_descriptions
 from ..lightning_modules.tuners import Tuner
 from ..protocol.configuration import MethodConfig, build_part
@@ -33,6 +35,7 @@ class DtrapCLI(LightningCLI):
 
     def __init__(self, arguments: list[str], command: str) -> None:
         self.command = command
+        load_all(callbacks, datamodules, backbones, tuners)  # jsonargparse knows only classes that are imported
         super().__init__(
             FewShotClassifier,
             FewShotDataModule,

@@ -1,6 +1,23 @@
 """The LightningModule and what it is made of: losses, objective, backbones, tuners."""
 
-from .few_shot_classifier import FewShotClassifier
-from .objective import Objective
+from typing import TYPE_CHECKING
 
-__all__ = ["FewShotClassifier", "Objective"]
+from ..lazy import lazy
+
+if TYPE_CHECKING:
+    from . import backbones as backbones
+    from . import losses as losses
+    from . import tuners as tuners
+    from .few_shot_classifier import FewShotClassifier as FewShotClassifier
+    from .objective import Objective as Objective
+else:
+    __all__, __getattr__, __dir__ = lazy(
+        __name__,
+        {
+            "few_shot_classifier": ["FewShotClassifier"],
+            "objective": ["Objective"],
+            "backbones": [],
+            "losses": [],
+            "tuners": [],
+        },
+    )

@@ -16,8 +16,7 @@ from ..errors import DtrapError
 from .backbones.base import Backbone
 from .objective import Objective, PlainRows
 from .tuned_model import Rows, TunedModel
-from .tuners import TaskData, Tuner
-from .tuners.base import Batch
+from .tuners.base import Batch, TaskData, Tuner
 
 
 class FewShotClassifier(TunedModel):

@@ -19,8 +19,7 @@ from .chunking import encode_in_chunks
 from .image_cache import FrozenImageFeatures
 from .objective import Objective
 from .text_head import ClassPrompts, FrozenTextFeatures, class_prompts, read_descriptions
-from .tuners import LoRA, Tuner
-from .tuners.base import Batch
+from .tuners.base import Batch, Tuner
 
 
 class Rows(NamedTuple):
@@ -80,7 +79,11 @@ class TunedModel(LightningModule):
             if chunk is not None and chunk < 1:
                 raise DtrapError(f"{name} is {chunk}; expected at least 1, or null for no division.")
         self.backbone = backbone.requires_grad_(False)
-        self.tuner = tuner if tuner is not None else LoRA()
+        if tuner is None:
+            from .tuners.lora import LoRA  # here, so that other tuners do without peft
+
+            tuner = LoRA()
+        self.tuner = tuner
         self.objective = objective if objective is not None else Objective()
         self.template = template
         self.descriptions = read_descriptions(descriptions) if isinstance(descriptions, str) else descriptions

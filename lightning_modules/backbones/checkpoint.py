@@ -8,8 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from open_clip.convert import convert_state_dict
-from open_clip.model import convert_to_custom_text_state_dict
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
@@ -76,6 +74,9 @@ def load_weights(model: nn.Module, weights: dict[str, Tensor], *, path: Path, na
     Raises:
         DtrapError: Parameters are missing, unknown or of another shape; the message names some.
     """
+    from open_clip.convert import convert_state_dict
+    from open_clip.model import convert_to_custom_text_state_dict
+
     weights = convert_state_dict(model, weights)
     if "positional_embedding" in weights and not hasattr(model, "positional_embedding"):
         weights = convert_to_custom_text_state_dict(weights)

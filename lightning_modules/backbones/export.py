@@ -8,12 +8,9 @@ from pathlib import Path
 from typing import Any
 
 import open_clip
-import timm
 import torch
-import transformers
 from open_clip.constants import HF_CONFIG_NAME, HF_SAFE_WEIGHTS_NAME
 from open_clip.tokenizer import HFTokenizer
-from peft.tuners.lora import LoraLayer
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
@@ -34,6 +31,8 @@ _BILINEAR = 2
 
 def merged_state(model: nn.Module) -> dict[str, Tensor]:
     """State of a model with peft's LoRA layers merged into the weights, W + scale * B A; the model stays as it is."""
+    from peft.tuners.lora import LoraLayer
+
     state = dict(model.state_dict())
     for name, layer in model.named_modules():
         if not isinstance(layer, LoraLayer):
@@ -71,6 +70,8 @@ def plain_state(backbone: Backbone) -> dict[str, Tensor]:
 
 def _fused_layers(trunk: Any) -> set[str]:
     """Names of the attention layers with one weight for queries, keys and values in a new trunk of the same kind."""
+    import timm
+
     with torch.device("meta"):
         fresh = timm.create_model(trunk.pretrained_cfg["architecture"], pretrained=False)
     return {name.removesuffix(".qkv") for name, _ in fresh.named_modules() if name.endswith(".qkv")}
@@ -161,6 +162,8 @@ def _save_open_clip(backbone: OpenCLIP, folder: Path, name: str) -> None:
 
 
 def _save_transformers(backbone: Transformers, folder: Path) -> None:
+    import transformers
+
     backbone.tokenize([""])
     backbone._tokenizer.save_pretrained(folder)
     kind = {"clip": transformers.CLIPImageProcessor, "siglip": transformers.SiglipImageProcessor}

@@ -6,14 +6,19 @@ import hashlib
 import json
 import re
 import warnings
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import transformers
-from open_clip.constants import INCEPTION_MEAN, INCEPTION_STD, OPENAI_DATASET_MEAN, OPENAI_DATASET_STD
-from open_clip.tokenizer import canonicalize_text
 from torch import Tensor, nn
+from transformers.utils.constants import (
+    IMAGENET_STANDARD_MEAN,
+    IMAGENET_STANDARD_STD,
+    OPENAI_CLIP_MEAN,
+    OPENAI_CLIP_STD,
+)
 
 from ...errors import DtrapError
 from .base import Backbone, Tower
@@ -37,13 +42,13 @@ class Family:
 
     config: str
     model: str
-    image_mean: Triple
-    image_std: Triple
+    image_mean: Sequence[float]
+    image_std: Sequence[float]
 
 
 FAMILIES = {
-    "clip": Family("CLIPConfig", "CLIPModel", OPENAI_DATASET_MEAN, OPENAI_DATASET_STD),
-    "siglip": Family("SiglipConfig", "SiglipModel", INCEPTION_MEAN, INCEPTION_STD),
+    "clip": Family("CLIPConfig", "CLIPModel", OPENAI_CLIP_MEAN, OPENAI_CLIP_STD),
+    "siglip": Family("SiglipConfig", "SiglipModel", IMAGENET_STANDARD_MEAN, IMAGENET_STANDARD_STD),
 }
 
 
@@ -119,7 +124,7 @@ class Transformers(Backbone):
         """See `Backbone.tokenize`; text is cleaned and padded as the model was trained."""
         if self._tokenizer is None:
             self._tokenizer = _read_tokenizer(self._files)
-        texts = [canonicalize_text(prompt) if self._canonical else prompt for prompt in prompts]
+        texts = _canonical(prompts) if self._canonical else prompts
         for prompt, ids in zip(prompts, self._tokenizer(texts, verbose=False).input_ids, strict=True):
             if len(ids) > self.context_length:
                 raise DtrapError(
@@ -380,6 +385,13 @@ def _read_tokenizer(files: ModelFiles) -> Any:
         tokenizer.add_bos_token = bool(settings.get("add_bos_token"))
         tokenizer.add_eos_token = True
     return tokenizer
+
+
+def _canonical(prompts: list[str]) -> list[str]:
+    """Prompts in lower case without punctuation, as SigLIP was trained with."""
+    from open_clip.tokenizer import canonicalize_text
+
+    return [canonicalize_text(prompt) for prompt in prompts]
 
 
 def _tokenizer_folder(files: ModelFiles) -> Path:

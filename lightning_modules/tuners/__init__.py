@@ -1,31 +1,39 @@
 """Ways of adapting a frozen backbone, one file each."""
 
-from .base import TaskData, Tuner
-from .clip_adapter import CLIPAdapter
-from .coop import CoOp
-from .full import FullFineTuning
-from .fwt import FWT
-from .ldc import LDC
-from .linear_head import LinearHead
-from .lora import LoRA
-from .lpp import LPPlusPlus
-from .maple import MaPLe
-from .stepspt import StepSPT
-from .tip_adapter import TipAdapter, TipAdapterF
+from typing import TYPE_CHECKING
 
-__all__ = [
-    "FWT",
-    "LDC",
-    "CLIPAdapter",
-    "CoOp",
-    "FullFineTuning",
-    "LPPlusPlus",
-    "LinearHead",
-    "LoRA",
-    "MaPLe",
-    "StepSPT",
-    "TaskData",
-    "TipAdapter",
-    "TipAdapterF",
-    "Tuner",
-]
+from ...lazy import lazy
+
+if TYPE_CHECKING:
+    from .base import TaskData as TaskData
+    from .base import Tuner as Tuner
+    from .clip_adapter import CLIPAdapter as CLIPAdapter
+    from .coop import CoOp as CoOp
+    from .full import FullFineTuning as FullFineTuning
+    from .fwt import FWT as FWT
+    from .ldc import LDC as LDC
+    from .linear_head import LinearHead as LinearHead
+    from .lora import LoRA as LoRA
+    from .lpp import LPPlusPlus as LPPlusPlus
+    from .maple import MaPLe as MaPLe
+    from .stepspt import StepSPT as StepSPT
+    from .tip_adapter import TipAdapter as TipAdapter
+    from .tip_adapter import TipAdapterF as TipAdapterF
+else:
+    __all__, __getattr__, __dir__ = lazy(
+        __name__,
+        {
+            "base": ["TaskData", "Tuner"],
+            "clip_adapter": ["CLIPAdapter"],
+            "coop": ["CoOp"],
+            "full": ["FullFineTuning"],
+            "fwt": ["FWT"],
+            "ldc": ["LDC"],
+            "linear_head": ["LinearHead"],
+            "lora": ["LoRA"],
+            "lpp": ["LPPlusPlus"],
+            "maple": ["MaPLe"],
+            "stepspt": ["StepSPT"],
+            "tip_adapter": ["TipAdapter", "TipAdapterF"],
+        },
+    )

@@ -17,7 +17,6 @@ from ..backbones.base import Backbone, Tower
 from ..chunking import pass_seed
 from ..text_head import ClassPrompts
 from .base import TaskData, Tuner
-from .lora import LoRA
 
 # Dropout layers draw from seeds below it, see `chunking`.
 _SEED_OFFSET = 2**62
@@ -93,7 +92,11 @@ class FWT(Tuner):
 
     def __init__(self, tuner: Tuner | None = None) -> None:
         super().__init__()
-        inner = tuner if tuner is not None else LoRA()
+        if tuner is None:
+            from .lora import LoRA  # here, so that FWT around another tuner does without peft
+
+            tuner = LoRA()
+        inner = tuner
         if "vision" not in inner.trains:
             raise DtrapError(
                 f"FWT: the tuner {inner.name} does not train the image tower; the layers are in there and need what "
