@@ -1,4 +1,4 @@
-"""FWT: feature-wise transformation layers, a wrapper around any tuner of the image tower."""
+"""FWT: feature-wise transformation layers, for any tuner of the image tower."""
 
 from __future__ import annotations
 
@@ -9,35 +9,32 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Generator, Tensor, nn
-from torch.optim import Optimizer
-from torch.optim.lr_scheduler import LRScheduler
 
 from ...errors import DtrapError
-from ..backbones.base import Backbone, Tower
+from ..backbones.base import Backbone
 from ..chunking import pass_seed
-from ..text_head import ClassPrompts
-from .base import TaskData, Tuner
+from .base import Tuner
 
-# Dropout layers draw from seeds below it, see `chunking`.
+# The dropout layers of `chunking` use seeds below it, so that no layer here repeats their draws.
 _SEED_OFFSET = 2**62
 
 
 class FeatureWiseTransformation(nn.Module):
-    """Scales and shifts features by noise, per channel, in training mode; does nothing in evaluation mode.
+    """Scale and shift features by noise per channel in training mode; the identity in evaluation mode.
 
     y = (1 + n1 softplus(gamma)) x + n2 softplus(beta) with standard normal n1, n2 [C] and softplus(x) =
-    log(1 + exp(100 x)) / 100 (Tseng et al. 2020). There is one draw for each forward pass, shared by all images and
-    positions; `encode_in_chunks` is one pass, chunks and their recomputation included.
+    log(1 + exp(100 x)) / 100 (Tseng et al. 2020). Each forward pass draws once; all images and positions share the
+    draw. `encode_in_chunks` counts as one pass, including all chunks and their recomputation.
 
     Args:
         channels: C.
-        channel_dim: Dimension of the input that they are: 1 of maps [B, C, H, W], -1 of tokens [B, T, C].
-        position: A number that no other such layer of the model has.
+        channel_dim: Dimension of the channels in the input: 1 for maps [B, C, H, W], -1 for tokens [B, T, C].
+        position: A number that is unique among the layers of the model; part of the seed.
 
     Attributes:
         gamma: [C], 0.3; fixed.
         beta: [C], 0.5; fixed.
-        next_noise: n1 [C] and n2 [C] for the next call in place of drawn ones, used up by that call.
+        next_noise: n1 [C] and n2 [C] that the next call uses instead of drawn ones; reset by that call.
     """
 
     gamma: Tensor
@@ -52,7 +49,7 @@ class FeatureWiseTransformation(nn.Module):
         self.next_noise: tuple[Tensor, Tensor] | None = None
 
     def forward(self, x: Tensor) -> Tensor:
-        """Features of the same shape."""
+        """Return features of the same shape."""
         if not self.training:
             return x
         scale_noise, shift_noise = self._noise()
@@ -74,67 +71,54 @@ class FeatureWiseTransformation(nn.Module):
         return scale_noise, shift_noise
 
 
-class FWT(Tuner):
-    """Feature-wise transformation around another tuner, which is trained through the noise.
+def _of_inner(name: str) -> Any:
+    """A method or attribute of FWT that is the inner tuner's own."""
+    return property(lambda fwt: getattr(fwt.inner, name), doc=f"`{name}` of the inner tuner.")
 
-    In a ResNet the layers are where the authors have them, behind the last norm of every residual block and that of its
-    shortcut. Nobody defines FWT for a ViT, nor without a source domain: the place behind the last norm of every image
-    block is our proposal. gamma = 0.3 and beta = 0.5 are the authors' start and stay fixed, since learning them needs a
-    second domain; they were set for batch norms and are untested elsewhere.
+
+class FWT(Tuner):
+    """Feature-wise transformation layers in the image tower while another tuner is trained.
+
+    In a ResNet the layers are where the authors put them: behind the last norm of every residual block and of its
+    shortcut. FWT has not been defined for a ViT, or without a source domain: we propose the place behind the last norm
+    of every image block. gamma = 0.3 and beta = 0.5 are the authors' initial values. They stay fixed, since learning
+    them needs a second domain. They were chosen for batch norms and are untested with other norms.
 
     Args:
-        tuner: What is trained; LoRA on the image tower where None.
+        tuner: The tuner to train; LoRA on the image tower if None.
 
     Raises:
-        DtrapError: The tuner does not train the image tower, so that there is nothing to train through the layers, or
-            makes its steps itself, past them.
+        DtrapError: The tuner does not train the image tower, so that the layers would have no effect on it, or it makes
+            its own steps, which bypass the layers.
     """
 
     def __init__(self, tuner: Tuner | None = None) -> None:
         super().__init__()
         if tuner is None:
-            from .lora import LoRA  # here, so that FWT around another tuner does without peft
+            from .lora import LoRA  # here, so that FWT around another tuner does not need peft
 
             tuner = LoRA()
-        inner = tuner
-        if "vision" not in inner.trains:
+        if "vision" not in tuner.trains:
             raise DtrapError(
-                f"FWT: the tuner {inner.name} does not train the image tower; the layers are in there and need what "
-                'they disturb to be trained. Use a tuner that does, such as LoRA(encoder="vision").'
+                f"FWT: the tuner {tuner.name} does not train the image tower, where the layers are. Use a tuner that "
+                'does, such as LoRA(encoder="vision").'
             )
-        if inner.trains_itself:
+        if tuner.trains_itself:
             raise DtrapError(
-                f"FWT: the tuner {inner.name} makes its steps itself, past the layers. Use one that does not, such as "
+                f"FWT: the tuner {tuner.name} makes its own steps, which bypass the layers. Use another tuner, such as "
                 "LoRA."
             )
-        self.inner = inner
+        self.inner = tuner
         self.layers = nn.ModuleList()
-        self.name = f"fwt-{inner.name}"
-        self.transductive = inner.transductive
-        self.needs_task = inner.needs_task
-        self.query_views = inner.query_views
-        self.learning_rate = inner.learning_rate
-        self.own_prompts = inner.own_prompts
-        self.chooses = inner.chooses
-        self.merges_into_backbone = inner.merges_into_backbone
+        self.name = f"fwt-{tuner.name}"
         self._norms: list[nn.Module] = []
         self._disabled = False
 
-    @property
-    def trains(self) -> frozenset[Tower]:
-        """The towers that the inner tuner trains."""
-        return self.inner.trains
-
-    @property
-    def settings(self) -> dict[str, Any]:
-        """Those of the inner tuner."""
-        return self.inner.settings
-
     def attach(self, backbone: Backbone) -> None:
-        """Attach the inner tuner and make a layer for each of the backbone's last norms.
+        """Attach the inner tuner and create a layer for each of the backbone's last norms.
 
         Raises:
-            DtrapError: The inner tuner does not go with this backbone, or the tower has no such norms.
+            DtrapError: The inner tuner does not support this backbone, or the tower has no such norms.
         """
         self.inner.attach(backbone)
         norms = backbone.last_norms
@@ -150,12 +134,12 @@ class FWT(Tuner):
         self.layers.train(self.training)
 
     def image_features(self, backbone: Backbone, images: Tensor) -> Tensor:
-        """The inner tuner's features [B, F], in training mode through the layers."""
+        """The inner tuner's features [B, F], in training mode with the layers in the tower."""
         if not self.training or self._disabled:
             return self.inner.image_features(backbone, images)
         with ExitStack() as hooks:
             for norm, layer in zip(self._norms, self.layers, strict=True):
-                hooks.callback(norm.register_forward_hook(_behind(layer)).remove)
+                hooks.enter_context(norm.register_forward_hook(_behind(layer)))
             return self.inner.image_features(backbone, images)
 
     @contextmanager
@@ -168,69 +152,35 @@ class FWT(Tuner):
         finally:
             self._disabled = False
 
-    # Everything else is the inner tuner's
-
-    def reset(self, seed: int, num_classes: int) -> None:
-        """See the inner tuner."""
-        self.inner.reset(seed, num_classes)
-
-    def adapter_state(self) -> dict[str, Tensor]:
-        """That of the inner tuner: the layers act in training only."""
-        return self.inner.adapter_state()
-
     def make_room(self, state: dict[str, Tensor]) -> None:
-        """See the inner tuner; in a module's state its names begin with "inner."."""
+        """Prepare the inner tuner for a saved state; in a module's state its names start with "inner."."""
         self.inner.make_room({name.removeprefix("inner."): value for name, value in state.items()})
 
-    def load_adapter_state(self, state: dict[str, Tensor]) -> None:
-        """See the inner tuner."""
-        self.inner.load_adapter_state(state)
-
-    def trained_parameters(self) -> list[nn.Parameter]:
-        """See the inner tuner."""
-        return self.inner.trained_parameters()
-
-    def prepare_task(self, task: TaskData) -> None:
-        """See the inner tuner."""
-        self.inner.prepare_task(task)
-
-    def choose(self, image_features: Tensor, text_features: Tensor, labels: Tensor, logit_scale: float) -> None:
-        """See the inner tuner."""
-        self.inner.choose(image_features, text_features, labels, logit_scale)
-
-    def adapt_image_features(self, features: Tensor) -> Tensor:
-        """See the inner tuner."""
-        return self.inner.adapt_image_features(features)
-
-    def zero_shot_features(self, features: Tensor) -> Tensor:
-        """See the inner tuner."""
-        return self.inner.zero_shot_features(features)
-
-    def related_features(self, image_features: Tensor) -> Tensor:
-        """See the inner tuner."""
-        return self.inner.related_features(image_features)
-
-    def text_features(self, backbone: Backbone, prompts: ClassPrompts, chunk: int | None = None) -> Tensor:
-        """See the inner tuner."""
-        return self.inner.text_features(backbone, prompts, chunk)
-
-    def logits(self, image_features: Tensor, text_features: Tensor, logit_scale: float) -> Tensor:
-        """See the inner tuner."""
-        return self.inner.logits(image_features, text_features, logit_scale)
-
-    def classification_loss(
-        self, image_features: Tensor, text_features: Tensor, labels: Tensor, logit_scale: float
-    ) -> Tensor:
-        """See the inner tuner."""
-        return self.inner.classification_loss(image_features, text_features, labels, logit_scale)
-
-    def optimizer(self, parameters: list[nn.Parameter], learning_rate: float) -> Optimizer | list[Optimizer]:
-        """See the inner tuner."""
-        return self.inner.optimizer(parameters, learning_rate)
-
-    def scheduler(self, optimizer: Optimizer, total_steps: int, steps_per_epoch: int) -> LRScheduler | None:
-        """See the inner tuner."""
-        return self.inner.scheduler(optimizer, total_steps, steps_per_epoch)
+    # Everything else is the inner tuner's. Each name is listed: the methods of the base class would hide the inner ones
+    # from a `__getattr__`.
+    trains = _of_inner("trains")
+    transductive = _of_inner("transductive")
+    needs_task = _of_inner("needs_task")
+    query_views = _of_inner("query_views")
+    learning_rate = _of_inner("learning_rate")
+    own_prompts = _of_inner("own_prompts")
+    chooses = _of_inner("chooses")
+    merges_into_backbone = _of_inner("merges_into_backbone")
+    settings = _of_inner("settings")
+    reset = _of_inner("reset")
+    adapter_state = _of_inner("adapter_state")  # the layers act in training only and are not saved
+    load_adapter_state = _of_inner("load_adapter_state")
+    trained_parameters = _of_inner("trained_parameters")
+    prepare_task = _of_inner("prepare_task")
+    choose = _of_inner("choose")
+    adapt_image_features = _of_inner("adapt_image_features")
+    zero_shot_features = _of_inner("zero_shot_features")
+    related_features = _of_inner("related_features")
+    text_features = _of_inner("text_features")
+    logits = _of_inner("logits")
+    classification_loss = _of_inner("classification_loss")
+    optimizer = _of_inner("optimizer")
+    scheduler = _of_inner("scheduler")
 
 
 def _layer_behind(norm: nn.Module, position: int) -> FeatureWiseTransformation:
