@@ -14,6 +14,7 @@ from torch import Tensor
 
 from ..errors import DtrapError
 from .backbones.base import Backbone
+from .contracts import check_loss
 from .objective import Objective, PlainRows
 from .tuned_model import Rows, TunedModel
 from .tuners.base import Batch, TaskData, Tuner
@@ -260,13 +261,15 @@ class FewShotClassifier(TunedModel):
         labels, rows = batch["labels"], self._rows_of(batch)
         features, texts = self.image_features(batch["images"], rows.ids), self.text_features()
         related = self.tuner.related_features(features)
+        loss = self.tuner.classification_loss(features, texts, labels, self.objective.logit_scale)
+        check_loss(f"{type(self.tuner).__name__}.classification_loss", loss)
         return self.objective(
             related,
             texts,
             labels,
             plain=self._plain_rows(batch, related, rows.plain),
             row_ids=rows.ids,
-            classification_loss=self.tuner.classification_loss(features, texts, labels, self.objective.logit_scale),
+            classification_loss=loss,
         )
 
     def _rows_of(self, batch: Batch) -> Rows:

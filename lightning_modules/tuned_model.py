@@ -6,7 +6,7 @@ import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 from lightning.pytorch import LightningDataModule, LightningModule
@@ -16,6 +16,7 @@ from torchmetrics.classification import MulticlassConfusionMatrix
 from ..errors import DtrapError
 from .backbones.base import Backbone
 from .chunking import encode_in_chunks
+from .contracts import check_backbone, check_rows, check_state, check_tokens, check_tuner
 from .image_cache import FrozenImageFeatures
 from .objective import Objective
 from .text_head import ClassPrompts, FrozenTextFeatures, class_prompts, read_descriptions
@@ -78,17 +79,21 @@ class TunedModel(LightningModule):
         for name, chunk in (("image_chunk", image_chunk), ("text_chunk", text_chunk)):
             if chunk is not None and chunk < 1:
                 raise DtrapError(f"{name} is {chunk}; expected at least 1, or null for no division.")
+        check_backbone(backbone)
         self.backbone = backbone.requires_grad_(False)
         if tuner is None:
             from .tuners.lora import LoRA  # here, so that other tuners do without peft
 
             tuner = LoRA()
+        check_tuner(tuner)
         self.tuner = tuner
+        self._checked: set[str] = set()
         self.objective = objective if objective is not None else Objective()
         self.template = template
         self.descriptions = read_descriptions(descriptions) if isinstance(descriptions, str) else descriptions
         self.image_chunk, self.text_chunk = image_chunk, text_chunk
         self.tuner.attach(self.backbone)
+        check_state(self.tuner)
         self.refuse_foreign_adapters()
         if self.tuner.own_prompts and (template is not None or descriptions is not None):
             warnings.warn(
@@ -142,6 +147,7 @@ class TunedModel(LightningModule):
     def set_classes(self, class_names: Sequence[str], template: str | Sequence[str] = "a photo of a {}.") -> None:
         """Make the text classifier head; the module's own `template` or `descriptions` go before this template."""
         self.prompts = class_prompts(class_names, self.template or template, self.backbone, self.descriptions)
+        check_tokens(self.backbone, self.prompts.tokens, len(self.prompts.prompts))
         self.confusion = MulticlassConfusionMatrix(num_classes=max(len(class_names), 2)).to(self.device)
         self._evaluation_texts = None
 
@@ -184,7 +190,24 @@ class TunedModel(LightningModule):
         return frozen(ids, lambda missing: self._encode(images[missing]), while_room=testing)
 
     def _encode(self, images: Tensor) -> Tensor:
-        return encode_in_chunks(lambda part: self.tuner.image_features(self.backbone, part), images, self.image_chunk)
+        features = encode_in_chunks(
+            lambda part: self.tuner.image_features(self.backbone, part), images, self.image_chunk
+        )
+        return self._check_once("image", features, len(images))
+
+    def _check_once(self, kind: Literal["image", "text"], features: Tensor, rows: int) -> Tensor:
+        """Check the first features of a kind: [rows, feature_dim] from the backbone, or the tuner's [rows, F]."""
+        if kind not in self._checked:
+            self._checked.add(kind)
+            method = f"{kind}_features"
+            # FWT's methods are bound to its inner tuner, so that the function behind the method is compared.
+            by_tuner = getattr(getattr(self.tuner, method), "__func__", None) is not getattr(Tuner, method)
+            if by_tuner and (kind == "image" or "text" in self.tuner.trains):
+                source, width = f"{type(self.tuner).__name__}.{method}", None
+            else:
+                source, width = f"{type(self.backbone).__name__}.encode_{kind}", self.backbone.feature_dim
+            check_rows(source, features, rows, "images" if kind == "image" else "classes", width, finite=True)
+        return features
 
     @property
     def data_source(self) -> Any:
@@ -203,7 +226,9 @@ class TunedModel(LightningModule):
     def image_features(self, images: Tensor, ids: Tensor | None = None) -> Tensor:
         """Image features [B, A] of normalised images [B, 3, H, W], as tuned so far; see `encode_images`."""
         if not self._zero_shot:
-            return self.tuner.adapt_image_features(self.encode_images(images, ids))
+            adapted = self.tuner.adapt_image_features(self.encode_images(images, ids))
+            check_rows(f"{type(self.tuner).__name__}.adapt_image_features", adapted, len(images), "images")
+            return adapted
         if "vision" not in self.tuner.trains:
             return self.tuner.zero_shot_features(self.encode_images(images, ids))
         with self.tuner.disabled():
@@ -213,14 +238,16 @@ class TunedModel(LightningModule):
         """Class text features [W, D], as tuned so far; of a frozen text tower each prompt is encoded once only."""
         prompts = self.class_prompts
         if "text" not in self.tuner.trains:
-            return self._frozen_texts(self.backbone, prompts, self.device)
-        if self._zero_shot:
+            features = self._frozen_texts(self.backbone, prompts, self.device)
+        elif self._zero_shot:
             with self.tuner.disabled():
                 return self._frozen_texts(self.backbone, prompts, self.device)
-        if prompts.tokens.device != self.device:
-            with torch.inference_mode(False):  # a test may be the first to move them
-                self.prompts = prompts = replace(prompts, tokens=prompts.tokens.to(self.device))
-        return self.tuner.text_features(self.backbone, prompts, self.text_chunk)
+        else:
+            if prompts.tokens.device != self.device:
+                with torch.inference_mode(False):  # a test may be the first to move them
+                    self.prompts = prompts = replace(prompts, tokens=prompts.tokens.to(self.device))
+            features = self.tuner.text_features(self.backbone, prompts, self.text_chunk)
+        return self._check_once("text", features, len(prompts.class_names))
 
     @contextmanager
     def zero_shot(self) -> Iterator[None]:
@@ -237,4 +264,6 @@ class TunedModel(LightningModule):
         features, scale = self.image_features(images, ids), self.objective.logit_scale
         if self._zero_shot:
             return Tuner.logits(self.tuner, features, texts, scale)
-        return self.tuner.logits(features, texts, scale)
+        logits = self.tuner.logits(features, texts, scale)
+        check_rows(f"{type(self.tuner).__name__}.logits", logits, len(images), "images", len(texts))
+        return logits

@@ -19,6 +19,7 @@ from ...errors import DtrapError
 from .. import losses
 from ..backbones.base import Backbone, Tower
 from ..chunking import encode_in_chunks
+from ..contracts import check_rows
 from ..text_head import ClassPrompts, average_prompts
 
 Batch = dict[str, Tensor]
@@ -211,13 +212,21 @@ class Tuner(nn.Module, ABC):
 
     def logits(self, image_features: Tensor, text_features: Tensor, logit_scale: float) -> Tensor:
         """Logits [B, W]; the scaled cosine to the class texts by default."""
+        if image_features.shape[-1] != text_features.shape[-1]:
+            raise DtrapError(
+                f"{type(self).__name__}: image features have the width {image_features.shape[-1]} and class texts "
+                f"{text_features.shape[-1]}; expected one width for their cosines. Return features of the same width, "
+                "or override `logits`."
+            )
         return logit_scale * losses.cosines(image_features, text_features)
 
     def classification_loss(
         self, image_features: Tensor, text_features: Tensor, labels: Tensor, logit_scale: float
     ) -> Tensor:
         """The loss that L_ad and L_ra are added to; cross-entropy of `logits` by default, which is L_vlm."""
-        return nn.functional.cross_entropy(self.logits(image_features, text_features, logit_scale), labels)
+        logits = self.logits(image_features, text_features, logit_scale)
+        check_rows(f"{type(self).__name__}.logits", logits, len(labels), "images", len(text_features))
+        return nn.functional.cross_entropy(logits, labels)
 
     def own_step(self, module: SteppedModule, batch: Batch) -> dict[str, Tensor]:
         """One step of a tuner that `trains_itself`: the terms, "total" among them."""

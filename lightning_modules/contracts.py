@@ -1,0 +1,122 @@
+"""What backbones and tuners of other projects must offer and return; a violation is an error with the contract."""
+
+from __future__ import annotations
+
+from typing import Any, get_args
+
+import torch
+from torch import Tensor
+
+from ..errors import DtrapError
+from .backbones.base import Backbone, Tower
+
+_NUMBERS = ("image_size", "context_length", "feature_dim")
+_CHANNELS = ("image_mean", "image_std")
+
+
+def check_backbone(backbone: Any) -> None:
+    """Check a backbone's type and attributes; their meaning is documented in `Backbone`.
+
+    Raises:
+        DtrapError: It is not a `Backbone`, or an attribute is missing or of another type.
+    """
+    name = type(backbone).__name__
+    if not isinstance(backbone, Backbone):
+        raise DtrapError(f"backbone is a {name}; expected a subclass of dtrap.lightning_modules.backbones.Backbone.")
+    wrong = [key for key in Backbone.__annotations__ if not hasattr(backbone, key)]
+    wrong = wrong or [key for key in _NUMBERS if not (isinstance(getattr(backbone, key), int))]
+    wrong = wrong or [key for key in _CHANNELS if len(getattr(backbone, key)) != 3]
+    if wrong:
+        raise DtrapError(
+            f"{name}: the attribute `{wrong[0]}` is {getattr(backbone, wrong[0], 'missing')}. A Backbone sets in its "
+            "__init__: identifier (text), image_size, context_length and feature_dim (whole numbers), image_mean and "
+            "image_std (three numbers each), logit_bias (a number or None)."
+        )
+
+
+def check_tuner(tuner: Any) -> None:
+    """Check what a tuner says of itself before it is attached.
+
+    Raises:
+        DtrapError: It is not a `Tuner`, or its `name` or `trains` are not as `Tuner` documents them.
+    """
+    from .tuners.base import Tuner
+
+    class_name = type(tuner).__name__
+    if not isinstance(tuner, Tuner):
+        raise DtrapError(f"tuner is a {class_name}; expected a subclass of dtrap.lightning_modules.tuners.Tuner.")
+    if not isinstance(getattr(tuner, "name", None), str):
+        raise DtrapError(f"{class_name}: the attribute `name` is missing. Expected a short text for file names.")
+    towers = tuner.trains
+    if not isinstance(towers, (set, frozenset)) or not towers <= set(get_args(Tower)):
+        raise DtrapError(
+            f"{class_name}: `trains` is {towers!r}; expected a frozenset of the towers whose features change with "
+            f"training, out of {', '.join(map(repr, get_args(Tower)))}; empty if both stay frozen."
+        )
+
+
+def check_state(tuner: Any) -> None:
+    """Check the state of an attached tuner.
+
+    Raises:
+        DtrapError: `adapter_state` is not a dictionary of tensors by name.
+    """
+    state = tuner.adapter_state()
+    if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
+        raise DtrapError(
+            f"{type(tuner).__name__}.adapter_state returned {_shown(state)}; expected a dictionary of all tensors to "
+            "save by name, those to train as nn.Parameter."
+        )
+
+
+def check_tokens(backbone: Any, tokens: Any, prompts: int) -> None:
+    """Check what a backbone's `tokenize` returned for a number of prompts.
+
+    Raises:
+        DtrapError: It is not an int64 tensor [P, context_length].
+    """
+    expected = (prompts, backbone.context_length)
+    if not isinstance(tokens, Tensor) or tokens.shape != expected or tokens.dtype != torch.int64:
+        raise DtrapError(
+            f"{type(backbone).__name__}.tokenize returned {_shown(tokens)} for {prompts} prompts; expected an int64 "
+            f"tensor {list(expected)}: prompts, context_length."
+        )
+
+
+def check_rows(source: str, value: Any, rows: int, of: str, width: int | None = None, *, finite: bool = False) -> None:
+    """Check features or logits that a backbone or a tuner returned.
+
+    Args:
+        source: The method, such as "LoRA.image_features".
+        value: What it returned.
+        rows: The number of rows that it has to have.
+        of: What a row stands for, such as "images".
+        width: The number of columns that it has to have; None for any.
+        finite: Check the values too, which waits for the device.
+
+    Raises:
+        DtrapError: It is not a floating-point tensor of this shape, or values are not finite.
+    """
+    columns = "any width" if width is None else str(width)
+    sound = isinstance(value, Tensor) and value.is_floating_point() and value.dim() == 2 and len(value) == rows
+    if not sound or width not in (None, value.shape[1]):
+        raise DtrapError(
+            f"{source} returned {_shown(value)} for {rows} {of}; expected a floating-point tensor [{rows}, {columns}], "
+            "one row each."
+        )
+    if finite and not bool(value.detach().isfinite().all()):
+        raise DtrapError(
+            f"{source} returned values that are not finite. Check the weights, the input and the precision."
+        )
+
+
+def check_loss(source: str, value: Any) -> None:
+    """Check that a loss is a scalar tensor; raises a DtrapError otherwise."""
+    if not isinstance(value, Tensor) or value.dim() != 0 or not value.is_floating_point():
+        raise DtrapError(f"{source} returned {_shown(value)}; expected a scalar floating-point tensor, the mean loss.")
+
+
+def _shown(value: Any) -> str:
+    if isinstance(value, Tensor):
+        return f"a {str(value.dtype).removeprefix('torch.')} tensor {list(value.shape)}"
+    return f"a {type(value).__name__}"
