@@ -1,4 +1,4 @@
-"""Callbacks for the Trainer, one file each."""
+"""Callbacks for Lightning's Trainer, one file each."""
 
 from typing import TYPE_CHECKING
 

@@ -1,4 +1,4 @@
-"""The callback that keeps the tuner of the best validation."""
+"""A callback that keeps the tuner's state with the best validation accuracy."""
 
 from __future__ import annotations
 
@@ -7,50 +7,49 @@ from typing import Any, Literal
 from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor
 
-from ..errors import DtrapError
+from ..errors import DtrapError, check_one_of
 
 
 class KeepBest(Callback):
-    """Ends the training with the tuner's state of the validation with the highest "val/accuracy".
+    """Restore the tuner's state with the highest "val/accuracy" at the end of training.
 
-    Tip-Adapter-F and LP++ choose so in their authors' code, the former on its test set. Without a validation loader
-    nothing is chosen.
+    The authors' code of Tip-Adapter-F and LP++ does this; Tip-Adapter-F uses its test set. Without a validation loader
+    this callback does nothing.
 
     Args:
-        ties: Which of equal validations counts: the "first" or the "last".
+        ties: The validation to keep among equal ones: the "first" or the "last".
 
     Attributes:
-        best: Number of the chosen validation, from 0; None before the first one.
+        best: Number of the best validation, from 0; None before the first one.
         accuracies: Accuracy in percent of every validation.
 
     Raises:
-        DtrapError: `ties` is none of those, or the module has no tuner.
+        DtrapError: `ties` is unknown, or the module has no tuner.
     """
 
     def __init__(self, ties: Literal["first", "last"] = "first") -> None:
-        if ties not in ("first", "last"):
-            raise DtrapError(f"KeepBest: ties is {ties!r}; expected 'first' or 'last'.")
+        check_one_of("KeepBest: ties", ties, ("first", "last"))
         self.ties = ties
         self.best: int | None = None
         self.accuracies: list[float] = []
         self._state: dict[str, Tensor] = {}
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Begin anew with every fit."""
+        """Reset at the start of a fit; Lightning's CLI shares callbacks between Trainers."""
         _tuner(pl_module)
         if stage == "fit":
             self.best, self.accuracies, self._state = None, [], {}
 
     def state_dict(self) -> dict[str, Any]:
-        """What a run needs that is resumed from a checkpoint."""
+        """Return the state for Lightning's checkpoints."""
         return {"best": self.best, "accuracies": self.accuracies, "state": self._state}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Go on with what was validated before the checkpoint."""
+        """Restore the state from a checkpoint."""
         self.best, self.accuracies, self._state = (state_dict[name] for name in ("best", "accuracies", "state"))
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Keep a copy of the tuner's state where this is the best validation so far."""
+        """Copy the tuner's state if this is the best validation so far."""
         if trainer.sanity_checking or "val/accuracy" not in trainer.callback_metrics:
             return
         accuracy = float(trainer.callback_metrics["val/accuracy"])
@@ -61,7 +60,7 @@ class KeepBest(Callback):
         self.accuracies.append(accuracy)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Go back to the best state."""
+        """Restore the best state."""
         if self._state:
             _tuner(pl_module).load_adapter_state(self._state)
             self._state = {}
@@ -70,5 +69,5 @@ class KeepBest(Callback):
 def _tuner(module: LightningModule) -> Any:
     tuner = getattr(module, "tuner", None)
     if tuner is None:
-        raise DtrapError(f"KeepBest: {type(module).__name__} has no tuner. Expected a FewShotClassifier.")
+        raise DtrapError(f"KeepBest: {type(module).__name__} has no attribute `tuner`; expected a FewShotClassifier.")
     return tuner

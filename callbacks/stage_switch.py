@@ -1,4 +1,4 @@
-"""The callback that turns SVL and RA off after the first part of the training."""
+"""A callback that turns SVL and RA off after the first part of training."""
 
 from __future__ import annotations
 
@@ -8,21 +8,21 @@ from typing import Any, Literal
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 
-from ..errors import DtrapError
+from ..errors import DtrapError, check_one_of
 
 
 def suppressed_progress(
     step: int, total: int, *, start: Fraction, stop: Fraction, rule: Literal["exact", "authors"] = "exact"
 ) -> float | None:
-    """Progress p of optimiser step `step` through the suppressed stage, or None outside of it.
+    """Return the progress p of optimizer step `step` through the suppressed stage, or None outside of it.
 
     Args:
-        step: Optimiser steps taken before this one, from 0.
-        total: T, the optimiser steps of the whole run.
+        step: Number of optimizer steps before this one.
+        total: T, the number of optimizer steps of the run.
         start: Fraction of the run at which the stage begins: its first step is floor(start * T).
         stop: Fraction of the run at which it ends: the first step after it is floor(stop * T).
-        rule: "exact": p = (i - first) / (last - first) in exact arithmetic. "authors": their code's two roundings,
-            p = i / int(0.6 T) and the end at 3 * int(T / 5), step 0 always inside; only for the first 3/5.
+        rule: "exact": p = (i - first) / (last - first) in exact arithmetic. "authors": the two roundings of their code,
+            p = i / int(0.6 T) and the end at 3 * int(T / 5), with step 0 always in the stage; only for the first 3/5.
     """
     if rule == "authors":
         if step >= 3 * (total // 5) and step > 0:
@@ -35,21 +35,21 @@ def suppressed_progress(
 class StageSwitch(Callback):
     """Suppress visual learning (SVL, RA) in one stage of the run, by default its first 3/5.
 
-    Works on any LightningModule with an attribute `objective` that has a method `set_stage(progress)`: called before
-    each training batch with p in [0, 1) inside the stage and with None outside of it. `dtrap`'s
-    `lightning_modules.objective.Objective` is one. Steps are optimiser steps of the whole run, so gradient
-    accumulation and several batches an epoch are counted rightly. With manual optimisation, where a batch may step
-    several optimisers, batches are counted instead, and optimiser steps where `max_steps` alone ends the run.
+    Works with any LightningModule whose attribute `objective` has a method `set_stage(progress)`, such as
+    `dtrap.lightning_modules.Objective`. The method is called before each training batch with p in [0, 1) in the stage
+    and with None outside of it. Steps are optimizer steps of the whole run, which includes gradient accumulation and
+    several batches per epoch. With manual optimization a batch may step several optimizers, so batches are counted
+    instead, unless `max_steps` alone ends the run.
 
     Args:
         start: Fraction of the run at which the stage begins, a number or a text such as "1/5".
-        stop: Fraction of the run at which the stage ends. The paper's timing study has Begin (0, 3/5) and the same
-            length in the middle or at the end.
+        stop: Fraction of the run at which the stage ends. The paper's timing study has the stage at the beginning
+            (0 to 3/5), and with the same length in the middle or at the end.
         rule: "exact", or "authors" for the roundings of the authors' code (see `suppressed_progress`).
 
     Raises:
-        DtrapError: The fractions are not 0 <= start <= stop <= 1, the module has no fitting `objective`, or the length
-            of the run is unknown.
+        DtrapError: Not 0 <= start <= stop <= 1, the module has no suitable `objective`, or the length of the run is
+            unknown.
     """
 
     def __init__(
@@ -58,28 +58,28 @@ class StageSwitch(Callback):
         self.start, self.stop, self.rule = _fraction("start", start), _fraction("stop", stop), rule
         if self.start > self.stop:
             raise DtrapError(f"StageSwitch: start {start} is after stop {stop}; expected 0 <= start <= stop <= 1.")
-        if rule not in ("exact", "authors"):
-            raise DtrapError(f"StageSwitch: rule is {rule!r}; expected 'exact' or 'authors'.")
+        check_one_of("StageSwitch: rule", rule, ("exact", "authors"))
         if rule == "authors" and (self.start, self.stop) != (0, Fraction(3, 5)):
-            raise DtrapError("StageSwitch: the authors' rule has start 0 and stop 3/5; use rule 'exact' for others.")
+            raise DtrapError(
+                "StageSwitch: rule 'authors' needs start 0 and stop 3/5; use rule 'exact' for other stages."
+            )
         self._total = 0
         self._counts_batches = False
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Count the run's optimiser steps and begin outside of the stage."""
+        """Read the number of steps of the run and begin outside of the stage."""
         total = trainer.estimated_stepping_batches
         if not isfinite(total) or total < 0:  # -1 is Lightning's answer for a loader without length
             raise DtrapError(
                 "StageSwitch: the length of the run is unknown (max_epochs and max_steps are both -1, or the loader "
-                "has no length), so 'the first 3/5' means nothing. Set Trainer(max_steps=...), or max_epochs where "
-                "the loader has a length."
+                "has no length). Set Trainer(max_steps=...), or max_epochs if the loader has a length."
             )
         self._total = int(total)
         self._counts_batches = not pl_module.automatic_optimization and total != trainer.max_steps
         _set_stage(pl_module)(None)
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
-        """Tell the objective where in the stage the coming step is."""
+        """Set the objective's position in the stage for the next step."""
         step = trainer.fit_loop.epoch_loop.total_batch_idx if self._counts_batches else trainer.global_step
         progress = suppressed_progress(step, self._total, start=self.start, stop=self.stop, rule=self.rule)
         _set_stage(pl_module)(progress)
@@ -103,7 +103,7 @@ def _set_stage(pl_module: LightningModule) -> Any:
     if not callable(method):
         missing = "no attribute `objective`" if objective is None else "an `objective` without `set_stage`"
         raise DtrapError(
-            f"StageSwitch: {type(pl_module).__name__} has {missing}. Expected `self.objective` with a method "
+            f"StageSwitch: {type(pl_module).__name__} has {missing}; expected `self.objective` with "
             "`set_stage(progress: float | None)`, such as dtrap.lightning_modules.Objective()."
         )
     return method

@@ -1,7 +1,7 @@
-"""The full batch through the image tower in chunks, with the gradient of the undivided pass.
+"""Encode a full batch in chunks, with the same gradient as in one pass.
 
-The losses relate all rows of the batch, so gradient accumulation cannot split it. Chunks with activation checkpointing
-can: only one chunk's activations are alive at a time, at the price of a second forward pass.
+The losses relate all rows of the batch to each other, so gradient accumulation cannot split it. Chunks with activation
+checkpointing can: only one chunk's activations are in memory at a time, at the cost of a second forward pass.
 """
 
 from __future__ import annotations
@@ -20,13 +20,13 @@ from torch.utils.checkpoint import checkpoint
 # Number of this option in glibc's malloc.h
 _M_MMAP_THRESHOLD = -3
 
-# Rows whose mask comes from one generator: a generator per row would be many small launches on a GPU, one for the
-# whole batch draws it anew for every chunk. Support batches are multiples of 5 rows in a 5-way task.
+# Rows whose mask comes from one generator. A generator per row would mean many small launches on a GPU, and one for the
+# whole batch would draw the whole mask for every chunk. Support batches of a 5-way task are multiples of 5 rows.
 _BLOCK = 5
 
 
 class _Rows(NamedTuple):
-    """Which rows of which pass the running chunk holds."""
+    """The rows of the current chunk and the seed of its pass."""
 
     first: int
     images: int
@@ -46,9 +46,9 @@ def _chunk_rows(rows: _Rows) -> Iterator[None]:
 
 
 def pass_seed() -> int | None:
-    """Seed of the running pass through `encode_in_chunks`, below 2^62; None outside of one.
+    """Return the seed of the current pass through `encode_in_chunks`, below 2^62; None outside of one.
 
-    It is the same in all chunks of the pass and in their recomputation.
+    The seed is the same in all chunks of a pass and in their recomputation.
     """
     rows = _rows.get()
     return None if rows is None else rows.seed
@@ -56,23 +56,23 @@ def pass_seed() -> int | None:
 
 @cache
 def _give_freed_memory_back() -> None:
-    """Have glibc map every block of 1 MiB or more by itself, from now on in this process.
+    """Make glibc map every block of 1 MiB or more separately, for the rest of the process.
 
-    Its heap hardly reuses the aligned blocks that torch frees: a step of 125 images in chunks of 25 peaked at 12.1 GB
-    instead of 5.1. Nothing happens where there is no glibc.
+    Its heap rarely reuses the aligned blocks that torch frees: a step of 125 images in chunks of 25 had a peak of 12.1
+    GB instead of 5.1. Does nothing without glibc.
     """
     with suppress(AttributeError, OSError, TypeError):
         ctypes.CDLL(None).mallopt(_M_MMAP_THRESHOLD, 2**20)
 
 
 def encode_in_chunks(encode: Callable[[Tensor], Tensor], images: Tensor, chunk: int | None = None) -> Tensor:
-    """Features [N, D] of images [N, 3, H, W], at most `chunk` images at a time where given.
+    """Encode images [N, 3, H, W] to features [N, D], at most `chunk` images at a time if given.
 
-    With gradients on, each chunk is recomputed in the backward pass (`torch.utils.checkpoint`). `RowDropout` layers
-    draw the same masks with and without chunks. On a CPU this sets an option of glibc's malloc, for good.
+    With gradients enabled, the backward pass computes each chunk again (`torch.utils.checkpoint`). `RowDropout` layers
+    draw the same masks with and without chunks. On a CPU this sets an option of glibc's malloc permanently.
     """
     total = len(images)
-    # Without gradient nothing is drawn: whether kept features are encoded must not matter to what is random later.
+    # Nothing is drawn without gradient: whether features come from the cache must not change later random numbers.
     seed = int(torch.randint(2**62, ())) if torch.is_grad_enabled() else 0
 
     def encode_rows(part: Tensor, first: int) -> Tensor:
@@ -93,12 +93,12 @@ def encode_in_chunks(encode: Callable[[Tensor], Tensor], images: Tensor, chunk: 
 class RowDropout(nn.Module):
     """Dropout whose masks do not depend on how `encode_in_chunks` divides the batch.
 
-    The mask of every 5 rows of the undivided batch comes from a generator of its own, seeded by the pass, this layer's
-    position and the number of these rows. Outside of `encode_in_chunks` it is ordinary dropout.
+    Each block of 5 rows of the undivided batch has its own generator, seeded with the pass, this layer's position and
+    the block's number. Outside of `encode_in_chunks` this is ordinary dropout.
 
     Args:
-        p: Probability of an element to be zeroed.
-        position: A number that no other dropout of the model has.
+        p: Probability of zeroing an element.
+        position: A number that is unique among the dropout layers of the model; part of the seed.
     """
 
     def __init__(self, p: float, position: int) -> None:
@@ -107,7 +107,7 @@ class RowDropout(nn.Module):
         self.position = position
 
     def forward(self, x: Tensor) -> Tensor:
-        """Inputs [rows, ...] with elements zeroed and the others scaled by 1 / (1 - p) in training."""
+        """In training, zero elements of the input [rows, ...] and scale the others by 1 / (1 - p)."""
         rows = _rows.get()
         if not self.training or self.p == 0:
             return x
@@ -116,7 +116,7 @@ class RowDropout(nn.Module):
         return x * self._kept(x, rows) / (1 - self.p)
 
     def _kept(self, x: Tensor, rows: _Rows) -> Tensor:
-        """Mask shaped as `x`; where a tower makes several rows of an image (windows), they stay with it."""
+        """Mask with the shape of `x`; if a tower splits an image into several rows (windows), they stay together."""
         first = rows.first * len(x) // rows.images
         blocks = range(first // _BLOCK, -(-(first + len(x)) // _BLOCK))
         kept = torch.empty((len(blocks), _BLOCK, *x.shape[1:]), dtype=torch.bool, device=x.device)
@@ -127,5 +127,5 @@ class RowDropout(nn.Module):
         return kept.flatten(0, 1)[start : start + len(x)]
 
     def extra_repr(self) -> str:
-        """The probability, for the printed module."""
+        """Return the probability, for the printed module."""
         return f"p={self.p}"

@@ -12,7 +12,7 @@ from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from lightning.pytorch.utilities import CombinedLoader
 from torch import Tensor
 
-from ..errors import DtrapError
+from ..errors import DtrapError, check_one_of
 from .backbones.base import Backbone
 from .contracts import check_loss
 from .objective import Objective, PlainRows
@@ -21,30 +21,33 @@ from .tuners.base import Batch, TaskData, Tuner
 
 
 class FewShotClassifier(TunedModel):
-    """Tunes a frozen vision-language model to the classes of one few-shot task.
+    """Tune a frozen vision-language model to the classes of one few-shot task.
 
-    Each `Trainer.fit` is one task: the tuner starts anew, from the data module's episode. Batches are dictionaries with
-    `images` [B, 3, H, W] and `labels` [B], and for full-batch training `view` and `sample_id` [B]; rows with view 0 are
-    the plain ones that relations are taken against (all rows, where there is no `view`). Class names and template come
-    from the data module, or from `set_classes` for loaders that have none. A validation loader is optional: it gives
-    "val/accuracy", and some tuners choose hyper-parameters on it after the training.
+    Each `Trainer.fit` is one task: it resets the tuner with the seed of the data module's episode. Batches are
+    dictionaries with `images` [B, 3, H, W] and `labels` [B], and for full-batch training `view` and `sample_id` [B].
+    Rows with view 0 are the plain ones that relations are computed against; without `view` these are all rows. Class
+    names and template come from the data module, or from `set_classes` for loaders without them. A validation loader is
+    optional: it gives "val/accuracy", and some tuners choose hyperparameters on it after training.
 
     Args:
-        backbone: The pre-trained model; it stays frozen but for what the tuner trains.
-        tuner: What is trained; LoRA on the image tower where None.
-        objective: The staged losses; the paper's where None. `StageSwitch` in the Trainer's callbacks drives it.
-        template: One or several templates with `{}` for the class name, averaged; None takes the data module's.
-        descriptions: Sentences per class, averaged, in place of templates: a YAML or JSON file {class: [sentences]},
-            or such a mapping.
-        learning_rate: Rate of the tuner's own optimiser; None is the tuner's default.
-        optimizer: An optimiser in place of the tuner's own; brings its own rate.
-        lr_scheduler: A schedule in place of the tuner's own, stepped every optimiser step.
-        final_rate: Where given, the rate falls to it in a cosine over the whole run, in place of the tuner's schedule.
-        image_chunk: Images that go through the image tower at a time; None is the whole batch. Bounds the memory.
-        text_chunk: Class prompts that go through a trained text tower at a time; None is all of them.
-        plain_views: "reuse" takes the plain rows from the same forward pass; "encode" encodes the plain images a second
-            time with other dropout masks, as the authors' code does (of a frozen image tower that would be the same).
-        start_seed: Seed of the tuner's start for every task; None takes each episode's own.
+        backbone: The pre-trained model, frozen except for the parameters that the tuner trains.
+        tuner: The tuner; LoRA on the image tower if None.
+        objective: The staged losses; the paper's if None. The callback `StageSwitch` controls the stage.
+        template: One or several templates with `{}` for the class name, averaged; None uses the data module's.
+        descriptions: Sentences per class, averaged, that replace the templates: a YAML or JSON file
+            {class: [sentences]}, or such a mapping.
+        learning_rate: Rate of the tuner's own optimizer; None uses the tuner's default.
+        optimizer: An optimizer that replaces the tuner's own and sets its own rate.
+        lr_scheduler: A schedule that replaces the tuner's own, stepped after every optimizer step.
+        final_rate: If given, a cosine over the whole run that ends at this rate replaces the tuner's schedule.
+        image_chunk: Number of images per pass through the image tower; None means the whole batch. Limits the memory.
+        text_chunk: Number of class prompts per pass through a trained text tower; None means all.
+        plain_views: "reuse" takes the plain rows from the same forward pass. "encode" encodes the plain images a second
+            time with other dropout masks, as the authors' code does; no difference with a frozen image tower.
+        start_seed: Seed of the tuner's start in every task; None uses each episode's own.
+
+    Raises:
+        DtrapError: Options that exclude each other or have no valid value; also the errors of `TunedModel`.
     """
 
     def __init__(
@@ -66,19 +69,18 @@ class FewShotClassifier(TunedModel):
         super().__init__(backbone, tuner, objective, template, descriptions, image_chunk, text_chunk)
         if optimizer is not None and learning_rate is not None:
             raise DtrapError(
-                f"learning_rate is {learning_rate} and an optimizer is given too: the rate of an own optimizer is its "
-                "init_args.lr. Leave one of the two out."
+                f"learning_rate is {learning_rate}, but the given optimizer has its own rate (init_args.lr). Remove one "
+                "of the two."
             )
         if self.tuner.trains_itself and (optimizer is not None or lr_scheduler is not None):
             raise DtrapError(
-                f"the tuner {self.tuner.name} steps optimisers of its own; leave optimizer and lr_scheduler out."
+                f"the tuner {self.tuner.name} steps its own optimizers. Remove optimizer and lr_scheduler."
             )
         if final_rate is not None and lr_scheduler is not None:
-            raise DtrapError(f"final_rate is {final_rate} and an lr_scheduler is given too. Leave one of the two out.")
+            raise DtrapError(f"final_rate is {final_rate}, but an lr_scheduler is given too. Remove one of the two.")
         if learning_rate is not None and not learning_rate > 0:
             raise DtrapError(f"learning_rate is {learning_rate}; expected more than 0, or null for the tuner's own.")
-        if plain_views not in ("reuse", "encode"):
-            raise DtrapError(f"plain_views is {plain_views!r}; expected 'reuse' or 'encode'.")
+        check_one_of("plain_views", plain_views, ("reuse", "encode"))
         self.learning_rate = learning_rate
         self.own_optimizer = optimizer
         self.own_lr_scheduler = lr_scheduler
@@ -91,7 +93,7 @@ class FewShotClassifier(TunedModel):
         self._prepared = False
 
     def setup(self, stage: str) -> None:
-        """Take the classes of the data module's task; before a fit, start the tuner anew."""
+        """Read the classes of the data module's task; before a fit, reset the tuner."""
         self._evaluation_texts = None
         self.refuse_foreign_adapters()
         datamodule = self.data_source
@@ -101,8 +103,8 @@ class FewShotClassifier(TunedModel):
             self.set_classes(names, template)
         if self.prompts is None:
             raise DtrapError(
-                f"{type(datamodule).__name__ if datamodule else 'The loader'} offers no class_names: call "
-                "module.set_classes(class_names, template) before, or give the data module `class_names`."
+                f"{type(datamodule).__name__ if datamodule else 'The loader'} has no class_names. Call "
+                "module.set_classes(class_names, template) first, or give the data module `class_names`."
             )
         if stage == "fit" and self.tuner.trains_itself:
             self._check_own_steps(datamodule)
@@ -111,22 +113,20 @@ class FewShotClassifier(TunedModel):
             self.start_task(episode_seed("tuner") if episode_seed is not None else int(torch.randint(2**31, ())))
 
     def _check_own_steps(self, datamodule: Any) -> None:
-        """What a tuner cannot have that steps optimisers of its own."""
-        reason = f"the tuner {self.tuner.name} makes several optimiser steps of its own out of all support rows"
+        """Refuse mini-batches and `max_steps` for a tuner that steps its own optimizers."""
+        reason = f"the tuner {self.tuner.name} makes several optimizer steps of its own with all support rows"
         if getattr(datamodule, "batch_size", None) is not None:
             raise DtrapError(f"batch_size is {datamodule.batch_size}, but {reason}. Set data.batch_size to null.")
         if getattr(datamodule, "streams", False):
-            raise DtrapError(
-                f"the all-way protocol streams mini-batches, but {reason}. Use episodes, or another tuner."
-            )
+            raise DtrapError(f"the all-way protocol streams mini-batches, but {reason}. Use episodes or another tuner.")
         if self.trainer.max_steps != -1:
             raise DtrapError(
-                f"max_steps is {self.trainer.max_steps}, but {reason}, so that it would end in the middle. Set "
-                "trainer.max_epochs in its place."
+                f"max_steps is {self.trainer.max_steps}, but {reason}, so it could end between them. Set "
+                "trainer.max_epochs instead."
             )
 
     def start_task(self, seed: int) -> None:
-        """Start the tuner and the draws of L_ad anew from `seed`."""
+        """Reset the tuner and the draws of L_ad with `seed`."""
         self.tuner.reset(seed if self.start_seed is None else self.start_seed, len(self.class_prompts.class_names))
         self._train_what_is_trained()
         self.objective.start(seed)
@@ -136,7 +136,7 @@ class FewShotClassifier(TunedModel):
     # Training
 
     def configure_optimizers(self) -> Any:
-        """The tuner's optimiser and schedule, or the given ones; the schedule goes on every step.
+        """Return the tuner's optimizer and schedule, or the given ones; the schedule is stepped every step.
 
         Raises:
             DtrapError: The tuner's schedule needs the length of the run, which is unknown.
@@ -164,12 +164,12 @@ class FewShotClassifier(TunedModel):
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 
     def _run_length(self) -> tuple[int, int]:
-        """Optimiser steps of the run and of one epoch."""
+        """Return the number of optimizer steps of the run and of one epoch."""
         total = self.trainer.estimated_stepping_batches
         if not isfinite(total) or total < 0:  # -1 is Lightning's answer for a loader without length
             raise DtrapError(
                 f"the schedule of the tuner {self.tuner.name} needs the length of the run, which is unknown. Set "
-                "Trainer(max_steps=...), or max_epochs where the loader has a length, or give an lr_scheduler."
+                "Trainer(max_steps=...), or max_epochs if the loader has a length, or pass an lr_scheduler."
             )
         batches = self.trainer.num_training_batches
         if not isfinite(batches):
@@ -177,12 +177,12 @@ class FewShotClassifier(TunedModel):
         return int(total), max(-(-int(batches) // self.trainer.accumulate_grad_batches), 1)
 
     def _prepare_task(self) -> None:
-        """Let the tuner build what it needs of the support images, unless a checkpoint has brought it."""
+        """Let the tuner build its state from the support images, unless it was loaded from a checkpoint."""
         if not self.tuner.needs_task or self._prepared:
             return
         self._prepared = True
         self.train(False)
-        # Before the precision's context, in which images would be drawn in another type.
+        # Before the precision's context, which would change the type of the images that the data module draws.
         self.trainer.fit_loop.setup_data()
         query = self._query_batch() if self.tuner.transductive else None
         batches = self._support_batches()
@@ -191,15 +191,15 @@ class FewShotClassifier(TunedModel):
         self._train_what_is_trained()
 
     def _support_batches(self) -> Iterable[Batch]:
-        """All support rows once."""
+        """Return all support rows once."""
         batches = getattr(self.data_source, "support_batches", None)
-        if batches is not None:  # the loader would give the full batch again and again, or a stream without end
+        if batches is not None:  # the loader repeats the full batch, or streams without end
             return batches()
         length = self.trainer.num_training_batches
         if not isfinite(length):
             raise DtrapError(
-                f"the tuner {self.tuner.name} looks at all training images before its first step, but the loader has "
-                "no length. Give a loader with a length, or set Trainer(limit_train_batches=...) to a number."
+                f"the tuner {self.tuner.name} reads all training images before its first step, but the loader has no "
+                "length. Use a loader with a length, or set Trainer(limit_train_batches=...) to a number."
             )
         loader: Any = self.trainer.train_dataloader
         return islice(iter(loader), int(length))
@@ -223,33 +223,33 @@ class FewShotClassifier(TunedModel):
         datamodule = self.data_source
         if not getattr(datamodule, "has_query", False):
             raise DtrapError(
-                f"the tuner {self.tuner.name} is transductive: it adapts to the unlabelled queries, and there are "
-                "none. Use a data module with queries (data.query, or query_root of a folder), or another tuner."
+                f"the tuner {self.tuner.name} is transductive: it adapts to unlabeled queries, but there are none. Use "
+                "a data module with queries (--data.query, or --data.query_root of a folder), or another tuner."
             )
         return datamodule.query_in_views()
 
     def _on_device(self, batches: Any) -> Iterator[Batch]:
-        """Batches as the Trainer would give them to a step."""
+        """Convert and move batches as the Trainer does before a step."""
         for batch in batches:
             converted = self.trainer.precision_plugin.convert_input(batch)
             yield self.trainer.strategy.batch_to_device(converted, self.device)
 
     def on_fit_start(self) -> None:
-        """Put the tuner, not the backbone, in training mode."""
+        """Set the tuner, but not the backbone, to training mode."""
         self.train()
 
     def on_train_start(self) -> None:
-        """End before the first step where nothing is left to train."""
+        """Stop before the first step if the tuner has nothing to train."""
         if self.tuner.trained_parameters():
             return
         self.trainer.should_stop = True
         if self.objective.suppresses:
             self.objective.warn_once(
-                "untrained", f"{self.tuner.name} has nothing to train, so that L_ad and L_ra have no effect."
+                "untrained", f"{self.tuner.name} has nothing to train, so L_ad and L_ra have no effect."
             )
 
     def training_step(self, batch: Batch, batch_idx: int) -> dict[str, Tensor] | None:
-        """One step of the objective; the terms are logged by the paper's names. None where nothing is trained."""
+        """Compute the objective and log its terms by the paper's names; None if nothing is trained."""
         if not self.tuner.trained_parameters():
             return None
         terms = self.tuner.own_step(self, batch) if self.tuner.trains_itself else self._terms(batch)
@@ -273,10 +273,8 @@ class FewShotClassifier(TunedModel):
         )
 
     def _rows_of(self, batch: Batch) -> Rows:
-        """The batch's rows; those of the step before where its columns are the very same tensors.
-
-        The full batch comes again in every step, and to look at its values would wait for the device.
-        """
+        """Return the batch's rows; those of the previous step if its columns are the same tensors."""
+        # The full batch is the same in every step, and reading its values would wait for the device.
         known = self._rows
         if known is None or known.sample_id is not batch.get("sample_id") or known.view is not batch.get("view"):
             self._rows = known = Rows.of(batch)
@@ -292,7 +290,7 @@ class FewShotClassifier(TunedModel):
         return PlainRows(related[plain], batch["labels"][plain])
 
     def on_train_end(self) -> None:
-        """Let the tuner choose hyper-parameters where there is a validation split."""
+        """Let the tuner choose hyperparameters if there is a validation split."""
         if not self.tuner.chooses or not self.trainer.val_dataloaders:
             return
         self.train(False)
@@ -308,15 +306,15 @@ class FewShotClassifier(TunedModel):
     # Lightning's checkpoints
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Leave the frozen backbone out of Lightning's checkpoints."""
+        """Drop the frozen backbone from Lightning's checkpoints."""
         kept, state = self._adapter_names(), checkpoint["state_dict"]
         checkpoint["state_dict"] = {name: value for name, value in state.items() if name in kept}
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Complete a checkpoint with the frozen backbone.
+        """Add the frozen backbone to a checkpoint.
 
         Raises:
-            DtrapError: It does not hold exactly what this tuner saves.
+            DtrapError: The checkpoint does not contain exactly what this tuner saves.
         """
         saved = checkpoint["state_dict"]
         self.tuner.make_room({name.removeprefix("tuner."): value for name, value in saved.items()})
@@ -330,23 +328,28 @@ class FewShotClassifier(TunedModel):
         self._prepared = not self.tuner.transductive
 
     def _adapter_names(self) -> set[str]:
-        """Names in the state dict of what the tuner saves."""
+        """Return the state-dict names of the tensors that the tuner saves."""
         saved = {id(value) for value in self.tuner.adapter_state().values()}
         return {name for name, value in self.state_dict(keep_vars=True).items() if id(value) in saved}
 
     # Evaluation
 
     def _scores(self, batch: Batch) -> tuple[Tensor, Tensor]:
-        """Scores [b, W] and labels [b]: of the rows, or of the images where the tuner adds up several views of each."""
+        """Return scores [b, W] and labels [b] of the rows, or of the images if the tuner adds up views of each."""
         rows = Rows.of(batch)
         logits, labels = self(batch["images"], rows.ids), batch["labels"]
         views = int(rows.view.max()) + 1 if self.query_views > 1 and rows.view is not None else 1
         if views == 1:
             return logits, labels
-        if rows.sample_id is None or len(labels) % views or not _same_images(rows.sample_id, views):
+        images = rows.sample_id
+        if (
+            images is None
+            or len(labels) % views
+            or not torch.equal(images, images[: len(images) // views].repeat(views))
+        ):
             raise DtrapError(
                 f"the tuner {self.tuner.name} adds up the views of a query, but a batch of {len(labels)} rows is not "
-                f"{views} views of the same images, view slowest. Give every image in all its views, or without `view`."
+                f"{views} views of the same images, view slowest. Use all views of every image, or no `view`."
             )
         per_view = logits.unflatten(0, (views, -1))
         scores = per_view[0] if self._zero_shot else per_view.softmax(dim=-1).sum(dim=0)
@@ -363,11 +366,11 @@ class FewShotClassifier(TunedModel):
         return 100.0 * counts.diag().sum() / counts.sum().clamp(min=1)
 
     def on_validation_epoch_start(self) -> None:
-        """Encode the class texts once for the whole validation."""
+        """Encode the class texts once for the whole loop."""
         self._encode_texts_once()
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
-        """Count predictions into `confusion`."""
+        """Count predictions in `confusion`."""
         scores, labels = self._scores(batch)
         self.confusion.update(scores.argmax(dim=-1), labels)
 
@@ -381,7 +384,7 @@ class FewShotClassifier(TunedModel):
         self.test_predictions = []
 
     def test_step(self, batch: Batch, batch_idx: int) -> None:
-        """Count predictions into `confusion` [W, W] (rows true, columns predicted); keep them in `test_predictions`."""
+        """Count predictions in `confusion` [W, W] (rows true, columns predicted) and append to `test_predictions`."""
         scores, labels = self._scores(batch)
         predicted = scores.argmax(dim=-1)
         self.test_predictions.append(predicted.cpu())
@@ -391,19 +394,12 @@ class FewShotClassifier(TunedModel):
         """Log the accuracy in percent."""
         self.log("test/accuracy", self._accuracy())
 
-    def on_predict_epoch_start(self) -> None:
-        """Encode the class texts once for all predictions."""
-        self._encode_texts_once()
+    on_predict_epoch_start = on_validation_epoch_start
 
     def on_predict_epoch_end(self) -> None:
-        """Forget the class texts."""
+        """Drop the class texts."""
         self._evaluation_texts = None
 
     def predict_step(self, batch: Batch, batch_idx: int) -> Tensor:
-        """Probabilities [B, W] of the classes."""
+        """Return the class probabilities [B, W]."""
         return self(batch["images"]).softmax(dim=-1)
-
-
-def _same_images(sample_id: Tensor, views: int) -> bool:
-    blocks = sample_id.unflatten(0, (views, -1))
-    return bool((blocks == blocks[0]).all())

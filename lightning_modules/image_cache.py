@@ -1,4 +1,4 @@
-"""Features of a frozen image tower, each image encoded once."""
+"""A cache of the features of a frozen image tower, so that each image is encoded once."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from torch import Tensor
 
 
 class FrozenImageFeatures:
-    """Keeps the features of the rows that it was asked for.
+    """Cache the features of rows that were asked for.
 
-    A row is known by its ids, which tell the image and its view, within one source.
+    A row is identified by its ids (the image and its view) within one source.
 
     Args:
-        most_bytes: Rows to be kept only while there is room are kept up to this size in all.
+        most_bytes: Total size up to which rows of a `while_room` call are cached.
     """
 
     def __init__(self, most_bytes: int = 2**30) -> None:
@@ -25,25 +25,25 @@ class FrozenImageFeatures:
         self._last: tuple[Tensor, Tensor] | None = None
 
     def of(self, source: Hashable) -> FrozenImageFeatures:
-        """Itself; forgets everything where the ids now mean something else, such as another episode's images."""
+        """Return this cache, emptied if `source` changed and the ids now mean other images, as in another episode."""
         if source != self._source:
             self._source, self._rows, self._bytes, self._last = source, {}, 0, None
         return self
 
     def __call__(self, ids: Tensor, encode: Callable[[Tensor], Tensor], *, while_room: bool = False) -> Tensor:
-        """Features [B, F] of rows with `ids` [B, k], without gradient.
+        """Return the features [B, F] of the rows with `ids` [B, k], without gradient.
 
         Args:
-            ids: What tells the rows.
-            encode: Gets the numbers [m] of the rows that are not known yet, gives their features [m, F].
-            while_room: Keep these rows only while there is room.
+            ids: The identity of each row.
+            encode: Maps the numbers [m] of the rows that are not cached to their features [m, F].
+            while_room: Cache these rows only up to `most_bytes`.
         """
-        # The full batch has the very same tensor in every step: to look at its values would wait for the device.
+        # A full batch has the same tensor of ids in every step; reading its values would wait for the device.
         if self._last is not None and self._last[0] is ids:
             return self._last[1]
         keys = [tuple(row) for row in ids.tolist()]
         missing = [number for number, key in enumerate(keys) if key not in self._rows]
-        # Tests run in inference mode, whose tensors no later training step may use.
+        # Lightning tests in inference mode, and a later training step must not use tensors that were made in it.
         with torch.inference_mode(False), torch.no_grad():
             known = {} if len(missing) == len(keys) else {key: self._rows[key] for key in keys if key in self._rows}
             encoded = encode(torch.tensor(missing, device=ids.device)) if missing else None

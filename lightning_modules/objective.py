@@ -8,7 +8,7 @@ from typing import Literal, NamedTuple, get_args
 import torch
 from torch import Generator, Tensor, nn
 
-from ..errors import DtrapError, nearest
+from ..errors import DtrapError, check_one_of
 from . import losses
 
 VisualTerm = Literal["anti_visual", "visual", "negated_visual", "noise"]
@@ -16,7 +16,7 @@ RelationSource = Literal["previous", "current"]
 
 
 class PlainRows(NamedTuple):
-    """The rows that relations are taken against.
+    """The rows that relations are computed against.
 
     Attributes:
         features: s [M, D], image features of the plain views.
@@ -28,30 +28,30 @@ class PlainRows(NamedTuple):
 
 
 class Objective(nn.Module):
-    """L = L_classification + beta * L_ra + lambda * L_ad while suppressed, else L_classification.
+    """L = L_classification + beta * L_ra + lambda * L_ad in the suppressed stage, L_classification outside of it.
 
-    `StageSwitch` drives it through `set_stage` alone. Nothing here depends on how the features were made, so that it
-    serves any LightningModule that has it as its attribute `objective`.
+    `StageSwitch` controls the stage through `set_stage`. The objective depends on features only, so any LightningModule
+    can use it as its attribute `objective`.
 
     Args:
-        anti_visual_weight: lambda. None takes 0.1, or 0.001 where the caller trains the text branch only.
+        anti_visual_weight: lambda. None means 0.1, or 0.001 if only the text branch is trained.
         relation_weight: beta.
         relation_form: "cosine" (authors' code) or "softmax" (paper), see `losses.relation_alignment_loss`.
-        relation_source: Which A^v goes into A^fuse: that of the "previous" step, as in the authors' code (the first
-            step of the stage has no L_ra; the batch must have the same rows in every step), or of the "current" one.
+        relation_source: The A^v of A^fuse: that of the "previous" step, as in the authors' code (the first step of the
+            stage has no L_ra, and the batch must have the same rows in every step), or of the "current" one.
         relation_temperature: Temperature of the softmax form.
-        visual_term: What lambda weights: "anti_visual" (SVL), or for the paper's study "visual" (L_v),
+        visual_term: The term that lambda weights: "anti_visual" (SVL), or for the paper's study "visual" (L_v),
             "negated_visual" (-L_v) or "noise" (Gaussian prototypes).
         logit_scale: tau.
 
     Raises:
-        DtrapError: `relation_form`, `relation_source` or `visual_term` is none of those, or the temperature is not
-            positive.
+        DtrapError: `relation_form`, `relation_source` or `visual_term` is unknown, or the temperature is not positive.
 
     Attributes:
-        progress: p in [0, 1] within the suppressed stage, None outside of it.
-        generator: Where prototypes are drawn from; None is torch's global generator.
-        next_prototypes: Indices [W] for L_ad's next call in place of drawn ones, used up by that call.
+        text_only: Whether only the text branch is trained, which decides the default of lambda.
+        progress: p in [0, 1] in the suppressed stage, None outside of it.
+        generator: Random generator of the prototypes; None means torch's global one.
+        next_prototypes: Indices [W] that the next call of L_ad uses instead of drawn ones; reset by that call.
     """
 
     def __init__(
@@ -65,9 +65,9 @@ class Objective(nn.Module):
         logit_scale: float = 100.0,
     ) -> None:
         super().__init__()
-        _check_choice("relation_form", relation_form, get_args(losses.RelationForm))
-        _check_choice("relation_source", relation_source, get_args(RelationSource))
-        _check_choice("visual_term", visual_term, get_args(VisualTerm))
+        check_one_of("Objective: relation_form", relation_form, get_args(losses.RelationForm))
+        check_one_of("Objective: relation_source", relation_source, get_args(RelationSource))
+        check_one_of("Objective: visual_term", visual_term, get_args(VisualTerm))
         if relation_temperature <= 0:
             raise DtrapError(f"Objective: relation_temperature is {relation_temperature}; expected more than 0.")
         self.anti_visual_weight = anti_visual_weight
@@ -87,40 +87,35 @@ class Objective(nn.Module):
 
     @property
     def effective_anti_visual_weight(self) -> float:
-        """Lambda, with the default of the branch that is trained where none was given."""
+        """Lambda; if none was given, the default for the branch that is trained."""
         if self.anti_visual_weight is not None:
             return self.anti_visual_weight
         return 0.001 if self.text_only else 0.1
 
     @property
     def suppresses(self) -> bool:
-        """Whether any of the two terms has a weight."""
+        """Whether L_ad or L_ra has a weight other than 0."""
         return self.effective_anti_visual_weight != 0 or self.relation_weight != 0
 
     @property
     def method(self) -> str:
-        """Short name of what the weights amount to: "svl-ra", "svl", "ra" or "baseline"."""
-        visual = {
-            "anti_visual": "svl",
-            "visual": "visual",
-            "negated_visual": "negated-visual",
-            "noise": "noise",
-        }
-        parts = [visual[self.visual_term]] if self.effective_anti_visual_weight != 0 else []
+        """Short name of the weighted terms: "svl-ra", "svl", "ra" or "baseline"."""
+        visual = "svl" if self.visual_term == "anti_visual" else self.visual_term.replace("_", "-")
+        parts = [visual] if self.effective_anti_visual_weight != 0 else []
         parts += ["ra"] if self.relation_weight != 0 else []
         return "-".join(parts) or "baseline"
 
     def start(self, seed: int) -> None:
-        """Be as new for another run, with prototypes drawn from `seed`; warnings stay given."""
+        """Reset for a new run and reseed the prototypes; warnings that were given are not repeated."""
         self.generator = Generator().manual_seed(seed)
         self.progress, self._previous, self._staged = None, None, False
 
     def set_stage(self, progress: float | None) -> None:
-        """Enter, go through or leave the suppressed stage; called before every step.
+        """Set the position of the next step in the suppressed stage; called before every step.
 
         Args:
-            progress: p of the coming step, or None where L is the classification loss alone. Where the stage begins,
-                the relations of an earlier stage are forgotten.
+            progress: p of the next step, or None outside of the stage, where L is the classification loss alone. The
+                relations of an earlier stage are dropped when a stage begins.
         """
         if progress is None or self.progress is None:
             self._previous = None
@@ -137,22 +132,22 @@ class Objective(nn.Module):
         row_ids: Tensor | None = None,
         classification_loss: Tensor | None = None,
     ) -> dict[str, Tensor]:
-        """The terms of this step and their sum.
+        """Compute the terms of this step and their sum.
 
         Args:
             image_features: f [N, D].
             text_features: t [W, D].
             labels: y [N].
-            plain: The plain support rows; all rows of the batch where None (mini-batches).
-            row_ids: [N] or [N, k], which image and view each row is; lets "previous" relations notice a changed batch.
-                Without them only a change of the labels is noticed.
-            classification_loss: The tuner's own loss in place of L_vlm.
+            plain: The plain support rows; all rows of the batch if None (mini-batches).
+            row_ids: [N] or [N, k], the image and view of each row. With "previous" relations they detect a batch with
+                other rows; without them only other labels are detected.
+            classification_loss: A tuner's own loss that replaces L_vlm.
 
         Returns:
-            `total`, `L_vlm` (the classification loss), and inside the stage `L_ad` and `L_ra` where they are active.
+            `total`, `L_vlm` (the classification loss), and in the stage `L_ad` and `L_ra` if they are active.
 
         Raises:
-            DtrapError: Previous relations are asked of a batch whose rows changed, or no active term has a gradient.
+            DtrapError: "previous" relations with a batch whose rows changed, or no active term has a gradient.
         """
         if classification_loss is None:
             classification_loss = losses.cross_modal_loss(
@@ -173,8 +168,8 @@ class Objective(nn.Module):
         elif not self._staged and self.suppresses:
             self.warn_once(
                 "stage",
-                "L_ad and L_ra are off, since no StageSwitch drives this objective: add the callback "
-                "dtrap.callbacks.StageSwitch() to the Trainer",
+                "L_ad and L_ra are off because no StageSwitch controls this objective. Add the callback "
+                "dtrap.callbacks.StageSwitch() to the Trainer.",
             )
         if torch.is_grad_enabled():
             self._check_gradients(terms)
@@ -226,12 +221,11 @@ class Objective(nn.Module):
     @staticmethod
     def _same_rows(previous: tuple[Tensor, Tensor], relations: Tensor, row_ids: Tensor) -> Tensor:
         kept, kept_ids = previous
-        # The very same tensor need not be compared, which would wait for the device.
+        # The full batch has the same tensor of ids in every step; comparing values would wait for the device.
         if kept.shape != relations.shape or not (kept_ids is row_ids or torch.equal(kept_ids, row_ids)):
             raise DtrapError(
-                "relation_source is 'previous', but this step's batch has other rows than the step before it: "
-                "relations of the previous step exist in full-batch training only. Set relation_source to 'current' "
-                "for mini-batches, or train on the same full batch in every step."
+                "relation_source is 'previous', but this batch has other rows than the previous one; expected the same "
+                "full batch in every step. Set relation_source to 'current' for mini-batches."
             )
         return kept
 
@@ -240,23 +234,16 @@ class Objective(nn.Module):
         if len(constant) == len(terms):
             raise DtrapError(
                 f"nothing to train: no active term ({', '.join(terms)}) has a gradient. "
-                "Expected a tuner with trainable parameters that the features or the logits depend on."
+                "Expected a tuner with trainable parameters that change the features or the logits."
             )
         for name in constant:
             self.warn_once(
                 name,
-                f"{name} is constant here: what is trained does not change it. It is logged, without effect.",
+                f"{name} is constant here: the trained parameters do not change it. It is logged, but has no effect.",
             )
 
     def warn_once(self, key: str, message: str) -> None:
-        """Give a warning, unless one with the same key was given before."""
+        """Warn, unless a warning with the same key was given before."""
         if key not in self._warned:
             self._warned.add(key)
             warnings.warn(message, stacklevel=3)
-
-
-def _check_choice(name: str, value: str, options: tuple[str, ...]) -> None:
-    if value not in options:
-        raise DtrapError(
-            f"Objective: {name} is {value!r}; expected one of {', '.join(options)}.{nearest(str(value), options)}"
-        )

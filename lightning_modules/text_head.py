@@ -1,4 +1,4 @@
-"""Class names with templates or descriptions become class prompts; class prompts become class text features."""
+"""Build class prompts from class names and templates or descriptions, and class text features from prompts."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from torch import Tensor
 
 from ..errors import DtrapError, nearest
 from .backbones.base import Backbone
-from .losses import normalise
+from .losses import normalize
 
 Descriptions = Mapping[str, Sequence[str]]
 
@@ -25,7 +25,7 @@ class ClassPrompts:
 
     Attributes:
         class_names: The W names.
-        prompts: The P prompts, class by class.
+        prompts: The P prompts, ordered by class.
         per_class: Number of prompts of each of the W classes.
         tokens: [P, context_length] int64.
     """
@@ -42,17 +42,17 @@ def class_prompts(
     backbone: Backbone,
     descriptions: Descriptions | None = None,
 ) -> ClassPrompts:
-    """Prompts and tokens: `{}` in a template or description is the class name, with `_` replaced by a space.
+    """Build and tokenize prompts; `{}` in a template or description stands for the class name, `_` read as a space.
 
     Args:
         class_names: The W names.
-        templates: One or several; every class has one prompt of each.
-        backbone: Its tokenizer is used.
-        descriptions: Sentences of each class in place of the templates.
+        templates: One or several; each makes one prompt per class.
+        backbone: The backbone with the tokenizer.
+        descriptions: Sentences of each class that replace the templates.
 
     Raises:
-        DtrapError: No class, a class named twice or without description, a template without `{}`, or a prompt too long
-            for the model; the message names the class.
+        DtrapError: No class, a duplicate class name, a class without description, a template without `{}`, or a prompt
+            that is too long for the model; the message names the class.
     """
     prompts = prompt_texts(class_names, templates, descriptions)
     every = tuple(prompt for name in class_names for prompt in prompts[name])
@@ -63,41 +63,41 @@ def class_prompts(
 def prompt_texts(
     class_names: Sequence[str], templates: str | Sequence[str], descriptions: Descriptions | None = None
 ) -> dict[str, list[str]]:
-    """The prompts of each class; see `class_prompts`."""
+    """Build the prompts of each class; see `class_prompts`."""
     templates = [templates] if isinstance(templates, str) else list(templates)
     lists = [template for template in templates if template.strip().startswith("[") and template.strip().endswith("]")]
     if lists:
         raise DtrapError(
-            f"template is the text {lists[0]!r}, which looks like a list. Several templates need quotes of their own: "
+            f"template is the text {lists[0]!r}, which looks like a list. Quote each of several templates: "
             "\"['a photo of a {}.', 'a close-up of a {}.']\"."
         )
     if not templates or any("{}" not in template for template in templates):
         raise DtrapError(f"template is {templates}; expected texts that contain {{}} for the class name.")
     if not class_names:
-        raise DtrapError("no class names: a text classifier needs at least one class.")
+        raise DtrapError("there are no class names; expected at least one.")
     repeated = [name for name, count in Counter(class_names).items() if count > 1]
     if repeated:
-        raise DtrapError(f"class name {repeated[0]!r} stands twice; two classes with one prompt cannot be told apart.")
+        raise DtrapError(f"duplicate class name {repeated[0]!r}; expected a name for each class. Rename one of them.")
     missing = [name for name in class_names if descriptions is not None and name not in descriptions]
     if descriptions is not None and missing:
         more = f" and {len(missing) - 5} more" if len(missing) > 5 else ""
         raise DtrapError(
             f"descriptions: none for the class {', '.join(map(repr, missing[:5]))}{more}."
-            f"{nearest(missing[0], list(descriptions))} Expected sentences for every class, by the names of the data."
+            f"{nearest(missing[0], list(descriptions))} Expected sentences for every class name of the data."
         )
     texts = {name: templates if descriptions is None else descriptions[name] for name in class_names}
     return {name: [text.replace("{}", name.replace("_", " ")) for text in texts[name]] for name in class_names}
 
 
 def tokenize_classes(prompts: Mapping[str, Sequence[str]], backbone: Backbone) -> Tensor:
-    """Tokens [P, context_length] of the prompts of each class, class by class.
+    """Tokenize the prompts of each class to [P, context_length], ordered by class.
 
     Raises:
         DtrapError: A prompt is too long for the model; the message names the class and the prompt.
     """
     try:
         return backbone.tokenize([prompt for of_class in prompts.values() for prompt in of_class])
-    except DtrapError:
+    except DtrapError:  # tokenize again class by class, to find the class that the message has to name
         for name, of_class in prompts.items():
             try:
                 backbone.tokenize(list(of_class))
@@ -107,10 +107,10 @@ def tokenize_classes(prompts: Mapping[str, Sequence[str]], backbone: Backbone) -
 
 
 def read_descriptions(path: str | Path) -> dict[str, list[str]]:
-    """Descriptions of classes from a YAML or JSON file: class name -> one sentence or a list of them.
+    """Read descriptions of classes from a YAML or JSON file: class name -> one sentence or a list of them.
 
     Raises:
-        DtrapError: There is no such file, or it is made otherwise.
+        DtrapError: The file is missing, is not valid YAML or JSON, or has another structure.
     """
     path = Path(path).expanduser()
     expected = "Expected a YAML or JSON file such as '{River: [a satellite photo of a river., water with banks.]}'"
@@ -121,7 +121,7 @@ def read_descriptions(path: str | Path) -> dict[str, list[str]]:
         reason = " ".join(str(error).split())[:300]
         raise DtrapError(f"descriptions {path}: not readable ({reason}). {expected}.") from error
     if not isinstance(content, dict) or not content:
-        raise DtrapError(f"descriptions {path}: holds a {type(content).__name__}. {expected}.")
+        raise DtrapError(f"descriptions {path}: contains a {type(content).__name__}. {expected}.")
     descriptions = {str(name): [value] if isinstance(value, str) else value for name, value in content.items()}
     for name, sentences in descriptions.items():
         sound = isinstance(sentences, list) and sentences and all(isinstance(s, str) and s.strip() for s in sentences)
@@ -131,17 +131,17 @@ def read_descriptions(path: str | Path) -> dict[str, list[str]]:
 
 
 def average_prompts(prompt_features: Tensor, per_class: Sequence[int]) -> Tensor:
-    """Class features [W, D] from prompt features [P, D]: the mean of the normalised prompts of each class."""
+    """Average prompt features [P, D] to class features [W, D]: the mean of the normalized prompts of each class."""
     if all(count == 1 for count in per_class):
         return prompt_features
-    return torch.stack([rows.mean(dim=0) for rows in normalise(prompt_features).split(list(per_class))])
+    return torch.stack([rows.mean(dim=0) for rows in normalize(prompt_features).split(list(per_class))])
 
 
 class FrozenTextFeatures:
-    """Prompt features of a frozen text tower, each prompt encoded once for as long as this object lives.
+    """A cache of the prompt features of a frozen text tower, so that each prompt is encoded once.
 
-    Prompts are encoded one by one: in a batch, the last bits would depend on which others are in it, and so an
-    episode's result on the episodes before it.
+    Prompts are encoded one at a time. In a batch the last bits of a feature depend on the other prompts, so that the
+    result of an episode would depend on the episodes before it.
     """
 
     def __init__(self) -> None:
@@ -149,7 +149,7 @@ class FrozenTextFeatures:
         self._last: tuple[ClassPrompts, torch.dtype, torch.device, Tensor] | None = None
 
     def __call__(self, backbone: Backbone, prompts: ClassPrompts, device: torch.device) -> Tensor:
-        """Class features [W, D] on `device`, without gradient, in the backbone's own precision."""
+        """Return class features [W, D] on `device`, without gradient, in the precision of the backbone."""
         dtype = next(backbone.parameters()).dtype
         if self._last is not None and self._last[0] is prompts and self._last[1:3] == (dtype, device):
             return self._last[3]

@@ -1,4 +1,4 @@
-"""A frozen vision-language model with a tuner: from images and class prompts to logits."""
+"""A frozen vision-language model with a tuner: images and class prompts to logits."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from lightning.pytorch import LightningDataModule, LightningModule
 from torch import Tensor
 from torchmetrics.classification import MulticlassConfusionMatrix
 
-from ..errors import DtrapError
+from ..errors import DtrapError, check_at_least
 from .backbones.base import Backbone
 from .chunking import encode_in_chunks
 from .contracts import check_backbone, check_rows, check_state, check_tokens, check_tuner
@@ -24,13 +24,13 @@ from .tuners.base import Batch, Tuner
 
 
 class Rows(NamedTuple):
-    """Which rows a batch has.
+    """The identity of the rows of a batch.
 
     Attributes:
-        sample_id: The batch's own column [B], None where it has none.
-        view: Likewise.
-        ids: [B, k] what tells a row from others; None without `sample_id`.
-        plain: Numbers [M] of the rows with view 0; None where the batch does not tell or has none.
+        sample_id: The batch's column [B], or None.
+        view: The batch's column [B], or None.
+        ids: [B, k], the identity of each row; None without `sample_id`.
+        plain: Indices [M] of the rows with view 0; None without `view` or without such rows.
     """
 
     sample_id: Tensor | None
@@ -40,7 +40,7 @@ class Rows(NamedTuple):
 
     @classmethod
     def of(cls, batch: Batch) -> Rows:
-        """From the columns of a batch."""
+        """Read the columns of a batch."""
         sample_id, view = batch.get("sample_id"), batch.get("view")
         columns = [column for column in (sample_id, view) if column is not None]
         ids = torch.stack(columns, dim=1) if sample_id is not None else None
@@ -49,20 +49,23 @@ class Rows(NamedTuple):
 
 
 class TunedModel(LightningModule):
-    """Backbone, tuner and text classifier head, and what of them is computed once only.
+    """Backbone, tuner and text classifier head; features of frozen towers are computed once.
 
     Args:
-        backbone: The pre-trained model; it stays frozen but for what the tuner trains.
-        tuner: What is trained; LoRA on the image tower where None.
-        objective: The staged losses; its logit scale is the model's.
-        template: One or several templates with `{}` for the class name, averaged; None takes the data module's.
-        descriptions: Sentences per class in place of templates: a YAML or JSON file, or a mapping.
-        image_chunk: Images that go through the image tower at a time; None is the whole batch.
-        text_chunk: Class prompts that go through a trained text tower at a time; None is all of them.
+        backbone: The pre-trained model, frozen except for the parameters that the tuner trains.
+        tuner: The tuner; LoRA on the image tower if None.
+        objective: The staged losses; their logit scale is also the model's.
+        template: One or several templates with `{}` for the class name, averaged; None uses the data module's.
+        descriptions: Sentences per class that replace the templates: a YAML or JSON file, or a mapping.
+        image_chunk: Number of images per pass through the image tower; None means the whole batch.
+        text_chunk: Number of class prompts per pass through a trained text tower; None means all.
 
     Attributes:
-        prompts: The classes' prompts, None before `set_classes`.
+        prompts: The prompts of the classes; None before `set_classes`.
         confusion: Counts [W, W] of a test (rows true, columns predicted).
+
+    Raises:
+        DtrapError: The backbone or the tuner breaks its contract (see `contracts`), or they do not fit each other.
     """
 
     def __init__(
@@ -77,12 +80,12 @@ class TunedModel(LightningModule):
     ) -> None:
         super().__init__()
         for name, chunk in (("image_chunk", image_chunk), ("text_chunk", text_chunk)):
-            if chunk is not None and chunk < 1:
-                raise DtrapError(f"{name} is {chunk}; expected at least 1, or null for no division.")
+            if chunk is not None:
+                check_at_least(name, chunk, 1)
         check_backbone(backbone)
         self.backbone = backbone.requires_grad_(False)
         if tuner is None:
-            from .tuners.lora import LoRA  # here, so that other tuners do without peft
+            from .tuners.lora import LoRA  # here, so that other tuners do not need peft
 
             tuner = LoRA()
         check_tuner(tuner)
@@ -97,8 +100,8 @@ class TunedModel(LightningModule):
         self.refuse_foreign_adapters()
         if self.tuner.own_prompts and (template is not None or descriptions is not None):
             warnings.warn(
-                f"{self.tuner.name} learns its own prompt of the class names: template and descriptions are used by "
-                "the zero-shot test alone.",
+                f"{self.tuner.name} learns its own prompt from the class names: template and descriptions are used in "
+                "the zero-shot test only.",
                 stacklevel=3,
             )
         self.objective.text_only = self.tuner.trains == {"text"}
@@ -111,12 +114,12 @@ class TunedModel(LightningModule):
         self.train(False)
 
     def refuse_foreign_adapters(self) -> None:
-        """Adapters that another tuner has put into the backbone would stay in this one's zero-shot features."""
+        """Raise a DtrapError if another tuner's adapters are in the backbone: they would change zero-shot features."""
         adapters = {id(value) for name, value in self.backbone.named_parameters() if ".lora_" in name}
         if adapters - {id(value) for value in self.tuner.adapter_state().values()}:
             raise DtrapError(
-                f"{self.backbone.identifier} has LoRA adapters of another tuner than {self.tuner.name}, whose values "
-                "would stay. Give both modules the same tuner, or load the backbone once more for this one."
+                f"{self.backbone.identifier} has LoRA adapters of another tuner than {self.tuner.name}, which would "
+                "stay active. Pass the same tuner to both modules, or load the backbone again for this one."
             )
 
     def _train_what_is_trained(self) -> None:
@@ -124,12 +127,12 @@ class TunedModel(LightningModule):
             parameter.requires_grad_(True)
 
     def describe_training(self) -> str:
-        """One line: tuner, trained parameters and their share of the whole model."""
+        """Return one line with the tuner, the number of trained parameters and their share of the model."""
         trained = sum(p.numel() for p in self.tuner.trained_parameters())
         who = f"{self.tuner.name} on {self.backbone.identifier}"
         if trained == 0:
-            return f"{who}: is made of each task's support images, frozen towers"
-        # What goes into the backbone's own weights, in the end or as a copy, is no part of its own.
+            return f"{who}: built from each task's support images, frozen towers"
+        # Parameters that are merged into the backbone, or copied from it, do not add to the size of the model.
         own = [] if self.tuner.merges_into_backbone else self.tuner.parameters()
         parameters = {id(p): p.numel() for p in (*self.backbone.parameters(), *own)}
         whole = sum(parameters.values())
@@ -138,14 +141,14 @@ class TunedModel(LightningModule):
         return f"{who}: trains {share}, {towers}"
 
     def train(self, mode: bool = True) -> TunedModel:
-        """Switch the tuner's mode; the frozen backbone stays in evaluation mode."""
+        """Set the tuner's mode; the frozen backbone stays in evaluation mode."""
         super().train(mode)
         self.backbone.eval()
         self.tuner.train(mode)
         return self
 
     def set_classes(self, class_names: Sequence[str], template: str | Sequence[str] = "a photo of a {}.") -> None:
-        """Make the text classifier head; the module's own `template` or `descriptions` go before this template."""
+        """Create the text classifier head; the module's own `template` or `descriptions` override this template."""
         self.prompts = class_prompts(class_names, self.template or template, self.backbone, self.descriptions)
         check_tokens(self.backbone, self.prompts.tokens, len(self.prompts.prompts))
         self.confusion = MulticlassConfusionMatrix(num_classes=max(len(class_names), 2)).to(self.device)
@@ -153,31 +156,31 @@ class TunedModel(LightningModule):
 
     @property
     def class_prompts(self) -> ClassPrompts:
-        """The classes' prompts.
+        """The prompts of the classes.
 
         Raises:
-            DtrapError: There are no classes yet.
+            DtrapError: `set_classes` was not called.
         """
         if self.prompts is None:
-            raise DtrapError("the module has no classes yet: call module.set_classes(class_names, template) first.")
+            raise DtrapError("the module has no classes: call module.set_classes(class_names, template) first.")
         return self.prompts
 
     @property
     def query_views(self) -> int:
-        """Fixed views of each query that a test takes."""
+        """Number of fixed views of each query in a test."""
         return self.tuner.query_views
 
     def share_frozen(self, other: TunedModel) -> None:
-        """Take over what another model of the same backbone and tuner has of frozen towers, from now on."""
+        """Share another model's frozen-feature caches; both must have the same backbone and tuner."""
         self._frozen_texts, self._frozen_images = other._frozen_texts, other._frozen_images
 
     def encode_images(self, images: Tensor, ids: Tensor | None = None) -> Tensor:
-        """The image tower's part [B, F] of normalised images [B, 3, H, W].
+        """Return the image tower's features [B, F] of normalized images [B, 3, H, W].
 
         Args:
             images: The images.
-            ids: [B, k], what tells these images from others of the data module; of a frozen tower each of them is
-                encoded once then (but for tests of more images than fit into a gigabyte).
+            ids: [B, k], the identity of each image within the data module. With ids a frozen tower encodes each image
+                once, except in tests whose features need more than 1 GiB.
         """
         if "vision" in self.tuner.trains or ids is None or not self._fixed_views:
             return self._encode(images)
@@ -211,10 +214,9 @@ class TunedModel(LightningModule):
 
     @property
     def data_source(self) -> Any:
-        """The data module whose batches the Trainer is giving; None where they come from elsewhere.
-
-        Lightning's `trainer.datamodule` is that of an earlier call too.
-        """
+        """The data module of the Trainer's current batches; None if they come from loaders."""
+        # Private in Lightning: `trainer.datamodule` still holds the data module of an earlier fit or test, and
+        # `self.trainer` raises an error without a Trainer.
         loop = getattr(self._trainer, "_active_loop", None)
         source = getattr(getattr(loop, "_data_source", None), "instance", None)
         return source if isinstance(source, LightningDataModule) else None
@@ -224,7 +226,7 @@ class TunedModel(LightningModule):
         return getattr(self.data_source, "fixed_views", False)
 
     def image_features(self, images: Tensor, ids: Tensor | None = None) -> Tensor:
-        """Image features [B, A] of normalised images [B, 3, H, W], as tuned so far; see `encode_images`."""
+        """Return the current image features [B, A] of normalized images [B, 3, H, W]; see `encode_images`."""
         if not self._zero_shot:
             adapted = self.tuner.adapt_image_features(self.encode_images(images, ids))
             check_rows(f"{type(self.tuner).__name__}.adapt_image_features", adapted, len(images), "images")
@@ -235,7 +237,7 @@ class TunedModel(LightningModule):
             return encode_in_chunks(self.backbone.encode_image, images, self.image_chunk)
 
     def text_features(self) -> Tensor:
-        """Class text features [W, D], as tuned so far; of a frozen text tower each prompt is encoded once only."""
+        """Return the current class text features [W, D]; a frozen text tower encodes each prompt once."""
         prompts = self.class_prompts
         if "text" not in self.tuner.trains:
             features = self._frozen_texts(self.backbone, prompts, self.device)
@@ -244,14 +246,14 @@ class TunedModel(LightningModule):
                 return self._frozen_texts(self.backbone, prompts, self.device)
         else:
             if prompts.tokens.device != self.device:
-                with torch.inference_mode(False):  # a test may be the first to move them
+                with torch.inference_mode(False):  # a test may be the first to move them, and training needs them too
                     self.prompts = prompts = replace(prompts, tokens=prompts.tokens.to(self.device))
             features = self.tuner.text_features(self.backbone, prompts, self.text_chunk)
         return self._check_once("text", features, len(prompts.class_names))
 
     @contextmanager
     def zero_shot(self) -> Iterator[None]:
-        """Within it, features, tests and predictions are those of the backbone without the tuner."""
+        """Within it, features, tests and predictions use the backbone without the tuner."""
         self._zero_shot = True
         try:
             yield
@@ -259,7 +261,7 @@ class TunedModel(LightningModule):
             self._zero_shot = False
 
     def forward(self, images: Tensor, ids: Tensor | None = None) -> Tensor:
-        """Logits [B, W] of normalised images [B, 3, H, W]; see `encode_images` for the ids."""
+        """Return the logits [B, W] of normalized images [B, 3, H, W]; see `encode_images` for the ids."""
         texts = self._evaluation_texts if self._evaluation_texts is not None else self.text_features()
         features, scale = self.image_features(images, ids), self.objective.logit_scale
         if self._zero_shot:

@@ -20,7 +20,7 @@ class Backbone(nn.Module, ABC):
         identifier: Which model and weights these are, for file names and adapter cards, such as
             "ViT-B-16-quickgelu/openai".
         image_size: Side of the square input image in pixels.
-        image_mean: Mean per channel that the images are normalised with (images in [0, 1]).
+        image_mean: Mean per channel that the images are normalized with (images in [0, 1]).
         image_std: Standard deviation per channel, likewise.
         context_length: Number of tokens that a class prompt has room for, start and end tokens included.
         feature_dim: Feature width D.
@@ -37,11 +37,11 @@ class Backbone(nn.Module, ABC):
 
     @abstractmethod
     def encode_image(self, images: Tensor) -> Tensor:
-        """Image features [B, D], not normalised, of normalised images [B, 3, image_size, image_size]."""
+        """Image features [B, D], not normalized, of normalized images [B, 3, image_size, image_size]."""
 
     @abstractmethod
     def encode_text(self, tokens: Tensor) -> Tensor:
-        """Text features [P, D], not normalised, of tokens [P, context_length]."""
+        """Text features [P, D], not normalized, of tokens [P, context_length]."""
 
     @abstractmethod
     def tokenize(self, prompts: list[str]) -> Tensor:

@@ -45,7 +45,7 @@ class SteppedModule(Protocol):
         """Lightning's Trainer."""
 
     def optimizers(self) -> Any:
-        """The tuner's optimisers, in the order of its `optimizer`."""
+        """The tuner's optimizers, in the order of its `optimizer`."""
 
     def manual_backward(self, loss: Tensor) -> None:
         """Go back from the loss, scaled where the precision asks for it."""
@@ -62,7 +62,7 @@ class TaskData:
         labels: Classes [N] of the support rows, in the order view, class, shot.
         text_features: Class text features [W, D].
         encoded: `Tuner.image_features` [N, F] of the support rows; None where the tuner trains the image tower.
-        images: The support rows [N, 3, H, W], normalised, where the tuner trains the image tower, else None.
+        images: The support rows [N, 3, H, W], normalized, where the tuner trains the image tower, else None.
         view: Their views [N], 0 is plain; None where the loader tells none.
         sample_id: What tells their images apart [N]; None where the loader tells none.
         query_images: Images [V*Q, 3, H, W] of the queries, without labels, view slowest; None unless `transductive`.
@@ -84,15 +84,15 @@ class Tuner(nn.Module, ABC):
     frozen; `adapt_image_features` is what stands on top [B, A]; `logits` are made of that and the texts. L_ad and L_ra
     act on `related_features` of it. F = A = D and everything is the identity but for the tuners that say otherwise.
 
-    `FewShotClassifier` calls `attach` once, `reset` before each task, and `prepare_task` before the optimiser is made.
+    `FewShotClassifier` calls `attach` once, `reset` before each task, and `prepare_task` before the optimizer is made.
 
     Attributes:
         name: Short name for file names and adapter cards.
-        transductive: Whether it sees the unlabelled queries; its results are marked so.
+        transductive: Whether it sees the unlabeled queries; its results are marked so.
         needs_task: Whether `prepare_task` has to be called.
-        trains_itself: Whether it makes its steps itself in `own_step`, with optimisers of its own.
+        trains_itself: Whether it makes its steps itself in `own_step`, with optimizers of its own.
         query_views: Fixed views of each query that a test takes; their probabilities are added up.
-        learning_rate: The rate of its own optimiser where no other is asked for.
+        learning_rate: The rate of its own optimizer where no other is asked for.
         own_prompts: Whether it makes the class prompts itself, of the class names alone.
         chooses: Whether `choose` is to be called where there is a validation split.
         merges_into_backbone: Whether it changes nothing but weights of the backbone, so that it can be exported.
@@ -167,7 +167,7 @@ class Tuner(nn.Module, ABC):
                 value.copy_(state[key])
 
     def trained_parameters(self) -> list[nn.Parameter]:
-        """The parameters that the optimiser gets; none where `prepare_task` is all the training there is."""
+        """The parameters that the optimizer gets; none where `prepare_task` is all the training there is."""
         return [value for value in self.adapter_state().values() if isinstance(value, nn.Parameter)]
 
     def prepare_task(self, task: TaskData) -> None:
@@ -235,7 +235,7 @@ class Tuner(nn.Module, ABC):
     def optimizer(self, parameters: list[nn.Parameter], learning_rate: float) -> Optimizer | list[Optimizer]:
         """AdamW with weight decay 0.01 and betas 0.9, 0.999, as the authors' code has for LoRA.
 
-        Several optimisers only where the tuner `trains_itself`.
+        Several optimizers only where the tuner `trains_itself`.
         """
         return torch.optim.AdamW(parameters, lr=learning_rate, weight_decay=1e-2, betas=(0.9, 0.999))
 

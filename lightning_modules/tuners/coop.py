@@ -90,7 +90,7 @@ def text_weight(backbone: Backbone) -> Tensor:
 
 
 class CoOp(Tuner):
-    """Context optimisation (Zhou et al. 2022, IJCV): n trained vectors stand where "a photo of a" stands in the prompt.
+    """Context optimization (Zhou et al. 2022, IJCV): n trained vectors stand where "a photo of a" stands in the prompt.
 
     The prompt is context, class name (`_` read as a space) and a full stop. Templates and descriptions have no
     effect on it: only the class names are taken.

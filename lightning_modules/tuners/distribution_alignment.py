@@ -1,4 +1,4 @@
-"""StepSPT's distribution alignment: predictions agree with those of confident neighbours and spread over the classes.
+"""StepSPT's distribution alignment: predictions agree with those of confident neighbors and spread over the classes.
 
 Pure functions on features and probabilities, in float32 or better.
 """
@@ -72,14 +72,14 @@ def diversity_loss(probabilities: Tensor) -> Tensor:
     return (mean * (mean + _LOG_OFFSET).log()).sum()
 
 
-def label_propagation(logits: Tensor, neighbours: int = 2, kept: float = 0.2, alpha: float = 0.5) -> Tensor:
+def label_propagation(logits: Tensor, neighbors: int = 2, kept: float = 0.2, alpha: float = 0.5) -> Tensor:
     """Scores of all queries of one view after label propagation between near logits ("SPT+LP+DA").
 
     A prediction over several views is the largest sum of the views' scores.
 
     Args:
         logits: [Q, W] of all queries of the view.
-        neighbours: How many nearest rows, itself among them, a query is joined to.
+        neighbors: How many nearest rows, itself among them, a query is joined to.
         kept: Share of the queries whose probabilities are spread, for every class those of the largest ones.
         alpha: How far they are spread.
 
@@ -89,7 +89,7 @@ def label_propagation(logits: Tensor, neighbours: int = 2, kept: float = 0.2, al
     logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
     total = len(logits)
     distances = torch.cdist(logits, logits, compute_mode="donot_use_mm_for_euclid_dist").square()
-    nearest = distances.topk(min(neighbours, total), largest=False)
+    nearest = distances.topk(min(neighbors, total), largest=False)
     weights = torch.zeros_like(distances).scatter(1, nearest.indices, _kernel(nearest.values))
     weights = torch.maximum(weights, weights.T)
     scale = weights.sum(dim=1).rsqrt()

@@ -11,19 +11,19 @@ from torch.nn import functional
 
 from ...errors import DtrapError
 from ..backbones.base import Backbone, Tower
-from ..losses import normalise
+from ..losses import normalize
 from .base import TaskData, Tuner, check_width
 
 Start = Literal["text", "random"]
 
 
 class LinearHead(Tuner):
-    """Linear classification of the normalised image feature x: tau * (V x + b) with V [W, D] and b [W] trained.
+    """Linear classification of the normalized image feature x: tau * (V x + b) with V [W, D] and b [W] trained.
 
     Both towers stay frozen, so that L_ad and L_ra are constant.
 
     Args:
-        start: "text" starts V from the normalised class texts and b from zero, which is zero-shot; "random" starts both
+        start: "text" starts V from the normalized class texts and b from zero, which is zero-shot; "random" starts both
             as torch starts linear layers, uniform in +-1/sqrt(D).
 
     Raises:
@@ -79,7 +79,7 @@ class LinearHead(Tuner):
     def prepare_task(self, task: TaskData) -> None:
         """Start from the class texts."""
         with torch.no_grad():
-            self.weight.copy_(normalise(task.text_features))
+            self.weight.copy_(normalize(task.text_features))
 
     def adapter_state(self) -> dict[str, Tensor]:
         """V [W, D] and b [W]."""
@@ -93,5 +93,5 @@ class LinearHead(Tuner):
     def logits(self, image_features: Tensor, text_features: Tensor, logit_scale: float) -> Tensor:
         """Logits [B, W]: tau * (V x + b); the texts are not looked at."""
         with torch.autocast(image_features.device.type, enabled=False):
-            x = normalise(image_features)
+            x = normalize(image_features)
             return logit_scale * functional.linear(x, self.weight.to(x.dtype), self.bias.to(x.dtype))

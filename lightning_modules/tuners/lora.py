@@ -34,7 +34,7 @@ class LoRA(Tuner):
         rank: Rank of each adapter.
         alpha: The scale is alpha / sqrt(rank) with rsLoRA, alpha / rank without.
         dropout: Probability of dropout before A.
-        rslora: Rank-stabilised scale (Kalajdzievski 2023).
+        rslora: Rank-stabilized scale (Kalajdzievski 2023).
         projections: Which of the attention's q, k, v and o(utput) projections get adapters.
         blocks: Numbers of the blocks of each tower that get adapters, negative ones from the end; None is all.
     """

@@ -12,7 +12,7 @@ from torch.optim import Optimizer
 
 from ...errors import DtrapError
 from ..backbones.base import Backbone, Tower
-from ..losses import normalise
+from ..losses import normalize
 from .base import TaskData, Tuner, check_width
 
 _MOMENTUM = 0.9
@@ -55,11 +55,11 @@ class BlockDescent(Optimizer):
 class LPPlusPlus(Tuner):
     """LP++ (Huang et al., "LP++: A Surprisingly Strong Linear Probe for Few-Shot CLIP", CVPR 2024).
 
-    The logits of a normalised image feature x are x Wc^T + b + alpha * (x t^T), with class weights Wc [W, D], a bias
+    The logits of a normalized image feature x are x Wc^T + b + alpha * (x t^T), with class weights Wc [W, D], a bias
     b [W] and a factor alpha [W] on the cosines to the texts, in place of tau: with Wc = b = 0 and alpha = tau it is
     zero-shot. All three are trained on the full batch; image features are constant, so that L_ad and L_ra are too.
 
-    With F [N, D] the normalised support rows f (all views of all images) and t [W, D] the normalised texts:
+    With F [N, D] the normalized support rows f (all views of all images) and t [W, D] the normalized texts:
     Wc starts from the sum of each class's rows, b uniform in +-1/sqrt(D), alpha from 250 * the mean over the classes of
     the mean f.t of the class's rows. Wc and b step by 4 N / lambda_max(F^T F), with momentum 0.9. alpha steps by
     N / (4 max_k sum_i (f_i.t_k)^2), in every `alpha_every`-th step only and along the sum of its gradients since the
@@ -134,7 +134,7 @@ class LPPlusPlus(Tuner):
 
     def prepare_task(self, task: TaskData) -> None:
         """Derive the start of Wc and alpha and both step sizes from the support rows."""
-        features, texts = normalise(cast(Tensor, task.encoded)), normalise(task.text_features)
+        features, texts = normalize(cast(Tensor, task.encoded)), normalize(task.text_features)
         with torch.no_grad(), torch.autocast(features.device.type, enabled=False):
             membership = nn.functional.one_hot(task.labels, len(texts)).to(features.dtype)
             similarities = features @ texts.to(features.dtype).T
@@ -167,9 +167,9 @@ class LPPlusPlus(Tuner):
     def logits(self, image_features: Tensor, text_features: Tensor, logit_scale: float) -> Tensor:
         """Logits x Wc^T + b + alpha * (x t^T) [B, W]; alpha takes the logit scale's place."""
         with torch.autocast(image_features.device.type, enabled=False):
-            x = normalise(image_features)
+            x = normalize(image_features)
             weight, bias, alpha = (value.to(x.dtype) for value in (self.weight, self.bias, self.alpha))
-            return nn.functional.linear(x, weight, bias) + alpha * (x @ normalise(text_features).to(x.dtype).T)
+            return nn.functional.linear(x, weight, bias) + alpha * (x @ normalize(text_features).to(x.dtype).T)
 
     # Training
 

@@ -27,12 +27,12 @@ _INTERNAL_BATCH = 5
 class StepSPT(Tuner):
     """Step-wise style prompt tuning (Xu et al.), as the authors' code has it, with a CLIP in place of their ConvNeXt.
 
-    The style prompt is a batch norm on the 3 channels of the normalised image. A linear head [W, D] on the image
+    The style prompt is a batch norm on the 3 channels of the normalized image. A linear head [W, D] on the image
     tower's raw features gives the logits; texts play no part in them. One step is one epoch of the authors' code:
 
     1. Bank: features and confidence of the episode's rows, the last view of support and queries.
     2. Internal: cross-entropy of all support rows in batches of 5, steps on the head alone.
-    3. External: predictions of the episode's rows are aligned with those of confident neighbours and spread over the
+    3. External: predictions of the episode's rows are aligned with those of confident neighbors and spread over the
        classes (`distribution_alignment`), a step on the style prompt alone.
 
     Label propagation over all queries, the variant "SPT+LP+DA" of their results, is the function
@@ -126,7 +126,7 @@ class StepSPT(Tuner):
         """
         if task.query_images is None:
             raise DtrapError(
-                "StepSPT: the task has no query images; it is transductive and expects the unlabelled queries. Use a "
+                "StepSPT: the task has no query images; it is transductive and expects the unlabeled queries. Use a "
                 "data module with queries, or a tuner that needs none."
             )
         support_views = 1 if task.view is None else int(task.view.max()) + 1
@@ -186,7 +186,7 @@ class StepSPT(Tuner):
         head_optimizer, style_optimizer = cast("list[LightningOptimizer]", module.optimizers())
         images, labels = batch["images"], batch["labels"]
         support = _last_view(batch)
-        episode = torch.cat([images[support], self._unlabelled()])
+        episode = torch.cat([images[support], self._unlabeled()])
         with torch.no_grad():
             bank = self._encode(module, [episode])
             confident = confident_rows(self._probabilities(bank))
@@ -233,14 +233,14 @@ class StepSPT(Tuner):
         return torch.stack(found).mean()
 
     def _encode(self, module: SteppedModule, batches: Sequence[Tensor]) -> Tensor:
-        """Features of all batches, each normalised as a whole; only the tower works in chunks."""
+        """Features of all batches, each normalized as a whole; only the tower works in chunks."""
         images = torch.cat([self.batch_norm(batch) for batch in batches])
         return encode_in_chunks(module.backbone.encode_image, images, module.image_chunk)
 
     def _probabilities(self, features: Tensor) -> Tensor:
         return self.logits(features, features, 1.0).softmax(dim=1)
 
-    def _unlabelled(self) -> Tensor:
+    def _unlabeled(self) -> Tensor:
         if self._queries is None:
             raise DtrapError("StepSPT: a step before prepare_task; the queries of the task are not known yet.")
         return self._queries

@@ -20,11 +20,11 @@ _GRID_START = 0.1
 class TipAdapter(Tuner):
     """Tip-Adapter (Zhang et al., "Tip-Adapter: Training-free Adaption of CLIP for Few-shot Classification", ECCV 2022).
 
-    With the M support images as keys K [M, D] and their one-hot classes as values L [M, W], the logits of a normalised
+    With the M support images as keys K [M, D] and their one-hot classes as values L [M, W], the logits of a normalized
     image feature x are tau * cos(x, t) + alpha * exp(-beta * (1 - x K^T)) L. Nothing is trained, so that L_ad and L_ra
     do not exist.
 
-    A key is the normalised mean of an image's features over its views, not normalised before. Rows with the same sample
+    A key is the normalized mean of an image's features over its views, not normalized before. Rows with the same sample
     id are views of one image; where a loader gives no sample ids, each row is an image of its own.
 
     Args:
@@ -115,7 +115,7 @@ class TipAdapter(Tuner):
             rows = torch.stack([of_image.mean(dim=0) for of_image in rows[order].split(views)])
             labels = torch.stack([of_image[0] for of_image in labels[order].split(views)])
         values = nn.functional.one_hot(labels, len(task.text_features)).to(rows.dtype)
-        self._set_cache(losses.normalise(rows), values)
+        self._set_cache(losses.normalize(rows), values)
 
     # State
 
@@ -136,7 +136,7 @@ class TipAdapter(Tuner):
 
     def _affinity(self, image_features: Tensor) -> Tensor:
         """Cosines [B, M] of the images with the keys."""
-        x = losses.normalise(image_features)
+        x = losses.normalize(image_features)
         return x @ self.keys.to(x.dtype).T
 
     def _cache_logits(self, affinity: Tensor, beta: Tensor | float) -> Tensor:
@@ -188,7 +188,7 @@ class TipAdapter(Tuner):
 
 
 class TipAdapterF(TipAdapter):
-    """Tip-Adapter-F: Tip-Adapter whose keys are trained from the cache on, and are not normalised again.
+    """Tip-Adapter-F: Tip-Adapter whose keys are trained from the cache on, and are not normalized again.
 
     alpha and beta keep their given values while training. Image features are constant, so that L_ad and L_ra are too.
     The authors keep the epoch that is best on their test set; `dtrap.callbacks.KeepBest` does it on a validation split.

@@ -63,5 +63,5 @@ def test_mistakes_are_named():
     class Other(LightningModule):
         pass
 
-    with pytest.raises(DtrapError, match="Other has no tuner"):
+    with pytest.raises(DtrapError, match="Other has no attribute `tuner`"):
         KeepBest().setup(None, Other(), "fit")

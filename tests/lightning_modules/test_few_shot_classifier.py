@@ -150,7 +150,7 @@ def test_logits_are_the_scaled_cosines(tiny_backbone):
     ("prepare", "told"),
     [
         (lambda m: m.set_classes([]), "no class names"),
-        (lambda m: m.set_classes(["a", "b", "a"]), "'a' stands twice"),
+        (lambda m: m.set_classes(["a", "b", "a"]), "duplicate class name 'a'"),
         (lambda m: m.set_classes(["a"], "a photo"), "contain {}"),
         (lambda m: m.set_classes(["a " * 40, "b"]), "tokens"),
         (lambda m: m(torch.zeros(1, 3, 32, 32)), "set_classes"),

@@ -184,7 +184,7 @@ def test_the_scale_of_the_features_does_not_matter(case):
             lambda x: losses.anti_visual_loss(
                 x, torch.tensor([0, 1, 1]), num_classes=2, prototype_indices=torch.tensor([1])
             ),
-            "one row for each class",
+            "expected \\[2\\], one per class",
         ),
     ],
 )
