@@ -68,14 +68,9 @@ class FewShotClassifier(TunedModel):
     ) -> None:
         super().__init__(backbone, tuner, objective, template, descriptions, image_chunk, text_chunk)
         if optimizer is not None and learning_rate is not None:
-            raise DtrapError(
-                f"learning_rate is {learning_rate}, but the given optimizer has its own rate (init_args.lr). Remove one "
-                "of the two."
-            )
+            raise DtrapError(f"learning_rate is {learning_rate}, but an optimizer is given too; set its init_args.lr.")
         if self.tuner.trains_itself and (optimizer is not None or lr_scheduler is not None):
-            raise DtrapError(
-                f"the tuner {self.tuner.name} steps its own optimizers. Remove optimizer and lr_scheduler."
-            )
+            raise DtrapError(f"the tuner {self.tuner.name} has its own optimizers. Remove optimizer and lr_scheduler.")
         if final_rate is not None and lr_scheduler is not None:
             raise DtrapError(f"final_rate is {final_rate}, but an lr_scheduler is given too. Remove one of the two.")
         if learning_rate is not None and not learning_rate > 0:
@@ -99,8 +94,7 @@ class FewShotClassifier(TunedModel):
         datamodule = self.data_source
         names = getattr(datamodule, "class_names", None)
         if names is not None:
-            template = getattr(datamodule, "template", "a photo of a {}.")
-            self.set_classes(names, template)
+            self.set_classes(names, getattr(datamodule, "template", "a photo of a {}."))
         if self.prompts is None:
             raise DtrapError(
                 f"{type(datamodule).__name__ if datamodule else 'The loader'} has no class_names. Call "
@@ -283,11 +277,10 @@ class FewShotClassifier(TunedModel):
     def _plain_rows(self, batch: Batch, related: Tensor, plain: Tensor | None) -> PlainRows | None:
         if plain is None or self.objective.progress is None:
             return None
-        again = self.plain_views == "encode" and "vision" in self.tuner.trains and self.objective.relation_weight != 0
-        if again:
-            related_again = self.tuner.related_features(self.image_features(batch["images"][plain]))
-            return PlainRows(related_again, batch["labels"][plain])
-        return PlainRows(related[plain], batch["labels"][plain])
+        features = related[plain]
+        if self.plain_views == "encode" and "vision" in self.tuner.trains and self.objective.relation_weight != 0:
+            features = self.tuner.related_features(self.image_features(batch["images"][plain]))
+        return PlainRows(features, batch["labels"][plain])
 
     def on_train_end(self) -> None:
         """Let the tuner choose hyperparameters if there is a validation split."""
@@ -355,11 +348,6 @@ class FewShotClassifier(TunedModel):
         scores = per_view[0] if self._zero_shot else per_view.softmax(dim=-1).sum(dim=0)
         return scores, labels[: len(scores)]
 
-    def _encode_texts_once(self) -> None:
-        with torch.no_grad():
-            self._evaluation_texts = self.text_features()
-        self.confusion.reset()
-
     def _accuracy(self) -> Tensor:
         self._evaluation_texts = None
         counts = self.confusion.compute()
@@ -367,7 +355,9 @@ class FewShotClassifier(TunedModel):
 
     def on_validation_epoch_start(self) -> None:
         """Encode the class texts once for the whole loop."""
-        self._encode_texts_once()
+        with torch.no_grad():
+            self._evaluation_texts = self.text_features()
+        self.confusion.reset()
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         """Count predictions in `confusion`."""
@@ -380,7 +370,7 @@ class FewShotClassifier(TunedModel):
 
     def on_test_epoch_start(self) -> None:
         """Encode the class texts once for the whole test."""
-        self._encode_texts_once()
+        self.on_validation_epoch_start()
         self.test_predictions = []
 
     def test_step(self, batch: Batch, batch_idx: int) -> None:
