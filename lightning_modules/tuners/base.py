@@ -1,4 +1,4 @@
-"""What a tuner is: which parameters are trained and what they change on the way from image and text to logits."""
+"""The interface of tuners: the parameters that are trained, and the features and logits that they change."""
 
 from __future__ import annotations
 
@@ -23,49 +23,50 @@ from ..contracts import check_rows
 from ..text_head import ClassPrompts, average_prompts
 
 Batch = dict[str, Tensor]
+ENCODERS: dict[str, tuple[Tower, ...]] = {"vision": ("vision",), "text": ("text",), "both": ("vision", "text")}
 
 
 class SteppedModule(Protocol):
-    """What a tuner that makes its steps itself needs of the LightningModule that it is in."""
+    """The part of a LightningModule that a tuner with its own steps uses."""
 
     @property
     def backbone(self) -> Any:
-        """The frozen model, a `Backbone`."""
+        """The frozen `Backbone`."""
 
     @property
     def objective(self) -> Any:
-        """The staged losses, an `Objective`."""
+        """The `Objective` with the staged losses."""
 
     @property
     def image_chunk(self) -> int | None:
-        """Images that go through the image tower at a time."""
+        """Number of images per pass through the image tower; None means all."""
 
     @property
     def trainer(self) -> Any:
         """Lightning's Trainer."""
 
     def optimizers(self) -> Any:
-        """The tuner's optimizers, in the order of its `optimizer`."""
+        """Return the tuner's optimizers, in the order of `Tuner.optimizer`."""
 
     def manual_backward(self, loss: Tensor) -> None:
-        """Go back from the loss, scaled where the precision asks for it."""
+        """Run the backward pass of a loss, scaled if the precision requires it."""
 
     def text_features(self) -> Tensor:
-        """Class text features [W, D]."""
+        """Return the class text features [W, D]."""
 
 
 @dataclass(frozen=True)
 class TaskData:
-    """What a tuner gets to see of a task before its first step.
+    """The data of a task that a tuner receives before its first step.
 
     Attributes:
         labels: Classes [N] of the support rows, in the order view, class, shot.
         text_features: Class text features [W, D].
-        encoded: `Tuner.image_features` [N, F] of the support rows; None where the tuner trains the image tower.
-        images: The support rows [N, 3, H, W], normalized, where the tuner trains the image tower, else None.
-        view: Their views [N], 0 is plain; None where the loader tells none.
-        sample_id: What tells their images apart [N]; None where the loader tells none.
-        query_images: Images [V*Q, 3, H, W] of the queries, without labels, view slowest; None unless `transductive`.
+        encoded: `Tuner.image_features` [N, F] of the support rows; None if the tuner trains the image tower.
+        images: The normalized support rows [N, 3, H, W] if the tuner trains the image tower, else None.
+        view: View [N] of each row, 0 is plain; None if the loader has no views.
+        sample_id: Identity [N] of each row's image; None if the loader has none.
+        query_images: Unlabeled images [V*Q, 3, H, W] of the queries, view slowest; None unless `transductive`.
     """
 
     labels: Tensor
@@ -78,24 +79,25 @@ class TaskData:
 
 
 class Tuner(nn.Module, ABC):
-    """A way of adapting a frozen backbone to a task of W classes.
+    """A method that adapts a frozen backbone to a task of W classes.
 
-    From an image to its logits: `image_features` is the tower's part [B, F], computed once per image where the tower is
-    frozen; `adapt_image_features` is what stands on top [B, A]; `logits` are made of that and the texts. L_ad and L_ra
-    act on `related_features` of it. F = A = D and everything is the identity but for the tuners that say otherwise.
+    From an image to its logits: `image_features` is the image tower's part [B, F], computed once per image if the tower
+    is frozen. `adapt_image_features` is applied to it: [B, A]. `logits` combines the result with the texts. L_ad and
+    L_ra are computed on `related_features` of it. By default F = A = D and each step is the identity.
 
-    `FewShotClassifier` calls `attach` once, `reset` before each task, and `prepare_task` before the optimizer is made.
+    `FewShotClassifier` calls `attach` once, `reset` before each task, and `prepare_task` before it creates the
+    optimizer. It checks shapes and types and raises a DtrapError if a method returns something else.
 
     Attributes:
         name: Short name for file names and adapter cards.
-        transductive: Whether it sees the unlabeled queries; its results are marked so.
-        needs_task: Whether `prepare_task` has to be called.
-        trains_itself: Whether it makes its steps itself in `own_step`, with optimizers of its own.
-        query_views: Fixed views of each query that a test takes; their probabilities are added up.
-        learning_rate: The rate of its own optimizer where no other is asked for.
-        own_prompts: Whether it makes the class prompts itself, of the class names alone.
-        chooses: Whether `choose` is to be called where there is a validation split.
-        merges_into_backbone: Whether it changes nothing but weights of the backbone, so that it can be exported.
+        transductive: Whether it uses the unlabeled queries; its results are marked.
+        needs_task: Whether `prepare_task` must be called.
+        trains_itself: Whether it makes its own steps in `own_step`, with its own optimizers.
+        query_views: Number of fixed views of each query in a test, whose probabilities are added up.
+        learning_rate: Default rate of its own optimizer.
+        own_prompts: Whether it builds the class prompts itself, from the class names alone.
+        chooses: Whether to call `choose` if there is a validation split.
+        merges_into_backbone: Whether it changes weights of the backbone only, so that it can be exported.
     """
 
     name: str
@@ -111,42 +113,43 @@ class Tuner(nn.Module, ABC):
     @property
     @abstractmethod
     def trains(self) -> frozenset[Tower]:
-        """The towers whose features change with training; features of the others are computed once.
+        """The towers whose features change with training; the features of the others are computed once.
 
-        Lambda's default follows it: that of the text branch where only "text" is in it.
+        A subclass may define a class attribute instead of a property. With "text" alone, lambda has the default of the
+        text branch.
         """
 
     @property
     def settings(self) -> dict[str, Any]:
-        """The arguments that it was made with, as plain values; tensors, which are saved, are left out."""
+        """The constructor's arguments as JSON-able values, without tensors, which are saved with the adapter."""
         names = inspect.signature(type(self).__init__).parameters
         values = {name: getattr(self, name) for name in names if hasattr(self, name)}
         return {name: value for name, value in values.items() if not isinstance(value, Tensor | nn.Module)}
 
     @abstractmethod
     def attach(self, backbone: Backbone) -> None:
-        """Put the tuner's parameters into, or on top of, the frozen backbone; does nothing the second time.
+        """Add the tuner's parameters to the frozen backbone or on top of it; does nothing on a second call.
 
         Raises:
-            DtrapError: The tuner does not go with this backbone; the message says why.
+            DtrapError: The tuner does not support this backbone; the message says why.
         """
 
     @abstractmethod
     def reset(self, seed: int, num_classes: int) -> None:
-        """Start anew for a task of `num_classes` classes, drawing the start from `seed` alone."""
+        """Reset for a task of `num_classes` classes; all random numbers depend on `seed` only."""
 
     @abstractmethod
     def adapter_state(self) -> dict[str, Tensor]:
-        """All that has to be saved, by name: what is trained as the parameters themselves, the rest as buffers."""
+        """Return all tensors to save, by name: the trained ones as the parameters themselves, others as buffers."""
 
     def make_room(self, state: dict[str, Tensor]) -> None:
-        """Give own tensors the shapes of a saved state, where they depend on the task; nothing by default."""
+        """Allocate tensors whose shape depends on the task in the shapes of a saved state; nothing by default."""
 
     def load_adapter_state(self, state: dict[str, Tensor]) -> None:
-        """Take the values of a saved `adapter_state`.
+        """Load the values of a saved `adapter_state`.
 
         Raises:
-            DtrapError: Names or shapes are not this tuner's.
+            DtrapError: Names or shapes differ from this tuner's.
         """
         self.make_room(state)
         own = self.adapter_state()
@@ -154,32 +157,32 @@ class Tuner(nn.Module, ABC):
             odd = sorted(own.keys() ^ state.keys())
             raise DtrapError(
                 f"the adapter does not fit the tuner {self.name}: {len(odd)} names differ, such as {odd[0]!r}. "
-                "Load it with the backbone and the tuner settings that it was trained with (its config.yaml)."
+                "Load it with the backbone and the tuner settings of its training (its config.yaml)."
             )
         for key, value in own.items():
             if value.shape != state[key].shape:
                 raise DtrapError(
                     f"the adapter does not fit the tuner {self.name}: {key} is {list(state[key].shape)}, expected "
-                    f"{list(value.shape)}. Load it with the tuner settings that it was trained with."
+                    f"{list(value.shape)}. Load it with the tuner settings of its training."
                 )
         with torch.no_grad():
             for key, value in own.items():
                 value.copy_(state[key])
 
     def trained_parameters(self) -> list[nn.Parameter]:
-        """The parameters that the optimizer gets; none where `prepare_task` is all the training there is."""
+        """Return the parameters for the optimizer; none if `prepare_task` is the whole training."""
         return [value for value in self.adapter_state().values() if isinstance(value, nn.Parameter)]
 
     def prepare_task(self, task: TaskData) -> None:
-        """Build what a task needs from its support images; nothing by default. Gradients are off."""
+        """Build the state for a task from its support images, without gradients; nothing by default."""
 
     def choose(self, image_features: Tensor, text_features: Tensor, labels: Tensor, logit_scale: float) -> None:
-        """Choose hyper-parameters on a validation split, after training; nothing by default.
+        """Choose hyperparameters on a validation split after training; nothing by default.
 
-        Called where it `chooses` and the loaders have a validation split.
+        Called if the tuner `chooses` and there is a validation split.
 
         Args:
-            image_features: [B, A] of the validation images, as `adapt_image_features` gives them.
+            image_features: `adapt_image_features` [B, A] of the validation images.
             text_features: [W, D].
             labels: [B].
             logit_scale: tau.
@@ -187,31 +190,35 @@ class Tuner(nn.Module, ABC):
 
     @contextmanager
     def disabled(self) -> Iterator[None]:
-        """Within it, the backbone gives its zero-shot features."""
+        """Within it, the backbone returns its zero-shot features."""
         yield
 
     def image_features(self, backbone: Backbone, images: Tensor) -> Tensor:
-        """The image tower's part: features [B, F] of images [B, 3, H, W]."""
+        """Return the image tower's features [B, F] of images [B, 3, H, W]."""
         return backbone.encode_image(images)
 
     def adapt_image_features(self, features: Tensor) -> Tensor:
-        """What stands on top of the image tower: [B, A] from `image_features` [B, F]."""
+        """Adapt `image_features` [B, F] to [B, A]; part of every training step even if the tower is frozen."""
         return features
 
     def zero_shot_features(self, features: Tensor) -> Tensor:
-        """The backbone's own features [B, D] out of `image_features` [B, F] of a frozen image tower."""
+        """Return the backbone's own features [B, D] from `image_features` [B, F] of a frozen image tower."""
         return features
 
     def related_features(self, image_features: Tensor) -> Tensor:
-        """What L_ad and L_ra act on: [B, any width] from `adapt_image_features` [B, A]."""
+        """Return the features [B, any width] for L_ad and L_ra, from `adapt_image_features` [B, A]."""
         return image_features
 
     def text_features(self, backbone: Backbone, prompts: ClassPrompts, chunk: int | None = None) -> Tensor:
-        """Class text features [W, D], at most `chunk` prompts at a time; the tokens are on the backbone's device."""
+        """Return class text features [W, D], at most `chunk` prompts per pass; tokens are on the backbone's device."""
         return average_prompts(encode_in_chunks(backbone.encode_text, prompts.tokens, chunk), prompts.per_class)
 
     def logits(self, image_features: Tensor, text_features: Tensor, logit_scale: float) -> Tensor:
-        """Logits [B, W]; the scaled cosine to the class texts by default."""
+        """Return logits [B, W]; by default the scaled cosines to the class texts.
+
+        Raises:
+            DtrapError: Image and text features have different widths.
+        """
         if image_features.shape[-1] != text_features.shape[-1]:
             raise DtrapError(
                 f"{type(self).__name__}: image features have the width {image_features.shape[-1]} and class texts "
@@ -223,50 +230,62 @@ class Tuner(nn.Module, ABC):
     def classification_loss(
         self, image_features: Tensor, text_features: Tensor, labels: Tensor, logit_scale: float
     ) -> Tensor:
-        """The loss that L_ad and L_ra are added to; cross-entropy of `logits` by default, which is L_vlm."""
+        """Return the scalar loss that L_ad and L_ra are added to; by default L_vlm, the cross-entropy of `logits`."""
         logits = self.logits(image_features, text_features, logit_scale)
         check_rows(f"{type(self).__name__}.logits", logits, len(labels), "images", len(text_features))
         return nn.functional.cross_entropy(logits, labels)
 
     def own_step(self, module: SteppedModule, batch: Batch) -> dict[str, Tensor]:
-        """One step of a tuner that `trains_itself`: the terms, "total" among them."""
+        """Make one step of a tuner that `trains_itself`; return the terms with their "total"."""
         raise NotImplementedError
 
     def optimizer(self, parameters: list[nn.Parameter], learning_rate: float) -> Optimizer | list[Optimizer]:
-        """AdamW with weight decay 0.01 and betas 0.9, 0.999, as the authors' code has for LoRA.
+        """Return AdamW with weight decay 0.01 and betas 0.9, 0.999, as the authors' code has for LoRA.
 
-        Several optimizers only where the tuner `trains_itself`.
+        A list of optimizers is allowed only if the tuner `trains_itself`.
         """
         return torch.optim.AdamW(parameters, lr=learning_rate, weight_decay=1e-2, betas=(0.9, 0.999))
 
     def scheduler(self, optimizer: Optimizer, total_steps: int, steps_per_epoch: int) -> LRScheduler | None:
-        """Cosine over eight times the run down to 1e-6, stepped every step, as in the authors' code."""
+        """Return a cosine over eight times the run down to 1e-6, stepped every step, as in the authors' code."""
         return torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, T_max=8 * total_steps, eta_min=1e-6)
 
 
+class DasslTraining:
+    """Optimizer and schedule of CoOp's code, which runs on Dassl, and of the methods whose code is built on it."""
+
+    def optimizer(self, parameters: list[nn.Parameter], learning_rate: float) -> Optimizer:
+        """Return SGD with momentum 0.9 and weight decay 5e-4, also on biases."""
+        return torch.optim.SGD(parameters, lr=learning_rate, momentum=0.9, weight_decay=5e-4)
+
+    def scheduler(self, optimizer: Optimizer, total_steps: int, steps_per_epoch: int) -> LRScheduler:
+        """Return one epoch at 1e-5, then a cosine per epoch; see `warmup_cosine`."""
+        return warmup_cosine(optimizer, total_steps, steps_per_epoch)
+
+
 def another_backbone(tuner: Tuner) -> DtrapError:
-    """The error for a tuner that is attached and gets another backbone."""
+    """Build the error for a tuner that is attached to another backbone."""
     name = type(tuner).__name__
-    return DtrapError(f"{name}: this tuner is attached to another backbone; make a new {name}() for this one.")
+    return DtrapError(f"{name}: this tuner is attached to another backbone; create a new {name}() for this one.")
 
 
 def check_width(tuner: Tuner, width: int, backbone: Backbone) -> None:
-    """Refuse an attached tuner of features of `width` on a backbone of another; raises a DtrapError."""
+    """Raise a DtrapError if a tuner for features of `width` is attached to a backbone with another width."""
     if backbone.feature_dim != width:
         name = type(tuner).__name__
         raise DtrapError(
-            f"{name}: this tuner takes features of width {width}, and {backbone.identifier} gives "
-            f"{backbone.feature_dim}; make a new {name}() for this backbone."
+            f"{name}: this tuner takes features of width {width}, but {backbone.identifier} has "
+            f"{backbone.feature_dim}; create a new {name}() for this backbone."
         )
 
 
 def warmup_cosine(
     optimizer: Optimizer, total_steps: int, steps_per_epoch: int, *, warmup_rate: float = 1e-5
 ) -> LRScheduler:
-    """CoOp's schedule, stepped every step but changing per epoch: one epoch at `warmup_rate`, then a cosine.
+    """Return CoOp's schedule, stepped every step but changing per epoch: one epoch at `warmup_rate`, then a cosine.
 
-    With E epochs in all, epoch e >= 1 has the rate lr / 2 * (1 + cos(pi * (e - 1) / E)): the cosine starts anew after
-    the warm-up but spans all E epochs, so that it never reaches 0 (Dassl's schedule, as CoOp runs it).
+    With E epochs in total, epoch e >= 1 has the rate lr / 2 * (1 + cos(pi * (e - 1) / E)). The cosine starts after the
+    warm-up but spans all E epochs, so it never reaches 0 (Dassl's schedule, as CoOp uses it).
     """
     epochs = max(-(-total_steps // steps_per_epoch), 1)
     factors: list[Callable[[int], float]] = []

@@ -1,4 +1,4 @@
-"""CoOp: context vectors in place of the words around the class names, trained through the frozen text tower."""
+"""CoOp: trained context vectors that replace the words around the class names in the prompts."""
 
 from __future__ import annotations
 
@@ -7,24 +7,22 @@ from typing import Literal, NamedTuple, get_args
 
 import torch
 from torch import Generator, Tensor, nn
-from torch.optim import Optimizer
-from torch.optim.lr_scheduler import LRScheduler
 
-from ...errors import DtrapError
+from ...errors import DtrapError, check_at_least, check_one_of
 from ..backbones.base import Backbone, Tower
 from ..chunking import encode_in_chunks
 from ..text_head import ClassPrompts
-from .base import Tuner, another_backbone, warmup_cosine
+from .base import DasslTraining, Tuner, another_backbone
 
 ClassPosition = Literal["end", "front", "middle"]
 
 
 class Placeholder(NamedTuple):
-    """A word of one token that holds the place of a context vector.
+    """A one-token word that reserves the position of a context vector.
 
     Attributes:
         word: The word.
-        other: Another such word; where the tokens of the two differ, there is the place.
+        other: Another such word; the reserved positions are those where the tokens of the two differ.
         first: Position of a prompt's first word: the number of start tokens.
     """
 
@@ -35,11 +33,11 @@ class Placeholder(NamedTuple):
 
 @dataclass(frozen=True)
 class ContextPrompts:
-    """Prompts with places for context vectors.
+    """Prompts with positions for context vectors.
 
     Attributes:
         class_names: The W names.
-        tokens: [W, L] int64, placeholders at the places.
+        tokens: [W, L] int64, with placeholders at these positions.
         places: Positions [W, n] of the context vectors.
     """
 
@@ -49,10 +47,10 @@ class ContextPrompts:
 
 
 def find_placeholder(backbone: Backbone) -> Placeholder:
-    """A word that this backbone's tokenizer makes one token of, at the beginning of a prompt and after another word.
+    """Find a word that is one token for this backbone's tokenizer, at the start of a prompt and after another word.
 
     Raises:
-        DtrapError: None of the words tried is one token.
+        DtrapError: None of the candidates is one token.
     """
     pairs = (("X", "Z"), ("a", "of"))
     for word, other in pairs:
@@ -61,17 +59,16 @@ def find_placeholder(backbone: Backbone) -> Placeholder:
         if len(places) == 2 and places[1] == places[0] + 1:
             return Placeholder(word, other, places[0])
     raise DtrapError(
-        f"the tokenizer of {backbone.identifier} makes one token each of none of the words "
-        f"{', '.join(word for word, _ in pairs)}, which would hold the places of context vectors. "
-        "Give the model's own tokenizer."
+        f"the tokenizer of {backbone.identifier} splits the words {', '.join(word for word, _ in pairs)}; expected one "
+        "of them to be one token, as placeholder for a context vector. Use the model's own tokenizer."
     )
 
 
 def word_tokens(backbone: Backbone, placeholder: Placeholder, words: str) -> Tensor:
-    """Tokens [n] of words at the beginning of a prompt, without start token.
+    """Return the tokens [n] of words at the start of a prompt, without the start token.
 
     Raises:
-        DtrapError: There are more than the model has room for.
+        DtrapError: The words do not fit into the context length.
     """
     followed = backbone.tokenize([f"{words} {placeholder.word}", f"{words} {placeholder.other}"])
     end = int((followed[0] != followed[1]).nonzero()[0])
@@ -79,37 +76,44 @@ def word_tokens(backbone: Backbone, placeholder: Placeholder, words: str) -> Ten
 
 
 def context_embedding(backbone: Backbone, tokens: Tensor) -> Tensor:
-    """Word embeddings [n, C] of tokens [n], in the backbone's precision."""
+    """Return the word embeddings [n, C] of tokens [n], in the backbone's precision."""
     with torch.no_grad():
         return backbone.token_embedding(tokens.to(text_weight(backbone).device)[None])[0].clone()
 
 
 def text_weight(backbone: Backbone) -> Tensor:
-    """The weight [vocabulary, C] of the word embedding; tells width, type and device of the text tower's input."""
+    """Return the weight [vocabulary, C] of the word embedding: width, type and device of the text tower's input."""
     return next(backbone.token_embedding.parameters())
 
 
-class CoOp(Tuner):
-    """Context optimization (Zhou et al. 2022, IJCV): n trained vectors stand where "a photo of a" stands in the prompt.
+def check_words(tuner: str, words: str | None) -> None:
+    """Raise a DtrapError if initial words are given but empty."""
+    if words is not None and not words.strip():
+        raise DtrapError(f"{tuner}: initial_words is {words!r}; expected words, or null for a random start.")
 
-    The prompt is context, class name (`_` read as a space) and a full stop. Templates and descriptions have no
-    effect on it: only the class names are taken.
+
+class CoOp(DasslTraining, Tuner):
+    """Context optimization (Zhou et al. 2022, IJCV): n trained vectors replace "a photo of a" in the prompt.
+
+    The prompt is context, class name (`_` read as a space) and a full stop. Only the class names are used; templates
+    and descriptions have no effect.
 
     Args:
-        context_tokens: Number n of context vectors; with `initial_words` it is the number of their tokens.
-        initial_words: Words such as "a photo of a" whose embeddings the vectors start from; None draws them from a
-            normal distribution of standard deviation 0.02.
-        class_position: Where the class name stands: after the context ("end"), before it ("front"), or after its
-            first n // 2 vectors ("middle").
-        class_specific: A context of its own for every class, [W, n, C] in place of [n, C].
+        context_tokens: Number n of context vectors; with `initial_words` the number of their tokens.
+        initial_words: Words such as "a photo of a" whose embeddings are the start of the vectors; None draws them from
+            a normal distribution with standard deviation 0.02.
+        class_position: Position of the class name: after the context ("end"), before it ("front"), or after its first
+            n // 2 vectors ("middle").
+        class_specific: Train a separate context for each class, [W, n, C] instead of [n, C].
 
     Raises:
-        DtrapError: `class_position` or `context_tokens` is none of these.
+        DtrapError: An argument has no valid value.
     """
 
     name = "coop"
     own_prompts = True
     learning_rate = 2e-3
+    trains: frozenset[Tower] = frozenset({"text"})  # its weights are frozen, but its features change with the context
     context: nn.Parameter
     _placeholder: Placeholder
 
@@ -121,31 +125,22 @@ class CoOp(Tuner):
         class_specific: bool = False,
     ) -> None:
         super().__init__()
-        if context_tokens < 1:
-            raise DtrapError(f"CoOp: context_tokens is {context_tokens}; expected at least 1.")
-        if class_position not in get_args(ClassPosition):
-            expected = ", ".join(get_args(ClassPosition))
-            raise DtrapError(f"CoOp: class_position is {class_position!r}; expected one of {expected}.")
-        if initial_words is not None and not initial_words.strip():
-            raise DtrapError(f"CoOp: initial_words is {initial_words!r}; expected words, or null for a random start.")
+        check_at_least("CoOp: context_tokens", context_tokens, 1)
+        check_one_of("CoOp: class_position", class_position, get_args(ClassPosition))
+        check_words("CoOp", initial_words)
         self.context_tokens = context_tokens
         self.initial_words = initial_words
         self.class_position = class_position
         self.class_specific = class_specific
-        self._backbones: list[Backbone] = []
+        self._backbones: list[Backbone] = []  # in a list, so that the backbone is not a submodule of the tuner
         self._word_tokens: Tensor | None = None
         self._prompts: ContextPrompts | None = None
 
-    @property
-    def trains(self) -> frozenset[Tower]:
-        """The text tower: its frozen weights pass the gradient on to the context."""
-        return frozenset({"text"})
-
     def attach(self, backbone: Backbone) -> None:
-        """Make room for the context; the backbone is left as it is.
+        """Allocate the context; the backbone is not changed.
 
         Raises:
-            DtrapError: This tuner is attached to another backbone, or the tokenizer does not go with placeholders.
+            DtrapError: This tuner is attached to another backbone, or the tokenizer does not support placeholders.
         """
         if self._backbones:
             if self._backbones[0] is not backbone:
@@ -170,7 +165,7 @@ class CoOp(Tuner):
             self.context = nn.Parameter(self.context.new_zeros(shape))
 
     def reset(self, seed: int, num_classes: int) -> None:
-        """The embeddings of the initial words, or a normal draw of standard deviation 0.02."""
+        """Start from the embeddings of the initial words, or from normal draws with standard deviation 0.02."""
         self._allocate(self._shape(num_classes, self.context.shape[-1]))
         with torch.no_grad():
             if self._word_tokens is not None:
@@ -180,28 +175,28 @@ class CoOp(Tuner):
                 self.context.copy_(torch.empty(self.context.shape).normal_(std=0.02, generator=generator))
 
     def adapter_state(self) -> dict[str, Tensor]:
-        """`context`: [n, C], or [W, n, C] where it is class-specific."""
+        """Return `context`: [n, C], or [W, n, C] if it is class-specific."""
         return {"context": self.context}
 
     def make_room(self, state: dict[str, Tensor]) -> None:
-        """Take the number of classes of a saved class-specific context."""
+        """Allocate a class-specific context for the saved number of classes."""
         saved = state.get("context")
         if self.class_specific and saved is not None and saved.ndim == 3:
             self._allocate(self._shape(len(saved), self.context.shape[-1]))
 
     def text_features(self, backbone: Backbone, prompts: ClassPrompts, chunk: int | None = None) -> Tensor:
-        """Class text features [W, D] with the context as it is, at most `chunk` classes at a time.
+        """Return class text features [W, D] with the current context, at most `chunk` classes per pass.
 
         Raises:
-            DtrapError: A prompt is too long for the model (the message names the class), or the context is specific to
-                classes of another number.
+            DtrapError: A prompt is too long for the model (the message names the class), or a class-specific context is
+                for another number of classes.
         """
         context_prompts = self.context_prompts(backbone, prompts.class_names, prompts.tokens.device)
         classes = len(prompts.class_names)
         if self.class_specific and len(self.context) != classes:
             raise DtrapError(
-                f"CoOp: the context is specific to {len(self.context)} classes, the task has {classes}. Tune anew for "
-                "these classes, or set class_specific: false before the tuning."
+                f"CoOp: the context is specific to {len(self.context)} classes, but the task has {classes}. Tune again "
+                "for these classes, or tune with --model.tuner.class_specific false."
             )
 
         def encode(rows: Tensor) -> Tensor:
@@ -216,10 +211,10 @@ class CoOp(Tuner):
     def context_prompts(
         self, backbone: Backbone, class_names: tuple[str, ...], device: torch.device | None = None
     ) -> ContextPrompts:
-        """The prompts of these classes on a device; made once for as long as the classes stay.
+        """Return the prompts of these classes on a device; cached until the classes change.
 
         Raises:
-            DtrapError: A prompt is too long for the model; the message names the class and what would fit.
+            DtrapError: A prompt is too long for the model; the message names the class and the length that would fit.
         """
         known = self._prompts
         device = device if device is not None else torch.device("cpu")
@@ -230,7 +225,7 @@ class CoOp(Tuner):
         return known
 
     def _tokenize(self, backbone: Backbone, class_names: tuple[str, ...]) -> tuple[Tensor, Tensor]:
-        """Tokens [W, L] and places [W, n]."""
+        """Return tokens [W, L] and places [W, n]."""
         words = (self._placeholder.word, self._placeholder.other)
         count = self.context_tokens
         try:
@@ -241,8 +236,8 @@ class CoOp(Tuner):
         for name, found in zip(class_names, differs.sum(dim=1).tolist(), strict=True):
             if found != count:
                 raise DtrapError(
-                    f"class {name!r}: {found} places for {count} context tokens found in the prompt "
-                    f"{self._prompt(name, words[0], count)!r}. Rename the class in class_names."
+                    f"class {name!r}: the prompt {self._prompt(name, words[0], count)!r} has {found} places for "
+                    f"context tokens; expected {count}. Rename the class in class_names."
                 )
         return tokens, differs.nonzero()[:, 1].view(-1, count)
 
@@ -251,7 +246,7 @@ class CoOp(Tuner):
         return " ".join([word] * before + [class_name.replace("_", " ")] + [word] * (count - before)) + "."
 
     def _too_long(self, backbone: Backbone, class_names: tuple[str, ...]) -> DtrapError | None:
-        """The error of the class with the least room; None where every class has enough."""
+        """Build the error for the class with the least room; None if every class has enough."""
         room = {name: self._room(backbone, name) for name in class_names}
         longest = min(room, key=room.__getitem__)
         if room[longest] >= self.context_tokens:
@@ -259,15 +254,15 @@ class CoOp(Tuner):
         remedy = "Shorten the class name"
         if room[longest] > 0:
             setting = "initial_words" if self.initial_words is not None else "context_tokens"
-            remedy += f", or make do with {room[longest]} (--model.tuner.{setting})"
+            remedy += f", or use {room[longest]} (--model.tuner.{setting})"
         fit = f"{max(room[longest], 0)} would fit"
         return DtrapError(
             f"class {longest!r}: its prompt with {self.context_tokens} context tokens is too long for "
-            f"{backbone.identifier}, which has room for {backbone.context_length} tokens in all; {fit}. {remedy}."
+            f"{backbone.identifier}, which has room for {backbone.context_length} tokens in total; {fit}. {remedy}."
         )
 
     def _room(self, backbone: Backbone, class_name: str) -> int:
-        """How many context tokens fit, `context_tokens` at most; -1 where the name alone is too long."""
+        """Return how many context tokens fit, at most `context_tokens`; -1 if the name alone is too long."""
         for count in range(self.context_tokens, -1, -1):
             try:
                 backbone.tokenize([self._prompt(class_name, self._placeholder.word, count)])
@@ -275,11 +270,3 @@ class CoOp(Tuner):
                 continue
             return count
         return -1
-
-    def optimizer(self, parameters: list[nn.Parameter], learning_rate: float) -> Optimizer:
-        """Plain SGD with momentum 0.9 and weight decay 5e-4, as CoOp's code has it."""
-        return torch.optim.SGD(parameters, lr=learning_rate, momentum=0.9, weight_decay=5e-4)
-
-    def scheduler(self, optimizer: Optimizer, total_steps: int, steps_per_epoch: int) -> LRScheduler:
-        """One epoch at 1e-5, then a cosine per epoch; see `warmup_cosine`."""
-        return warmup_cosine(optimizer, total_steps, steps_per_epoch)

@@ -1,6 +1,6 @@
-"""StepSPT's distribution alignment: predictions agree with those of confident neighbors and spread over the classes.
+"""StepSPT's distribution alignment: predictions agree with confident neighbors and are spread over the classes.
 
-Pure functions on features and probabilities, in float32 or better.
+Pure functions of features and probabilities, in at least float32.
 """
 
 from __future__ import annotations
@@ -10,12 +10,12 @@ from torch import Tensor
 
 from ..losses import cosines
 
-_LOG_OFFSET = 1e-5
+_LOG_OFFSET = 1e-5  # of the authors' code; without it the entropy of a probability of 0 is nan
 _SMALLEST = torch.finfo(torch.float64).eps
 
 
 def confident_rows(probabilities: Tensor) -> Tensor:
-    """Which of the rows [n, W] are confident: bool [n], False for the floor(n/2) of the largest entropy."""
+    """Return which rows [n, W] are confident: bool [n], False for the floor(n/2) rows with the largest entropy."""
     entropy = -(probabilities * (probabilities + _LOG_OFFSET).log()).sum(dim=1)
     confident = torch.ones_like(entropy, dtype=torch.bool)
     confident[entropy.topk(len(entropy) // 2).indices] = False
@@ -23,19 +23,19 @@ def confident_rows(probabilities: Tensor) -> Tensor:
 
 
 def find_partners(features: Tensor, bank: Tensor, confident: Tensor) -> Tensor:
-    """The partner of every row: the first confident row on a walk through the bank.
+    """Return the partner of every row: the first confident row on a walk through the bank.
 
-    The walk starts at the bank row nearest to the feature, whose own confidence does not count, and goes on to the row
-    nearest to where it is that was not visited yet. Nearness is the cosine. The authors' code gives up after 70 rounds,
-    which more than 136 rows can need; here the walk goes on.
+    The walk starts at the bank row nearest to the feature, regardless of its confidence. Each step goes to the nearest
+    row that was not visited yet, by the cosine. The authors' code stops after 70 steps, which can be too few for more
+    than 136 rows; this function continues.
 
     Args:
         features: [n, D].
         bank: [n, D], the features of the same rows before the internal steps.
-        confident: bool [n], of the bank's rows.
+        confident: bool [n], for the bank's rows.
 
     Returns:
-        Numbers [n] of bank rows; the last one of the walk where no other row is confident.
+        Indices [n] of bank rows; the last one of the walk if no other row is confident.
     """
     similarity = cosines(bank, bank)
     walks = torch.arange(len(features), device=bank.device)
@@ -53,9 +53,10 @@ def find_partners(features: Tensor, bank: Tensor, confident: Tensor) -> Tensor:
 
 
 def information_loss(probabilities: Tensor, partner_probabilities: Tensor) -> Tensor:
-    """Minus the mutual information of the predictions and those of their partners, both [n, W]: a scalar.
+    """Return minus the mutual information of the predictions [n, W] and their partners' [n, W], a scalar.
 
-    It is that of the joint distribution P [W, W] of the pairs, made symmetric (Ji et al. 2019, invariant information).
+    It is computed from the symmetrized joint distribution P [W, W] of the pairs (Ji et al. 2019, invariant
+    information).
     """
     with torch.autocast(probabilities.device.type, enabled=False):
         joint = probabilities.T @ partner_probabilities
@@ -67,27 +68,28 @@ def information_loss(probabilities: Tensor, partner_probabilities: Tensor) -> Te
 
 
 def diversity_loss(probabilities: Tensor) -> Tensor:
-    """Minus the entropy of the mean prediction of rows [n, W]: a scalar, least where all classes are as frequent."""
+    """Return minus the entropy of the mean prediction of rows [n, W], a scalar; smallest if classes are balanced."""
     mean = probabilities.mean(dim=0)
     return (mean * (mean + _LOG_OFFSET).log()).sum()
 
 
 def label_propagation(logits: Tensor, neighbors: int = 2, kept: float = 0.2, alpha: float = 0.5) -> Tensor:
-    """Scores of all queries of one view after label propagation between near logits ("SPT+LP+DA").
+    """Return the scores of all queries of one view after label propagation between similar logits ("SPT+LP+DA").
 
-    A prediction over several views is the largest sum of the views' scores.
+    A prediction from several views is the class with the largest sum of the views' scores.
 
     Args:
         logits: [Q, W] of all queries of the view.
-        neighbors: How many nearest rows, itself among them, a query is joined to.
-        kept: Share of the queries whose probabilities are spread, for every class those of the largest ones.
-        alpha: How far they are spread.
+        neighbors: Number of nearest rows that a query is connected to, including itself.
+        kept: Share of the queries whose probabilities are propagated; for every class those with the largest ones.
+        alpha: Strength of the propagation.
 
     Returns:
         [Q, W]; rows do not add up to 1.
     """
     logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
     total = len(logits)
+    # The form with a matrix product cancels for near rows, and the kernel needs exactly these distances.
     distances = torch.cdist(logits, logits, compute_mode="donot_use_mm_for_euclid_dist").square()
     nearest = distances.topk(min(neighbors, total), largest=False)
     weights = torch.zeros_like(distances).scatter(1, nearest.indices, _kernel(nearest.values))

@@ -1,4 +1,4 @@
-"""Fine-tuning of whole towers."""
+"""Full fine-tuning of one or both towers."""
 
 from __future__ import annotations
 
@@ -9,27 +9,25 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from ...errors import DtrapError
+from ...errors import DtrapError, check_one_of
 from ..backbones.base import Backbone, Tower
 from ..chunking import encode_in_chunks
 from ..text_head import ClassPrompts, average_prompts
-from .base import Tuner, another_backbone
-
-_TOWERS: dict[str, tuple[Tower, ...]] = {"vision": ("vision",), "text": ("text",), "both": ("vision", "text")}
+from .base import ENCODERS, Tuner, another_backbone
 
 
 class FullFineTuning(Tuner):
-    """Every parameter of the chosen towers is trained, norms and embeddings included.
+    """Train every parameter of the chosen towers, including norms and embeddings.
 
-    What is trained is a copy that stands in for the tower's parameters within this tuner's own calls. The backbone
-    keeps its original weights: for zero-shot, for the next task and for other tuners. It stays in evaluation mode: no
-    dropout, and the statistics of batch norms do not move. CLIP's logit scale and bias belong to no tower.
+    The trained parameters are copies that replace the tower's parameters in this tuner's calls. The backbone keeps its
+    original weights for zero-shot, for the next task and for other tuners. It stays in evaluation mode: no dropout, and
+    the statistics of batch norms do not change. CLIP's logit scale and bias are not part of a tower.
 
     Args:
-        encoder: Which towers are trained.
+        encoder: The towers to train.
 
     Raises:
-        DtrapError: `encoder` is none of those.
+        DtrapError: `encoder` is unknown.
     """
 
     name = "full"
@@ -38,8 +36,7 @@ class FullFineTuning(Tuner):
 
     def __init__(self, encoder: Literal["vision", "text", "both"] = "vision") -> None:
         super().__init__()
-        if encoder not in _TOWERS:
-            raise DtrapError(f"FullFineTuning: encoder is {encoder!r}; expected one of {', '.join(_TOWERS)}.")
+        check_one_of("FullFineTuning: encoder", encoder, ENCODERS)
         self.encoder = encoder
         self.parameters_trained = nn.ParameterList()
         self._names: list[str] = []
@@ -48,7 +45,7 @@ class FullFineTuning(Tuner):
     @property
     def trains(self) -> frozenset[Tower]:
         """The towers of `encoder`."""
-        return frozenset(_TOWERS[self.encoder])
+        return frozenset(ENCODERS[self.encoder])
 
     def attach(self, backbone: Backbone) -> None:
         """Copy the towers' parameters.
@@ -67,26 +64,26 @@ class FullFineTuning(Tuner):
 
     def _original_parameters(self) -> dict[str, nn.Parameter]:
         if self._originals is None:
-            raise DtrapError("FullFineTuning: the tuner has no backbone yet; call attach(backbone) first.")
-        return {name: value for tower in _TOWERS[self.encoder] for name, value in self._originals(tower).items()}
+            raise DtrapError("FullFineTuning: the tuner has no backbone; call attach(backbone) first.")
+        return {name: value for tower in ENCODERS[self.encoder] for name, value in self._originals(tower).items()}
 
     def reset(self, seed: int, num_classes: int) -> None:
-        """Start from the backbone's weights; nothing is drawn."""
+        """Copy the backbone's weights; nothing is random."""
         originals = self._original_parameters()
         with torch.no_grad():
             for name, parameter in self.adapter_state().items():
                 parameter.copy_(originals[name])
 
     def adapter_state(self) -> dict[str, Tensor]:
-        """The trained parameters by their names in the backbone."""
+        """Return the trained parameters by their names in the backbone."""
         return dict(zip(self._names, self.parameters_trained, strict=True))
 
     def image_features(self, backbone: Backbone, images: Tensor) -> Tensor:
-        """Features [B, D] of the trained image tower, or of the frozen one where only the texts are trained."""
+        """Return features [B, D] of the trained image tower, or of the frozen one if only the text tower is trained."""
         return self._with_trained(backbone, backbone.encode_image, images)
 
     def text_features(self, backbone: Backbone, prompts: ClassPrompts, chunk: int | None = None) -> Tensor:
-        """Class text features [W, D] of the trained text tower, or of the frozen one."""
+        """Return class text features [W, D] of the trained text tower, or of the frozen one."""
         encoded = encode_in_chunks(
             lambda tokens: self._with_trained(backbone, backbone.encode_text, tokens), prompts.tokens, chunk
         )
@@ -98,7 +95,7 @@ class FullFineTuning(Tuner):
 
 
 class _Encoder(nn.Module):
-    """An encoding method of the backbone as `forward`, which is what `functional_call` calls."""
+    """An encoding method of the backbone as `forward`, since `functional_call` calls nothing else."""
 
     def __init__(self, backbone: Backbone, encode: Callable[[Tensor], Tensor]) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""LDC: adapters on several levels of the image tower and logits with less confusion between classes."""
+"""LDC: adapters on several levels of the image tower, and logits corrected for confusion between classes."""
 
 from __future__ import annotations
 
@@ -24,12 +24,12 @@ _BETAS = tuple(step / 50 for step in range(51))
 
 
 class BranchLogits(NamedTuple):
-    """What LDC says of images in each of its branches.
+    """The logits of LDC's branches.
 
     Attributes:
         clip: c [B, W], the scaled cosines to the class texts.
-        mlp: m [B, W], from the fused levels alone.
-        deconfused: a [B, W], c with the correction of its confusion between classes.
+        mlp: m [B, W], from the fused levels only.
+        deconfused: a [B, W], c corrected for its confusion between classes.
         gate: g [B, 1] in (0, 1).
         total: g * m + (1 - g) * a.
     """
@@ -44,19 +44,19 @@ class BranchLogits(NamedTuple):
 class LDC(Tuner):
     """Logits deconfusion (Li et al., "Logits DeConfusion with CLIP for Few-Shot Learning", CVPR 2025).
 
-    Four levels of the frozen image tower go through an adapter each, are pooled and added up with the weights 0.1, 0.2,
-    0.3, 0.4, and go through the frozen projection a second time: z. An MLP makes the logits m of z; another one
-    corrects the zero-shot logits c to a; the prediction is beta * m + (1 - beta) * a.
+    Each of four levels of the frozen image tower has an adapter. Their outputs are pooled, added up with the weights
+    0.1, 0.2, 0.3, 0.4, and mapped by the frozen projection: z. One MLP computes the logits m from z, others correct the
+    zero-shot logits c to a; the prediction is beta * m + (1 - beta) * a.
 
-    The levels are the four stages of a ResNet, or the blocks n-7, n-5, n-3, n-1 of a transformer of n blocks (with 4 to
-    6 blocks the last four, which is ours: the authors' code fails there). They are kept per image where images are
-    encoded once: 2.4 MB for ViT-B/16, 6 MB for RN50, in float32.
+    The levels are the four stages of a ResNet, or the blocks n-7, n-5, n-3, n-1 of a transformer with n blocks (with 4
+    to 6 blocks the last four, which is our choice: the authors' code fails there). They are cached per image if images
+    are encoded once: 2.4 MB for ViT-B/16, 6 MB for RN50, in float32.
 
-    L_ad and L_ra act on z. `image_features` is the image feature x and the tapped levels in one row;
-    `adapt_image_features` is x and z in one row.
+    L_ad and L_ra act on z. A row of `image_features` is the image feature x and the tapped levels; a row of
+    `adapt_image_features` is x and z.
 
     Args:
-        beta: Share of m in the logits where no validation split chooses it out of 0, 0.02, ..., 1.
+        beta: Share of m in the logits, unless a validation split chooses it from 0, 0.02, ..., 1.
 
     Raises:
         DtrapError: `beta` is not in [0, 1].
@@ -65,6 +65,7 @@ class LDC(Tuner):
     name = "ldc"
     chooses = True
     learning_rate = 1e-4
+    trains: frozenset[Tower] = frozenset()  # the adapters are applied to levels of a frozen tower
     beta: Tensor
     levels: nn.ModuleList
     mlp: nn.Sequential
@@ -83,19 +84,14 @@ class LDC(Tuner):
         self._shapes: list[torch.Size] = []
         self._width = self._classes = 0
 
-    @property
-    def trains(self) -> frozenset[Tower]:
-        """No tower: the adapters stand on top of the image tower's levels."""
-        return frozenset()
-
     # Start
 
     def attach(self, backbone: Backbone) -> None:
-        """Make the adapters of the levels, whose shapes are found with one blank image.
+        """Create the adapters of the levels; one blank image shows the levels' shapes.
 
         Raises:
-            DtrapError: The image tower has fewer than four levels, they have no common width, or this tuner is attached
-                to another backbone.
+            DtrapError: The image tower has fewer than four levels, their widths differ, or this tuner is attached to
+                another backbone.
         """
         if self._project is not None:
             if self._project != backbone.project_image:
@@ -108,12 +104,12 @@ class LDC(Tuner):
             backbone.encode_image(blank)
         self._shapes = [level.shape[1:] for level in levels]
         self._width, self._project = backbone.feature_dim, backbone.project_image
-        with torch.random.fork_rng(devices=[]):
+        with torch.random.fork_rng(devices=[]):  # torch draws values that `reset` replaces
             adapters = nn.ModuleList(_level_adapter(shape, self._shapes[-1]) for shape in self._shapes)
         self.levels = adapters.to(parameter.device, parameter.dtype).train(self.training)
 
     def _make_heads(self, classes: int) -> None:
-        """The layers whose shapes depend on the number of classes; nothing is left to do where they have them."""
+        """Create the layers whose shapes depend on the number of classes, unless they have these shapes."""
         if self._classes == classes:
             return
         self._classes = classes
@@ -132,7 +128,7 @@ class LDC(Tuner):
             self.add_module(name, head.to(parameter.device, parameter.dtype).train(self.training))
 
     def reset(self, seed: int, num_classes: int) -> None:
-        """Torch's default start of linear layers and convolutions; norms and beta as new."""
+        """Reset linear layers and convolutions to torch's default, and norms and beta to their initial values."""
         self._make_heads(num_classes)
         generator = Generator().manual_seed(seed)
         self.beta.fill_(self.initial_beta)
@@ -145,29 +141,29 @@ class LDC(Tuner):
                 module.reset_parameters()
 
     def adapter_state(self) -> dict[str, Tensor]:
-        """The adapters, the running statistics of their batch norms, and beta."""
+        """Return the adapters, the running statistics of their batch norms, and beta."""
         state = self.state_dict(keep_vars=True)
         return {name: value for name, value in state.items() if not name.endswith("num_batches_tracked")}
 
     def make_room(self, state: dict[str, Tensor]) -> None:
-        """Take the saved number of classes."""
+        """Allocate the layers for the saved number of classes."""
         if "mlp.3.weight" in state:
             self._make_heads(len(state["mlp.3.weight"]))
 
     # From images to logits
 
     def image_features(self, backbone: Backbone, images: Tensor) -> Tensor:
-        """[B, F]: the image feature x [B, D], then the tapped levels, flattened."""
+        """Return [B, F]: the image feature x [B, D], then the flattened tapped levels."""
         with _outputs_of(tapped_modules(backbone)) as levels:
             features = backbone.encode_image(images)
         return torch.cat([features, *(level.flatten(1) for level in levels)], dim=1)
 
     def zero_shot_features(self, features: Tensor) -> Tensor:
-        """The image feature x [B, D]."""
+        """Return the image feature x [B, D]."""
         return features[:, : self._width]
 
     def level_features(self, features: Tensor) -> list[Tensor]:
-        """The four adapted and pooled levels of `image_features` [B, F]: [B, C] each, [B, C, h, w] in a ResNet."""
+        """Return the four adapted and pooled levels of `image_features` [B, F]: [B, C], or [B, C, h, w] in a ResNet."""
         flat = features[:, self._width :].split([prod(shape) for shape in self._shapes], dim=1)
         adapted = [
             adapter(level.unflatten(1, shape))
@@ -176,17 +172,17 @@ class LDC(Tuner):
         return [level.mean(dim=1) if level.dim() == 3 else level for level in adapted]
 
     def adapt_image_features(self, features: Tensor) -> Tensor:
-        """[B, 2D]: x, then z, the projection of the weighted sum of the levels."""
+        """Return [B, 2D]: x, then z, the projection of the weighted sum of the levels."""
         levels = zip(_LEVEL_WEIGHTS, self.level_features(features), strict=True)
         fused = self._project(sum(weight * level for weight, level in levels))  # type: ignore[misc, arg-type]
         return torch.cat([self.zero_shot_features(features), fused], dim=1)
 
     def related_features(self, image_features: Tensor) -> Tensor:
-        """The projected levels z [B, D]."""
+        """Return the projected levels z [B, D]."""
         return image_features[:, self._width :]
 
     def branch_logits(self, image_features: Tensor, text_features: Tensor, logit_scale: float) -> BranchLogits:
-        """The logits of every branch, of x and z [B, 2D] and texts [W, D]."""
+        """Return the logits of every branch for x and z [B, 2D] and texts [W, D]."""
         feature, fused = image_features.split(self._width, dim=1)
         clip = logit_scale * losses.cosines(feature, text_features)
         mlp, gate = self.mlp(fused), self.gate(fused).sigmoid()
@@ -194,7 +190,7 @@ class LDC(Tuner):
         return BranchLogits(clip, mlp, deconfused, gate, gate * mlp + (1 - gate) * deconfused)
 
     def logits(self, image_features: Tensor, text_features: Tensor, logit_scale: float) -> Tensor:
-        """Logits [B, W]: beta * m + (1 - beta) * a."""
+        """Return the logits [B, W]: beta * m + (1 - beta) * a."""
         branches = self.branch_logits(image_features, text_features, logit_scale)
         return self.beta * branches.mlp + (1 - self.beta) * branches.deconfused
 
@@ -203,14 +199,14 @@ class LDC(Tuner):
     def loss_terms(
         self, image_features: Tensor, text_features: Tensor, labels: Tensor, logit_scale: float
     ) -> dict[str, Tensor]:
-        """CE(m), CE(a), CE(total) and the mean distances |m - c|, |a - c|, by their names in the reference runs.
+        """Return CE(m), CE(a), CE(total) and the mean distances |m - c|, |a - c|, named as in the authors' code.
 
         Raises:
-            DtrapError: A batch of one row in training, of which a batch norm has no variance.
+            DtrapError: A training batch of one row, for which a batch norm has no variance.
         """
         if self.training and len(labels) == 1:
             raise DtrapError(
-                "LDC: a training batch has 1 image, and its batch norms need at least 2. Choose a batch size that "
+                "LDC: a training batch has 1 image, but its batch norms need at least 2. Choose a batch size that "
                 "leaves no single image at the end of an epoch, or drop the last batch."
             )
         clip, mlp, deconfused, _, total = self.branch_logits(image_features, text_features, logit_scale)
@@ -225,30 +221,30 @@ class LDC(Tuner):
     def classification_loss(
         self, image_features: Tensor, text_features: Tensor, labels: Tensor, logit_scale: float
     ) -> Tensor:
-        """The sum of `loss_terms`."""
+        """Return the sum of `loss_terms`."""
         return torch.stack(list(self.loss_terms(image_features, text_features, labels, logit_scale).values())).sum()
 
     def choose(self, image_features: Tensor, text_features: Tensor, labels: Tensor, logit_scale: float) -> None:
-        """Choose beta out of 0, 0.02, ..., 1: the first of the most accurate."""
+        """Choose beta from 0, 0.02, ..., 1: the smallest of the most accurate."""
         branches = self.branch_logits(image_features, text_features, logit_scale)
         fused = (beta * branches.mlp + (1 - beta) * branches.deconfused for beta in _BETAS)
         correct = [int((logits.argmax(dim=-1) == labels).sum()) for logits in fused]
         self.beta.fill_(_BETAS[correct.index(max(correct))])
 
     def optimizer(self, parameters: list[nn.Parameter], learning_rate: float) -> Optimizer:
-        """AdamW with eps 1e-4 and weight decay 1e-4, as the authors' code has it."""
+        """Return AdamW with eps 1e-4 and weight decay 1e-4, as in the authors' code."""
         return torch.optim.AdamW(parameters, lr=learning_rate, eps=1e-4, weight_decay=1e-4)
 
     def scheduler(self, optimizer: Optimizer, total_steps: int, steps_per_epoch: int) -> LRScheduler:
-        """Cosine to 0 over all steps, stepped every step."""
+        """Return a cosine to 0 over all steps, stepped every step."""
         return CosineAnnealingLR(optimizer, T_max=total_steps)
 
 
 def tapped_modules(backbone: Backbone) -> list[nn.Module]:
-    """The four stages or blocks of the image tower that LDC taps, first one first.
+    """Return the four stages or blocks of the image tower that LDC taps, in order.
 
     Raises:
-        DtrapError: It has neither four stages nor four blocks.
+        DtrapError: The tower has neither four stages nor four blocks.
     """
     modules = backbone.stages or backbone.blocks("vision")
     if len(modules) < 4:
@@ -261,7 +257,7 @@ def tapped_modules(backbone: Backbone) -> list[nn.Module]:
 
 @contextmanager
 def _outputs_of(modules: list[nn.Module]) -> Iterator[list[Tensor]]:
-    """Within it, the modules' outputs gather in the list, in the order of their calls."""
+    """Within it, the modules' outputs are appended to the list, in the order of their calls."""
     outputs: list[Tensor] = []
 
     def keep(module: nn.Module, inputs: Any, output: Any) -> None:
@@ -276,7 +272,7 @@ def _outputs_of(modules: list[nn.Module]) -> Iterator[list[Tensor]]:
 
 
 def _level_adapter(shape: torch.Size, last: torch.Size) -> nn.Sequential:
-    """Adapter of a level: tokens [B, T, C] stay so; maps [B, C, H, W] get the last level's shape."""
+    """Create the adapter of a level: tokens [B, T, C] keep their shape, maps [B, C, H, W] get the last level's."""
     if len(shape) == 3 == len(last):
         channels, size = last[0], tuple(last[1:])
         convolution = nn.Conv2d(shape[0], channels, kernel_size=1, bias=False)

@@ -9,7 +9,7 @@ import torch
 from torch import Generator, Tensor, nn
 from torch.nn import functional
 
-from ...errors import DtrapError
+from ...errors import check_one_of
 from ..backbones.base import Backbone, Tower
 from ..losses import normalize
 from .base import TaskData, Tuner, check_width
@@ -20,38 +20,33 @@ Start = Literal["text", "random"]
 class LinearHead(Tuner):
     """Linear classification of the normalized image feature x: tau * (V x + b) with V [W, D] and b [W] trained.
 
-    Both towers stay frozen, so that L_ad and L_ra are constant.
+    Both towers stay frozen, so L_ad and L_ra are constant.
 
     Args:
-        start: "text" starts V from the normalized class texts and b from zero, which is zero-shot; "random" starts both
+        start: "text" starts V from the normalized class texts and b from zero, which is zero-shot. "random" starts both
             as torch starts linear layers, uniform in +-1/sqrt(D).
 
     Raises:
-        DtrapError: `start` is none of those.
+        DtrapError: `start` is unknown.
     """
 
     name = "linear-head"
     learning_rate = 1e-3
+    trains: frozenset[Tower] = frozenset()
     weight: nn.Parameter
     bias: nn.Parameter
 
     def __init__(self, start: Start = "text") -> None:
         super().__init__()
-        if start not in get_args(Start):
-            raise DtrapError(f"LinearHead: start is {start!r}; expected one of {', '.join(get_args(Start))}.")
+        check_one_of("LinearHead: start", start, get_args(Start))
         self.start = start
         self.needs_task = start == "text"
 
-    @property
-    def trains(self) -> frozenset[Tower]:
-        """No tower."""
-        return frozenset()
-
     def attach(self, backbone: Backbone) -> None:
-        """Make a head of the feature width, without a class as yet.
+        """Create a head of the feature width, without classes.
 
         Raises:
-            DtrapError: This tuner is attached to a backbone of another feature width.
+            DtrapError: This tuner is attached to a backbone with another feature width.
         """
         if hasattr(self, "weight"):
             check_width(self, self.weight.shape[1], backbone)
@@ -66,7 +61,7 @@ class LinearHead(Tuner):
             self.bias = nn.Parameter(self.bias.new_empty(classes))
 
     def reset(self, seed: int, num_classes: int) -> None:
-        """A random head, or zeros until `prepare_task` gives the texts."""
+        """Start from a random head, or from zeros that `prepare_task` replaces with the texts."""
         self._make_head(num_classes)
         generator, bound = Generator().manual_seed(seed), 1 / sqrt(self.weight.shape[1])
         with torch.no_grad():
@@ -77,21 +72,21 @@ class LinearHead(Tuner):
                 parameter.copy_(start)
 
     def prepare_task(self, task: TaskData) -> None:
-        """Start from the class texts."""
+        """Copy the class texts."""
         with torch.no_grad():
             self.weight.copy_(normalize(task.text_features))
 
     def adapter_state(self) -> dict[str, Tensor]:
-        """V [W, D] and b [W]."""
+        """Return V [W, D] and b [W]."""
         return {"weight": self.weight, "bias": self.bias}
 
     def make_room(self, state: dict[str, Tensor]) -> None:
-        """Take the saved number of classes."""
+        """Allocate the head for the saved number of classes."""
         if "weight" in state:
             self._make_head(len(state["weight"]))
 
     def logits(self, image_features: Tensor, text_features: Tensor, logit_scale: float) -> Tensor:
-        """Logits [B, W]: tau * (V x + b); the texts are not looked at."""
+        """Return the logits [B, W]: tau * (V x + b); the texts are not used."""
         with torch.autocast(image_features.device.type, enabled=False):
             x = normalize(image_features)
             return logit_scale * functional.linear(x, self.weight.to(x.dtype), self.bias.to(x.dtype))

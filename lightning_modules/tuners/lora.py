@@ -12,31 +12,29 @@ from peft import LoraConfig, inject_adapter_in_model
 from peft.tuners.lora import LoraLayer
 from torch import Generator, Tensor, nn
 
-from ...errors import DtrapError
+from ...errors import DtrapError, check_at_least, check_one_of
 from ..backbones.base import Backbone, Tower
 from ..chunking import RowDropout
-from .base import Tuner, another_backbone
+from .base import ENCODERS, Tuner, another_backbone
 
 _ADAPTER = "default"
 _LAYERS = {"q": "q_proj", "k": "k_proj", "v": "v_proj", "o": "out_proj"}
-_TOWERS: dict[str, frozenset[Tower]] = {
-    "vision": frozenset({"vision"}),
-    "text": frozenset({"text"}),
-    "both": frozenset({"vision", "text"}),
-}
 
 
 class LoRA(Tuner):
-    """Low-rank adapters (Hu et al. 2022) as the paper has them; the defaults are its settings.
+    """Low-rank adapters (Hu et al. 2022) with the paper's settings as defaults.
 
     Args:
-        encoder: Which towers get adapters.
+        encoder: The towers with adapters.
         rank: Rank of each adapter.
         alpha: The scale is alpha / sqrt(rank) with rsLoRA, alpha / rank without.
         dropout: Probability of dropout before A.
         rslora: Rank-stabilized scale (Kalajdzievski 2023).
-        projections: Which of the attention's q, k, v and o(utput) projections get adapters.
-        blocks: Numbers of the blocks of each tower that get adapters, negative ones from the end; None is all.
+        projections: The projections of the attention with adapters: q, k, v and o(utput).
+        blocks: Numbers of the blocks of each tower with adapters, negative ones from the end; None means all.
+
+    Raises:
+        DtrapError: An argument has no valid value.
     """
 
     name = "lora"
@@ -53,15 +51,12 @@ class LoRA(Tuner):
         blocks: Sequence[int] | None = None,
     ) -> None:
         super().__init__()
-        if encoder not in _TOWERS:
-            raise DtrapError(f"LoRA: encoder is {encoder!r}; expected one of {', '.join(_TOWERS)}.")
-        unknown = [projection for projection in projections if projection not in _LAYERS]
-        if unknown:
-            raise DtrapError(f"LoRA: projections has {unknown[0]!r}; expected some of {', '.join(_LAYERS)}.")
-        if rank < 1:
-            raise DtrapError(f"LoRA: rank is {rank}; expected at least 1.")
+        check_one_of("LoRA: encoder", encoder, ENCODERS)
+        for projection in projections:
+            check_one_of("LoRA: a projection", projection, _LAYERS)
+        check_at_least("LoRA: rank", rank, 1)
         if not 0 <= dropout < 1:
-            raise DtrapError(f"LoRA: dropout is {dropout}; expected a probability below 1.")
+            raise DtrapError(f"LoRA: dropout is {dropout}; expected a probability of at least 0 and below 1.")
         self.encoder = encoder
         self.rank = rank
         self.alpha = alpha
@@ -74,14 +69,14 @@ class LoRA(Tuner):
     @property
     def trains(self) -> frozenset[Tower]:
         """The towers with adapters."""
-        return _TOWERS[self.encoder]
+        return frozenset(ENCODERS[self.encoder])
 
     def attach(self, backbone: Backbone) -> None:
-        """Wrap the chosen projections with adapters; nothing is left to do where they are wrapped already.
+        """Wrap the chosen projections with adapters, unless they are already wrapped.
 
         Raises:
-            DtrapError: The settings choose no layer or a block that the tower does not have, this tuner is attached to
-                another backbone, or another tuner to this backbone.
+            DtrapError: The settings choose no layer or a block that does not exist, this tuner is attached to another
+                backbone, or the backbone has adapters of another tuner.
         """
         adapted = {module for module in backbone.modules() if isinstance(module, LoraLayer)}
         if self._layers:
@@ -90,8 +85,8 @@ class LoRA(Tuner):
             return
         if adapted:
             raise DtrapError(
-                f"LoRA: {backbone.identifier} already has {len(adapted)} layers adapted by another tuner, whose values "
-                "would stay. Give both modules the same tuner, or load the backbone once more for this one."
+                f"LoRA: {backbone.identifier} already has {len(adapted)} layers adapted by another tuner, which would "
+                "stay active. Pass the same tuner to both modules, or load the backbone again for this one."
             )
         targets = [
             f"{layer}.{_LAYERS[projection]}"
@@ -113,6 +108,7 @@ class LoRA(Tuner):
         )
         inject_adapter_in_model(config, backbone, adapter_name=_ADAPTER)
         self._layers = {name: backbone.get_submodule(name) for name in targets}
+        # peft's dropout would draw other masks for a batch in chunks.
         for position, layer in enumerate(self._layers.values()):
             layer.lora_dropout[_ADAPTER] = RowDropout(self.dropout, position)
 
@@ -133,7 +129,8 @@ class LoRA(Tuner):
         return [layers[number] for number in sorted({number % len(layers) for number in self.blocks})]
 
     def reset(self, seed: int, num_classes: int) -> None:
-        """A from kaiming-uniform(a=sqrt 5), drawn in float32 on the CPU whatever the model's type; B zero."""
+        """Draw A from kaiming-uniform(a=sqrt 5) and set B to zero."""
+        # Always drawn in float32 on the CPU: from the same seed, other types and devices draw other numbers.
         generator = Generator().manual_seed(seed)
         for layer in self._layers.values():
             down, up = layer.lora_A[_ADAPTER].weight, layer.lora_B[_ADAPTER].weight
@@ -144,7 +141,7 @@ class LoRA(Tuner):
                 up.zero_()
 
     def adapter_state(self) -> dict[str, Tensor]:
-        """The matrices A [rank, in] and B [out, rank] of every adapted layer."""
+        """Return the matrices A [rank, in] and B [out, rank] of every adapted layer."""
         state: dict[str, Tensor] = {}
         for name, layer in self._layers.items():
             state[f"{name}.lora_A"] = layer.lora_A[_ADAPTER].weight
@@ -152,7 +149,7 @@ class LoRA(Tuner):
         return state
 
     def train(self, mode: bool = True) -> LoRA:
-        """Switch the adapters' dropout."""
+        """Set the mode of the adapters' dropout, which is part of the backbone, not of this module."""
         super().train(mode)
         for layer in self._layers.values():
             layer.lora_dropout.train(mode)
@@ -160,7 +157,7 @@ class LoRA(Tuner):
 
     @contextmanager
     def disabled(self) -> Iterator[None]:
-        """Within it, the adapters add nothing."""
+        """Within it, the adapters are off."""
         for layer in self._layers.values():
             layer.enable_adapters(False)
         try:

@@ -10,7 +10,7 @@ import torch
 from torch import Generator, Tensor, nn
 from torch.optim import Optimizer
 
-from ...errors import DtrapError
+from ...errors import check_at_least
 from ..backbones.base import Backbone, Tower
 from ..losses import normalize
 from .base import TaskData, Tuner, check_width
@@ -19,10 +19,10 @@ _MOMENTUM = 0.9
 
 
 class BlockDescent(Optimizer):
-    """Gradient descent with momentum, in which each block of parameters has a rhythm of its own.
+    """Gradient descent with momentum, in which each block of parameters has its own update interval.
 
-    In every step the velocity of a parameter becomes momentum * velocity + gradient; the parameter moves by
-    -lr * velocity in each `every`-th step only. With momentum 1 the velocity is the sum of all gradients so far.
+    In every step the velocity of a parameter becomes momentum * velocity + gradient. The parameter moves by
+    -lr * velocity in every `every`-th step only. With momentum 1 the velocity is the sum of all gradients so far.
 
     Args:
         blocks: Parameter groups, each with `params`, `lr`, `momentum` and `every`.
@@ -33,7 +33,7 @@ class BlockDescent(Optimizer):
 
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
-        """One step; the closure, if any, computes the gradients and its result is returned."""
+        """Make one step; return the result of the closure, which computes the gradients, or None."""
         loss = None
         if closure is not None:
             with torch.enable_grad():
@@ -56,20 +56,20 @@ class LPPlusPlus(Tuner):
     """LP++ (Huang et al., "LP++: A Surprisingly Strong Linear Probe for Few-Shot CLIP", CVPR 2024).
 
     The logits of a normalized image feature x are x Wc^T + b + alpha * (x t^T), with class weights Wc [W, D], a bias
-    b [W] and a factor alpha [W] on the cosines to the texts, in place of tau: with Wc = b = 0 and alpha = tau it is
-    zero-shot. All three are trained on the full batch; image features are constant, so that L_ad and L_ra are too.
+    b [W] and a factor alpha [W] on the cosines to the texts, which replaces tau: Wc = b = 0 and alpha = tau is
+    zero-shot. All three are trained on the full batch. Image features are constant, so L_ad and L_ra are too.
 
     With F [N, D] the normalized support rows f (all views of all images) and t [W, D] the normalized texts:
-    Wc starts from the sum of each class's rows, b uniform in +-1/sqrt(D), alpha from 250 * the mean over the classes of
-    the mean f.t of the class's rows. Wc and b step by 4 N / lambda_max(F^T F), with momentum 0.9. alpha steps by
-    N / (4 max_k sum_i (f_i.t_k)^2), in every `alpha_every`-th step only and along the sum of its gradients since the
-    start, as in the authors' code, which never clears them.
+    Wc starts from the sum of each class's rows, b is uniform in +-1/sqrt(D), and alpha is 250 * the mean over the
+    classes of the mean f.t of the class's rows. The step size of Wc and b is 4 N / lambda_max(F^T F), with momentum
+    0.9. That of alpha is N / (4 max_k sum_i (f_i.t_k)^2). alpha moves in every `alpha_every`-th step only, along the
+    sum of its gradients since the start, as in the authors' code, which never clears them.
 
-    The rate (`learning_rate`, 1 by default) is a factor on both derived step sizes. The authors keep the iteration that
-    is best on a validation split, the last one of equals: `dtrap.callbacks.KeepBest(ties="last")`.
+    The rate (`learning_rate`, 1 by default) multiplies both derived step sizes. The authors keep the iteration that is
+    best on a validation split, the last one of equals: `dtrap.callbacks.KeepBest(ties="last")`.
 
     Args:
-        alpha_every: Steps from one move of alpha to the next.
+        alpha_every: Number of steps between two moves of alpha.
 
     Raises:
         DtrapError: `alpha_every` is below 1.
@@ -85,29 +85,24 @@ class LPPlusPlus(Tuner):
     name = "lpp"
     needs_task = True
     learning_rate = 1.0
+    trains: frozenset[Tower] = frozenset()
     weight_step: Tensor
     alpha_step: Tensor
 
     def __init__(self, alpha_every: int = 10) -> None:
         super().__init__()
-        if alpha_every < 1:
-            raise DtrapError(f"LPPlusPlus: alpha_every is {alpha_every}; expected at least 1 step.")
+        check_at_least("LPPlusPlus: alpha_every", alpha_every, 1, "step")
         self.alpha_every = alpha_every
         self.register_buffer("weight_step", torch.tensor(0.0))
         self.register_buffer("alpha_step", torch.tensor(0.0))
 
-    @property
-    def trains(self) -> frozenset[Tower]:
-        """No tower."""
-        return frozenset()
-
     # Start
 
     def attach(self, backbone: Backbone) -> None:
-        """Make a probe of the feature width, without a class as yet.
+        """Create a probe of the feature width, without classes.
 
         Raises:
-            DtrapError: This tuner is attached to a backbone of another feature width.
+            DtrapError: This tuner is attached to a backbone with another feature width.
         """
         if not hasattr(self, "weight"):
             self._make_probe(next(backbone.parameters()).detach().new_empty(0, backbone.feature_dim))
@@ -124,7 +119,7 @@ class LPPlusPlus(Tuner):
             self._make_probe(self.weight.detach().new_empty(classes, self.weight.shape[1]))
 
     def reset(self, seed: int, num_classes: int) -> None:
-        """Draw the bias; the rest is zero until `prepare_task` derives it."""
+        """Draw the bias and set the rest to zero; `prepare_task` derives it."""
         self._give_room(num_classes)
         bound, generator = 1 / sqrt(self.weight.shape[1]), Generator().manual_seed(seed)
         with torch.no_grad():
@@ -133,7 +128,7 @@ class LPPlusPlus(Tuner):
                 value.zero_()
 
     def prepare_task(self, task: TaskData) -> None:
-        """Derive the start of Wc and alpha and both step sizes from the support rows."""
+        """Derive the start of Wc and alpha, and both step sizes, from the support rows."""
         features, texts = normalize(cast(Tensor, task.encoded)), normalize(task.text_features)
         with torch.no_grad(), torch.autocast(features.device.type, enabled=False):
             membership = nn.functional.one_hot(task.labels, len(texts)).to(features.dtype)
@@ -148,24 +143,18 @@ class LPPlusPlus(Tuner):
     # State
 
     def adapter_state(self) -> dict[str, Tensor]:
-        """Wc, b, alpha and the step sizes."""
-        return {
-            "weight": self.weight,
-            "bias": self.bias,
-            "alpha": self.alpha,
-            "weight_step": self.weight_step,
-            "alpha_step": self.alpha_step,
-        }
+        """Return Wc, b, alpha and the step sizes."""
+        return {name: getattr(self, name) for name in ("weight", "bias", "alpha", "weight_step", "alpha_step")}
 
     def make_room(self, state: dict[str, Tensor]) -> None:
-        """Take the saved number of classes."""
+        """Allocate the probe for the saved number of classes."""
         if "weight" in state:
             self._give_room(len(state["weight"]))
 
     # From features to logits
 
     def logits(self, image_features: Tensor, text_features: Tensor, logit_scale: float) -> Tensor:
-        """Logits x Wc^T + b + alpha * (x t^T) [B, W]; alpha takes the logit scale's place."""
+        """Return the logits x Wc^T + b + alpha * (x t^T) [B, W]; alpha replaces the logit scale."""
         with torch.autocast(image_features.device.type, enabled=False):
             x = normalize(image_features)
             weight, bias, alpha = (value.to(x.dtype) for value in (self.weight, self.bias, self.alpha))
@@ -174,25 +163,16 @@ class LPPlusPlus(Tuner):
     # Training
 
     def optimizer(self, parameters: list[nn.Parameter], learning_rate: float) -> Optimizer:
-        """The derived steps, times `learning_rate`."""
+        """Return gradient descent with the derived step sizes times `learning_rate`."""
         probe = [parameter for parameter in parameters if parameter is not self.alpha]
+        weight_rate, alpha_rate = (learning_rate * float(step) for step in (self.weight_step, self.alpha_step))
         return BlockDescent(
             [
-                {
-                    "params": probe,
-                    "lr": learning_rate * float(self.weight_step),
-                    "momentum": _MOMENTUM,
-                    "every": 1,
-                },
-                {
-                    "params": [self.alpha],
-                    "lr": learning_rate * float(self.alpha_step),
-                    "momentum": 1.0,
-                    "every": self.alpha_every,
-                },
+                {"params": probe, "lr": weight_rate, "momentum": _MOMENTUM, "every": 1},
+                {"params": [self.alpha], "lr": alpha_rate, "momentum": 1.0, "every": self.alpha_every},
             ]
         )
 
     def scheduler(self, optimizer: Optimizer, total_steps: int, steps_per_epoch: int) -> None:
-        """None: the step sizes are constant."""
+        """Return None: the step sizes are constant."""
         return

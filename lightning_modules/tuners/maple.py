@@ -1,4 +1,4 @@
-"""MaPLe: prompts for both towers, those of the image tower being linear maps of those of the text tower."""
+"""MaPLe: prompts for both towers; those of the image tower are linear maps of those of the text tower."""
 
 from __future__ import annotations
 
@@ -9,43 +9,42 @@ from typing import Any
 import torch
 from torch import Generator, Tensor, nn
 from torch.nn.utils import skip_init
-from torch.optim import Optimizer
-from torch.optim.lr_scheduler import LRScheduler
 
-from ...errors import DtrapError
+from ...errors import DtrapError, check_at_least
 from ..backbones.base import Backbone, Tower
 from ..chunking import encode_in_chunks
-from ..text_head import ClassPrompts
-from .base import Tuner, another_backbone, warmup_cosine
-from .coop import context_embedding, find_placeholder, text_weight, word_tokens
+from ..text_head import ClassPrompts, tokenize_classes
+from .base import DasslTraining, Tuner, another_backbone
+from .coop import check_words, context_embedding, find_placeholder, text_weight, word_tokens
 
 Hook = Callable[[nn.Module, tuple[Any, ...]], tuple[Any, ...]]
 
 
-class MaPLe(Tuner):
-    """Multi-modal prompt learning (Khattak et al. 2023, CVPR), with the facts of its authors' code.
+class MaPLe(DasslTraining, Tuner):
+    """Multi-modal prompt learning (Khattak et al. 2023, CVPR), as in the authors' code.
 
-    Before block 0 the context stands in place of the first n words and, mapped to the image tower's width, after the
-    patches. Before block i = 1 .. depth - 1 the tokens at these places are replaced by another trained prompt and
-    by its linear map; later blocks hand them on. The prompt is the initial words, the class name (`_` read as a space)
-    and a full stop; templates and descriptions have no effect on it.
+    Before block 0 the context replaces the first n words and, mapped to the image tower's width, is appended to the
+    patches. Before block i = 1 .. depth - 1 another trained prompt and its linear map replace the tokens at these
+    positions; later blocks pass them on. The prompt is the initial words, the class name (`_` read as a space) and a
+    full stop; templates and descriptions have no effect.
 
-    What `depth` has more than a tower has blocks gets no gradient there and stays as it started.
+    Prompts for more blocks than a tower has get no gradient from it and keep their initial values.
 
     Args:
-        context_tokens: Number n of prompt tokens of each tower and block.
-        initial_words: The words that begin every prompt. The embeddings of their first n tokens are the start of the
-            context, which replaces them; words after them stay. None draws the start from a normal distribution of
-            standard deviation 0.02, and the context stands alone before the class name.
-        depth: Number J of blocks with prompts of their own, from the first; 1 is the context alone.
+        context_tokens: Number n of prompt tokens per tower and block.
+        initial_words: The words at the start of every prompt. The embeddings of their first n tokens are the start of
+            the context, which replaces them; later words stay. None draws the start from a normal distribution with
+            standard deviation 0.02, and only the context precedes the class name.
+        depth: Number J of blocks with their own prompts, from the first; 1 means the context alone.
 
     Raises:
-        DtrapError: A number below 1.
+        DtrapError: A number is below 1, or the initial words are empty.
     """
 
     name = "maple"
     own_prompts = True
     learning_rate = 3.5e-3
+    trains: frozenset[Tower] = frozenset({"vision", "text"})
     context: nn.Parameter
     projection: nn.Linear
     _first: int
@@ -53,31 +52,24 @@ class MaPLe(Tuner):
 
     def __init__(self, context_tokens: int = 2, initial_words: str | None = "a photo of a", depth: int = 9) -> None:
         super().__init__()
-        for setting, value in (("context_tokens", context_tokens), ("depth", depth)):
-            if value < 1:
-                raise DtrapError(f"MaPLe: {setting} is {value}; expected at least 1.")
-        if initial_words is not None and not initial_words.strip():
-            raise DtrapError(f"MaPLe: initial_words is {initial_words!r}; expected words, or null for a random start.")
+        check_at_least("MaPLe: context_tokens", context_tokens, 1)
+        check_at_least("MaPLe: depth", depth, 1)
+        check_words("MaPLe", initial_words)
         self.context_tokens = context_tokens
         self.initial_words = initial_words
         self.depth = depth
         self.deep_context = nn.ParameterList()
         self.deep_projections = nn.ModuleList()
-        self._backbones: list[Backbone] = []
+        self._backbones: list[Backbone] = []  # in a list, so that the backbone is not a submodule of the tuner
         self._word_tokens: Tensor | None = None
         self._tokens: tuple[tuple[str, ...], Tensor] | None = None
 
-    @property
-    def trains(self) -> frozenset[Tower]:
-        """Both towers."""
-        return frozenset({"vision", "text"})
-
     def attach(self, backbone: Backbone) -> None:
-        """Make room for prompts and projections; the backbone is left as it is.
+        """Allocate prompts and projections; the backbone is not changed.
 
         Raises:
-            DtrapError: The image tower is no transformer, there are fewer initial words than prompt tokens, or this
-                tuner is attached to another backbone.
+            DtrapError: The image tower is not a transformer, the initial words have fewer tokens than the context, or
+                this tuner is attached to another backbone.
         """
         if self._backbones:
             if self._backbones[0] is not backbone:
@@ -86,9 +78,9 @@ class MaPLe(Tuner):
         layers = backbone.attention_layers("vision")
         if not layers or not backbone.blocks("vision") or getattr(backbone, "image_entrance", None) is None:
             raise DtrapError(
-                f"MaPLe: the image tower of {backbone.identifier} has no transformer blocks to put prompt tokens into "
-                "(a ResNet?). Use a backbone with a plain vision transformer, such as ViT-B-16-quickgelu, or a tuner "
-                "that does not go into the image tower, such as CoOp."
+                f"MaPLe: the image tower of {backbone.identifier} has no transformer blocks for prompt tokens (a "
+                "ResNet?). Use a backbone with a plain vision transformer, such as ViT-B-16-quickgelu, or a tuner that "
+                "does not change the image tower, such as CoOp."
             )
         placeholder = find_placeholder(backbone)
         self._first, self._words = placeholder.first, " ".join([placeholder.word] * self.context_tokens)
@@ -115,15 +107,15 @@ class MaPLe(Tuner):
         if len(tokens) < self.context_tokens:
             raise DtrapError(
                 f"MaPLe: context_tokens is {self.context_tokens}, but the initial words {self.initial_words!r} have "
-                f"{len(tokens)} tokens. Expected at most as many; set initial_words: null for a random start."
+                f"{len(tokens)} tokens; expected at most as many. Use initial_words: null for a random start."
             )
         return tokens[: self.context_tokens]
 
     @torch.no_grad()
     def reset(self, seed: int, num_classes: int) -> None:
-        """Words or a normal draw for the context, normal draws for deep prompts, torch's default for linear maps.
+        """Set the context to words or normal draws, deep prompts to normal draws, linear maps to torch's default.
 
-        The deep projections start as copies of one draw, as in the authors' code.
+        The deep projections are copies of one draw, as in the authors' code.
         """
         generator = Generator().manual_seed(seed)
         prompts = list(self.deep_context)
@@ -142,21 +134,22 @@ class MaPLe(Tuner):
                 projection.load_state_dict({"weight": weight, "bias": bias})
 
     def adapter_state(self) -> dict[str, Tensor]:
-        """Prompts [n, C] of the text tower and the linear maps of C to the image tower's width."""
+        """Return the prompts [n, C] of the text tower and the linear maps from C to the image tower's width."""
         return dict(self.named_parameters())
 
     def image_features(self, backbone: Backbone, images: Tensor) -> Tensor:
-        """Features [B, D] of images [B, 3, H, W] with the prompts among the image tokens; none is left for a pool."""
+        """Return features [B, D] of images [B, 3, H, W] with the prompts among the image tokens."""
         blocks = backbone.blocks("vision")
         count = self.context_tokens
         deep = zip(blocks[1:], self.deep_projections, self.deep_context, strict=False)
         hooks = {block: _replace(projection(prompt), -count) for block, projection, prompt in deep}
         hooks[backbone.image_entrance] = _append(self.projection(self.context))
+        # The prompts are removed after the last block, so that no pooling head sees them.
         with _hooked(hooks), blocks[-1].register_forward_hook(_remove_last(count)):
             return backbone.encode_image(images)
 
     def text_features(self, backbone: Backbone, prompts: ClassPrompts, chunk: int | None = None) -> Tensor:
-        """Class text features [W, D], at most `chunk` classes at a time.
+        """Return class text features [W, D], at most `chunk` classes per pass.
 
         Raises:
             DtrapError: A prompt is too long for the model; the message names the class.
@@ -173,32 +166,18 @@ class MaPLe(Tuner):
         return encode_in_chunks(encode, tokens, chunk)
 
     def _tokenize(self, backbone: Backbone, class_names: tuple[str, ...], device: torch.device) -> Tensor:
-        """Tokens [W, L] on the device; made once for as long as the classes stay."""
+        """Return tokens [W, L] on the device; cached until the classes change."""
         known = self._tokens
         if known is None or known[0] != class_names or known[1].device != device:
             with torch.inference_mode(False):
-                rows = [self._class_tokens(backbone, name) for name in class_names]
-                self._tokens = known = class_names, torch.cat(rows).to(device)
+                prompts = {name: [f"{self._words} {name.replace('_', ' ')}."] for name in class_names}
+                self._tokens = known = class_names, tokenize_classes(prompts, backbone).to(device)
         return known[1]
-
-    def _class_tokens(self, backbone: Backbone, class_name: str) -> Tensor:
-        try:
-            return backbone.tokenize([f"{self._words} {class_name.replace('_', ' ')}."])
-        except DtrapError as error:
-            raise DtrapError(f"class {class_name!r}: {error}") from error
-
-    def optimizer(self, parameters: list[nn.Parameter], learning_rate: float) -> Optimizer:
-        """Plain SGD with momentum 0.9 and weight decay 5e-4, biases too, as MaPLe's code has it."""
-        return torch.optim.SGD(parameters, lr=learning_rate, momentum=0.9, weight_decay=5e-4)
-
-    def scheduler(self, optimizer: Optimizer, total_steps: int, steps_per_epoch: int) -> LRScheduler:
-        """One epoch at 1e-5, then a cosine per epoch; see `warmup_cosine`."""
-        return warmup_cosine(optimizer, total_steps, steps_per_epoch)
 
 
 @contextmanager
 def _hooked(hooks: dict[nn.Module, Hook]) -> Iterator[None]:
-    """Within it, modules get their inputs through the hooks."""
+    """Within it, the hooks change the modules' inputs."""
     with ExitStack() as stack:
         for module, hook in hooks.items():
             stack.enter_context(module.register_forward_pre_hook(hook))
@@ -206,13 +185,13 @@ def _hooked(hooks: dict[nn.Module, Hook]) -> Iterator[None]:
 
 
 def _with_rows(tokens: Tensor, rows: Tensor, first: int) -> Tensor:
-    """Tokens [B, T, C] with those from position `first` (negative: from the end) replaced by rows [n, C]."""
+    """Replace the tokens of [B, T, C] from position `first` (negative: from the end) by rows [n, C]."""
     first = first % tokens.shape[1]
     return torch.cat([tokens[:, :first], _repeated(rows, tokens), tokens[:, first + len(rows) :]], dim=1)
 
 
 def _repeated(rows: Tensor, tokens: Tensor) -> Tensor:
-    """Rows [n, C] for each of the tokens [B, T, C], in their type: [B, n, C]."""
+    """Repeat rows [n, C] for each batch element of tokens [B, T, C], in their type: [B, n, C]."""
     return rows.to(tokens.dtype).expand(len(tokens), -1, -1)
 
 

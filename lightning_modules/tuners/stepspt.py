@@ -1,4 +1,4 @@
-"""StepSPT: a style prompt before the frozen image tower and a linear head, stepped in turn; it sees the queries."""
+"""StepSPT: a style prompt before the frozen image tower and a linear head, trained in turn; uses the queries."""
 
 from __future__ import annotations
 
@@ -25,29 +25,29 @@ _INTERNAL_BATCH = 5
 
 
 class StepSPT(Tuner):
-    """Step-wise style prompt tuning (Xu et al.), as the authors' code has it, with a CLIP in place of their ConvNeXt.
+    """Step-wise style prompt tuning (Xu et al.), as in the authors' code, with a CLIP instead of their ConvNeXt.
 
     The style prompt is a batch norm on the 3 channels of the normalized image. A linear head [W, D] on the image
-    tower's raw features gives the logits; texts play no part in them. One step is one epoch of the authors' code:
+    tower's raw features computes the logits, without the texts. One step is one epoch of the authors' code:
 
-    1. Bank: features and confidence of the episode's rows, the last view of support and queries.
-    2. Internal: cross-entropy of all support rows in batches of 5, steps on the head alone.
-    3. External: predictions of the episode's rows are aligned with those of confident neighbors and spread over the
-       classes (`distribution_alignment`), a step on the style prompt alone.
+    1. Bank: features and confidence of the episode's rows, which are the last view of support and queries.
+    2. Internal: cross-entropy of all support rows in batches of 5; these steps train the head only.
+    3. External: predictions of the episode's rows are aligned with confident neighbors and spread over the classes
+       (`distribution_alignment`); this step trains the style prompt only.
 
-    Label propagation over all queries, the variant "SPT+LP+DA" of their results, is the function
+    The variant "SPT+LP+DA" of the paper, label propagation over all queries, is the function
     `distribution_alignment.label_propagation` on the logits of each view.
 
-    The batch norm takes each batch's own statistics in all three and its running ones in a test, where the
-    probabilities of a query's views are added up. It is transductive: the queries take part, without labels, in 1 and
-    3. A step needs the full support batch.
+    The batch norm uses the statistics of each batch in all three parts, and its running statistics in a test, where the
+    probabilities of a query's views are added up. The method is transductive: parts 1 and 3 use the queries without
+    labels. A step needs the full support batch.
 
-    The place of SVL + RA is ours, not the authors': L_ad and L_ra are added to the external loss, on the features of
-    the episode's support rows; those rows are the plain ones too, since each image is there in one view only.
+    The combination with SVL + RA is ours: L_ad and L_ra are added to the external loss, on the features of the
+    episode's support rows. These rows are also the plain ones, since each image has only one view there.
 
     Attributes:
-        next_permutation: The order [N] of the support rows in the next internal step in place of a drawn one, used up
-            by that step.
+        next_permutation: The order [N] of the support rows that the next internal step uses instead of a drawn one;
+            reset by that step.
     """
 
     name = "stepspt"
@@ -56,6 +56,7 @@ class StepSPT(Tuner):
     trains_itself = True
     query_views = 5
     learning_rate = 0.01
+    trains: frozenset[Tower] = frozenset({"vision"})  # its weights are frozen, but its features change with its input
 
     def __init__(self) -> None:
         super().__init__()
@@ -67,29 +68,24 @@ class StepSPT(Tuner):
         self._queries: Tensor | None = None
         self._seed = 0
 
-    @property
-    def trains(self) -> frozenset[Tower]:
-        """The image tower: it is frozen, but what stands before it changes its features."""
-        return frozenset({"vision"})
-
     def attach(self, backbone: Backbone) -> None:
-        """Take the width of the backbone's features.
+        """Read the feature width of the backbone.
 
         Raises:
-            DtrapError: The tuner is attached to a backbone of another width.
+            DtrapError: The tuner is attached to a backbone with another width.
         """
         if self._width:
             check_width(self, self._width, backbone)
         self._width = backbone.feature_dim
 
     def _make_head(self, num_classes: int) -> nn.Linear:
-        """The head, made anew where it is of another number of classes."""
+        """Return the head; create it if it has another number of classes."""
         if self.head is None or self.head.out_features != num_classes:
             self.head = nn.utils.skip_init(nn.Linear, self._width, num_classes).to(self.batch_norm.weight)
         return self.head
 
     def reset(self, seed: int, num_classes: int) -> None:
-        """A batch norm that does nothing yet and a head by torch's default; the seed decides permutations too."""
+        """Reset the batch norm and start the head as torch does; the seed also determines the permutations."""
         self._seed = seed
         generator = Generator().manual_seed(seed)
         self.next_permutation = self._queries = None
@@ -104,7 +100,7 @@ class StepSPT(Tuner):
             head.bias.copy_(bias)
 
     def adapter_state(self) -> dict[str, Tensor]:
-        """Weight, bias and running statistics [3] of the batch norm, weight [W, D] and bias [W] of the head."""
+        """Return weight, bias and running statistics [3] of the batch norm, weight [W, D] and bias [W] of the head."""
         state: dict[str, Tensor] = {
             f"batch_norm.{name}": getattr(self.batch_norm, name)
             for name in ("weight", "bias", "running_mean", "running_var")
@@ -114,33 +110,34 @@ class StepSPT(Tuner):
         return state
 
     def make_room(self, state: dict[str, Tensor]) -> None:
-        """Give the head the number of classes that was saved."""
+        """Allocate the head for the saved number of classes."""
         if "head.bias" in state:
             self._make_head(len(state["head.bias"]))
 
     def prepare_task(self, task: TaskData) -> None:
-        """Keep the last view of the queries.
+        """Copy the last view of the queries.
 
         Raises:
-            DtrapError: There are no query images, or not as many views of each as of the support images, at most 5.
+            DtrapError: There are no query images, or they have another number of views than the support images (at
+                most 5).
         """
         if task.query_images is None:
             raise DtrapError(
-                "StepSPT: the task has no query images; it is transductive and expects the unlabeled queries. Use a "
-                "data module with queries, or a tuner that needs none."
+                "StepSPT: the task has no query images; the tuner is transductive and needs the unlabeled queries. Use "
+                "a data module with queries, or another tuner."
             )
         support_views = 1 if task.view is None else int(task.view.max()) + 1
         views, rows = min(self.query_views, support_views), len(task.query_images)
         if rows == 0 or rows % views != 0:
             raise DtrapError(
-                f"StepSPT: the task has {rows} query images; expected {views} views of each query, as the support "
-                "images have, view slowest. Give every query in all its views."
+                f"StepSPT: the task has {rows} query images; expected {views} views of each query, as of the support "
+                "images, view slowest. Pass every query in all views."
             )
         self._queries = task.query_images[-(rows // views) :].clone()
 
     @contextmanager
     def disabled(self) -> Iterator[None]:
-        """Within it, images reach the tower without the batch norm."""
+        """Within it, images skip the batch norm."""
         self._disabled = True
         try:
             yield
@@ -148,19 +145,19 @@ class StepSPT(Tuner):
             self._disabled = False
 
     def image_features(self, backbone: Backbone, images: Tensor) -> Tensor:
-        """Features [B, D] of images [B, 3, H, W] behind the style prompt."""
+        """Return features [B, D] of images [B, 3, H, W] after the style prompt."""
         return backbone.encode_image(images if self._disabled else self.batch_norm(images))
 
     def logits(self, image_features: Tensor, text_features: Tensor, logit_scale: float) -> Tensor:
-        """Logits [B, W] of the linear head on raw features [B, D], in float32 or better; without the texts."""
+        """Return the head's logits [B, W] of raw features [B, D], in at least float32; the texts are not used."""
         if self.head is None:
-            raise DtrapError("StepSPT has no head yet: reset(seed, num_classes) or load_adapter_state comes first.")
+            raise DtrapError("StepSPT has no head; call reset(seed, num_classes) or load_adapter_state first.")
         dtype = torch.promote_types(image_features.dtype, torch.float32)
         with torch.autocast(image_features.device.type, enabled=False):
             return F.linear(image_features.to(dtype), self.head.weight.to(dtype), self.head.bias.to(dtype))
 
     def optimizer(self, parameters: list[nn.Parameter], learning_rate: float) -> list[Optimizer]:
-        """SGD for the head (momentum 0.9, dampening 0.9, weight decay 0.001), then plain SGD for the style prompt."""
+        """Return SGD for the head (momentum, dampening 0.9, weight decay 0.001) and plain SGD for the style prompt."""
         style = {id(parameter) for parameter in self.batch_norm.parameters()}
         return [
             SGD(
@@ -174,14 +171,14 @@ class StepSPT(Tuner):
         ]
 
     def scheduler(self, optimizer: Optimizer, total_steps: int, steps_per_epoch: int) -> None:
-        """None: the rates are constant."""
+        """Return None: the rates are constant."""
 
     def own_step(self, module: SteppedModule, batch: Batch) -> dict[str, Tensor]:
-        """One epoch of the authors' code on the full support batch.
+        """Run one epoch of the authors' code on the full support batch.
 
         Returns:
-            The objective's terms, of which `L_vlm` is the external loss; `L_iid`, its part without the spread over the
-            classes; `L_internal`, the mean cross-entropy of the internal steps.
+            The objective's terms, where `L_vlm` is the external loss; `L_iid`, the external loss without the diversity
+            term; `L_internal`, the mean cross-entropy of the internal steps.
         """
         head_optimizer, style_optimizer = cast("list[LightningOptimizer]", module.optimizers())
         images, labels = batch["images"], batch["labels"]
@@ -211,17 +208,14 @@ class StepSPT(Tuner):
     def _internal_steps(
         self, module: SteppedModule, optimizer: LightningOptimizer, images: Tensor, labels: Tensor
     ) -> Tensor:
-        """Steps of the head through all support rows; the mean loss.
-
-        The head is behind the tower, so that all batches are encoded first, each with its own statistics.
-        """
+        """Train the head on all support rows in batches; return the mean loss."""
         permutation, self.next_permutation = self.next_permutation, None
         if permutation is None:
             step = module.trainer.fit_loop.epoch_loop.total_batch_idx
             seed = (self._seed + 104729 * (step + 1)) % 2**63
             permutation = torch.randperm(len(labels), generator=Generator().manual_seed(seed))
         batches = permutation.to(labels.device).split(_INTERNAL_BATCH)
-        with torch.no_grad():
+        with torch.no_grad():  # the steps change the head only, so all batches can be encoded before the first one
             features = self._encode(module, [images[rows] for rows in batches])
         found = []
         for rows, part in zip(batches, features.split(_INTERNAL_BATCH), strict=True):
@@ -233,7 +227,7 @@ class StepSPT(Tuner):
         return torch.stack(found).mean()
 
     def _encode(self, module: SteppedModule, batches: Sequence[Tensor]) -> Tensor:
-        """Features of all batches, each normalized as a whole; only the tower works in chunks."""
+        """Encode all batches, each with its own statistics in the batch norm; only the tower works in chunks."""
         images = torch.cat([self.batch_norm(batch) for batch in batches])
         return encode_in_chunks(module.backbone.encode_image, images, module.image_chunk)
 
@@ -242,12 +236,12 @@ class StepSPT(Tuner):
 
     def _unlabeled(self) -> Tensor:
         if self._queries is None:
-            raise DtrapError("StepSPT: a step before prepare_task; the queries of the task are not known yet.")
+            raise DtrapError("StepSPT: own_step was called before prepare_task, which sets the queries.")
         return self._queries
 
 
 def _last_view(batch: Batch) -> Tensor:
-    """Numbers of the rows of the last view; all of them where the batch tells no views."""
+    """Return the indices of the rows of the last view; all rows if the batch has no views."""
     view = batch.get("view")
     if view is None:
         return torch.arange(len(batch["labels"]), device=batch["labels"].device)

@@ -1,4 +1,4 @@
-"""Tip-Adapter: a cache of the support features beside the class texts, as it is or with its keys trained."""
+"""Tip-Adapter: a cache of the support features in addition to the class texts, with fixed or trained keys."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import CosineAnnealingLR, LRScheduler
 
-from ...errors import DtrapError
+from ...errors import DtrapError, check_at_least
 from .. import losses
 from ..backbones.base import Backbone, Tower
 from .base import TaskData, Tuner
@@ -21,19 +21,19 @@ class TipAdapter(Tuner):
     """Tip-Adapter (Zhang et al., "Tip-Adapter: Training-free Adaption of CLIP for Few-shot Classification", ECCV 2022).
 
     With the M support images as keys K [M, D] and their one-hot classes as values L [M, W], the logits of a normalized
-    image feature x are tau * cos(x, t) + alpha * exp(-beta * (1 - x K^T)) L. Nothing is trained, so that L_ad and L_ra
-    do not exist.
+    image feature x are tau * cos(x, t) + alpha * exp(-beta * (1 - x K^T)) L. Nothing is trained, so there is no L_ad
+    and no L_ra.
 
-    A key is the normalized mean of an image's features over its views, not normalized before. Rows with the same sample
-    id are views of one image; where a loader gives no sample ids, each row is an image of its own.
+    A key is the mean of an image's unnormalized features over its views, normalized afterwards. Rows with the same
+    sample id are views of one image; without sample ids each row is a separate image.
 
     Args:
         alpha: Weight of the cache; 0 is zero-shot.
         beta: Sharpness of the cache.
-        search_scale: Upper ends (B, A) of the grids that beta and alpha are chosen from on a validation split, where
-            there is one; None keeps them.
+        search_scale: Upper ends (B, A) of the grids from which beta and alpha are chosen on a validation split, if
+            there is one; None keeps the given values.
         search_step: Sizes (nb, na) of these grids: beta is 0.1 + i * (B - 0.1) / nb for i = 0 ... nb - 1, and alpha
-            likewise, so that the upper ends are never reached. Of equal accuracies the smallest beta counts, then the
+            likewise, so the upper ends are excluded. Among equal accuracies the smallest beta is chosen, then the
             smallest alpha.
 
     Raises:
@@ -46,6 +46,7 @@ class TipAdapter(Tuner):
 
     name = "tip-adapter"
     needs_task = True
+    trains: frozenset[Tower] = frozenset()
     keys: Tensor
     values: Tensor
     alpha: Tensor
@@ -59,9 +60,8 @@ class TipAdapter(Tuner):
         search_step: tuple[int, int] = (200, 20),
     ) -> None:
         super().__init__()
-        for what, value in (("alpha", alpha), ("beta", beta)):
-            if value < 0:
-                raise DtrapError(f"{type(self).__name__}: {what} is {value}; expected at least 0.")
+        check_at_least(f"{type(self).__name__}: alpha", alpha, 0)
+        check_at_least(f"{type(self).__name__}: beta", beta, 0)
         if search_scale is not None and min(search_scale) <= _GRID_START:
             raise DtrapError(
                 f"{type(self).__name__}: search_scale is {tuple(search_scale)}; expected the upper ends of beta and "
@@ -80,15 +80,10 @@ class TipAdapter(Tuner):
         self.register_buffer("alpha", torch.tensor(float(alpha)))
         self.register_buffer("beta", torch.tensor(float(beta)))
 
-    @property
-    def trains(self) -> frozenset[Tower]:
-        """No tower."""
-        return frozenset()
-
     # The cache
 
     def attach(self, backbone: Backbone) -> None:
-        """Give the empty cache the feature width; `reset` empties that of an earlier task."""
+        """Allocate an empty cache of the feature width, unless there is one; `reset` empties it."""
         if self.keys.shape[1] != backbone.feature_dim:
             empty = next(backbone.parameters()).detach().new_empty(0, backbone.feature_dim)
             self._set_cache(empty, empty.new_empty(0, 0))
@@ -97,7 +92,7 @@ class TipAdapter(Tuner):
         self.keys, self.values = keys, values
 
     def reset(self, seed: int, num_classes: int) -> None:
-        """Empty the cache, and take the given alpha and beta; nothing is drawn."""
+        """Empty the cache and restore the given alpha and beta; nothing is random."""
         keys = self.keys.detach()
         self._set_cache(keys.new_empty(0, keys.shape[1]), keys.new_empty(0, num_classes))
         alpha, beta = self.start
@@ -105,7 +100,7 @@ class TipAdapter(Tuner):
         self.beta.fill_(beta)
 
     def prepare_task(self, task: TaskData) -> None:
-        """Fill the cache from the support rows; the keys are in ascending order of the sample ids."""
+        """Fill the cache with the support rows; the keys are in ascending order of the sample ids."""
         rows = cast(Tensor, task.encoded)
         rows = rows.float() if rows.dtype in (torch.float16, torch.bfloat16) else rows
         labels = task.labels
@@ -120,11 +115,11 @@ class TipAdapter(Tuner):
     # State
 
     def adapter_state(self) -> dict[str, Tensor]:
-        """Keys, values, alpha and beta."""
+        """Return keys, values, alpha and beta."""
         return {"keys": self.keys, "values": self.values, "alpha": self.alpha, "beta": self.beta}
 
     def make_room(self, state: dict[str, Tensor]) -> None:
-        """Take the saved numbers of images and classes."""
+        """Allocate the cache for the saved numbers of images and classes."""
         if not {"keys", "values"} <= state.keys():
             return
         keys, values = state["keys"], state["values"]
@@ -135,7 +130,7 @@ class TipAdapter(Tuner):
     # From features to logits
 
     def _affinity(self, image_features: Tensor) -> Tensor:
-        """Cosines [B, M] of the images with the keys."""
+        """Return the cosines [B, M] of the images with the keys."""
         x = losses.normalize(image_features)
         return x @ self.keys.to(x.dtype).T
 
@@ -143,7 +138,7 @@ class TipAdapter(Tuner):
         return (-beta * (1 - affinity)).exp() @ self.values.to(affinity.dtype)
 
     def logits(self, image_features: Tensor, text_features: Tensor, logit_scale: float) -> Tensor:
-        """Logits tau * cos(x, t) + alpha * exp(-beta * (1 - x K^T)) L [B, W]."""
+        """Return the logits tau * cos(x, t) + alpha * exp(-beta * (1 - x K^T)) L [B, W]."""
         zero_shot = super().logits(image_features, text_features, logit_scale)
         with torch.autocast(image_features.device.type, enabled=False):
             return zero_shot + self.alpha * self._cache_logits(self._affinity(image_features), self.beta)
@@ -151,10 +146,10 @@ class TipAdapter(Tuner):
     # Search
 
     def grids(self) -> tuple[list[float], list[float]]:
-        """The values of beta and of alpha to choose from.
+        """Return the values of beta and of alpha to choose from.
 
         Raises:
-            DtrapError: There is no `search_scale`.
+            DtrapError: `search_scale` is None.
         """
         if self.search_scale is None:
             raise DtrapError(f"{type(self).__name__}: search_scale is null; expected the upper ends of beta and alpha.")
@@ -165,7 +160,7 @@ class TipAdapter(Tuner):
         return beta, alpha
 
     def search(self, image_features: Tensor, text_features: Tensor, labels: Tensor, logit_scale: float) -> Tensor:
-        """Number of images [nb, na] of a validation split that each pair of beta and alpha gets right."""
+        """Count the correct images [nb, na] of a validation split for each pair of beta and alpha."""
         betas, alphas = self.grids()
         zero_shot = super().logits(image_features, text_features, logit_scale)
         with torch.autocast(image_features.device.type, enabled=False):
@@ -179,7 +174,7 @@ class TipAdapter(Tuner):
             )
 
     def choose(self, image_features: Tensor, text_features: Tensor, labels: Tensor, logit_scale: float) -> None:
-        """Take the first of the most accurate pairs, beta being the outer loop."""
+        """Choose the first of the most accurate pairs; beta is the outer loop."""
         betas, alphas = self.grids()
         correct = self.search(image_features, text_features, labels, logit_scale).flatten().tolist()
         first = correct.index(max(correct))
@@ -188,10 +183,10 @@ class TipAdapter(Tuner):
 
 
 class TipAdapterF(TipAdapter):
-    """Tip-Adapter-F: Tip-Adapter whose keys are trained from the cache on, and are not normalized again.
+    """Tip-Adapter-F: Tip-Adapter with trained keys, which start as the cache and are not normalized again.
 
-    alpha and beta keep their given values while training. Image features are constant, so that L_ad and L_ra are too.
-    The authors keep the epoch that is best on their test set; `dtrap.callbacks.KeepBest` does it on a validation split.
+    alpha and beta are fixed during training. Image features are constant, so L_ad and L_ra are too. The authors keep
+    the epoch that is best on their test set; `dtrap.callbacks.KeepBest` does so on a validation split.
 
     Args, errors, attributes: as in `TipAdapter`.
     """
@@ -203,9 +198,9 @@ class TipAdapterF(TipAdapter):
         super()._set_cache(nn.Parameter(keys), values)
 
     def optimizer(self, parameters: list[nn.Parameter], learning_rate: float) -> Optimizer:
-        """AdamW with eps 1e-4 and weight decay 0.01, as the authors' code has it."""
+        """Return AdamW with eps 1e-4 and weight decay 0.01, as in the authors' code."""
         return torch.optim.AdamW(parameters, lr=learning_rate, eps=1e-4, weight_decay=1e-2)
 
     def scheduler(self, optimizer: Optimizer, total_steps: int, steps_per_epoch: int) -> LRScheduler:
-        """Cosine to 0 over all steps, stepped every step."""
+        """Return a cosine to 0 over all steps, stepped every step."""
         return CosineAnnealingLR(optimizer, T_max=total_steps)
