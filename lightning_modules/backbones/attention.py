@@ -1,8 +1,8 @@
-"""Attention with a Linear layer each for queries, keys, values and output, in place of fused ones.
+"""Attention with separate Linear layers for queries, keys, values and output, instead of a fused projection.
 
-peft's LoRA adapts whole Linear layers: on a fused projection it cannot give q, k and v adapters of their own,
-and on `nn.MultiheadAttention` its dropout has no effect. Here the fused weight is cut in three, which
-leaves the output as it was.
+peft's LoRA adapts whole Linear layers. With a fused projection q, k and v cannot have separate adapters, and on
+`nn.MultiheadAttention` LoRA's dropout has no effect. Here the fused weight is split into three, which does not change
+the output.
 """
 
 from __future__ import annotations
@@ -33,21 +33,21 @@ POOL_HEADS = (
 
 
 class SeparateAttention(nn.Module):
-    """Multi-head scaled-dot-product attention whose four projections are Linear layers of their own.
+    """Multi-head scaled-dot-product attention with four separate Linear projections.
 
-    Subclasses take the arguments of the layer that they replace.
+    The `forward` of a subclass has the arguments of the layer that it replaces.
 
     Args:
         projections: Linear layers for queries, keys, values and output.
         num_heads: Number of heads H.
-        num_kv_heads: Number of key and value heads (grouped queries); H where not given.
+        num_kv_heads: Number of key and value heads (grouped queries); H if None.
         dropout: Dropout rate of the attention weights.
         q_norm: Norm of the queries, per head.
         k_norm: Norm of the keys, per head.
         inner_norm: Norm before the output projection.
-        gate: Projection of the input whose sigmoid multiplies what goes into the output projection.
+        gate: Projection of the input whose sigmoid multiplies the input of the output projection.
         out_dropout: Dropout rate after the output projection.
-        rotated_from: Number of prefix tokens that get no rotary position.
+        rotated_from: Number of prefix tokens without rotary position.
         rotate_half: Rotary layout "half" instead of "interleaved".
     """
 
@@ -89,15 +89,15 @@ class SeparateAttention(nn.Module):
         attn_mask: Tensor | None = None,
         is_causal: bool = False,
     ) -> Tensor:
-        """Attention of queries [B, L, C] to keys and values [B, S, C]: [B, L, C].
+        """Compute the attention of queries [B, L, C] to keys and values [B, S, C]: [B, L, C].
 
         Args:
             query: Input of the query projection.
             key: Input of the key projection.
             value: Input of the value projection.
-            rope: Rotary position embedding as timm's `apply_rot_embed_cat` takes it.
+            rope: Rotary position embedding for timm's `apply_rot_embed_cat`.
             attn_mask: Broadcastable to [B, H, L, S]: True where attention is allowed, or values to add.
-            is_causal: Each position sees itself and earlier ones; excludes `attn_mask`.
+            is_causal: Each position attends to itself and earlier ones; excludes `attn_mask`.
         """
         q = self.q_norm(self._heads(self.q_proj(query), self.num_heads))
         k = self.k_norm(self._heads(self.k_proj(key), self.num_kv_heads))
@@ -118,11 +118,11 @@ class SeparateAttention(nn.Module):
         return self.out_dropout(self.out_proj(output))
 
     def _heads(self, projected: Tensor, num_heads: int) -> Tensor:
-        """[B, L, H*d] -> [B, H, L, d]."""
+        """Split [B, L, H*d] into heads [B, H, L, d]."""
         return projected.unflatten(-1, (num_heads, -1)).transpose(1, 2)
 
     def _rotated(self, heads: Tensor, rope: Tensor) -> Tensor:
-        """Heads [B, H, L, d] with the N tokens after the prefix rotated, of rope [..., N, 2d]; later ones are not."""
+        """Rotate the N tokens after the prefix of heads [B, H, L, d] with rope [..., N, 2d]; later tokens stay."""
         positions = rope.shape[-2]
         sizes = [self.rotated_from, positions, heads.shape[2] - self.rotated_from - positions]
         prefix, placed, appended = heads.split(sizes, dim=2)
@@ -130,7 +130,7 @@ class SeparateAttention(nn.Module):
 
 
 class SeparateMultiheadAttention(SeparateAttention):
-    """Stands in for `nn.MultiheadAttention` in open_clip's `ResidualAttentionBlock`."""
+    """Replacement of `nn.MultiheadAttention` in open_clip's `ResidualAttentionBlock`."""
 
     batch_first: bool = True
 
@@ -145,23 +145,23 @@ class SeparateMultiheadAttention(SeparateAttention):
         *,
         is_causal: bool = False,
     ) -> tuple[Tensor, None]:
-        """Output shaped as `query`, [B, L, C] or, without `batch_first`, [L, B, C]; and None for the weights.
+        """Return an output in the shape of `query`, [B, L, C] or [L, B, C] without `batch_first`, and None as weights.
 
         Args:
             query: Queries.
             key: Keys.
             value: Values.
-            key_padding_mask: Not offered.
-            need_weights: Not offered.
+            key_padding_mask: Not supported.
+            need_weights: Not supported.
             attn_mask: [L, S] or [B*H, L, S]; True where attention is forbidden (torch's rule for this layer),
                 or values to add.
-            is_causal: Only a hint where `attn_mask` is given, as in `nn.MultiheadAttention`.
+            is_causal: Only a hint if `attn_mask` is given, as in `nn.MultiheadAttention`.
 
         Raises:
-            ValueError: Attention weights or a padding mask were asked for.
+            ValueError: Attention weights are requested, or a padding mask is given.
         """
         if need_weights or key_padding_mask is not None:
-            raise ValueError("SeparateMultiheadAttention offers neither need_weights nor key_padding_mask")
+            raise ValueError("SeparateMultiheadAttention supports neither need_weights nor key_padding_mask")
         if not self.batch_first:
             query, key, value = (tensor.transpose(0, 1) for tensor in (query, key, value))
         mask = _allowed(attn_mask, self.num_heads)
@@ -170,15 +170,15 @@ class SeparateMultiheadAttention(SeparateAttention):
 
 
 class SeparateOpenClipAttention(SeparateAttention):
-    """Stands in for open_clip's own `Attention` in its `CustomResidualAttentionBlock`."""
+    """Replacement of open_clip's own `Attention` in its `CustomResidualAttentionBlock`."""
 
     def forward(self, x: Tensor, attn_mask: Tensor | None = None) -> Tensor:
-        """Output [B, L, C] of tokens [B, L, C]; in a mask [L, L] or [B*H, L, L] True forbids attention."""
+        """Return the output [B, L, C] of tokens [B, L, C]; True in a mask [L, L] or [B*H, L, L] forbids attention."""
         return self.attend(x, x, x, attn_mask=_allowed(attn_mask, self.num_heads))
 
 
 class SeparateTimmAttention(SeparateAttention):
-    """Stands in for timm's `Attention`, `AttentionRope` and `EvaAttention`."""
+    """Replacement of timm's `Attention`, `AttentionRope` and `EvaAttention`."""
 
     def forward(
         self,
@@ -188,18 +188,18 @@ class SeparateTimmAttention(SeparateAttention):
         attn_mask: Tensor | None = None,
         is_causal: bool = False,
     ) -> Tensor:
-        """Output [B, L, C] of tokens [B, L, C]; a boolean mask is True where attention is allowed."""
+        """Return the output [B, L, C] of tokens [B, L, C]; a boolean mask is True where attention is allowed."""
         return self.attend(x, x, x, rope=rope, attn_mask=attn_mask, is_causal=is_causal)
 
 
 def separate_attention(module: nn.Module) -> list[str]:
-    """Replace every attention layer within `module`, in place, by a `SeparateAttention` of the same weights.
+    """Replace every attention layer in `module` by a `SeparateAttention` with the same weights, in place.
 
-    Attention-pool heads (timm's `AttentionPoolLatent`, open_clip's `AttentionalPooler` and others) stay.
+    Attention-pool heads (timm's `AttentionPoolLatent`, open_clip's `AttentionalPooler` and others) are kept.
 
     Returns:
-        Dotted names of the replaced layers within `module`, first block first; empty for a tower without
-        attention blocks, such as a ResNet.
+        Dotted names of the replaced layers within `module`, in order; empty for a tower without attention blocks, such
+        as a ResNet.
 
     Raises:
         DtrapError: There are attention layers, but none could be replaced; the message names their class.
@@ -215,15 +215,15 @@ def separate_attention(module: nn.Module) -> list[str]:
     if unknown and not names:
         kind, name = next(reversed(unknown.items()))
         raise DtrapError(
-            f"{type(module).__name__}: its attention layers are {kind.__module__}.{kind.__name__} (such as "
-            f"'{name}'), which cannot be cut into separate query, key and value layers. Choose a model whose "
-            "blocks use nn.MultiheadAttention or timm's Attention, such as ViT-B-16-quickgelu."
+            f"{type(module).__name__}: its attention layers are {kind.__module__}.{kind.__name__} (such as '{name}'), "
+            "which cannot be split into query, key and value layers. Use a model whose blocks have "
+            "nn.MultiheadAttention or timm's Attention, such as ViT-B-16-quickgelu."
         )
     return names
 
 
 def _descendants(module: nn.Module, prefix: str = "") -> Iterator[tuple[str, nn.Module, nn.Module]]:
-    """Name, parent and module of all that is within `module`, attention-pool heads left out."""
+    """Yield name, parent and module of all descendants of `module`, except those of attention-pool heads."""
     for attribute, child in module.named_children():
         if not isinstance(child, POOL_HEADS):
             yield prefix + attribute, module, child
@@ -231,7 +231,7 @@ def _descendants(module: nn.Module, prefix: str = "") -> Iterator[tuple[str, nn.
 
 
 def _allowed(mask: Tensor | None, num_heads: int) -> Tensor | None:
-    """Mask [L, S] or [B*H, L, S] that forbids where True -> one that broadcasts and allows where True."""
+    """Convert a mask [L, S] or [B*H, L, S] that forbids where True to one that broadcasts and allows where True."""
     if mask is None:
         return None
     if mask.ndim == 3:
@@ -240,7 +240,8 @@ def _allowed(mask: Tensor | None, num_heads: int) -> Tensor | None:
 
 
 def _linear(weight: Tensor, bias: Tensor | None, requires_grad: bool) -> nn.Linear:
-    """Linear layer with a copy of the given weight; draws no random numbers."""
+    """Return a Linear layer with a copy of the weight."""
+    # On the meta device, so that no random numbers are drawn: they would change what is drawn after it.
     layer = nn.Linear(weight.shape[1], weight.shape[0], bias=bias is not None, device="meta")
     layer.weight = nn.Parameter(weight.detach().clone(), requires_grad)
     if bias is not None:
@@ -249,13 +250,14 @@ def _linear(weight: Tensor, bias: Tensor | None, requires_grad: bool) -> nn.Line
 
 
 def _cut(weight: Tensor, bias: Tensor | None) -> list[nn.Linear]:
-    """Query, key and value layers of a fused weight [3*H*d, C]."""
+    """Split a fused weight [3*H*d, C] into query, key and value layers."""
     biases = (None, None, None) if bias is None else bias.chunk(3)
     parts = zip(weight.chunk(3), biases, strict=True)
     return [_linear(part, part_bias, weight.requires_grad) for part, part_bias in parts]
 
 
 def _from_multihead(layer: nn.MultiheadAttention) -> SeparateAttention | None:
+    # Private in torch: the only attribute that shows whether the three weights are fused.
     if not layer._qkv_same_embed_dim or layer.bias_k is not None or layer.add_zero_attn:
         return None
     query, key, value = _cut(layer.in_proj_weight, layer.in_proj_bias)
@@ -281,7 +283,7 @@ def _from_open_clip(layer: OpenClipAttention) -> SeparateAttention | None:
 
 
 def _from_timm(layer: Any) -> SeparateAttention:
-    """From any of timm's three; what an older timm or the plain one lacks takes its neutral value."""
+    """Convert any of timm's three; attributes that older versions or the basic class lack get neutral values."""
     if layer.qkv is None:
         query, key, value = layer.q_proj, layer.k_proj, layer.v_proj
     else:

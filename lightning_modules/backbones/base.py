@@ -1,4 +1,4 @@
-"""What a vision-language model must offer to be tuned here."""
+"""The interface of vision-language models that can be tuned."""
 
 from __future__ import annotations
 
@@ -7,24 +7,25 @@ from typing import Literal
 
 from torch import Tensor, nn
 
+from ...errors import DtrapError
+
 Tower = Literal["vision", "text"]
 
 
 class Backbone(nn.Module, ABC):
-    """A frozen pre-trained vision-language model: two towers into one feature space of width D.
+    """A frozen pre-trained vision-language model: an image tower and a text tower with features of width D.
 
-    Every attention layer of the towers' blocks has Linear layers of its own called `q_proj`, `k_proj`, `v_proj` and
-    `out_proj`.
+    Every attention layer of the towers' blocks has separate Linear layers named `q_proj`, `k_proj`, `v_proj` and
+    `out_proj`. `FewShotClassifier` checks attributes, shapes and types and raises a DtrapError if they differ.
 
     Attributes:
-        identifier: Which model and weights these are, for file names and adapter cards, such as
-            "ViT-B-16-quickgelu/openai".
+        identifier: Model and weights, for file names and adapter cards, such as "ViT-B-16-quickgelu/openai".
         image_size: Side of the square input image in pixels.
-        image_mean: Mean per channel that the images are normalized with (images in [0, 1]).
-        image_std: Standard deviation per channel, likewise.
-        context_length: Number of tokens that a class prompt has room for, start and end tokens included.
+        image_mean: Mean per channel for the normalization of images in [0, 1].
+        image_std: Standard deviation per channel for the normalization.
+        context_length: Maximum number of tokens of a prompt, including start and end tokens.
         feature_dim: Feature width D.
-        logit_bias: Bias of the model's own sigmoid loss (SigLIP), or None; it does not matter in a softmax.
+        logit_bias: Bias of the model's own sigmoid loss (SigLIP), or None; it has no effect in a softmax.
     """
 
     identifier: str
@@ -37,32 +38,32 @@ class Backbone(nn.Module, ABC):
 
     @abstractmethod
     def encode_image(self, images: Tensor) -> Tensor:
-        """Image features [B, D], not normalized, of normalized images [B, 3, image_size, image_size]."""
+        """Return image features [B, D], not normalized, of normalized images [B, 3, image_size, image_size]."""
 
     @abstractmethod
     def encode_text(self, tokens: Tensor) -> Tensor:
-        """Text features [P, D], not normalized, of tokens [P, context_length]."""
+        """Return text features [P, D], not normalized, of tokens [P, context_length]."""
 
     @abstractmethod
     def tokenize(self, prompts: list[str]) -> Tensor:
-        """Tokens [P, context_length] (int64, on the CPU).
+        """Return tokens [P, context_length] (int64, on the CPU).
 
         Raises:
-            DtrapError: A prompt has more tokens than the model has room for; the message names the prompt.
+            DtrapError: A prompt has more tokens than the context length; the message names the prompt.
         """
 
     @abstractmethod
     def attention_layers(self, tower: Tower) -> list[str]:
-        """Dotted names, within this module, of the attention layer of every block of a tower, first block first.
+        """Return the dotted names, within this module, of the attention layer of every block of a tower, in order.
 
-        Attention-pool heads are not among them.
+        Attention-pool heads are excluded.
         """
 
-    # For tuners that go into the towers
+    # For tuners that change the towers
 
     @abstractmethod
     def tower_parameters(self, tower: Tower) -> dict[str, nn.Parameter]:
-        """All parameters of a tower by their dotted names within this module, its projection and embeddings included.
+        """Return all parameters of a tower, including its projection and embeddings, by dotted names in this module.
 
         The logit scale and bias belong to neither tower.
         """
@@ -74,9 +75,10 @@ class Backbone(nn.Module, ABC):
 
     @abstractmethod
     def blocks(self, tower: Tower) -> list[nn.Module]:
-        """The transformer blocks of a tower, first block first; empty for a ResNet.
+        """Return the transformer blocks of a tower, in order; empty for a ResNet.
 
-        A block takes tokens [B, T, C] as its first positional argument and gives such tokens, some in a tuple.
+        A block takes tokens [B, T, C] as its first positional argument and returns such tokens, in some models as the
+        first entry of a tuple.
         """
 
     @property
@@ -90,31 +92,48 @@ class Backbone(nn.Module, ABC):
     @property
     @abstractmethod
     def last_norms(self) -> list[nn.Module]:
-        """The last norm of every residual block of the image tower; in a ResNet that of the shortcuts too."""
+        """The last norm of every residual block of the image tower; in a ResNet also those of the shortcuts."""
 
     @property
     @abstractmethod
     def stages(self) -> list[nn.Module]:
-        """The four stages of a ResNet image tower, each giving maps [B, C, H, W]; empty for others."""
+        """The four stages of a ResNet image tower, which return maps [B, C, H, W]; empty for other towers."""
 
     @abstractmethod
     def project_image(self, pooled: Tensor) -> Tensor:
-        """The frozen projection into the feature space: [B, D].
+        """Apply the frozen projection into the feature space: [B, D].
 
         Args:
-            pooled: [B, C] in the width of the blocks; for a ResNet a map [B, C, H, W] of the last stage's shape, which
-                goes through the attention pool.
+            pooled: [B, C] in the width of the blocks; for a ResNet a map [B, C, H, W] in the last stage's shape, which
+                the attention pool reduces.
         """
 
     def encode_text_embeddings(self, embeddings: Tensor, tokens: Tensor) -> Tensor:
-        """Text features [P, D] of word embeddings [P, L, C] in place of those of the tokens.
+        """Return text features [P, D] of word embeddings [P, L, C] that replace those of the tokens.
 
         Args:
-            embeddings: Positions not added.
-            tokens: [P, L]; tell where the text ends and what is padding.
+            embeddings: Without positions.
+            tokens: [P, L]; they determine the end of the text and the padding.
         """
-        handle = self.token_embedding.register_forward_hook(lambda module, inputs, output: embeddings.to(output.dtype))
-        try:
+        hook = self.token_embedding.register_forward_hook(lambda module, inputs, output: embeddings.to(output.dtype))
+        with hook:
             return self.encode_text(tokens)
-        finally:
-            handle.remove()
+
+    # For subclasses
+
+    def _check_length(self, prompt: str, length: int) -> None:
+        """Raise a DtrapError if a prompt has more tokens than the context length."""
+        if length > self.context_length:
+            raise DtrapError(
+                f"Prompt '{prompt}' has {length} tokens, but {self.identifier} has room for {self.context_length}. "
+                "Shorten the class name, the template or the description."
+            )
+
+    def _check_vocabulary(self, tokens: Tensor, tokenizer: str, remedy: str) -> None:
+        """Raise a DtrapError if a tokenizer returns tokens without an embedding."""
+        vocabulary = len(next(self.token_embedding.parameters()))
+        if tokens.numel() and int(tokens.max()) >= vocabulary:
+            raise DtrapError(
+                f"{tokenizer} returned token {int(tokens.max())}, but {self.identifier} has {vocabulary} tokens. "
+                f"{remedy}"
+            )

@@ -1,4 +1,4 @@
-"""Weights from a local file into an open_clip model; nothing is ever unpickled freely."""
+"""Load weights from local files without unrestricted unpickling."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ OPENAI_EXTRAS = ("input_resolution", "context_length", "vocab_size")
 
 
 def sha256(path: Path) -> str:
-    """SHA-256 of a file, in hexadecimal."""
+    """Return the SHA-256 of a file, in hexadecimal."""
     digest = hashlib.sha256()
     with path.open("rb") as file:
         while block := file.read(1 << 22):
@@ -27,18 +27,17 @@ def sha256(path: Path) -> str:
 
 
 def read_weights(path: Path, *, trust_torchscript: bool = False) -> dict[str, Tensor]:
-    """Tensors by name of a safetensors file, a torch file (weights only) or a known TorchScript archive.
-
-    open_clip's own reader is not used: after a TypeError it reads again without `weights_only`.
+    """Read the tensors by name of a safetensors file, a torch file (weights only) or a known TorchScript archive.
 
     Args:
-        path: The file; its ending `.safetensors` tells the format, everything else is a torch file.
-        trust_torchscript: Read a TorchScript archive too, as OpenAI publishes CLIP. It is a program: only for
-            files of known checksum.
+        path: The file; a name that ends with `.safetensors` has this format, every other file is a torch file.
+        trust_torchscript: Also read a TorchScript archive, OpenAI's format of CLIP. Such a file is a program: use this
+            for files with a known checksum only.
 
     Raises:
-        DtrapError: The file is damaged, holds other than tensors, or could run code when it is read.
+        DtrapError: The file is damaged, contains something other than tensors, or could run code when it is read.
     """
+    # open_clip's own reader is not used: after a TypeError it reads the file again without `weights_only`.
     content: Any
     try:
         if path.suffix == ".safetensors":
@@ -51,24 +50,24 @@ def read_weights(path: Path, *, trust_torchscript: bool = False) -> dict[str, Te
         raise DtrapError(f"{path}: not a valid safetensors file ({error}). Copy or download it again.") from error
     except Exception as error:
         raise DtrapError(
-            f"{path}: refused, since it cannot be read as plain tensors ({type(error).__name__}): it is "
-            "damaged, or it holds Python objects or a program. Give a .safetensors file, or a torch file "
-            "that torch.load(weights_only=True) accepts, such as torch.save(model.state_dict(), file) writes."
+            f"{path}: refused, since it cannot be read as plain tensors ({type(error).__name__}): it is damaged, or it "
+            "contains Python objects or a program. Use a .safetensors file, or a torch file that "
+            "torch.load(weights_only=True) accepts, as torch.save(model.state_dict(), file) writes it."
         ) from error
     if isinstance(content, dict) and isinstance(content.get("state_dict"), dict):
         content = content["state_dict"]
     if not isinstance(content, dict) or not all(isinstance(value, Tensor) for value in content.values()):
-        raise DtrapError(f"{path}: holds a {type(content).__name__}; expected tensors by parameter name.")
+        raise DtrapError(f"{path}: contains a {type(content).__name__}; expected tensors by parameter name.")
     return {name.removeprefix("module."): value for name, value in content.items() if name not in OPENAI_EXTRAS}
 
 
 def load_weights(model: nn.Module, weights: dict[str, Tensor], *, path: Path, name: str) -> None:
-    """Put the weights into an open_clip model, older layouts included; every parameter has to be there.
+    """Load weights into an open_clip model, also in older layouts; every parameter must be present.
 
     Args:
         model: An open_clip model.
         weights: Tensors by name, as open_clip saves them.
-        path: Where they come from, for the error.
+        path: The file of the weights, for the error.
         name: The model's name, for the error.
 
     Raises:
@@ -81,6 +80,7 @@ def load_weights(model: nn.Module, weights: dict[str, Tensor], *, path: Path, na
     if "positional_embedding" in weights and not hasattr(model, "positional_embedding"):
         weights = convert_to_custom_text_state_dict(weights)
     expected = model.state_dict()
+    # Some published weights lack the bias, which has no effect in a softmax, or have scalars of shape [1].
     if "logit_bias" in expected:
         weights = {"logit_bias": torch.zeros_like(expected["logit_bias"]), **weights}
     for scalar in ("logit_scale", "logit_bias"):
@@ -99,7 +99,7 @@ def load_weights(model: nn.Module, weights: dict[str, Tensor], *, path: Path, na
     if found:
         raise DtrapError(
             f"{path}: these weights do not fit the model '{name}': parameters {'; '.join(found)}. "
-            "Give the open_clip name or JSON config that they were trained with."
+            "Use the open_clip name or JSON config that they were trained with."
         )
     model.load_state_dict(weights)
 

@@ -1,4 +1,4 @@
-"""A tuned backbone as a plain checkpoint of the library that it came from: open_clip or transformers."""
+"""Export a tuned backbone as an ordinary checkpoint of its library, open_clip or transformers."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ _BILINEAR = 2
 
 
 def merged_state(model: nn.Module) -> dict[str, Tensor]:
-    """State of a model with peft's LoRA layers merged into the weights, W + scale * B A; the model stays as it is."""
+    """Return the state of a model with peft's LoRA layers merged, W + scale * B A; the model is not changed."""
     from peft.tuners.lora import LoraLayer
 
     state = dict(model.state_dict())
@@ -48,10 +48,9 @@ def merged_state(model: nn.Module) -> dict[str, Tensor]:
 
 
 def plain_state(backbone: Backbone) -> dict[str, Tensor]:
-    """State of the library's own model, by the library's names and with LoRA merged; the backbone stays as it is.
+    """Return the state with the library's names and with LoRA merged; the backbone is not changed.
 
-    For open_clip the separate query, key and value layers are put together as they were before. Which timm model fuses
-    them is asked of a new one of the same name, since nothing in the separate layers tells.
+    For open_clip the separate query, key and value layers are fused again where the original layers were.
     """
     model: Any = backbone.model
     state = merged_state(model)
@@ -69,7 +68,8 @@ def plain_state(backbone: Backbone) -> dict[str, Tensor]:
 
 
 def _fused_layers(trunk: Any) -> set[str]:
-    """Names of the attention layers with one weight for queries, keys and values in a new trunk of the same kind."""
+    """Return the names of a timm trunk's attention layers with one weight for queries, keys and values."""
+    # The separate layers do not show whether they were fused, so a new trunk of the same architecture does.
     import timm
 
     with torch.device("meta"):
@@ -84,7 +84,7 @@ def _rename(state: dict[str, Tensor], name: str, layer: SeparateAttention) -> No
 
 
 def _fuse(state: dict[str, Tensor], name: str, weight: str, bias: str) -> None:
-    """Put q_proj, k_proj and v_proj together; without a bias of the keys the others keep theirs (EVA)."""
+    """Fuse q_proj, k_proj and v_proj; if the keys have no bias, the others keep theirs separately (EVA)."""
     state[f"{name}.{weight}"] = torch.cat([state.pop(f"{name}.{part}.weight") for part in _QKV])
     biases = [state.pop(f"{name}.{part}.bias", None) for part in _QKV]
     given = [value for value in biases if value is not None]
@@ -95,18 +95,18 @@ def _fuse(state: dict[str, Tensor], name: str, weight: str, bias: str) -> None:
 
 
 def save_plain(backbone: Backbone, folder: Path, name: str | None = None) -> None:
-    """Write a folder that the backbone's library loads by itself, tokenizer and image preprocessing included.
+    """Write a folder that the backbone's library loads without dtrap, with tokenizer and image preprocessing.
 
-    open_clip reads it as "local-dir:FOLDER", transformers by `from_pretrained`. The preprocessing is dtrap's: a picture
-    is resized straight to the square, bilinear.
+    open_clip reads it as "local-dir:FOLDER", transformers with `from_pretrained`. The preprocessing is dtrap's: an image
+    is resized directly to the square, bilinear.
 
     Args:
         backbone: An `OpenCLIP` or a `Transformers`.
-        folder: Where the files go; it exists.
-        name: For `OpenCLIP` the name or JSON config that it was made with; None where it is the identifier's.
+        folder: An existing folder for the files.
+        name: The name or JSON config of an `OpenCLIP`; None means the one in its identifier.
 
     Raises:
-        DtrapError: It is neither, or the library cannot load what was written.
+        DtrapError: The backbone is neither, or the library cannot load the written files.
     """
     if isinstance(backbone, OpenCLIP):
         _save_open_clip(backbone, folder, name or backbone.identifier.rpartition("/")[0])
@@ -114,16 +114,16 @@ def save_plain(backbone: Backbone, folder: Path, name: str | None = None) -> Non
         _save_transformers(backbone, folder)
     else:
         raise DtrapError(
-            f"{type(backbone).__name__} is no backbone of open_clip or transformers: there is no library that its "
-            "plain checkpoint could be written for. Keep the adapter file; `dtrap predict` works from it."
+            f"{type(backbone).__name__} is not a backbone from open_clip or transformers, so no library could load its "
+            "checkpoint. Keep the adapter file and use `dtrap predict`."
         )
 
 
 def load_plain(folder: Path) -> Backbone:
-    """The backbone that `save_plain` wrote.
+    """Load a backbone that `save_plain` wrote.
 
     Raises:
-        DtrapError: The folder is of neither library, or cannot be read.
+        DtrapError: The folder is not from either library, or cannot be read.
     """
     config, weights = folder / HF_CONFIG_NAME, folder / HF_SAFE_WEIGHTS_NAME
     if config.is_file():
@@ -132,7 +132,7 @@ def load_plain(folder: Path) -> Backbone:
     if (folder / "config.json").is_file():
         return Transformers(str(folder))
     raise DtrapError(
-        f"{folder}: holds neither {HF_CONFIG_NAME} nor config.json. Expected a folder that `dtrap export` wrote."
+        f"{folder}: contains neither {HF_CONFIG_NAME} nor config.json. Expected a folder that `dtrap export` wrote."
     )
 
 
@@ -144,7 +144,7 @@ def _save_open_clip(backbone: OpenCLIP, folder: Path, name: str) -> None:
     tokenizer = backbone._tokenizer
     if isinstance(tokenizer, HFTokenizer):
         tokenizer.tokenizer.save_pretrained(folder)
-        if not config["text_cfg"].get("hf_tokenizer_name"):  # any name tells open_clip to look into the folder
+        if not config["text_cfg"].get("hf_tokenizer_name"):  # any name makes open_clip read the folder's tokenizer
             cleaning = {"clean": "lower", **(config["text_cfg"].get("tokenizer_kwargs") or {})}
             config["text_cfg"] |= {"hf_tokenizer_name": "tokenizer", "tokenizer_kwargs": cleaning}
     statistics = {"mean": list(backbone.image_mean), "std": list(backbone.image_std)}
@@ -157,7 +157,7 @@ def _save_open_clip(backbone: OpenCLIP, folder: Path, name: str) -> None:
     except (RuntimeError, ValueError, KeyError) as error:
         raise DtrapError(
             f"{backbone.identifier}: open_clip {open_clip.__version__} cannot load the exported model "
-            f"({' '.join(str(error).split())[:300]}). Keep the adapter file; `dtrap predict` works from it."
+            f"({' '.join(str(error).split())[:300]}). Keep the adapter file and use `dtrap predict`."
         ) from error
 
 
@@ -171,5 +171,5 @@ def _save_transformers(backbone: Transformers, folder: Path) -> None:
     options = {"size": size, "resample": _BILINEAR, "do_center_crop": False, "do_convert_rgb": True}
     statistics = {"image_mean": list(backbone.image_mean), "image_std": list(backbone.image_std)}
     kind[backbone.model.config.model_type](**options, **statistics).save_pretrained(folder)
-    transformers.utils.logging.disable_progress_bar()  # one file only
+    transformers.utils.logging.disable_progress_bar()  # not useful for one file
     backbone.model.save_pretrained(folder, state_dict=plain_state(backbone))

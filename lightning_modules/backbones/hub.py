@@ -1,4 +1,4 @@
-"""Files of the Hugging Face hub: the local cache first; without network one error within seconds."""
+"""Files of the Hugging Face hub, from the local cache first; without network one error within seconds."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from contextlib import suppress
 from pathlib import Path
 from threading import Thread
 
+# `_CACHED_NO_EXIST` is private by its name only: the hub documents it as a result of `try_to_load_from_cache`.
 from huggingface_hub import (
     _CACHED_NO_EXIST,
     constants,
@@ -20,7 +21,7 @@ from huggingface_hub.file_download import repo_folder_name
 
 from ...errors import DtrapError
 
-# Seconds that the hub has for its first answer; the whole error has to come within 5 s.
+# Seconds to wait for the hub's first answer, so that the whole error comes within 5 s.
 ANSWER_SECONDS = 4.0
 CONVERSION_BOT = "SFconvertbot"
 CONVERSION_TITLE = "Adding `safetensors` variant of this model"
@@ -29,19 +30,19 @@ CONVERSION_TITLE = "Adding `safetensors` variant of this model"
 def hub_file(
     repo: str, filenames: list[str], *, what: str, remedy: str, cache_dir: str | None = None, converted: bool = False
 ) -> Path:
-    """Local path of the first of `filenames` that a repository has; downloaded if the cache has none of them.
+    """Return the local path of the first of `filenames` that a repository has; download it if none is cached.
 
     Args:
-        repo: Repository of the hub (or of the mirror that HF_ENDPOINT names), such as "timm/PE-Core-B-16".
+        repo: Repository of the hub (or of the mirror in HF_ENDPOINT), such as "timm/PE-Core-B-16".
         filenames: The same content in several formats, the preferred one first.
-        what: What is being loaded, with its verb, for the error: "Weights 'openai' are".
+        what: The content and its verb, for the error: "Weights 'openai' are".
         remedy: What to do without network, for the error.
         cache_dir: The hub's cache folder; None follows HF_HOME.
-        converted: Look also into the open pull request in which the hub's own bot turned the repository's weights into
-            safetensors. Some repositories, such as OpenAI's, have them only there.
+        converted: Also search the open pull request in which the hub's own bot converted the repository's weights to
+            safetensors. Some repositories, such as OpenAI's, have safetensors only there.
 
     Raises:
-        DtrapError: None is cached, and the hub cannot be reached or does not hand any of them out.
+        DtrapError: None is cached, and the hub cannot be reached or has none of them.
     """
     revisions = [None, *(_cached_pull_requests(repo, cache_dir) if converted else [])]
     for revision in revisions:
@@ -57,10 +58,10 @@ def hub_file(
 def optional_hub_file(
     repo: str, filenames: list[str], *, what: str, remedy: str, cache_dir: str | None = None
 ) -> Path | None:
-    """The same as `hub_file`, or None where the repository has none of `filenames`.
+    """Return the same as `hub_file`, or None if the repository has none of `filenames`.
 
     Raises:
-        DtrapError: None is cached, nor is it known that there is none, and the hub cannot be reached.
+        DtrapError: The cache has no file and no record of its absence, and the hub cannot be reached.
     """
     cached = cached_file(repo, filenames, cache_dir)
     known = [try_to_load_from_cache(repo, name, cache_dir=cache_dir) is _CACHED_NO_EXIST for name in filenames]
@@ -70,10 +71,8 @@ def optional_hub_file(
 def cached_file(
     repo: str, filenames: list[str], cache_dir: str | None = None, revision: str | None = None
 ) -> Path | None:
-    """Local path of the first of `filenames` that is cached, or None.
-
-    Only looks at the disk: the hub's download functions may ask the network even with `local_files_only`.
-    """
+    """Return the local path of the first of `filenames` that is cached, or None; reads the disk only."""
+    # The hub's download functions are not used here: they may ask the network even with `local_files_only`.
     for filename in filenames:
         cached = try_to_load_from_cache(repo, filename, cache_dir=cache_dir, revision=revision)
         if isinstance(cached, str):
@@ -84,9 +83,9 @@ def cached_file(
 def _download(
     repo: str, filenames: list[str], what: str, remedy: str, cache_dir: str | None, converted: bool
 ) -> Path | None:
-    """The first of `filenames` that the repository has, or None; an error where the hub does not answer in time."""
+    """Return the first of `filenames` that the repository has, or None; raise an error if the hub does not answer."""
     try:
-        with suppress(EntryNotFoundError):  # an answer too
+        with suppress(EntryNotFoundError):  # this is an answer too
             require_reachable(repo, filenames[0])
         found = _first(repo, filenames, cache_dir, None)
         revision = _conversion(repo) if found is None and converted else None
@@ -99,7 +98,7 @@ def _first(repo: str, filenames: list[str], cache_dir: str | None, revision: str
     for filename in filenames:
         try:
             return Path(hf_hub_download(repo, filename, cache_dir=cache_dir, revision=revision))
-        except LocalEntryNotFoundError:  # no network, although its name says otherwise
+        except LocalEntryNotFoundError:  # a subclass of the next error, but it means that there is no network
             raise
         except EntryNotFoundError:
             continue
@@ -107,7 +106,7 @@ def _first(repo: str, filenames: list[str], cache_dir: str | None, revision: str
 
 
 def _conversion(repo: str) -> str | None:
-    """Revision of the pull request of the hub's conversion bot that is open in a repository."""
+    """Return the revision of the open pull request of the hub's conversion bot."""
     for request in get_repo_discussions(repo, author=CONVERSION_BOT, discussion_type="pull_request"):
         if request.author == CONVERSION_BOT and request.title == CONVERSION_TITLE and request.status == "open":
             return f"refs/pr/{request.num}"
@@ -120,15 +119,13 @@ def _cached_pull_requests(repo: str, cache_dir: str | None) -> list[str]:
 
 
 def require_reachable(repo: str, filename: str) -> None:
-    """Ask the hub once, without retries, for a file's metadata.
-
-    The question runs in a thread of its own because a hanging name server knows no timeout.
+    """Ask the hub for a file's metadata once, without retries.
 
     Raises:
         TimeoutError: No answer within `ANSWER_SECONDS`.
         Exception: Whatever the hub's client raises.
     """
-    outcome: list[Exception | None] = []
+    outcome: list[Exception | None] = []  # filled in a thread, since the hub's timeout does not cover the name server
 
     def ask() -> None:
         try:
@@ -146,7 +143,7 @@ def require_reachable(repo: str, filename: str) -> None:
 
 
 def unreachable(what: str, repo: str, error: Exception, remedy: str) -> DtrapError:
-    """The error for a file that is neither cached nor to be had from the hub."""
+    """Build the error for a file that is neither cached nor available from the hub."""
     reason = (str(error).strip() or type(error).__name__).splitlines()[0]
     address = hf_hub_url(repo, "").split("/resolve")[0]
-    return DtrapError(f"{what} neither in the local cache nor to be had from {address} ({reason}). {remedy}")
+    return DtrapError(f"{what} not cached and could not be downloaded from {address} ({reason}). {remedy}")

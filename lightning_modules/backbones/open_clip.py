@@ -1,4 +1,4 @@
-"""Backbones of open_clip: CLIP, SigLIP2, PE-Core and every other name, or a JSON config of one's own."""
+"""Backbones from open_clip: CLIP, SigLIP2, PE-Core and all its other models, or your own JSON config."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ class Architecture:
 
 @dataclass(frozen=True)
 class Weights:
-    """Where weights come from; `published` is open_clip's entry for them, None for a file of one's own."""
+    """The source of weights; `published` is open_clip's entry for them, None for your own file."""
 
     label: str
     path: Path | None
@@ -48,7 +48,7 @@ class Weights:
 
     @property
     def verified(self) -> bool:
-        """Whether the file is the very one, by its checksum, that was published by OpenAI."""
+        """Whether the file has the checksum of a file that OpenAI published."""
         if self.path is None or self.published is None or self.path.suffix != ".pt":
             return False
         return sha256(self.path) in self.published["url"]
@@ -59,18 +59,17 @@ class OpenCLIP(Backbone):
 
     Args:
         name: Name of an open_clip model, path of a JSON model config in open_clip's format (`model_cfg` and
-            `preprocess_cfg`, or the former's content alone), or bare name of a config in the package's
-            assets, such as "tiny_clip.json".
-        pretrained: Tag of published weights (asks for their download), path of a safetensors or torch file,
-            bare name of a file in the package's assets, or None for random weights, drawn from torch's global
-            generator.
-        tokenizer: Folder of a tokenizer in transformers' format (tokenizer.json, tokenizer_config.json); None
-            takes the model's own: CLIP's comes with open_clip, others are downloaded for the first prompt.
+            `preprocess_cfg`, or the content of `model_cfg`), or name of a config in the package's assets, such as
+            "tiny_clip.json".
+        pretrained: Tag of published weights, which are downloaded; path of a safetensors or torch file; name of a file
+            in the package's assets; or None for random weights from torch's global generator.
+        tokenizer: Folder of a tokenizer in transformers' format (tokenizer.json, tokenizer_config.json). None uses the
+            model's own: CLIP's is part of open_clip, others are downloaded for the first prompt.
         cache_dir: Cache folder for downloads; None follows HF_HOME.
 
     Raises:
         DtrapError: Unknown name, tag or file; weights that do not fit the model or were trained with another
-            activation; weights that are neither cached nor reachable; attention that cannot be separated.
+            activation; weights that are not cached and cannot be downloaded; attention that cannot be separated.
     """
 
     model: Any
@@ -87,8 +86,8 @@ class OpenCLIP(Backbone):
         architecture = find_architecture(name)
         if tokenizer is not None and not Path(tokenizer).expanduser().is_dir():
             raise DtrapError(
-                f"Tokenizer '{tokenizer}' is not a folder. Give a folder with tokenizer.json and "
-                "tokenizer_config.json in model.backbone.tokenizer, or null for the model's own."
+                f"Tokenizer '{tokenizer}' is not a folder. Set --model.backbone.tokenizer to a folder with "
+                "tokenizer.json and tokenizer_config.json, or to null for the model's own."
             )
         weights = find_weights(architecture, pretrained, cache_dir)
         self.model = _build(architecture)
@@ -102,9 +101,10 @@ class OpenCLIP(Backbone):
         self.image_mean, self.image_std = _image_statistics(architecture, weights)
         self.context_length = self._text_tower.context_length
         self.feature_dim = architecture.config["embed_dim"]
-        bias = self.model.logit_bias if hasattr(self.model, "logit_bias") else None
+        bias = getattr(self.model, "logit_bias", None)
         self.logit_bias = None if bias is None else bias.item()
-        self._attention_layers = _separate(self.model)
+        text = "text" if hasattr(self.model, "text") else "transformer"
+        self._attention_layers = {"vision": _separate(self.model, "visual"), "text": _separate(self.model, text)}
         self._text_config = architecture.config["text_cfg"]
         self._tokenizer_folder, self._cache_dir = tokenizer, cache_dir
         self._tokenizer: SimpleTokenizer | HFTokenizer | None = None
@@ -120,24 +120,15 @@ class OpenCLIP(Backbone):
         return self.model.encode_text(tokens, normalize=False)
 
     def tokenize(self, prompts: list[str]) -> Tensor:
-        """See `Backbone.tokenize`; text is cleaned and padded as the model was trained."""
+        """See `Backbone.tokenize`; text is cleaned and padded as in the model's training."""
         if self._tokenizer is None:
             self._tokenizer = self._load_tokenizer()
         for prompt in prompts:
-            length = _token_count(self._tokenizer, prompt)
-            if length > self.context_length:
-                raise DtrapError(
-                    f"Prompt '{prompt}' has {length} tokens, but {self.identifier} has room for "
-                    f"{self.context_length}. Shorten the class name, the template or the description."
-                )
+            self._check_length(prompt, _token_count(self._tokenizer, prompt))
         tokens = self._tokenizer(prompts, context_length=self.context_length)
-        vocabulary = self._text_tower.token_embedding.num_embeddings
-        if tokens.numel() and int(tokens.max()) >= vocabulary:
-            raise DtrapError(
-                f"The tokenizer {self._tokenizer_folder or 'of CLIP'} gives token {int(tokens.max())}, but "
-                f"{self.identifier} knows {vocabulary} tokens. Give the folder of this model's own tokenizer "
-                "in model.backbone.tokenizer."
-            )
+        tokenizer = f"The tokenizer {self._tokenizer_folder or 'of CLIP'}"
+        remedy = "Set --model.backbone.tokenizer to the folder of this model's own tokenizer."
+        self._check_vocabulary(tokens, tokenizer, remedy)
         return tokens
 
     def attention_layers(self, tower: Tower) -> list[str]:
@@ -225,17 +216,17 @@ class OpenCLIP(Backbone):
         except Exception as error:
             remedy = (
                 f"Download https://huggingface.co/{repo} on a machine with network (tokenizer.json, "
-                "tokenizer_config.json) and give its folder in model.backbone.tokenizer, or set HF_HOME to a "
-                "cache that has it."
+                "tokenizer_config.json) and set --model.backbone.tokenizer to its folder, or set HF_HOME to a cache "
+                "that has it."
             )
             raise unreachable(f"The tokenizer of {self.identifier} is", repo, error, remedy) from error
 
 
 def find_architecture(name: str) -> Architecture:
-    """Model config of an open_clip name, a JSON file, or a JSON file in the package's assets.
+    """Return the model config of an open_clip name, a JSON file, or a JSON file in the package's assets.
 
     Raises:
-        DtrapError: No such name or file, or the file is not a model config.
+        DtrapError: The name or file does not exist, or the file is not a model config.
     """
     for path in (Path(name).expanduser(), ASSETS / name):
         if path.suffix == ".json" and path.is_file():
@@ -245,8 +236,8 @@ def find_architecture(name: str) -> Architecture:
     if config is None:
         shipped = sorted(path.name for path in ASSETS.glob("*.json"))
         raise DtrapError(
-            f"Unknown backbone '{name}': neither a model of open_clip {open_clip.__version__} nor a JSON "
-            f"model config.{nearest(name, [*open_clip.list_models(), *shipped])} "
+            f"unknown backbone '{name}'; expected a model of open_clip {open_clip.__version__} or a JSON model config."
+            f"{nearest(name, [*open_clip.list_models(), *shipped])} "
             "`python -c 'import open_clip; print(open_clip.list_models())'` lists the models."
         )
     tags = {tag: open_clip.get_pretrained_cfg(builtin, tag) for tag in open_clip.list_pretrained_tags_by_model(builtin)}
@@ -254,12 +245,13 @@ def find_architecture(name: str) -> Architecture:
 
 
 def find_weights(architecture: Architecture, pretrained: str | None, cache_dir: str | None) -> Weights:
-    """Local file of the weights that `pretrained` names, downloaded where it is a tag that is not cached.
+    """Return the local file of the weights `pretrained`; download it if it is a tag that is not cached.
 
-    A file that open_clip knows by its checksum counts as published.
+    A file whose checksum open_clip knows counts as published.
 
     Raises:
-        DtrapError: Unknown tag or file, another activation than the model's, or neither cached nor reachable.
+        DtrapError: Unknown tag or file, another activation than the model's, or weights that are not cached and cannot
+            be downloaded.
     """
     if pretrained is None:
         return Weights("random", None, None)
@@ -282,11 +274,11 @@ def _unknown_weights(architecture: Architecture, pretrained: str) -> DtrapError:
     if pretrained.endswith(WEIGHT_ENDINGS) or "/" in pretrained:
         shipped = sorted(path.name for path in ASSETS.glob("*.safetensors"))
         return DtrapError(
-            f"Weights file '{pretrained}' (model.backbone.pretrained) not found, neither from {Path.cwd()} "
-            f"nor among the shipped files ({', '.join(shipped) or 'none'})."
+            f"Weights file '{pretrained}' (model.backbone.pretrained) not found in {Path.cwd()} or among the shipped "
+            f"files ({', '.join(shipped) or 'none'})."
         )
     if not architecture.tags:
-        known = f"'{architecture.name}' has no published weights. Give a file, or null for random weights."
+        known = f"'{architecture.name}' has no published weights. Use a file, or null for random weights."
     else:
         tags = ", ".join(architecture.tags)
         known = f"'{architecture.name}' has {tags}.{nearest(pretrained, architecture.tags)}"
@@ -303,19 +295,19 @@ def _read_architecture(path: Path) -> Architecture:
     config = content.get("model_cfg", content) if isinstance(content, dict) else {}
     missing = [key for key in ("embed_dim", "vision_cfg", "text_cfg") if key not in config]
     if missing:
-        raise DtrapError(f"{path}: not a model config of open_clip, {', '.join(missing)} missing.")
+        raise DtrapError(f"{path}: not a model config of open_clip; {', '.join(missing)} missing.")
     return Architecture(path.stem, config, content.get("preprocess_cfg", {}), {})
 
 
 def _check_activation(architecture: Architecture, published: dict[str, Any], pretrained: str) -> None:
-    """Weights trained with QuickGELU run wrongly, without any sign, in a model with GELU; and vice versa."""
+    """Raise a DtrapError if the weights were trained with another activation: features would be silently wrong."""
     trained, built = (bool(config.get("quick_gelu")) for config in (published, architecture.config))
     if trained != built:
         activations = {True: "QuickGELU", False: "GELU"}
         right = architecture.name.removesuffix("-quickgelu") + ("-quickgelu" if trained else "")
         raise DtrapError(
-            f"Weights '{pretrained}' were trained with {activations[trained]}, but '{architecture.name}' "
-            f"runs {activations[built]}. Set model.backbone.name to '{right}'."
+            f"Weights '{pretrained}' were trained with {activations[trained]}, but '{architecture.name}' has "
+            f"{activations[built]}. Use --model.backbone.name {right}."
         )
 
 
@@ -331,19 +323,19 @@ def _published_file(architecture: Architecture, tag: str, cache_dir: str | None)
         return openai
     what = f"Weights '{tag}' of '{architecture.name}' are"
     remedy = (
-        f"Download {filenames[0]} from https://huggingface.co/{repo} on a machine with network and give its "
-        "path in model.backbone.pretrained, or set HF_HOME to a cache that has it."
+        f"Download {filenames[0]} from https://huggingface.co/{repo} on a machine with network and set "
+        "--model.backbone.pretrained to its path, or set HF_HOME to a cache that has it."
     )
     return hub_file(repo, filenames, what=what, remedy=remedy, cache_dir=cache_dir)
 
 
 def _build(architecture: Architecture) -> nn.Module:
-    """Model with random weights; no tower's own pre-trained weights are fetched."""
+    """Build the model with random weights, without downloading a tower's own pre-trained weights."""
     config = copy.deepcopy(architecture.config)
     if "hf_model_name" in config["text_cfg"]:
         raise DtrapError(
-            f"'{architecture.name}': its text tower is {config['text_cfg']['hf_model_name']} (transformers), "
-            "which is not offered. Choose one with open_clip's own text tower, such as ViT-B-16-quickgelu."
+            f"'{architecture.name}': its text tower is {config['text_cfg']['hf_model_name']} (transformers), which is "
+            "not supported. Use a model with open_clip's own text tower, such as ViT-B-16-quickgelu."
         )
     if "timm_model_name" in config["vision_cfg"]:
         config["vision_cfg"]["timm_model_pretrained"] = False
@@ -359,31 +351,26 @@ def _build(architecture: Architecture) -> nn.Module:
         ) from error
 
 
-def _separate(model: nn.Module) -> dict[Tower, list[str]]:
-    text = "text" if hasattr(model, "text") else "transformer"
-    towers: dict[Tower, str] = {"vision": "visual", "text": text}
-    return {
-        tower: [f"model.{attribute}.{name}" for name in separate_attention(getattr(model, attribute))]
-        for tower, attribute in towers.items()
-    }
+def _separate(model: nn.Module, part: str) -> list[str]:
+    return [f"model.{part}.{name}" for name in separate_attention(model.get_submodule(part))]
 
 
 def _square(size: int | tuple[int, int], name: str) -> int:
     height, width = (size, size) if isinstance(size, int) else size
     if height != width:
-        raise DtrapError(f"'{name}' takes images of {height}x{width}; only square ones are offered.")
+        raise DtrapError(f"'{name}' takes images of {height}x{width}; expected a model for square images.")
     return height
 
 
 def _image_statistics(
     architecture: Architecture, weights: Weights
 ) -> tuple[tuple[float, float, float], tuple[float, float, float]]:
-    """Mean and std of the weights; for a file, those that all published weights of the model share."""
+    """Return mean and std of the weights; for a file, those that all published weights of the model share."""
     sources = [weights.published] if weights.published else list(architecture.tags.values())
     if any((source["mean"], source["std"]) != (sources[0]["mean"], sources[0]["std"]) for source in sources):
         warnings.warn(
-            f"Published weights of {architecture.name} differ in image mean and std; CLIP's are used. A JSON "
-            "config with preprocess_cfg.mean and .std sets others.",
+            f"Published weights of {architecture.name} differ in image mean and std; CLIP's are used. Use a JSON "
+            "config with preprocess_cfg.mean and .std to set others.",
             stacklevel=3,
         )
         sources = []
@@ -398,13 +385,13 @@ def _read_tokenizer(folder: Path, options: dict[str, Any]) -> HFTokenizer:
     except Exception as error:
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise DtrapError(
-            f"Tokenizer folder {folder}: not readable as a transformers tokenizer ({reason}). "
-            "Expected tokenizer.json and tokenizer_config.json, as save_pretrained() writes them."
+            f"Tokenizer folder {folder}: not readable as a transformers tokenizer ({reason}). Expected tokenizer.json "
+            "and tokenizer_config.json, as save_pretrained() writes them."
         ) from error
 
 
 def _token_count(tokenizer: SimpleTokenizer | HFTokenizer, prompt: str) -> int:
-    """Number of tokens of a prompt with the special ones, before any truncation or padding."""
+    """Return the number of tokens of a prompt, including special ones, before truncation and padding."""
     if isinstance(tokenizer, SimpleTokenizer):
         return len(tokenizer.encode(prompt)) + 2
     cleaned = tokenizer.clean_fn(prompt)

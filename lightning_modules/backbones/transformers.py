@@ -1,4 +1,4 @@
-"""Backbones of transformers: CLIP and SigLIP (1 and 2), from the hub or from a folder that save_pretrained() wrote."""
+"""Backbones from transformers: CLIP and SigLIP (1 and 2), from the hub or a folder written by save_pretrained()."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ Triple = tuple[float, float, float]
 
 @dataclass(frozen=True)
 class Family:
-    """A kind of model: its classes in transformers, and the image statistics of its published checkpoints."""
+    """A model family: its classes in transformers, and the image statistics of its published checkpoints."""
 
     config: str
     model: str
@@ -55,20 +55,20 @@ FAMILIES = {
 class Transformers(Backbone):
     """A frozen CLIP or SigLIP model of transformers in evaluation mode, float32.
 
-    Google's SigLIP2 checkpoints of fixed resolution are of the model type "siglip" too. Images are resized straight to
-    the square that the model takes, mean and std come from its preprocessor_config.json. SigLIP's prompts are put into
-    lower case without punctuation before they are tokenized, as Google's zero-shot evaluation and open_clip do: its
-    tokenizer in transformers does so for SigLIP, but leaves them as they are for most SigLIP2 checkpoints.
+    Google's SigLIP2 checkpoints of fixed resolution also have the model type "siglip". Images are resized directly to
+    the model's square; mean and std come from its preprocessor_config.json. SigLIP's prompts are converted to lower
+    case without punctuation before they are tokenized, as in Google's zero-shot evaluation and open_clip. The tokenizer
+    in transformers does so for SigLIP, but not for most SigLIP2 checkpoints.
 
     Args:
-        name: Repository of the hub, or a folder as save_pretrained() writes it.
-        random_weights: Draw the weights from torch's global generator; only config.json is needed then, and the
-            tokenizer for the first prompt.
+        name: Repository of the hub, or a folder written by save_pretrained().
+        random_weights: Draw the weights from torch's global generator; this needs config.json only, and the tokenizer
+            for the first prompt.
         cache_dir: Cache folder for downloads; None follows HF_HOME.
 
     Raises:
-        DtrapError: No such folder, files are missing, neither cached nor reachable, or not safetensors; a model that is
-            not offered; weights that do not fit config.json.
+        DtrapError: The folder or files are missing, not cached and not downloadable, or not safetensors; the model is
+            not supported; the weights do not fit config.json.
     """
 
     model: Any
@@ -114,25 +114,29 @@ class Transformers(Backbone):
     def encode_text(self, tokens: Tensor) -> Tensor:
         """See `Backbone.encode_text`.
 
-        No padding is masked: CLIP's feature stands at the end token, which sees only what is before it, and SigLIP was
-        trained with its padding in sight.
+        Padding is not masked: CLIP's feature is at the end token, which attends to earlier tokens only, and SigLIP was
+        trained without a mask.
         """
         pooled = self.model.text_model(input_ids=tokens).pooler_output
         return self.model.text_projection(pooled) if hasattr(self.model, "text_projection") else pooled
 
     def tokenize(self, prompts: list[str]) -> Tensor:
-        """See `Backbone.tokenize`; text is cleaned and padded as the model was trained."""
+        """See `Backbone.tokenize`; text is cleaned and padded as in the model's training."""
         if self._tokenizer is None:
             self._tokenizer = _read_tokenizer(self._files)
         texts = _canonical(prompts) if self._canonical else prompts
         for prompt, ids in zip(prompts, self._tokenizer(texts, verbose=False).input_ids, strict=True):
-            if len(ids) > self.context_length:
-                raise DtrapError(
-                    f"Prompt '{prompt}' has {len(ids)} tokens, but {self.identifier} has room for "
-                    f"{self.context_length}. Shorten the class name, the template or the description."
-                )
+            self._check_length(prompt, len(ids))
         padded = self._tokenizer(texts, padding="max_length", max_length=self.context_length, return_tensors="pt")
-        self._check_vocabulary(padded.input_ids)
+        remedy = f"Put this model's own tokenizer files into {self._files.label}."
+        self._check_vocabulary(padded.input_ids, "The tokenizer", remedy)
+        end = self.model.config.text_config.eos_token_id
+        # Older configs say 2; transformers then reads the feature at the highest token, whatever the end token is.
+        if not self._canonical and end != 2 and not (padded.input_ids == end).any(dim=1).all():
+            raise DtrapError(
+                f"The tokenizer of {self.identifier} does not end prompts with token {end}, where the model reads the "
+                f"feature. {remedy}"
+            )
         return padded.input_ids
 
     def attention_layers(self, tower: Tower) -> list[str]:
@@ -167,43 +171,27 @@ class Transformers(Backbone):
 
     @property
     def stages(self) -> list[nn.Module]:
-        """See `Backbone.stages`; there are none."""
+        """See `Backbone.stages`; always empty."""
         return []
 
     def project_image(self, pooled: Tensor) -> Tensor:
         """See `Backbone.project_image`; the identity for SigLIP, which has no projection."""
         return self.model.visual_projection(pooled) if hasattr(self.model, "visual_projection") else pooled
 
-    def _check_vocabulary(self, tokens: Tensor) -> None:
-        remedy = f"Put this model's own tokenizer files into {self._files.label}."
-        vocabulary = self.token_embedding.num_embeddings
-        if tokens.numel() and int(tokens.max()) >= vocabulary:
-            raise DtrapError(
-                f"The tokenizer of {self.identifier} gives token {int(tokens.max())}, but the model knows {vocabulary} "
-                f"tokens. {remedy}"
-            )
-        end = self.model.config.text_config.eos_token_id
-        # 2: older configs; transformers then looks for the highest token, whatever the end token is
-        if not self._canonical and end != 2 and not (tokens == end).any(dim=1).all():
-            raise DtrapError(
-                f"The tokenizer of {self.identifier} does not end prompts with token {end}, where the model reads the "
-                f"feature. {remedy}"
-            )
-
 
 @dataclass(frozen=True)
 class ModelFiles:
-    """The files of one model: in `folder`, or where that is None in the hub's repository `label`."""
+    """The files of one model, in `folder`, or in the hub's repository `label` if that is None."""
 
     label: str
     folder: Path | None
     cache_dir: str | None
 
     def require(self, filenames: list[str], *, converted: bool = False) -> Path:
-        """The first of `filenames` that there is.
+        """Return the first of `filenames` that exists.
 
         Raises:
-            DtrapError: There is none; where there is only a pickle, the message says what to do.
+            DtrapError: None exists; if there is only a pickle, the message says how to convert it.
         """
         if self.folder is None:
             return hub_file(
@@ -216,27 +204,27 @@ class ModelFiles:
         return found
 
     def optional(self, filenames: list[str]) -> Path | None:
-        """The first of `filenames` that there is, or None."""
+        """Return the first of `filenames` that exists, or None."""
         if self.folder is None:
             return optional_hub_file(self.label, filenames, **self._words(filenames), cache_dir=self.cache_dir)
         return self._local(filenames)
 
     def on_disk(self, filenames: list[str]) -> Path | None:
-        """The same without asking the network."""
+        """Return the first of `filenames` that is on the disk, or None; never uses the network."""
         return cached_file(self.label, filenames, self.cache_dir) if self.folder is None else self._local(filenames)
 
     def read_json(self, path: Path) -> dict[str, Any]:
-        """Content of a JSON file.
+        """Read a JSON file with names and values.
 
         Raises:
-            DtrapError: It is none.
+            DtrapError: The file is not valid JSON, or not a mapping.
         """
         try:
             content = json.loads(path.read_text(encoding="utf-8"))
         except (OSError, ValueError) as error:
             raise DtrapError(f"{path}: not a JSON file ({error}). Copy or download it again.") from error
         if not isinstance(content, dict):
-            raise DtrapError(f"{path}: holds a {type(content).__name__}; expected names with values.")
+            raise DtrapError(f"{path}: contains a {type(content).__name__}; expected names with values.")
         return content
 
     def _local(self, filenames: list[str]) -> Path | None:
@@ -246,24 +234,24 @@ class ModelFiles:
     def _words(self, filenames: list[str]) -> dict[str, str]:
         return {
             "what": f"{filenames[0]} of '{self.label}' is",
-            "remedy": f"Download https://huggingface.co/{self.label} on a machine with network and give its folder in "
-            "model.backbone.name, or set HF_HOME to a cache that has it.",
+            "remedy": f"Download https://huggingface.co/{self.label} on a machine with network and set "
+            "--model.backbone.name to its folder, or set HF_HOME to a cache that has it.",
         }
 
 
 def find_files(name: str, cache_dir: str | None) -> ModelFiles:
-    """The folder or the repository of the hub that `name` tells.
+    """Return the files of a folder or of a repository of the hub.
 
     Raises:
-        DtrapError: It can be neither.
+        DtrapError: `name` is neither.
     """
     folder = Path(name).expanduser()
     if folder.is_dir():
         return ModelFiles(folder.resolve().name, folder, cache_dir)
     if not re.fullmatch(r"[A-Za-z0-9][\w.-]*/[\w.-]+", name):
         raise DtrapError(
-            f"Backbone '{name}' (model.backbone.name) is neither a folder, looked for from {Path.cwd()}, nor a "
-            "repository of the hub such as 'openai/clip-vit-base-patch16'."
+            f"Backbone '{name}' (model.backbone.name) is neither a folder in {Path.cwd()} nor a repository of the hub, "
+            "such as 'openai/clip-vit-base-patch16'."
         )
     return ModelFiles(name, None, cache_dir)
 
@@ -273,14 +261,14 @@ def _pickle_hint(folder: Path) -> str:
     if not pickles:
         return ""
     return (
-        f" {pickles[0]} is not read, since a pickle can run code. Where you trust it, convert it once: "
+        f" {pickles[0]} is not read, since a pickle can run code. If you trust it, convert it once: "
         f"python -c \"from transformers import AutoModel as M; M.from_pretrained('{folder}')"
         f".save_pretrained('{folder}')\""
     )
 
 
 def _enter(module: nn.Module, inputs: tuple[Tensor, ...], tokens: Tensor) -> Tensor:
-    """Leads SigLIP's image tokens, which have no norm before the blocks, through a module of their own."""
+    """Pass SigLIP's image tokens, which have no norm before the blocks, through a module that tuners can hook."""
     return module.entrance(tokens)  # type: ignore[operator]
 
 
@@ -290,17 +278,17 @@ def _family(content: dict[str, Any], label: str) -> Family:
         return FAMILIES[model_type]
     if model_type == "siglip2":
         raise DtrapError(
-            f"'{label}' is a NaFlex SigLIP2 (model_type siglip2): it takes patches of images of any shape with a mask, "
-            "not square images. Choose a checkpoint of fixed resolution, such as google/siglip2-base-patch16-224."
+            f"'{label}' is a NaFlex SigLIP2 (model_type siglip2), which takes masked patches of images of any shape "
+            "instead of square images. Use a checkpoint of fixed resolution, such as google/siglip2-base-patch16-224."
         )
     raise DtrapError(
-        f"'{label}' has the model_type {model_type!r} in config.json; offered are {' and '.join(FAMILIES)} (SigLIP2 of "
-        "fixed resolution among them). Others may be had through open_clip: dtrap.lightning_modules.backbones.OpenCLIP."
+        f"'{label}' has the model_type {model_type!r} in config.json; expected {' or '.join(FAMILIES)} (which includes "
+        "SigLIP2 of fixed resolution). For other models use dtrap.lightning_modules.backbones.OpenCLIP."
     )
 
 
 def _build(family: Family, content: dict[str, Any], label: str) -> tuple[Any, Any]:
-    """Config and model with random weights."""
+    """Build config and model with random weights."""
     try:
         config = getattr(transformers, family.config).from_dict(content)
         model = getattr(transformers, family.model)(config)
@@ -314,26 +302,26 @@ def _build(family: Family, content: dict[str, Any], label: str) -> tuple[Any, An
 
 
 def _checksum(paths: list[Path]) -> str:
-    """Eight digits that tell the weights of a folder from those of another."""
+    """Return eight digits that identify the weights of a folder."""
     return hashlib.sha256("".join(sha256(path) for path in paths).encode()).hexdigest()[:8]
 
 
 def _load(model: nn.Module, files: ModelFiles) -> list[Path]:
-    """Weights from one safetensors file, or from the several that an index names; gives these files."""
+    """Load weights from one safetensors file, or from those that an index names; return these files."""
     path = files.require(WEIGHTS, converted=True)
     paths = [path]
     if path.suffix == ".json":
         shards = set(files.read_json(path).get("weight_map", {}).values())
         paths = [files.require([shard], converted=True) for shard in sorted(shards)]
     tensors = {name: value for part in paths for name, value in read_weights(part).items()}
-    # older files hold these, which are no parameters
+    # Older files contain these buffers, which the models no longer have.
     tensors = {name: value for name, value in tensors.items() if not name.endswith("position_ids")}
     try:
         model.load_state_dict(tensors)
     except RuntimeError as error:
         reason = " ".join(str(error).split())[:300]
         raise DtrapError(
-            f"{path}: these weights do not fit config.json: {reason} … Give the two that belong together."
+            f"{path}: these weights do not fit config.json: {reason} … Use both files of the same model."
         ) from error
     return paths
 
@@ -341,12 +329,12 @@ def _load(model: nn.Module, files: ModelFiles) -> list[Path]:
 def _image_size(config: Any, label: str) -> int:
     size = config.vision_config.image_size
     if not isinstance(size, int):
-        raise DtrapError(f"'{label}' takes images of {size}; only square ones, given by one number, are offered.")
+        raise DtrapError(f"'{label}' has image_size {size}; expected one number, for square images.")
     return size
 
 
 def _image_statistics(family: Family, files: ModelFiles, *, only_local: bool) -> tuple[Triple, Triple]:
-    """Mean and std of the folder, or else of the family."""
+    """Return mean and std of the folder, or those of the family if it has none."""
     path = files.on_disk(PREPROCESSOR) if only_local else files.optional(PREPROCESSOR)
     content = {} if path is None else files.read_json(path)
     content = content.get("image_processor", content)
@@ -360,8 +348,8 @@ def _feature_dim(model: Any, label: str) -> int:
     width = model.config.vision_config.hidden_size
     if not model.vision_model.use_head or model.text_model.head.out_features != width:
         raise DtrapError(
-            f"'{label}' has no attention pool over the image tokens, or texts of another width than images: its images "
-            "and texts cannot be compared. Choose a checkpoint with vision_use_head, whose towers end in one width."
+            f"'{label}' has no attention pool over the image tokens, or texts of another width than images, so images "
+            "and texts cannot be compared. Use a checkpoint with vision_use_head and one width for both towers."
         )
     return width
 
@@ -381,7 +369,7 @@ def _read_tokenizer(files: ModelFiles) -> Any:
         ) from error
     settings = files.read_json(folder / "tokenizer_config.json")
     if settings.get("add_eos_token") and tokenizer.eos_token_id not in tokens:
-        # transformers 5 takes the end token from tokenizer.json alone, transformers 4 from these settings
+        # transformers 5 reads the end token from tokenizer.json only, transformers 4 from these settings.
         tokenizer.add_bos_token = bool(settings.get("add_bos_token"))
         tokenizer.add_eos_token = True
     return tokenizer
@@ -395,7 +383,7 @@ def _canonical(prompts: list[str]) -> list[str]:
 
 
 def _tokenizer_folder(files: ModelFiles) -> Path:
-    """Folder with all the tokenizer's files that there are."""
+    """Return the folder with the tokenizer's files, after downloading those that exist."""
     config = ["tokenizer_config.json"]
     if files.folder is None and not (files.on_disk(config) and files.on_disk(VOCABULARY)):
         for filename in (*VOCABULARY, *TOKENIZER_EXTRAS):

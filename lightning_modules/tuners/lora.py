@@ -53,7 +53,7 @@ class LoRA(Tuner):
         super().__init__()
         check_one_of("LoRA: encoder", encoder, ENCODERS)
         for projection in projections:
-            check_one_of("LoRA: a projection", projection, _LAYERS)
+            check_one_of("LoRA: an entry of projections", projection, _LAYERS)
         check_at_least("LoRA: rank", rank, 1)
         if not 0 <= dropout < 1:
             raise DtrapError(f"LoRA: dropout is {dropout}; expected a probability of at least 0 and below 1.")

@@ -153,5 +153,5 @@ def test_mistakes_are_named(tiny_backbone):
         CLIPAdapter(reduction=17).attach(tiny_backbone)
     tuner = CLIPAdapter()
     tuner.attach(tiny_backbone)
-    with pytest.raises(DtrapError, match="features of width 16, and features gives 8"):
+    with pytest.raises(DtrapError, match="features of width 16, but features has 8"):
         tuner.attach(FeatureBackbone(torch.zeros(2, 8)))

@@ -167,7 +167,7 @@ def test_a_class_specific_context_acts_on_its_class_alone(clip):
     changed = (module.text_features() - before).abs().amax(dim=1) > 1e-4
     assert changed.tolist() == [False, True, False]
     module.set_classes(["cat", "dog"])
-    with pytest.raises(DtrapError, match="specific to 3 classes, the task has 2"):
+    with pytest.raises(DtrapError, match="specific to 3 classes, but the task has 2"):
         module.text_features()
 
 
@@ -260,7 +260,7 @@ def test_an_unfit_tokenizer_or_backbone_is_refused(tmp_path, monkeypatch):
     tuner = CoOp()
     tuner.attach(backbone)
     tuner.attach(backbone)
-    with pytest.raises(DtrapError, match=r"another backbone; make a new CoOp\(\)"):
+    with pytest.raises(DtrapError, match=r"another backbone; create a new CoOp\(\)"):
         tuner.attach(open_clip_vit(tmp_path))
     monkeypatch.setattr(OpenCLIP, "tokenize", lambda self, prompts: torch.ones(len(prompts), 32, dtype=torch.long))
     with pytest.raises(DtrapError, match="one token each of none of the words X, a"):

@@ -244,5 +244,5 @@ def test_mistakes_are_named(tiny_backbone, tiny_clip_files):
     module = classifier(tiny_backbone)
     with pytest.raises(DtrapError, match="another backbone"):
         module.tuner.attach(OpenCLIP(*map(str, tiny_clip_files)))
-    with pytest.raises(DtrapError, match="no backbone yet"):
+    with pytest.raises(DtrapError, match="has no backbone"):
         FullFineTuning().reset(0, 2)

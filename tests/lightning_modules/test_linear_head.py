@@ -137,5 +137,5 @@ def test_mistakes_are_named(tiny_backbone):
     with pytest.raises(DtrapError, match="names differ"):
         module.tuner.load_adapter_state({"weight": torch.zeros(2, 16)})
     wider = type("Wider", (), {"feature_dim": 24, "identifier": "wider"})
-    with pytest.raises(DtrapError, match="width 16, and wider gives 24"):
+    with pytest.raises(DtrapError, match="width 16, but wider has 24"):
         module.tuner.attach(wider)

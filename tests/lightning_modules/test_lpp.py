@@ -264,5 +264,5 @@ def test_mistakes_are_named(tiny_backbone):
         LPPlusPlus(alpha_every=0)
     tuner = LPPlusPlus()
     tuner.attach(tiny_backbone)
-    with pytest.raises(DtrapError, match="features of width 16, and features gives 8"):
+    with pytest.raises(DtrapError, match="features of width 16, but features has 8"):
         tuner.attach(FeatureBackbone(torch.zeros(2, 8)))

@@ -263,7 +263,7 @@ def test_autocast_agrees_with_single_precision(backbone):
 
 
 def test_what_cannot_be_tuned_is_named(clip, tmp_path):
-    with pytest.raises(DtrapError, match=r"small_rn/.* has no transformer blocks to put prompt tokens into"):
+    with pytest.raises(DtrapError, match=r"small_rn/.* has no transformer blocks for prompt tokens"):
         MaPLe().attach(open_clip_resnet(tmp_path))
     with pytest.raises(DtrapError, match="context_tokens is 5, but the initial words 'a photo of a' have 4 tokens"):
         MaPLe(context_tokens=5).attach(clip)
@@ -271,7 +271,7 @@ def test_what_cannot_be_tuned_is_named(clip, tmp_path):
     tuner.attach(clip)
     tuner.attach(clip)
     assert tuner.context.shape == (5, 32)
-    with pytest.raises(DtrapError, match=r"another backbone; make a new MaPLe\(\)"):
+    with pytest.raises(DtrapError, match=r"another backbone; create a new MaPLe\(\)"):
         tuner.attach(open_clip_vit(tmp_path))
 
 

@@ -105,7 +105,7 @@ def test_wrong_tokenizers_are_named(folders, tmp_path):
     folder = tmp_path / "few words"
     shutil.copytree(folders / "clip", folder)
     save_transformers(folder, clip_config(vocab_size=300, bos_token_id=298, eos_token_id=299), transformers.CLIPModel)
-    with pytest.raises(DtrapError, match=r"gives token \d+, but the model knows 300 tokens.*own tokenizer files"):
+    with pytest.raises(DtrapError, match=r"returned token \d+, but .* has 300 tokens.*own tokenizer files"):
         Transformers(str(folder)).tokenize(["cat"])
     folder = shutil.copytree(folders / "clip", tmp_path / "another kind", ignore=shutil.ignore_patterns("*.txt", "v*"))
     gemma_tokenizer(folder)
@@ -123,7 +123,7 @@ def test_neither_folder_nor_repository(name):
 def test_without_network_one_error_within_five_seconds(tmp_path):
     start = time.perf_counter()
     with pytest.raises(
-        DtrapError, match=r"config\.json of 'some/model' is neither.*model\.backbone\.name, or set HF_HOME"
+        DtrapError, match=r"config\.json of 'some/model' is not cached.*model\.backbone\.name, or set HF_HOME"
     ):
         Transformers("some/model", cache_dir=str(tmp_path))
     assert time.perf_counter() - start < 5
@@ -167,10 +167,10 @@ def test_without_network_the_missing_file_is_named(folder, tmp_path):
     snapshot = cache(folder, tmp_path)
     (snapshot / "tokenizer_config.json").unlink()
     backbone = Transformers("some/model", cache_dir=str(tmp_path))
-    with pytest.raises(DtrapError, match=r"\w+\.\w+ of 'some/model' is neither.*HF_HOME"):
+    with pytest.raises(DtrapError, match=r"\w+\.\w+ of 'some/model' is not cached.*HF_HOME"):
         backbone.tokenize(["cat"])
     (snapshot / "model.safetensors").unlink()
-    with pytest.raises(DtrapError, match=r"model\.safetensors of 'some/model' is neither"):
+    with pytest.raises(DtrapError, match=r"model\.safetensors of 'some/model' is not cached"):
         Transformers("some/model", cache_dir=str(tmp_path))
 
 
