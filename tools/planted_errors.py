@@ -40,10 +40,10 @@ TEXTS = "cosines(text_features, text_features)"
 ERRORS = [
     tuner("LDC: level weights reversed", "ldc", "(0.1, 0.2, 0.3, 0.4)", "(0.4, 0.3, 0.2, 0.1)", "ldc_reference"),
     tuner("LDC: weight decay", "ldc", "weight_decay=1e-4", "weight_decay=1e-2", "ldc_reference"),
-    tuner("CoOp: momentum", "coop", "momentum=0.9", "momentum=0.8"),
-    tuner("CoOp: weight decay", "coop", "weight_decay=5e-4", "weight_decay=1e-4"),
-    tuner("MaPLe: momentum", "maple", "momentum=0.9", "momentum=0.8"),
-    tuner("MaPLe: weight decay", "maple", "weight_decay=5e-4", "weight_decay=1e-4"),
+    tuner("CoOp: momentum", "base", "momentum=0.9", "momentum=0.8", "coop"),
+    tuner("CoOp: weight decay", "base", "weight_decay=5e-4", "weight_decay=1e-4", "coop"),
+    tuner("MaPLe: momentum", "base", "momentum=0.9", "momentum=0.8", "maple"),
+    tuner("MaPLe: weight decay", "base", "weight_decay=5e-4", "weight_decay=1e-4", "maple"),
     tuner("StepSPT: dampening", "stepspt", "dampening=0.9", "dampening=0.0"),
     tuner("StepSPT: diversity weight", "stepspt", "+ diversity_loss(", "+ 0.5 * diversity_loss("),
     tuner("StepSPT: kernel of label propagation", ALIGNMENT, "/ (2 * variance)", "/ variance"),
@@ -52,7 +52,7 @@ ERRORS = [
     Planted("LoRA on the text tower: constant relations", "losses", TEXTS, f"{TEXTS}.detach()", "reference_runs"),
     tuner("Tip-Adapter: sharpness", "tip_adapter", "-beta * (1 - affinity)", "-2 * beta * (1 - affinity)"),
     tuner("Tip-Adapter-F: weight decay", "tip_adapter", "weight_decay=1e-2", "weight_decay=0.0"),
-    tuner("CLIP-Adapter: momentum", "clip_adapter", "momentum=0.9", "momentum=0.8"),
+    tuner("CLIP-Adapter: momentum", "base", "momentum=0.9", "momentum=0.8", "clip_adapter"),
     tuner("LP++: momentum", "lpp", "_MOMENTUM = 0.9", "_MOMENTUM = 0.8"),
     tuner("FWT: softplus", "fwt", "self.beta, beta=100", "self.beta, beta=1"),
 ]

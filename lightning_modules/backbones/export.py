@@ -97,8 +97,8 @@ def _fuse(state: dict[str, Tensor], name: str, weight: str, bias: str) -> None:
 def save_plain(backbone: Backbone, folder: Path, name: str | None = None) -> None:
     """Write a folder that the backbone's library loads without dtrap, with tokenizer and image preprocessing.
 
-    open_clip reads it as "local-dir:FOLDER", transformers with `from_pretrained`. The preprocessing is dtrap's: an image
-    is resized directly to the square, bilinear.
+    open_clip reads it as "local-dir:FOLDER", transformers with `from_pretrained`. The written preprocessing resizes an
+    image directly to the square, bilinear, as dtrap does.
 
     Args:
         backbone: An `OpenCLIP` or a `Transformers`.
