@@ -133,9 +133,9 @@ def test_another_config_than_the_backbone_s_is_refused(tiny_files, tmp_path):
 
 
 def test_a_backbone_of_no_library_and_a_folder_of_none_are_refused(tmp_path):
-    with pytest.raises(DtrapError, match="no backbone of open_clip or transformers"):
+    with pytest.raises(DtrapError, match="not a backbone from open_clip or transformers"):
         save_plain(nn.Identity(), tmp_path)
-    with pytest.raises(DtrapError, match="holds neither"):
+    with pytest.raises(DtrapError, match="contains neither"):
         load_plain(tmp_path)
 
 
