@@ -1,4 +1,4 @@
-"""Data modules: few-shot episodes of image collections, and unlabelled images to predict."""
+"""Data modules: few-shot episodes of image collections, and unlabeled images for predictions."""
 
 from typing import TYPE_CHECKING
 

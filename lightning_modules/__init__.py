@@ -1,4 +1,4 @@
-"""The LightningModule and what it is made of: losses, objective, backbones, tuners."""
+"""The LightningModule and its parts: losses, objective, backbones and tuners."""
 
 from typing import TYPE_CHECKING
 

@@ -1,4 +1,4 @@
-"""Ways of adapting a frozen backbone, one file each."""
+"""Methods that adapt a frozen backbone, one file each."""
 
 from typing import TYPE_CHECKING
 

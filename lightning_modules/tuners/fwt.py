@@ -144,7 +144,7 @@ class FWT(Tuner):
 
     @contextmanager
     def disabled(self) -> Iterator[None]:
-        """Within it, the backbone gives its zero-shot features."""
+        """Within it, the backbone returns its zero-shot features."""
         self._disabled = True
         try:
             with self.inner.disabled():
