@@ -255,16 +255,11 @@ class FewShotClassifier(TunedModel):
         labels, rows = batch["labels"], self._rows_of(batch)
         features, texts = self.image_features(batch["images"], rows.ids), self.text_features()
         related = self.tuner.related_features(features)
+        # Before the loss: autograd adds up gradients in an order that follows the order of these calls.
+        plain = self._plain_rows(batch, related, rows.plain)
         loss = self.tuner.classification_loss(features, texts, labels, self.objective.logit_scale)
         check_loss(f"{type(self.tuner).__name__}.classification_loss", loss)
-        return self.objective(
-            related,
-            texts,
-            labels,
-            plain=self._plain_rows(batch, related, rows.plain),
-            row_ids=rows.ids,
-            classification_loss=loss,
-        )
+        return self.objective(related, texts, labels, plain=plain, row_ids=rows.ids, classification_loss=loss)
 
     def _rows_of(self, batch: Batch) -> Rows:
         """Return the batch's rows; those of the previous step if its columns are the same tensors."""
