@@ -101,8 +101,7 @@ class OpenCLIP(Backbone):
         self.image_mean, self.image_std = _image_statistics(architecture, weights)
         self.context_length = self._text_tower.context_length
         self.feature_dim = architecture.config["embed_dim"]
-        bias = getattr(self.model, "logit_bias", None)
-        self.logit_bias = None if bias is None else bias.item()
+        self.logit_bias = self.model.logit_bias.item() if getattr(self.model, "logit_bias", None) is not None else None
         text = "text" if hasattr(self.model, "text") else "transformer"
         self._attention_layers = {"vision": _separate(self.model, "visual"), "text": _separate(self.model, text)}
         self._text_config = architecture.config["text_cfg"]
