@@ -84,17 +84,9 @@ def class_folders(root: str | os.PathLike[str]) -> list[str]:
         return sorted(entry.name for entry in entries if entry.is_dir() and not entry.name.startswith("."))
 
 
-def locate(root: Path, candidates: Iterable[str], title: str, what: str) -> Path:
-    """First of the candidate files or folders under a root that exists.
-
-    Raises:
-        DtrapError: None exists; the message names the root and all that was looked for.
-    """
-    looked_for = list(candidates)
-    for candidate in looked_for:
-        if (root / candidate).exists():
-            return root / candidate
-    raise not_found(root, looked_for, title, what)
+def first_of(root: Path, candidates: Iterable[str]) -> Path | None:
+    """Return the first of the candidate files or folders under a root that exists."""
+    return next((root / candidate for candidate in candidates if (root / candidate).exists()), None)
 
 
 def no_folder(path: Path) -> str:

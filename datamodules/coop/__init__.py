@@ -2,7 +2,7 @@
 
 from .caltech101 import Caltech101DataModule
 from .dtd import DTDDataModule
-from .eurosat import EuroSATDataModule
+from .eurosat import CoOpEuroSATDataModule, EuroSATDataModule
 from .fgvc_aircraft import FGVCAircraftDataModule
 from .flowers102 import Flowers102DataModule
 from .food101 import Food101DataModule
@@ -14,6 +14,7 @@ from .ucf101 import UCF101DataModule
 
 __all__ = [
     "Caltech101DataModule",
+    "CoOpEuroSATDataModule",
     "DTDDataModule",
     "EuroSATDataModule",
     "FGVCAircraftDataModule",

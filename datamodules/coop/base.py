@@ -7,13 +7,14 @@ from pathlib import Path
 from typing import ClassVar
 
 from ...errors import DtrapError
-from ..few_shot import FewShotDataModule, ImageIndex
+from ..findings import COMPLETE, Finding, Findings, missing_images
 from ..images import list_images
-from ..index import class_folders, listing, not_found
-from .splits import Split, draw_split, index_split, read_split
+from ..index import ImageIndex, class_folders, listing, not_found
+from ..published import PublishedDataModule
+from .splits import Split, draw_split, index_split, read_split, row_places
 
 
-class CoOpDataModule(FewShotDataModule):
+class CoOpDataModule(PublishedDataModule):
     """Episodes of a set of CoOp: support from its training split, queries from its test split.
 
     The folder of the set is one of `folders` under the root, or the root itself. Its `split_file` (also
@@ -32,9 +33,6 @@ class CoOpDataModule(FewShotDataModule):
         signs: Files or folders one of which is in a root that is itself the set's folder, without a split file.
         excluded: Class folders that are no classes.
         renamed: Class names of folders that are called otherwise.
-        empty_classes: Classes without an image, where the split was made from the release.
-        published: Numbers of images of the splits.
-        class_count: Number of classes.
     """
 
     folders: ClassVar[tuple[str, ...]]
@@ -43,11 +41,8 @@ class CoOpDataModule(FewShotDataModule):
     signs: ClassVar[tuple[str, ...]]
     excluded: ClassVar[tuple[str, ...]] = ()
     renamed: ClassVar[Mapping[str, str]] = {}
-    empty_classes: tuple[str, ...] = ()
-    published: ClassVar[dict[str, int]]
-    class_count: ClassVar[int]
 
-    def scan(self) -> ImageIndex:
+    def read(self, findings: Findings) -> ImageIndex:
         """Read the split file, or make a split, and list the folders of the images that it names."""
         folder = self.find_folder()
         file = self.split_in(folder)
@@ -57,9 +52,16 @@ class CoOpDataModule(FewShotDataModule):
                 f"{self.title}: {folder} has no folder {self.image_folder} with the images. "
                 "Unpack them there, or correct data.root."
             )
-        if file is not None:
-            return index_split(read_split(file), images)
-        return index_split(self.make_split(folder), images, self.notes_of_own_split(folder))
+        if file is None and self.split_file:
+            text = (
+                "the split was made from the release, with another generator than CoOp's. It is not CoOp's own split."
+            )
+            findings.note(Finding(f"no {self.split_file} in {folder}: {text}"))
+        split = self.make_split(folder, findings) if file is None else read_split(file)
+        index = index_split(split, images)
+        if index.missing:
+            missing_images(findings, index, self.root, row_places(split, images, file.name if file else "split"))
+        return index
 
     def find_folder(self) -> Path:
         """Folder of the set.
@@ -90,24 +92,15 @@ class CoOpDataModule(FewShotDataModule):
         names = (self.split_file, f"{self.split_file}.gz") if self.split_file else ()
         return next((folder / name for name in names if (folder / name).is_file()), None)
 
-    def notes_of_own_split(self, folder: Path) -> tuple[str, ...]:
-        """What a user should know of a split that is not CoOp's."""
-        empty = f"no image in the class folder of {listing(self.empty_classes)}: left out"
-        return (
-            f"no {self.split_file} in {folder}: the split was made from the release, with another generator "
-            "than CoOp's. It is not CoOp's own split.",
-            *([empty] if self.empty_classes else []),
-        )
+    def make_split(self, folder: Path, findings: Findings) -> Split:
+        """Split every class folder into 50% training, 20% validation and 30% test images."""
+        return draw_split(self.images_by_class(folder, findings))
 
-    def make_split(self, folder: Path) -> Split:
-        """Cut every class folder in 50% training, 20% validation and 30% test images."""
-        return draw_split(self.images_by_class(folder))
-
-    def images_by_class(self, folder: Path) -> dict[str, list[str]]:
-        """Paths under the image folder of the images in each class's folder, in the order of the folders' names.
+    def images_by_class(self, folder: Path, findings: Findings) -> dict[str, list[str]]:
+        """Return the paths under the image folder of each class's images, in the order of the class folders' names.
 
         Raises:
-            DtrapError: There are no class folders, or two have one name.
+            DtrapError: There are no class folders, or two have the same class name.
         """
         images = folder / self.image_folder
         found: dict[str, list[str]] = {}
@@ -120,20 +113,15 @@ class CoOpDataModule(FewShotDataModule):
             found[clean] = [f"{name}/{Path(path).name}" for path in list_images(images / name)]
         if not found:
             raise self.lacks(images, "class folders")
-        return self.with_images(images, found)
+        return self.with_images(found, findings)
 
-    def with_images(self, images: Path, found: Mapping[str, list[str]]) -> dict[str, list[str]]:
-        """The classes that have images.
-
-        Raises:
-            DtrapError: One has none, unless `small_classes` is "skip".
-        """
-        self.empty_classes = tuple(name for name, paths in found.items() if not paths)
-        if self.empty_classes and self.small_classes == "error":
-            raise DtrapError(
-                f"{self.title}: no image in the class folder of {listing(self.empty_classes)} in {images}. Complete "
-                "the download, or leave these classes out with small_classes: skip."
-            )
+    def with_images(self, found: Mapping[str, list[str]], findings: Findings) -> dict[str, list[str]]:
+        """Return the classes that have images; the others are a fault, or a note where `small_classes` is "skip"."""
+        empty = [name for name, paths in found.items() if not paths]
+        if empty:
+            text = f"no image in the class folder of {listing(empty)}"
+            findings.fault(Finding(text), COMPLETE, "small_classes")
+            findings.note(Finding(f"{text}: left out"))
         return {name: paths for name, paths in found.items() if paths}
 
     def class_name(self, folder: str) -> str:
@@ -141,9 +129,11 @@ class CoOpDataModule(FewShotDataModule):
         return self.renamed.get(folder, folder).replace("_", " ")
 
     def lacks(self, folder: Path, what: str) -> DtrapError:
-        """The error for a release that no split can be made of."""
+        """Return the error for a release that no split can be made of."""
+        if not self.split_file:
+            return DtrapError(f"{self.title}: {folder} has no {what}. {COMPLETE}.")
         return DtrapError(
-            f"{self.title}: {folder} has no {what} to make a split of. Complete the download, or put CoOp's "
+            f"{self.title}: {folder} has no {what} to make a split of. {COMPLETE}, or put CoOp's "
             f"{self.split_file} into the folder of the set (links: DATASETS.md of https://github.com/KaiyangZhou/CoOp)."
         )
 

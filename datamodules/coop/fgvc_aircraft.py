@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import ClassVar
 
 from ...errors import DtrapError, nearest
+from ..findings import Findings
 from .base import CoOpDataModule
 from .releases import numbered_lines
 from .splits import SPLITS, Row, Split
@@ -29,18 +30,10 @@ class FGVCAircraftDataModule(CoOpDataModule):
     published: ClassVar[dict[str, int]] = {"train": 3334, "val": 3333, "test": 3333}
     class_count = 100
 
-    def notes_of_own_split(self, folder: Path) -> tuple[str, ...]:
-        """Nothing: the split is CoOp's."""
-        return ()
-
-    def make_split(self, folder: Path) -> Split:
+    def make_split(self, folder: Path, findings: Findings) -> Split:
         """Read the published lists."""
         variants = {line: label for label, (_, line) in enumerate(numbered_lines(self.file_in(folder, "variants.txt")))}
         return {part: _read_list(self.file_in(folder, f"images_variant_{part}.txt"), variants) for part in SPLITS}
-
-    def lacks(self, folder: Path, what: str) -> DtrapError:
-        """The error for an incomplete release."""
-        return DtrapError(f"{self.title}: {folder} has no {what}. Complete the download (data/ of the archive).")
 
 
 def _read_list(path: Path, variants: dict[str, int]) -> list[Row]:

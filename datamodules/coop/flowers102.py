@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import ClassVar
 
 from ...errors import DtrapError
+from ..findings import Findings
 from .base import CoOpDataModule
 from .releases import read_mat
 from .splits import Split, draw_split, read_json
@@ -31,7 +32,7 @@ class Flowers102DataModule(CoOpDataModule):
     published: ClassVar[dict[str, int]] = {"train": 4093, "val": 1633, "test": 2463}
     class_count = 102
 
-    def make_split(self, folder: Path) -> Split:
+    def make_split(self, folder: Path, findings: Findings) -> Split:
         """Cut every class in 50% training, 20% validation and 30% test images."""
         names_file = self.file_in(folder, "cat_to_name.json", "cat_to_name.json.gz")
         names: dict[str, str] = read_json(names_file)

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import ClassVar
 
 from ...errors import DtrapError
+from ..findings import Findings
 from .base import CoOpDataModule
 from .releases import numbered_lines
 from .splits import Row, Split, draw_validation
@@ -30,7 +31,7 @@ class OxfordPetsDataModule(CoOpDataModule):
     published: ClassVar[dict[str, int]] = {"train": 2944, "val": 736, "test": 3669}
     class_count = 37
 
-    def make_split(self, folder: Path) -> Split:
+    def make_split(self, folder: Path, findings: Findings) -> Split:
         """The published test images; a fifth of each class of the others for validation."""
         files = [self.file_in(folder, f"annotations/{name}.txt") for name in ("trainval", "test")]
         return draw_validation(*map(_read_annotations, files))

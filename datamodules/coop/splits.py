@@ -112,30 +112,41 @@ def _check_labels(split: Split, file: Path) -> None:
         )
 
 
-def index_split(split: Split, images: Path, notes: tuple[str, ...] = ()) -> ImageIndex:
-    """Index of the rows whose image is there, in their order; the others are its `missing`.
+def index_split(split: Split, images: Path) -> ImageIndex:
+    """Return the index of the rows whose image exists, in their order; the others are its `missing`.
 
     Args:
-        split: Rows; of labels with a gap, as of a class that a list of the release does not name, the next take it.
+        split: Rows; where labels have a gap, as for a class that a list of the release does not name, the next labels
+            move up.
         images: Folder that the paths start from; every folder of images is listed once.
-        notes: For the index.
     """
-    rows = [(part, row) for part in SPLITS for row in split[part]]
-    folders = sorted({os.path.join(images, *row.path.split("/")[:-1]) for _, row in rows})
+    rows = [(_path_of(row, images), part, row) for part in SPLITS for row in split[part]]
+    folders = sorted({os.path.dirname(path) for path, _, _ in rows})
     present = {path for folder in folders if os.path.isdir(folder) for path in list_images(folder)}
-    paths = [os.path.join(images, *row.path.split("/")) for _, row in rows]
-    found = [(path, part, row.label) for path, (part, row) in zip(paths, rows, strict=True) if path in present]
-    names = dict(sorted({row.label: row.name for _, row in rows}.items()))
+    found = [(path, part, row.label) for path, part, row in rows if path in present]
+    names = dict(sorted({row.label: row.name for _, _, row in rows}.items()))
     order = {label: number for number, label in enumerate(names)}
     return ImageIndex(
         paths=[path for path, _, _ in found],
         labels=[order[label] for _, _, label in found],
         class_names=list(names.values()),
         roots=(str(images),),
-        missing=tuple(path for path in paths if path not in present),
-        notes=notes,
+        missing=tuple(path for path, _, _ in rows if path not in present),
         splits=[part for _, part, _ in found],
     )
+
+
+def row_places(split: Split, images: Path, title: str) -> dict[str, str]:
+    """Return part, number and class of the row of each image, such as "split.json, 'train' row 7 (banded)"."""
+    return {
+        _path_of(row, images): f"{title}, '{part}' row {number} ({row.name})"
+        for part in SPLITS
+        for number, row in enumerate(split[part], 1)
+    }
+
+
+def _path_of(row: Row, images: Path) -> str:
+    return os.path.join(images, *row.path.split("/"))
 
 
 def draw_split(images: Mapping[str, Sequence[str]]) -> Split:

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import ClassVar
 
 from ...errors import DtrapError
+from ..findings import Findings
 from .base import CoOpDataModule
 from .releases import read_mat
 from .splits import Row, Split, draw_validation
@@ -30,7 +31,7 @@ class StanfordCarsDataModule(CoOpDataModule):
     published: ClassVar[dict[str, int]] = {"train": 6509, "val": 1635, "test": 8041}
     class_count = 196
 
-    def make_split(self, folder: Path) -> Split:
+    def make_split(self, folder: Path, findings: Findings) -> Split:
         """The published test images; a fifth of each class of the others for validation."""
         names = read_mat(self.file_in(folder, "devkit/cars_meta.mat"), "class_names")
         training = self.file_in(folder, "devkit/cars_train_annos.mat")

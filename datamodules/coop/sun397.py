@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import ClassVar
 
 from ...errors import DtrapError, nearest
+from ..findings import Findings
 from ..images import list_images
 from .base import CoOpDataModule
 from .releases import numbered_lines
@@ -32,7 +33,7 @@ class SUN397DataModule(CoOpDataModule):
     published: ClassVar[dict[str, int]] = {"train": 15880, "val": 3970, "test": 19850}
     class_count = 397
 
-    def make_split(self, folder: Path) -> Split:
+    def make_split(self, folder: Path, findings: Findings) -> Split:
         """The published test images of the first partition, or a cut of all images."""
         class_list = self.file_in(folder, *self.signs)
         classes = {line.strip("/"): number for number, (_, line) in enumerate(numbered_lines(class_list))}
@@ -45,7 +46,7 @@ class SUN397DataModule(CoOpDataModule):
         by_class = {
             _class_name(name): [f"{name}/{Path(path).name}" for path in paths] for name, paths in listed.items()
         }
-        return draw_split(self.with_images(images, by_class))
+        return draw_split(self.with_images(by_class, findings))
 
 
 def _class_name(folder: str) -> str:

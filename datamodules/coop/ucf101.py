@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import ClassVar
 
 from ...errors import DtrapError
+from ..findings import Findings
 from .base import CoOpDataModule
 from .splits import Row, Split, draw_validation
 
@@ -38,11 +39,11 @@ class UCF101DataModule(CoOpDataModule):
         """Words of a class folder, as in a prompt."""
         return re.sub(r"(?<=[a-z])(?=[A-Z])", " ", folder).replace("_", " ")
 
-    def make_split(self, folder: Path) -> Split:
+    def make_split(self, folder: Path, findings: Findings) -> Split:
         """The test images of the first published split; a fifth of each class of the others for validation."""
         training: list[Row] = []
         test: list[Row] = []
-        for label, (name, paths) in enumerate(self.images_by_class(folder).items()):
+        for label, (name, paths) in enumerate(self.images_by_class(folder, findings).items()):
             for path in paths:
                 group = re.search(r"_g(\d+)_c\d+\.\w+$", path)
                 if group is None:

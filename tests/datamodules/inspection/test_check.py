@@ -6,10 +6,9 @@ import shutil
 from pathlib import Path
 
 import pytest
+from dtrap.datamodules import ChestXDataModule, crop_disease
 from dtrap.datamodules.catalogue import SETS
-from dtrap.datamodules.inspection import tables as data_tables
 from dtrap.datamodules.inspection.check import find_unreadable
-from dtrap.datamodules.inspection.scan import CLASS_FOLDERS
 from layouts import (
     CROP_FOLDERS,
     make_chestx,
@@ -50,8 +49,8 @@ MAKERS = {
 @pytest.fixture
 def sets(tmp_path, monkeypatch):
     """One small set of a kind, as complete as its published numbers say: its root."""
-    monkeypatch.setattr(data_tables, "CHESTX_ROWS", 32)
-    monkeypatch.setitem(CLASS_FOLDERS, "crop_disease", CROP_FOLDERS)
+    monkeypatch.setattr(ChestXDataModule, "published_rows", 32)
+    monkeypatch.setattr(crop_disease, "CLASS_FOLDERS", CROP_FOLDERS)
 
     def make(name):
         maker, published, classes = MAKERS[name]
@@ -260,7 +259,7 @@ def test_the_published_split_of_eurosat_and_a_sample_of_its_images(sets, check, 
 
 def test_a_wrong_number_of_chestx_rows(sets, check, monkeypatch):
     root = sets("chestx")
-    monkeypatch.setattr(data_tables, "CHESTX_ROWS", 112_120)
+    monkeypatch.setattr(ChestXDataModule, "published_rows", 112_120)
     assert "fault 32 rows in Data_Entry_2017.csv, 112,120 published" in check("chestx", root)[1]
 
 
