@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 from ..errors import DtrapError
 from ..keywords import Unpack
@@ -38,11 +37,6 @@ class ClassFoldersDataModule(FewShotDataModule):
         super().__init__(root, **options)
         self.names_of_folders = dict(class_names or {})
         self.title = self.root.resolve().name
-
-    @property
-    def scan_settings(self) -> dict[str, Any]:
-        """What `scan` depends on besides the files."""
-        return {**super().scan_settings, "class_names": self.names_of_folders}
 
     def scan(self) -> ImageIndex:
         """List the class folders."""

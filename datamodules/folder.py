@@ -70,12 +70,6 @@ class FolderDataModule(FewShotDataModule):
         self._support_size = 0
         self.names_of_folders = dict(class_names or {})
 
-    @cached_property
-    def index(self) -> ImageIndex:
-        """Paths and labels; never kept for another start, since queries are told from support by the scan."""
-        self.index_file = None
-        return super().index
-
     def scan(self) -> ImageIndex:
         """List the class folders; the images of `query_root` come after those of the root."""
         folders = _folders_of(self.root, "root")

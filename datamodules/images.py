@@ -8,7 +8,6 @@ import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from ..errors import DtrapError
-from .reads import note_folder
 
 # HEIC needs a plugin of Pillow's; without it such a file is told as unreadable, not passed over in silence.
 IMAGE_ENDINGS = (
@@ -80,9 +79,7 @@ def list_images(folder: str | os.PathLike[str], recursive: bool = False) -> list
     """
     found, folders = [], [os.fspath(folder)]
     while folders:
-        listed = folders.pop()
-        note_folder(listed)
-        with os.scandir(listed) as entries:
+        with os.scandir(folders.pop()) as entries:
             for entry in entries:
                 if entry.name.startswith("."):
                     continue

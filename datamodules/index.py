@@ -12,7 +12,6 @@ from pathlib import Path
 
 from ..errors import DtrapError, nearest
 from .images import list_images
-from .reads import note_folder
 
 
 @dataclass(frozen=True)
@@ -79,7 +78,6 @@ def listing(names: Sequence[str], most: int = 5) -> str:
 
 def class_folders(root: str | os.PathLike[str]) -> list[str]:
     """Sorted names of the folders in a folder; files and hidden folders are ignored."""
-    note_folder(root)
     with os.scandir(root) as entries:
         return sorted(entry.name for entry in entries if entry.is_dir() and not entry.name.startswith("."))
 

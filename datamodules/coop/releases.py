@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 from ...errors import DtrapError
-from ..reads import note_file
 
 
 def numbered_lines(path: Path) -> Iterator[tuple[str, str]]:
@@ -16,7 +15,6 @@ def numbered_lines(path: Path) -> Iterator[tuple[str, str]]:
     Raises:
         DtrapError: The file is no text or has no lines.
     """
-    note_file(path)
     try:
         lines = path.read_text(encoding="utf-8-sig").splitlines()
     except (OSError, UnicodeDecodeError) as error:
@@ -35,7 +33,6 @@ def read_mat(path: Path, key: str) -> Any:
     """
     from scipy.io import loadmat
 
-    note_file(path)
     try:
         variables = loadmat(path, simplify_cells=True)
     except Exception as error:  # scipy raises MatReadError, ValueError, TypeError, zlib.error, ...

@@ -15,7 +15,6 @@ import numpy as np
 from ...errors import DtrapError
 from ..images import list_images
 from ..index import ImageIndex, listing
-from ..reads import note_file
 
 SPLITS = ("train", "val", "test")
 SEED = 1
@@ -38,7 +37,6 @@ def read_json(path: Path) -> Any:
     Raises:
         DtrapError: It cannot be read.
     """
-    note_file(path)
     try:
         content = path.read_bytes()
         return json.loads(gzip.decompress(content) if path.suffix == ".gz" else content)

@@ -361,7 +361,12 @@ RELEASE_FAULTS = {
     "wnid alone": ("imagenet", "classnames.txt", "n01440764", r"classnames\.txt, line 1: expected '<wnid> <class"),
     "wnid twice": ("imagenet", "classnames.txt", "n1 a\nn1 b", r"line 2: expected one line for n1, this is the second"),
     "name twice": ("imagenet", "classnames.txt", "n1 a\nn2 a", r"classnames\.txt: n1 and n2 are both 'a'"),
-    "wnid unknown": ("imagenet", "classnames.txt", "n01440765 tench\n", r"n01440764: not in classnames\.txt.*mean 'n01440765'"),
+    "wnid unknown": (
+        "imagenet",
+        "classnames.txt",
+        "n01440765 tench\n",
+        r"n01440764: not in classnames\.txt.*mean 'n01440765'",
+    ),
 }
 
 

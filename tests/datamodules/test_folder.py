@@ -163,3 +163,16 @@ def test_many_queries_come_in_several_batches(tmp_path):
     batches = list(data.test_dataloader())
     assert len(batches) > 1
     assert torch.equal(torch.cat([batch["labels"] for batch in batches]), data.query()["labels"])
+
+
+def test_class_folders_are_measured_in_both_protocols(dtrap, tmp_path, tiny_model):
+    root = make_folder(tmp_path / "photos", counts=(6, 6, 6, 6, 6))
+    words = ["--config", "class_folders_1shot.yaml", "--data.root", root, *tiny_model, "--trainer.max_epochs", 1]
+    status, out, err = dtrap("fit", *words, "--data.query", 2, "--protocol.episodes", 1)
+    assert status == 0, err
+    assert "photos 5-way 1-shot · 1 episode · " in out
+    assert list((tmp_path / "runs").glob("photos_5way_1shot_*"))
+    status, out, err = dtrap("fit", *words, "--config", "all_way/clip_lora.yaml", "--trainer.max_epochs", 1)
+    assert status == 0, err
+    assert "photos all-way 1-shot · 3 seeds · " in out
+    assert list((tmp_path / "runs").glob("photos-all-way_1shot_*"))
