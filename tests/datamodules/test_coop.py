@@ -23,7 +23,7 @@ from coop_layouts import (
     UCF101,
     split_file,
 )
-from dtrap.configs import SHIPPED
+from dtrap.configs import config_text
 from dtrap.datamodules import Preprocessing
 from dtrap.datamodules.catalogue import SETS, find_set
 from dtrap.datamodules.coop.splits import draw_split, read_split
@@ -101,7 +101,7 @@ def test_every_set_runs_from_its_config(dtrap, tmp_path, tiny_model, name, shot)
 @pytest.mark.parametrize("name", COOP)
 @pytest.mark.parametrize("shot", [1, 5])
 def test_configs(name, shot):
-    text = (SHIPPED / "coop" / f"{name}_{shot}shot.yaml").read_text()
+    text = config_text(f"coop/{name}_{shot}shot.yaml")
     config = yaml.safe_load(text)
     episodes = {1: 800, 5: 400}[shot]
     assert config["data"]["class_path"] == f"dtrap.datamodules.coop.{COOP[name].__name__}"
