@@ -1,4 +1,4 @@
-"""The data sets by the names of their configs."""
+"""The published data sets by the names of their configs."""
 
 from __future__ import annotations
 

@@ -38,7 +38,7 @@ class ChestXDataModule(TableDataModule):
     of Cross-Domain Few-Shot Learning", ECCV 2020.
 
     Source: https://nihcc.app.box.com/v/ChestXray-NIHCC, 112,120 images. Wang et al., "ChestX-ray8", CVPR 2017.
-    Licence: free use with attribution to the NIH Clinical Center.
+    License: free use with attribution to the NIH Clinical Center.
 
     Attributes:
         published_rows: Published number of rows of the table. The number of rows with one finding is not published.

@@ -64,7 +64,7 @@ class CropDiseaseDataModule(PublishedDataModule):
     (in a class prompt `_` becomes a space). The classes are the folders that are there: a part of the set is enough.
 
     Source: https://www.kaggle.com/datasets/saroz014/plant-disease (43,456 training images), after Mohanty et al.,
-    "Using Deep Learning for Image-Based Plant Disease Detection", 2016. Licence: CC BY-SA 3.0 / CC0 as usually given.
+    "Using Deep Learning for Image-Based Plant Disease Detection", 2016. License: CC BY-SA 3.0 / CC0 as usually given.
     """
 
     title = "CropDisease"

@@ -32,7 +32,7 @@ class EuroSATDataModule(PublishedDataModule):
     `EuroSAT_RGB/`. `dtrap.datamodules.coop.CoOpEuroSATDataModule` is the same set with CoOp's split and template.
 
     Source: https://github.com/phelber/EuroSAT (EuroSAT.zip, RGB). Helber et al., "EuroSAT: A Novel Dataset and Deep
-    Learning Benchmark for Land Use and Land Cover Classification", JSTARS 2019. Licence: MIT; Copernicus terms.
+    Learning Benchmark for Land Use and Land Cover Classification", JSTARS 2019. License: MIT; Copernicus terms.
     """
 
     title = "EuroSAT"

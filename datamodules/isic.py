@@ -32,7 +32,7 @@ class ISICDataModule(TableDataModule):
     subfolder ISIC. Other files, such as the metadata table, are ignored.
 
     Source: https://challenge.isic-archive.com/data/#2018 (training data and ground truth of task 3). Tschandl et al.,
-    "The HAM10000 dataset", Scientific Data 2018. Licence: CC BY-NC 4.0.
+    "The HAM10000 dataset", Scientific Data 2018. License: CC BY-NC 4.0.
     """
 
     title = "ISIC"

@@ -1,4 +1,4 @@
-"""What the eleven sets of CoOp have in common: where their folder is, and its split."""
+"""What the eleven sets of CoOp have in common: finding their folder, and reading or making its split."""
 
 from __future__ import annotations
 
@@ -18,21 +18,21 @@ class CoOpDataModule(PublishedDataModule):
     """Episodes of a set of CoOp: support from its training split, queries from its test split.
 
     The folder of the set is one of `folders` under the root, or the root itself. Its `split_file` (also
-    gzip-compressed, with `.gz` after its name) says which image is where; images that it names and that are not there
-    are in the index's `missing`. Without it the split is made from the files of the release by CoOp's rule with
-    numpy's generator, which is not CoOp's own choice: a note of the index says so.
+    gzip-compressed, with `.gz` after its name) assigns the images to training, validation and test; images that it
+    names and that do not exist are in the index's `missing`. Without it the split is made from the files of the release
+    by CoOp's rule. It differs from CoOp's own, which was drawn with another generator; a note of the index says so.
 
-    Zhou et al., "Learning to Prompt for Vision-Language Models", IJCV 2022; its DATASETS.md
-    (https://github.com/KaiyangZhou/CoOp) says where to get files and splits. CLIP-LoRA (Zanella and Ben Ayed, CVPRW
-    2024) has the template "a photo of a {}." for all eleven: set `template`.
+    Zhou et al., "Learning to Prompt for Vision-Language Models", IJCV 2022. Its DATASETS.md
+    (https://github.com/KaiyangZhou/CoOp) links files and splits. CLIP-LoRA (Zanella and Ben Ayed, CVPRW 2024) uses the
+    template "a photo of a {}." for all eleven sets: set `template`.
 
     Attributes:
-        folders: Names of the set's folder under the root: CoOp's, then those of others.
-        split_file: Name of CoOp's split file in it.
+        folders: Names of the set's folder under the root: CoOp's, then those of other projects.
+        split_file: Name of CoOp's split file in that folder; empty if the release has CoOp's split.
         image_folder: Folder in it that the paths of the split start from.
-        signs: Files or folders one of which is in a root that is itself the set's folder, without a split file.
-        excluded: Class folders that are no classes.
-        renamed: Class names of folders that are called otherwise.
+        signs: Files or folders by which the set's folder is recognized without a split file.
+        excluded: Folders next to the class folders that are not classes.
+        renamed: Class names that differ from the folders' names.
     """
 
     folders: ClassVar[tuple[str, ...]]
@@ -64,10 +64,10 @@ class CoOpDataModule(PublishedDataModule):
         return index
 
     def find_folder(self) -> Path:
-        """Folder of the set.
+        """Return the folder of the set.
 
         Raises:
-            DtrapError: There is none; the message says what was looked for.
+            DataNotFound: There is none; the message says what was looked for.
         """
         named = [self.root / name for name in self.folders if (self.root / name).is_dir()]
         here = self.root.resolve().parts
@@ -81,14 +81,14 @@ class CoOpDataModule(PublishedDataModule):
             own = (*self.signs, self.image_folder) if folder in named and self.image_folder else self.signs
             if any((folder / name).exists() for name in own):
                 signed.append(folder)
-        if signed:  # SUN397's folder of images has the name of that of the set
+        if signed:  # SUN397's image folder has the same name as the set's folder, so one with images comes first
             return next((folder for folder in signed if (folder / self.image_folder).is_dir()), signed[0])
         looked_for = dict.fromkeys(filter(None, (self.split_file, *self.signs, self.image_folder)))
         places = [str(Path(folder, name)) for folder in self.folders for name in looked_for]
         raise not_found(self.root, [*places, *filter(None, (self.split_file, *self.signs))], self.title, "data")
 
     def split_in(self, folder: Path) -> Path | None:
-        """The split file in a folder, or None."""
+        """Return the split file in a folder, or None."""
         names = (self.split_file, f"{self.split_file}.gz") if self.split_file else ()
         return next((folder / name for name in names if (folder / name).is_file()), None)
 
@@ -125,7 +125,7 @@ class CoOpDataModule(PublishedDataModule):
         return {name: paths for name, paths in found.items() if paths}
 
     def class_name(self, folder: str) -> str:
-        """Class name of a class folder, as in a prompt."""
+        """Return the class name of a class folder for the prompt."""
         return self.renamed.get(folder, folder).replace("_", " ")
 
     def lacks(self, folder: Path, what: str) -> DtrapError:
@@ -138,10 +138,10 @@ class CoOpDataModule(PublishedDataModule):
         )
 
     def file_in(self, folder: Path, *names: str) -> Path:
-        """First of the files that is in a folder of the release.
+        """Return the first of the files that exists in a folder of the release.
 
         Raises:
-            DtrapError: None is; the message names the split file that would do instead.
+            DtrapError: None exists; the message names the split file that can be used instead.
         """
         for name in names:
             if (folder / name).is_file():

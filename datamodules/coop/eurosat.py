@@ -9,14 +9,14 @@ from .base import CoOpDataModule
 
 
 class CoOpEuroSATDataModule(CoOpDataModule):
-    """Episodes of EuroSAT (RGB) as CoOp cuts it: 27,000 images in 10 classes.
+    """Episodes of EuroSAT (RGB) with CoOp's split: 27,000 images in 10 classes.
 
     Format: `2750/<class>/<class>_1.jpg` and `split_zhou_EuroSAT.json` in `eurosat/` (`EuroSAT/`). Without the split
     file: the class folders. `dtrap.datamodules.EuroSATDataModule` is the same set without a split and with the
     template "a photo of a {}.".
 
     Source: https://github.com/phelber/EuroSAT (EuroSAT.zip, RGB). Helber et al., "EuroSAT: A Novel Dataset and Deep
-    Learning Benchmark for Land Use and Land Cover Classification", JSTARS 2019. Licence: MIT; Copernicus terms.
+    Learning Benchmark for Land Use and Land Cover Classification", JSTARS 2019. License: MIT; Copernicus terms.
     """
 
     title = "EuroSAT (CoOp)"

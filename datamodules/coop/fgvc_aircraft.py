@@ -15,12 +15,12 @@ from .splits import SPLITS, Row, Split
 class FGVCAircraftDataModule(CoOpDataModule):
     """Episodes of FGVC-Aircraft: 10,000 images in 100 classes (variants such as "707-320" or "F/A-18").
 
-    Format: `images/<id>.jpg`, `variants.txt` (a class a line) and `images_variant_{train,val,test}.txt` (lines
-    `<id> <variant>`) in `fgvc_aircraft/` (`FGVCAircraft/`, `fgvc-aircraft-2013b/data/`): the release's own split,
-    which is the one of CoOp.
+    Format: `images/<id>.jpg`, `variants.txt` (one class per line) and `images_variant_{train,val,test}.txt` (lines
+    `<id> <variant>`) in `fgvc_aircraft/` (`FGVCAircraft/`, `fgvc-aircraft-2013b/data/`): CoOp uses the release's own
+    split.
 
     Source: https://www.robots.ox.ac.uk/~vgg/data/fgvc-aircraft/ (2013b). Maji et al., "Fine-Grained Visual
-    Classification of Aircraft", arXiv 1306.5151. Licence: non-commercial research.
+    Classification of Aircraft", arXiv 1306.5151. License: non-commercial research.
     """
 
     title = "FGVCAircraft"

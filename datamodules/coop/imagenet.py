@@ -20,16 +20,15 @@ _PARTS = {"train": "train", "val": "test"}
 
 
 class ImageNetDataModule(CoOpDataModule):
-    """Episodes of ImageNet: 1,281,167 training images; the 50,000 of its validation set are the test split.
+    """Episodes of ImageNet: 1,281,167 training images and 50,000 test images (its validation set) in 1,000 classes.
 
-    Format: `images/train/<wnid>/` and `images/val/<wnid>/` (or these two without `images/`, as CLIP-LoRA has them) and
-    CoOp's `classnames.txt` (lines `<wnid> <class name>`, the names of CLIP) in `imagenet/` (`ImageNet/`). The classes
-    are those of `classnames.txt`, in the order of their wnid. Nobody has published a validation split. Of two classes
-    with one name (CLIP's list has two such pairs) one is called by its WordNet name, since one prompt cannot tell them
-    apart.
+    Format: `images/train/<wnid>/` and `images/val/<wnid>/` (CLIP-LoRA has both without `images/`) and CoOp's
+    `classnames.txt` (lines `<wnid> <class name>`, CLIP's names) in `imagenet/` (`ImageNet/`). The classes are those
+    of `classnames.txt`, in the order of their wnid. There is no published validation split. CLIP's list has two pairs
+    of classes with the same name; one of each pair gets its WordNet name, so that their prompts differ.
 
     Source: https://image-net.org. Deng et al., "ImageNet: A Large-Scale Hierarchical Image Database", CVPR 2009;
-    Russakovsky et al., "ImageNet Large Scale Visual Recognition Challenge", IJCV 2015. Licence: non-commercial
+    Russakovsky et al., "ImageNet Large Scale Visual Recognition Challenge", IJCV 2015. License: non-commercial
     research and education.
     """
 

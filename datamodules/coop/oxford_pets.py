@@ -19,7 +19,7 @@ class OxfordPetsDataModule(CoOpDataModule):
     `oxford-iiit-pet/`). Without the split file: `annotations/trainval.txt`, a fifth of each class for validation, and
     `annotations/test.txt`, both with lines `<Breed>_<number> <label from 1> ...`.
 
-    Source: https://www.robots.ox.ac.uk/~vgg/data/pets/. Parkhi et al., "Cats and Dogs", CVPR 2012. Licence: CC BY-SA
+    Source: https://www.robots.ox.ac.uk/~vgg/data/pets/. Parkhi et al., "Cats and Dogs", CVPR 2012. License: CC BY-SA
     4.0.
     """
 
@@ -32,7 +32,7 @@ class OxfordPetsDataModule(CoOpDataModule):
     class_count = 37
 
     def make_split(self, folder: Path, findings: Findings) -> Split:
-        """The published test images; a fifth of each class of the others for validation."""
+        """Take the published test images; a fifth of each class of the others is for validation."""
         files = [self.file_in(folder, f"annotations/{name}.txt") for name in ("trainval", "test")]
         return draw_validation(*map(_read_annotations, files))
 

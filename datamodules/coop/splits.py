@@ -1,4 +1,4 @@
-"""Train, validation and test rows of a set: CoOp's split files, and splits drawn by CoOp's rule."""
+"""Training, validation and test images of a set: CoOp's split files, and splits drawn by CoOp's rule."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ Split = dict[str, list[Row]]
 
 
 def read_json(path: Path) -> Any:
-    """What a JSON file holds, gzip-compressed where its name ends in `.gz`.
+    """Return the content of a JSON file, gzip-compressed if its name ends in `.gz`.
 
     Raises:
         DtrapError: It cannot be read.
@@ -45,11 +45,11 @@ def read_json(path: Path) -> Any:
 
 
 def read_split(path: Path) -> Split:
-    """The rows of a CoOp split file: `{"train": [[path, label, class name], ...], "val": ..., "test": ...}`.
+    """Return the rows of a CoOp split file: `{"train": [[path, label, class name], ...], "val": ..., "test": ...}`.
 
     Raises:
-        DtrapError: It is not of this form, a path leads out of the image folder or is there twice, the labels
-            are not 0, 1, 2, ..., or labels and class names do not belong to each other one to one.
+        DtrapError: The file has another form, a path leads out of the image folder or appears twice, the labels are not
+            0, 1, 2, ..., or a label has two class names or a class name two labels.
     """
     content = read_json(path)
     if not isinstance(content, dict) or not all(isinstance(content.get(name), list) for name in SPLITS):
@@ -148,7 +148,7 @@ def _path_of(row: Row, images: Path) -> str:
 
 
 def draw_split(images: Mapping[str, Sequence[str]]) -> Split:
-    """Half of each class's images for training, a fifth for validation, the rest for testing, as CoOp cuts them.
+    """Draw half of each class's images for training, a fifth for validation and the rest for testing, as CoOp does.
 
     Args:
         images: Paths under the image folder of each class name; label i is the i-th class.
@@ -163,7 +163,7 @@ def draw_split(images: Mapping[str, Sequence[str]]) -> Split:
 
 
 def draw_validation(rows: Sequence[Row], test: Sequence[Row]) -> Split:
-    """A published test split beside training rows, of which a fifth of each class is for validation, as CoOp's."""
+    """Draw a fifth of each class's training rows for validation, as CoOp does; the test rows are published."""
     rng = np.random.default_rng(SEED)
     of_class: dict[int, list[Row]] = defaultdict(list)
     for row in rows:

@@ -14,15 +14,16 @@ from .splits import Row, Split, draw_split, draw_validation
 
 
 class SUN397DataModule(CoOpDataModule):
-    """Episodes of SUN397 as CoOp has it: 39,700 of its 108,754 images in 397 classes.
+    """Episodes of SUN397 as CoOp uses it: 39,700 of its 108,754 images in 397 classes.
 
     Format: `SUN397/<letter>/<class>/sun_<id>.jpg` (or `<class>/<indoor or outdoor>/`) and `split_zhou_SUN397.json` in
-    `sun397/` (`SUN397/`). Without the split file: `ClassName.txt` (a folder a line, as in `/a/abbey`) with
+    `sun397/` (`SUN397/`). Without the split file: `ClassName.txt` (one folder per line, such as `/a/abbey`) with
     `Training_01.txt`, a fifth of each class for validation, and `Testing_01.txt`, in the folder of the set or in its
-    `Partitions/`; without these two all images, cut in 50%, 20% and 30%. `/a/apse/indoor` is the class "indoor apse".
+    `Partitions/`; without these two lists all images, split into 50%, 20% and 30%. `/a/apse/indoor` is the class
+    "indoor apse".
 
     Source: https://vision.princeton.edu/projects/2010/SUN/. Xiao et al., "SUN Database: Large-scale Scene Recognition
-    from Abbey to Zoo", CVPR 2010. Licence: none given; the pictures are their owners'.
+    from Abbey to Zoo", CVPR 2010. License: none given; the pictures belong to their owners.
     """
 
     title = "SUN397"
@@ -34,7 +35,7 @@ class SUN397DataModule(CoOpDataModule):
     class_count = 397
 
     def make_split(self, folder: Path, findings: Findings) -> Split:
-        """The published test images of the first partition, or a cut of all images."""
+        """Take the published test images of the first partition, or split all images."""
         class_list = self.file_in(folder, *self.signs)
         classes = {line.strip("/"): number for number, (_, line) in enumerate(numbered_lines(class_list))}
         for place in (folder, folder / "Partitions"):
@@ -50,7 +51,7 @@ class SUN397DataModule(CoOpDataModule):
 
 
 def _class_name(folder: str) -> str:
-    """Class name of a folder such as `a/apse/indoor`."""
+    """Return the class name of a folder such as `a/apse/indoor`."""
     return " ".join(reversed(folder.split("/")[1:])).replace("_", " ")
 
 

@@ -1,4 +1,4 @@
-"""`dtrap data check`: which sets are under a folder, how many images they have, and what is wrong with them."""
+"""`dtrap data check`: find the sets under a folder, count their images and report what is wrong with them."""
 
 from __future__ import annotations
 
@@ -51,19 +51,19 @@ class SetReport:
 
     @property
     def verdict(self) -> str:
-        """One or two words for the table."""
+        """Number of faults for the table, or "ok"."""
         count = len(self.faults)
         return f"{count} fault{'s' * (count > 1)}" if count else "ok"
 
     def found(self) -> dict[str, int]:
-        """Numbers of images: of each split, or of "all" where there is none."""
+        """Return the numbers of images: of each split, or of "all" without a split."""
         if self.index.splits is None:
             return {"all": len(self.index.paths)}
         counts = Counter(self.index.splits)
         return {split: counts[split] for split in SPLITS if split in counts or split in self.published}
 
     def images_per_class(self) -> dict[str, int]:
-        """Number of images of each class, in the order of the labels; a class may have none."""
+        """Return the number of images of each class, in the order of the labels; a class may have none."""
         counts = Counter(self.index.labels)
         return {name: counts[label] for label, name in enumerate(self.index.class_names)}
 
@@ -144,7 +144,7 @@ def find_unreadable(paths: Iterable[str], console: Console) -> dict[str, str]:
     """Decode images in threads, with a progress bar on a terminal.
 
     Returns:
-        What is wrong with each of the images that cannot be decoded.
+        Reason for each image that cannot be decoded.
     """
     ordered = sorted(paths)
     columns = (TextColumn("decoding"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
@@ -171,7 +171,7 @@ def _parts(paths: list[str]) -> Iterator[list[str]]:
 
 
 def _why_unreadable(path: str) -> str:
-    """What is wrong with an image file; empty where it can be decoded."""
+    """Return what is wrong with an image file; an empty string if it can be decoded."""
     try:
         open_image(path)
     except ImageError as error:
