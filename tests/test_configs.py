@@ -136,6 +136,7 @@ def test_a_later_set_replaces_an_earlier_one(dtrap, first, second):
     assert both["class_path"] == alone["class_path"]
     for name, value in yaml.safe_load((SHIPPED / second).read_text())["data"].get("init_args", {}).items():
         assert both["init_args"][name] == value
+    assert both["init_args"].get("shot") == alone["init_args"].get("shot")
 
 
 @pytest.mark.parametrize("name", ["coop/dtd_1shot.yaml", "coop/imagenet_5shot.yaml", "isic_5shot.yaml"])

@@ -1,6 +1,6 @@
 import pytest
 import torch
-from dtrap.datamodules import FolderDataModule, Preprocessing
+from dtrap.datamodules import ClassFoldersDataModule, FolderDataModule, Preprocessing
 from dtrap.errors import DtrapError
 from layouts import make_class_folders, make_folder, picture, truncate
 
@@ -163,6 +163,23 @@ def test_many_queries_come_in_several_batches(tmp_path):
     batches = list(data.test_dataloader())
     assert len(batches) > 1
     assert torch.equal(torch.cat([batch["labels"] for batch in batches]), data.query()["labels"])
+
+
+def test_episodes_and_one_task_are_two_uses_of_one_class(folder_root):
+    one, several = folder(folder_root), folder(folder_root, shot=2, query=1, way=3)
+    assert one.index == several.index
+    assert (one.protocol, several.protocol) == ("one task", "3-way 2-shot")
+    assert (one.tasks, several.tasks) == (1, None)
+    assert several.description == "my_photos 3-way 2-shot"
+    former = ClassFoldersDataModule(folder_root, query=1, way=2, preprocessing=SMALL, small_classes="skip")
+    assert former.description == "my_photos 2-way 5-shot"
+    same = folder(folder_root, shot=5, query=1, way=2, small_classes="skip")
+    assert (former.support_ids, former.query_ids) == (same.support_ids, same.query_ids)
+    for given in ({"held_out": 0.5}, {"query_root": "elsewhere"}):
+        with pytest.raises(DtrapError, match="are for one task over all images"):
+            folder(folder_root, shot=2, **given)
+    with pytest.raises(DtrapError, match="shot is 0; expected at least 1"):
+        folder(folder_root, shot=0)
 
 
 def test_class_folders_are_measured_in_both_protocols(dtrap, tmp_path, tiny_model):
