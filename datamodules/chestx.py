@@ -14,16 +14,7 @@ from .findings import Finding, Findings, counted
 from .tables import CORRECT, LabelledRow, Table, TableDataModule, read_table
 
 CLASS_NAMES = ("Atelectasis", "Cardiomegaly", "Effusion", "Infiltration", "Mass", "Nodule", "Pneumothorax")
-OTHER_FINDINGS = (
-    "Consolidation",
-    "Edema",
-    "Emphysema",
-    "Fibrosis",
-    "Hernia",
-    "Pleural_Thickening",
-    "Pneumonia",
-    "No Finding",
-)
+_OTHERS = ("Consolidation", "Edema", "Emphysema", "Fibrosis", "Hernia", "Pleural_Thickening", "Pneumonia", "No Finding")
 
 _IMAGE, _FINDINGS = "Image Index", "Finding Labels"
 _TABLES = ("Data_Entry_2017.csv", "Data_Entry_2017_v2020.csv")
@@ -59,7 +50,7 @@ class ChestXDataModule(TableDataModule):
     def read_rows(self, table: Path, findings: Findings) -> Iterable[LabelledRow]:
         """Read the rows with one finding out of the seven."""
         content = read_table(table, self.root, _IMAGE, [_FINDINGS], findings, others_allowed=True)
-        known = (*CLASS_NAMES, *OTHER_FINDINGS)
+        known = (*CLASS_NAMES, *_OTHERS)
         good, without, unknown = [], [], []
         several, others = 0, Counter[str]()
         for line, name, cells in content.rows:

@@ -104,12 +104,12 @@ class FolderDataModule(FewShotDataModule):
         for folder in _folders_of(self.query_root, "query_root"):
             if folder not in folders:
                 raise DtrapError(
-                    f"{self.query_root / folder}: there is no such class folder in {self.root}."
+                    f"{self.query_root / folder}: {self.root} has no class folder '{folder}'."
                     f"{nearest(folder, folders)} Rename or remove it."
                 )
         queries = index_class_folders(self.query_root, folders, names)
         if not queries.paths:
-            raise DtrapError(f"No images in the class folders of query_root {self.query_root}.")
+            raise DtrapError(f"No images in the class folders of query_root {self.query_root}. Add some.")
         return replace(
             index,
             paths=index.paths + queries.paths,

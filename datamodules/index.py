@@ -132,5 +132,7 @@ def names_of_folders(root: Path, folders: Sequence[str], names: Mapping[str, str
     found = [names.get(folder, folder) for folder in folders]
     twice = sorted(name for name, count in Counter(found).items() if count > 1)
     if twice:
-        raise DtrapError(f"class_names: '{twice[0]}' names several folders of {root}. Give each its own name.")
+        raise DtrapError(
+            f"class_names: duplicate class name '{twice[0]}' for folders of {root}. Give each folder its own name."
+        )
     return found

@@ -109,7 +109,9 @@ class CoOpDataModule(PublishedDataModule):
                 continue
             clean = self.class_name(name)
             if clean in found:
-                raise DtrapError(f"{images}: two folders are the class '{clean}', one of them {name}. Remove one.")
+                raise DtrapError(
+                    f"{images}: duplicate class name '{clean}', the second time of {name}. Remove one of the folders."
+                )
             found[clean] = [f"{name}/{Path(path).name}" for path in list_images(images / name)]
         if not found:
             raise self.lacks(images, "class folders")
