@@ -15,7 +15,7 @@ from ..keywords import Unpack
 from .episode import Task
 from .few_shot import AnyShotOptions, FewShotDataModule
 from .index import ImageIndex, class_folders, index_class_folders, listing, names_of_folders, no_folder
-from .sampler import EpisodeSampler
+from .sampler import CLASSES, EpisodeSampler
 
 # Arguments that have no effect on one task, and their defaults.
 _OF_EPISODES = {"way": 5, "query": 15, "episode": 0, "all_way": None, "subset": None}
@@ -129,6 +129,13 @@ class FolderDataModule(FewShotDataModule):
             return super().description
         return f"{self.title} {len(self.task.classes)} classes · {sum(map(len, self.task.support))} images"
 
+    @property
+    def steps_per_epoch(self) -> int:
+        """Steps of one epoch: `shot`, or of one task the images per class M/W, rounded, at least 1."""
+        if self.fixed_numbers:
+            return super().steps_per_epoch
+        return max(1, round(sum(map(len, self.task.support)) / len(self.task.classes)))
+
 
 class OneTaskSampler(EpisodeSampler):
     """One task over all classes and images of a folder.
@@ -140,22 +147,12 @@ class OneTaskSampler(EpisodeSampler):
     """
 
     tasks = 1
-    description = "one task"
     data: FolderDataModule
 
     def __init__(self, data: FolderDataModule, seed: int, batch_size: int | None) -> None:
         super().__init__(data, way=2, shot=1, query=0, seed=seed, batch_size=batch_size)
-
-    @property
-    def has_query(self) -> bool:
-        """Whether there are images to measure an accuracy on."""
-        return self.data.query_root is not None or self.data.held_out is not None
-
-    @property
-    def steps_per_epoch(self) -> int:
-        """Images per class M/W, rounded, at least 1: the steps that an episode with that shot has."""
-        task = self.data.task
-        return max(1, round(sum(map(len, task.support)) / len(task.classes)))
+        self.description = "one task"
+        self.has_query = data.query_root is not None or data.held_out is not None
 
     @cached_property
     def usable_classes(self) -> list[int]:
@@ -169,7 +166,7 @@ class OneTaskSampler(EpisodeSampler):
         support = {label: own[label] for label in usable}
         query = {label: data.positions[label][len(own[label]) :] for label in usable}
         if data.held_out is not None:
-            rng = self.generator(number, 0)
+            rng = self.generator(number, CLASSES)
             for label in usable:
                 order = rng.permutation(own[label])
                 count = min(round(data.held_out * len(order)), len(order) - 1)
