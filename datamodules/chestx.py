@@ -11,7 +11,7 @@ from PIL import Image
 
 from ..errors import nearest
 from .findings import Finding, Findings, counted
-from .tables import CORRECT, LabelledRow, Table, TableDataModule, read_table
+from .tables import CORRECT, LabeledRow, Table, TableDataModule, read_table
 
 CLASS_NAMES = ("Atelectasis", "Cardiomegaly", "Effusion", "Infiltration", "Mass", "Nodule", "Pneumothorax")
 _OTHERS = ("Consolidation", "Edema", "Emphysema", "Fibrosis", "Hernia", "Pleural_Thickening", "Pneumonia", "No Finding")
@@ -47,7 +47,7 @@ class ChestXDataModule(TableDataModule):
         places = [table.parent / folder for folder in self.image_folders] if table else []
         return [folder for folder in places if folder.is_dir()]
 
-    def read_rows(self, table: Path, findings: Findings) -> Iterable[LabelledRow]:
+    def read_rows(self, table: Path, findings: Findings) -> Iterable[LabeledRow]:
         """Read the rows with one finding out of the seven."""
         content = read_table(table, self.root, _IMAGE, [_FINDINGS], findings, others_allowed=True)
         known = (*CLASS_NAMES, *_OTHERS)
@@ -64,7 +64,7 @@ class ChestXDataModule(TableDataModule):
             elif len(names) > 1:
                 several += 1
             elif names[0] in CLASS_NAMES:
-                good.append(LabelledRow(line, name, CLASS_NAMES.index(names[0])))
+                good.append(LabeledRow(line, name, CLASS_NAMES.index(names[0])))
             else:
                 others[names[0]] += 1
         findings.fault(counted(without, "row has no finding", "rows have no finding"), CORRECT)

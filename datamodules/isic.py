@@ -8,7 +8,7 @@ from typing import ClassVar
 
 from .findings import Findings, counted
 from .index import first_of
-from .tables import CORRECT, LabelledRow, TableDataModule, read_table
+from .tables import CORRECT, LabeledRow, TableDataModule, read_table
 
 CLASS_NAMES = {
     "MEL": "Melanoma",
@@ -48,7 +48,7 @@ class ISICDataModule(TableDataModule):
         found = first_of(self.root, self.image_folders)
         return [found] if found else []
 
-    def read_rows(self, table: Path, findings: Findings) -> Iterable[LabelledRow]:
+    def read_rows(self, table: Path, findings: Findings) -> Iterable[LabeledRow]:
         """Read the rows with exactly one label."""
         content = read_table(table, self.root, "image", CLASS_NAMES, findings)
         filled = [label for label in CLASS_NAMES if any(cells[label] for _, _, cells in content.rows)]
@@ -67,7 +67,7 @@ class ISICDataModule(TableDataModule):
             elif not ones:
                 without.append(f"{where}: expected one 1, found none")
             else:
-                good.append(LabelledRow(line, name, list(CLASS_NAMES).index(ones[0])))
+                good.append(LabeledRow(line, name, list(CLASS_NAMES).index(ones[0])))
         for found in (
             counted(empty, "column is empty", "columns are empty"),
             counted(without, "row has no label", "rows have no label"),

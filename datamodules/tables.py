@@ -18,7 +18,7 @@ from .published import PublishedDataModule
 CORRECT = "Correct the row or download the table again"
 
 
-class LabelledRow(NamedTuple):
+class LabeledRow(NamedTuple):
     """A usable row: line of the file, name of the image and label."""
 
     line: int
@@ -63,7 +63,7 @@ class TableDataModule(PublishedDataModule):
         """Return the folders of images that are there."""
 
     @abstractmethod
-    def read_rows(self, table: Path, findings: Findings) -> Iterable[LabelledRow]:
+    def read_rows(self, table: Path, findings: Findings) -> Iterable[LabeledRow]:
         """Read the rows with a label and record the faulty ones."""
 
     def read(self, findings: Findings) -> ImageIndex:
