@@ -24,7 +24,7 @@ from coop_layouts import (
     split_file,
 )
 from dtrap.configs import config_text
-from dtrap.datamodules import Preprocessing
+from dtrap.datamodules import EuroSATDataModule, Preprocessing, coop
 from dtrap.datamodules.catalogue import SETS, find_set
 from dtrap.datamodules.coop.splits import draw_split, read_split
 from dtrap.errors import DtrapError
@@ -109,6 +109,15 @@ def test_configs(name, shot):
     assert (config["protocol"]["episodes"], config["trainer"]["max_epochs"]) == (episodes, 250)
     title = text.split("\n")[0]
     assert title.endswith(f" {COOP[name].class_count:,} classes; 5-way {shot}-shot, {episodes} episodes")
+
+
+def test_eurosat_with_coops_split_has_a_name_of_its_own_and_the_former_one(dtrap):
+    assert coop.EuroSATDataModule is coop.CoOpEuroSATDataModule
+    assert coop.CoOpEuroSATDataModule.__name__ != EuroSATDataModule.__name__
+    words = ["--data.class_path", "dtrap.datamodules.coop.EuroSATDataModule", "--data.root", "x", "--print_config"]
+    status, out, err = dtrap("fit", "--config", "coop/eurosat_1shot.yaml", *words)
+    assert status == 0, err
+    assert yaml.safe_load(out)["data"]["init_args"]["shot"] == 1
 
 
 def test_catalogue():
