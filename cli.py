@@ -15,7 +15,7 @@ COMMANDS = {
     "export": "write the tuned model for open_clip, transformers or peft alone",
     "data": "check or show the data sets under a folder, or fetch one",
     "report": "show the results of several runs in one table",
-    "configs": "list the shipped configs",
+    "configs": "list the shipped configs, or print one",
 }
 
 HELP = f"""usage: dtrap COMMAND [options]
@@ -87,10 +87,11 @@ def _dispatch(words: list[str]) -> int:
 
 
 def _list_configs(rest: list[str]) -> int:
-    from .configs import shipped_configs, title_of
+    from .configs import config_text, shipped_configs, title_of
 
     if rest and rest[0] not in ("-h", "--help"):
-        raise DtrapError(f"'{rest[0]}': `dtrap configs` takes nothing more.")
+        print(config_text(rest[0]), end="")
+        return 0
     names = shipped_configs()
     width = max(map(len, names)) + 2
     for name in names:

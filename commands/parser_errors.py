@@ -11,7 +11,7 @@ from typing import Any
 
 from jsonargparse import ArgumentParser
 
-from ..configs import SHIPPED, shipped_configs
+from ..configs import is_shipped, shipped_configs
 from ..datamodules import few_shot
 from ..errors import nearest
 from ..keywords import accepted_keywords
@@ -62,7 +62,7 @@ def explain(error: Exception, parser: ArgumentParser, files: Sequence[str] = ())
 def _place(name: str, files: Sequence[str]) -> str:
     """Sentence that names the config with a key, unless it is a shipped one."""
     line = re.compile(rf"^\s*['\"]?{re.escape(name)}['\"]?\s*:", re.MULTILINE)
-    own = [path for path in files if not Path(path).is_relative_to(SHIPPED)]
+    own = [path for path in files if not is_shipped(path)]
     holders = [path for path in own if line.search(Path(path).read_text(encoding="utf-8"))]
     return f" See {holders[-1]}." if holders else ""
 

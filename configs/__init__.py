@@ -1,36 +1,71 @@
-"""The shipped configs and how a config's name is found."""
+"""The shipped configs: YAML files, and the configs of CoOp's sets, which come from one table."""
 
 from __future__ import annotations
 
+from functools import cache
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 from ..errors import DtrapError, nearest
+from .coop import COOP_CONFIGS
 
 SHIPPED = Path(__file__).parent
 
 
 def shipped_configs() -> list[str]:
-    """Names of all shipped configs, those of data sets first, then the overlays by folder."""
-    names = [path.relative_to(SHIPPED).as_posix() for path in SHIPPED.rglob("*.yaml")]
-    return sorted(names, key=lambda name: (name.count("/"), name))
+    """Return the names of all shipped configs, those of data sets first, then by folder."""
+    files = [path.relative_to(SHIPPED).as_posix() for path in SHIPPED.rglob("*.yaml")]
+    return sorted([*files, *COOP_CONFIGS], key=lambda name: (name.count("/"), name))
 
 
 def find_config(name: str) -> str:
-    """Path of a config: a file of that name from here, else the shipped one.
+    """Return the path of a config: a file of that name, relative to the current folder, or else the shipped config.
 
     Raises:
         DtrapError: There is neither.
     """
-    for candidate in (Path(name), SHIPPED / name, SHIPPED / f"{name}.yaml"):
-        if candidate.is_file():
-            return str(candidate)
+    if Path(name).is_file():
+        return name
+    shipped = _shipped_name(name)
+    if shipped not in COOP_CONFIGS:
+        return str(SHIPPED / shipped)
+    path = Path(_folder().name, shipped)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(COOP_CONFIGS[shipped], encoding="utf-8")
+    return str(path)
+
+
+def config_text(name: str) -> str:
+    """Return the content of a shipped config.
+
+    Raises:
+        DtrapError: There is no shipped config of that name.
+    """
+    shipped = _shipped_name(name)
+    return COOP_CONFIGS.get(shipped) or (SHIPPED / shipped).read_text(encoding="utf-8")
+
+
+def title_of(name: str) -> str:
+    """Return the first comment line of a shipped config, which says what it is."""
+    return config_text(name).split("\n", 1)[0].removeprefix("#").strip()
+
+
+def is_shipped(path: str) -> bool:
+    """Return whether a path that `find_config` returned is that of a shipped config."""
+    return any(Path(path).is_relative_to(folder) for folder in (SHIPPED, _folder().name))
+
+
+def _shipped_name(name: str) -> str:
+    for candidate in (name, f"{name}.yaml"):
+        if candidate in COOP_CONFIGS or (SHIPPED / candidate).is_file():
+            return candidate
     raise DtrapError(
         f"config '{name}' not found: neither a file here ({Path.cwd()}) nor a shipped config."
         f"{nearest(name, shipped_configs())} `dtrap configs` lists the shipped ones."
     )
 
 
-def title_of(name: str) -> str:
-    """First comment line of a shipped config, which says what it is."""
-    first = (SHIPPED / name).read_text(encoding="utf-8").split("\n", 1)[0]
-    return first.removeprefix("#").strip()
+@cache
+def _folder() -> TemporaryDirectory[str]:
+    """Return the folder of configs that are written for the parser; it is deleted when the process ends."""
+    return TemporaryDirectory(prefix="dtrap-configs-")

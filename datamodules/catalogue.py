@@ -1,11 +1,12 @@
-"""The data sets by the names of their configs."""
+"""The published data sets by the names of their configs."""
 
 from __future__ import annotations
 
-from ..errors import DtrapError, nearest
-from . import ChestXDataModule, CropDiseaseDataModule, EuroSATDataModule, FewShotDataModule, ISICDataModule, coop
+from ..errors import DtrapError, expected_one_of
+from . import ChestXDataModule, CropDiseaseDataModule, EuroSATDataModule, ISICDataModule, coop
+from .published import PublishedDataModule
 
-SETS: dict[str, type[FewShotDataModule]] = {
+SETS: dict[str, type[PublishedDataModule]] = {
     "isic": ISICDataModule,
     "eurosat": EuroSATDataModule,
     "crop_disease": CropDiseaseDataModule,
@@ -19,17 +20,17 @@ SETS: dict[str, type[FewShotDataModule]] = {
     "coop/fgvc_aircraft": coop.FGVCAircraftDataModule,
     "coop/sun397": coop.SUN397DataModule,
     "coop/dtd": coop.DTDDataModule,
-    "coop/eurosat": coop.EuroSATDataModule,
+    "coop/eurosat": coop.CoOpEuroSATDataModule,
     "coop/ucf101": coop.UCF101DataModule,
 }
 
 
-def find_set(name: str) -> type[FewShotDataModule]:
-    """Data module of a set.
+def find_set(name: str) -> type[PublishedDataModule]:
+    """Return the data module of a set.
 
     Raises:
-        DtrapError: There is no set of that name.
+        DtrapError: The name is unknown.
     """
     if name not in SETS:
-        raise DtrapError(f"there is no data set '{name}'.{nearest(name, SETS)} Known: {', '.join(SETS)}.")
+        raise DtrapError(f"unknown data set '{name}'; {expected_one_of(name, SETS)}")
     return SETS[name]

@@ -2,94 +2,103 @@
 
 from __future__ import annotations
 
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import ClassVar
 
 from PIL import Image
 
-from ..errors import DtrapError, nearest
-from .few_shot import FewShotDataModule, ImageIndex
-from .images import list_images
-from .index import locate, not_found
-from .tables import check_columns, check_unique, read_table
+from ..errors import nearest
+from .findings import Finding, Findings, counted
+from .tables import CORRECT, LabeledRow, Table, TableDataModule, read_table
 
-CLASS_NAMES = ["Atelectasis", "Cardiomegaly", "Effusion", "Infiltration", "Mass", "Nodule", "Pneumothorax"]
-OTHER_FINDINGS = [
-    "Consolidation",
-    "Edema",
-    "Emphysema",
-    "Fibrosis",
-    "Hernia",
-    "Pleural_Thickening",
-    "Pneumonia",
-    "No Finding",
-]
+CLASS_NAMES = ("Atelectasis", "Cardiomegaly", "Effusion", "Infiltration", "Mass", "Nodule", "Pneumothorax")
+_OTHERS = ("Consolidation", "Edema", "Emphysema", "Fibrosis", "Hernia", "Pleural_Thickening", "Pneumonia", "No Finding")
 
-TABLE = "Data_Entry_2017.csv"
-TABLES = tuple(
-    str(Path(folder, name))
-    for folder in ("", "ChestX", "chestX", "CXR8")
-    for name in (TABLE, "Data_Entry_2017_v2020.csv")
-)
-IMAGE_FOLDERS = ("images", *(f"images_{number:03d}/images" for number in range(1, 13)))
+_IMAGE, _FINDINGS = "Image Index", "Finding Labels"
+_TABLES = ("Data_Entry_2017.csv", "Data_Entry_2017_v2020.csv")
 
 
-class ChestXDataModule(FewShotDataModule):
+class ChestXDataModule(TableDataModule):
     """Episodes of ChestX-ray14: the X-rays with exactly one finding that is one of seven.
 
-    Format: `Data_Entry_2017.csv` (columns "Image Index" and "Finding Labels", findings separated by `|`)
-        beside the
-    PNG files in `images/` or in `images_001/images/` .. `images_012/images/`, under the root or its
-    sub-folder ChestX. Images are opened as RGB at 256 x 256 pixels (bicubic), as in the benchmark of Guo et
-    al., "A Broader Study of Cross-Domain Few-Shot Learning", ECCV 2020.
+    Format: `Data_Entry_2017.csv` (columns "Image Index" and "Finding Labels", findings separated by `|`), and the PNG
+    files in `images/` next to it or in `images_001/images/` .. `images_012/images/`, under the root or its subfolder
+    ChestX. Images are opened as RGB at 256 x 256 pixels (bicubic), as in the benchmark of Guo et al., "A Broader Study
+    of Cross-Domain Few-Shot Learning", ECCV 2020.
 
-    Source: https://nihcc.app.box.com/v/ChestXray-NIHCC, 112,120 images. Wang et al., "ChestX-ray8", CVPR
-        2017.
-    Licence: free use with attribution to the NIH Clinical Center.
+    Source: https://nihcc.app.box.com/v/ChestXray-NIHCC, 112,120 images. Wang et al., "ChestX-ray8", CVPR 2017.
+    License: free use with attribution to the NIH Clinical Center.
+
+    Attributes:
+        published_rows: Published number of rows of the table. The number of rows with one finding is not published.
     """
 
     title = "ChestX"
-    published: ClassVar[dict[str, int]] = {}  # nobody has published how many have one finding
-    class_count: ClassVar[int] = 7
+    class_count = 7
+    published_rows: ClassVar[int] = 112_120
+    tables = tuple(str(Path(folder, name)) for folder in ("", "ChestX", "chestX", "CXR8") for name in _TABLES)
+    image_folders = ("images", *(f"images_{number:03d}/images" for number in range(1, 13)))
+    classes = CLASS_NAMES
 
-    def scan(self) -> ImageIndex:
-        """Read the table and the names of the image files."""
-        table = locate(self.root, TABLES, self.title, "table")
-        folders = [table.parent / name for name in IMAGE_FOLDERS if (table.parent / name).is_dir()]
-        if not folders:
-            raise not_found(table.parent, IMAGE_FOLDERS, self.title, "image folder")
-        files = {Path(path).name: path for folder in folders for path in list_images(folder)}
-        labels, left_out = _read_findings(table)
-        kept = [name for name in labels if name in files]
-        note = f"{left_out} rows of {table.name} left out: not exactly one finding out of the {len(CLASS_NAMES)}"
-        return ImageIndex(
-            paths=[files[name] for name in kept],
-            labels=[labels[name] for name in kept],
-            class_names=list(CLASS_NAMES),
-            roots=tuple(str(folder) for folder in folders),
-            missing=tuple(str(folders[0] / name) for name in labels if name not in files),
-            notes=(note,) if left_out else (),
-        )
+    def find_image_folders(self, table: Path | None) -> list[Path]:
+        """Return the image folders next to the table."""
+        places = [table.parent / folder for folder in self.image_folders] if table else []
+        return [folder for folder in places if folder.is_dir()]
+
+    def read_rows(self, table: Path, findings: Findings) -> Iterable[LabeledRow]:
+        """Read the rows with one finding out of the seven."""
+        content = read_table(table, self.root, _IMAGE, [_FINDINGS], findings, others_allowed=True)
+        known = (*CLASS_NAMES, *_OTHERS)
+        good, without, unknown = [], [], []
+        several, others = 0, Counter[str]()
+        for line, name, cells in content.rows:
+            names = cells[_FINDINGS].split("|")
+            wrong = next((finding for finding in names if finding not in known), None)
+            where = f"{content.title}, line {line} ({name})"
+            if not cells[_FINDINGS]:
+                without.append(f"{where}: expected a finding, found nothing")
+            elif wrong is not None:
+                unknown.append(f"{where}: no such finding '{wrong}'.{nearest(wrong, known)}")
+            elif len(names) > 1:
+                several += 1
+            elif names[0] in CLASS_NAMES:
+                good.append(LabeledRow(line, name, CLASS_NAMES.index(names[0])))
+            else:
+                others[names[0]] += 1
+        findings.fault(counted(without, "row has no finding", "rows have no finding"), CORRECT)
+        findings.fault(counted(unknown, "row has an unknown finding", "rows have an unknown finding"), CORRECT)
+        if content.count != self.published_rows:
+            text = f"{content.count:,} rows in {content.title}, {self.published_rows:,} published"
+            findings.difference(Finding(text))
+        findings.notes += [*_left_out(several, others), *(() if findings.stop else _empty_columns(content))]
+        return good
 
     def load_image(self, position: int) -> Image.Image:
-        """RGB picture of 256 x 256 pixels."""
+        """Return the RGB picture of 256 x 256 pixels at a position of the index."""
         return super().load_image(position).resize((256, 256), Image.Resampling.BICUBIC)
 
 
-def _read_findings(path: Path) -> tuple[dict[str, int], int]:
-    """Label of each image with one finding out of the seven, sorted by name, and the number of other rows."""
-    frame = read_table(path, usecols=[0, 1], dtype=str)
-    check_columns(path, list(frame.columns), ["Image Index", "Finding Labels"])
-    check_unique(path, frame["Image Index"])
-    known = [*CLASS_NAMES, *OTHER_FINDINGS]
-    labels: dict[str, int] = {}
-    for line, (name, findings) in enumerate(zip(frame["Image Index"], frame["Finding Labels"], strict=True), 2):
-        for finding in str(findings).split("|"):
-            if finding not in known:
-                raise DtrapError(
-                    f"{path}, line {line} ({name}): unknown finding '{finding}'.{nearest(finding, known)} "
-                    f"Known: {', '.join(known)}. Correct the row or download the table again."
-                )
-        if findings in CLASS_NAMES:
-            labels[name] = CLASS_NAMES.index(findings)
-    return dict(sorted(labels.items())), len(frame) - len(labels)
+def _left_out(several: int, others: Counter[str]) -> Iterator[Finding]:
+    """Yield how many rows the protocol leaves out."""
+    if several:
+        yield Finding(f"{several:,} row{'s' * (several > 1)} with several findings skipped, as the protocol says")
+    if others:
+        count, names = others.total(), ", ".join(f"{name} {count:,}" for name, count in others.most_common())
+        yield Finding(
+            f"{count:,} row{'s' * (count > 1)} with a finding outside the {len(CLASS_NAMES)} skipped: {names}"
+        )
+
+
+def _empty_columns(table: Table) -> Iterator[Finding]:
+    """Yield how many rows have no value in the columns that are not used."""
+    by_count: defaultdict[int, list[str]] = defaultdict(list)
+    for number, name in enumerate(table.columns, 1):
+        if name not in (_IMAGE, _FINDINGS):
+            empty = sum(not cells[name] for _, _, cells in table.rows)
+            by_count[empty].append(name or f"(column {number} without a title)")
+    for count, names in sorted(by_count.items(), reverse=True):
+        if count:
+            total = len(table.rows)
+            yield Finding(f"{count:,} of {total:,} rows have nothing in columns that are not used: {', '.join(names)}")

@@ -6,7 +6,7 @@ import logging
 from abc import ABC, abstractmethod
 from functools import cached_property
 from pathlib import Path
-from typing import Any, ClassVar, Literal, TypedDict, get_args
+from typing import Any, Literal, TypedDict, get_args
 
 import numpy as np
 from lightning.pytorch import LightningDataModule
@@ -15,7 +15,6 @@ from PIL import Image
 from ..errors import DtrapError, check_at_least, check_one_of
 from .images import open_image
 from .index import ImageIndex, listing
-from .index_cache import cached_index
 from .index_check import check_index
 from .views import Preprocessing
 
@@ -50,17 +49,12 @@ class ImageCollection(LightningDataModule, ABC):
     Attributes:
         title: Name of the data set in results and messages.
         default_template: The data set's own class prompt.
-        published: Published numbers of images: "all", or "train", "val" and "test"; empty if there are none.
-        class_count: Published number of classes; 0 if there is none.
         skipped_images: (path, reason) of the images that were left out so far.
-        index_file: Where the index of a large data set is cached for the next start; None for no cache.
 
     Raises:
         DtrapError: An argument is out of range.
     """
 
-    published: ClassVar[dict[str, int]] = {}
-    class_count: ClassVar[int] = 0
     title = "Images"
     default_template = "a photo of a {}."
 
@@ -88,14 +82,6 @@ class ImageCollection(LightningDataModule, ABC):
         self.skipped_images: list[tuple[str, str]] = []
         self._skipped: set[str] = set()
         self._warned: set[str] = set()
-        self.index_file: Path | None = None
-
-    @property
-    def scan_settings(self) -> dict[str, Any]:
-        """What `scan` depends on besides the files."""
-        kind = f"{type(self).__module__}.{type(self).__qualname__}"
-        roots = [str(self.root), str(self.root.absolute())]
-        return {"set": kind, "root": roots, "small_classes": self.small_classes}
 
     @abstractmethod
     def scan(self) -> ImageIndex:
@@ -116,7 +102,7 @@ class ImageCollection(LightningDataModule, ABC):
     @cached_property
     def index(self) -> ImageIndex:
         """Paths and labels, read and checked once; missing files are reported here."""
-        index = cached_index(self.index_file, self.scan_settings, self.root, self.scan)
+        index = self.scan()
         check_index(index, f"{type(self).__name__}.scan")
         for note in index.notes:
             logger.info("%s: %s", self.title, note)

@@ -5,8 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import ClassVar
 
-from .few_shot import FewShotDataModule, ImageIndex
-from .index import class_folders, index_class_folders, not_found
+from .findings import COMPLETE, Findings, empty_folders, missing_folders, unknown_folders, unused_folders
+from .index import ImageIndex, class_folders, index_class_folders, not_found
+from .published import PublishedDataModule
 
 _FOLDERS = (
     "dataset/train",
@@ -17,7 +18,7 @@ _FOLDERS = (
     "plant-disease/dataset/train",
 )
 
-# The whole set; a part of it will do for episodes.
+# All classes of the published set.
 CLASS_FOLDERS = [
     f"{crop}___{state}"
     for crop, states in {
@@ -56,29 +57,33 @@ CLASS_FOLDERS = [
 ]
 
 
-class CropDiseaseDataModule(FewShotDataModule):
-    """Episodes of PlantVillage: 38 classes `Plant___Disease`, JPEG of 256 x 256 pixels.
+class CropDiseaseDataModule(PublishedDataModule):
+    """Episodes of PlantVillage: 43,456 images in 38 classes `Plant___Disease`, JPEG of 256 x 256 pixels.
 
-    Format: one folder per class in `dataset/train/`, `train/` or the root itself. The folder name is the
-        class name
-    (in a class prompt `_` becomes a space); the folders that are there are the classes, so a part of the set
-    will do.
+    Format: one folder per class in `dataset/train/`, `train/` or the root itself. The folder's name is the class name
+    (in a class prompt `_` becomes a space). The classes are the folders that are there: a part of the set is enough.
 
-    Source: https://www.kaggle.com/datasets/saroz014/plant-disease (43,456 training images), after Mohanty et
-        al.,
-    "Using Deep Learning for Image-Based Plant Disease Detection", 2016. Licence: CC BY-SA 3.0 / CC0 as
-    usually given.
+    Source: https://www.kaggle.com/datasets/saroz014/plant-disease (43,456 training images), after Mohanty et al.,
+    "Using Deep Learning for Image-Based Plant Disease Detection", 2016. License: CC BY-SA 3.0 / CC0 as usually given.
     """
 
     title = "CropDisease"
     published: ClassVar[dict[str, int]] = {"all": 43456}
-    class_count: ClassVar[int] = 38
+    class_count = 38
 
-    def scan(self) -> ImageIndex:
+    def read(self, findings: Findings) -> ImageIndex:
         """List the class folders."""
         for folder in (self.root / name for name in _FOLDERS):
-            classes = [n for n in class_folders(folder) if "___" in n] if folder.is_dir() else []
+            classes = [name for name in class_folders(folder) if "___" in name] if folder.is_dir() else []
             if classes:
-                return index_class_folders(folder, classes, classes)
-        looked_for = [str(Path(name, "Plant___Disease")) + "/ ..." for name in _FOLDERS]
-        raise not_found(self.root, looked_for, self.title, "class folders")
+                break
+        else:
+            looked_for = [str(Path(name, "Plant___Disease")) + "/ ..." for name in _FOLDERS]
+            raise not_found(self.root, looked_for, self.title, "class folders")
+        index = index_class_folders(folder, classes, classes)
+        findings.fault(empty_folders(folder, index, classes, self.root), COMPLETE, "small_classes")
+        findings.difference(missing_folders(folder, CLASS_FOLDERS, self.root))
+        findings.difference(unknown_folders(folder, classes, CLASS_FOLDERS, self.root))
+        if not findings.stop:
+            findings.note(unused_folders(folder, classes, self.root))
+        return index

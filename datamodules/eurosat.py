@@ -5,9 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import ClassVar
 
-from ..errors import DtrapError
-from .few_shot import FewShotDataModule, ImageIndex
-from .index import index_class_folders, listing, not_found
+from .findings import COMPLETE, Findings, empty_folders, missing_folders, unused_folders
+from .index import ImageIndex, index_class_folders, not_found
+from .published import PublishedDataModule
 
 CLASS_NAMES = {
     "AnnualCrop": "Annual Crop Land",
@@ -25,34 +25,30 @@ CLASS_NAMES = {
 _FOLDERS = ("", "2750", "source/EuroSAT", "EuroSAT", "EuroSAT/2750", "EuroSAT_RGB", "eurosat/2750")
 
 
-class EuroSATDataModule(FewShotDataModule):
-    """Episodes of EuroSAT (RGB): 27,000 JPEG images of 64 x 64 pixels in 10 classes.
+class EuroSATDataModule(PublishedDataModule):
+    """Episodes of EuroSAT (RGB): 27,000 images in 10 classes, JPEG of 64 x 64 pixels.
 
-    Format: one folder per class (AnnualCrop, Forest, ...), under the root, `2750/`, `source/EuroSAT/`,
-    `EuroSAT/2750/` or `EuroSAT_RGB/`.
+    Format: one folder per class (AnnualCrop, Forest, ...) in the root, `2750/`, `source/EuroSAT/`, `EuroSAT/2750/` or
+    `EuroSAT_RGB/`. `dtrap.datamodules.coop.CoOpEuroSATDataModule` is the same set with CoOp's split and template.
 
-    Source: https://github.com/phelber/EuroSAT (EuroSAT.zip, RGB). Helber et al., "EuroSAT: A Novel Dataset
-        and Deep
-    Learning Benchmark for Land Use and Land Cover Classification", JSTARS 2019. Licence: MIT; Copernicus
-    terms.
+    Source: https://github.com/phelber/EuroSAT (EuroSAT.zip, RGB). Helber et al., "EuroSAT: A Novel Dataset and Deep
+    Learning Benchmark for Land Use and Land Cover Classification", JSTARS 2019. License: MIT; Copernicus terms.
     """
 
     title = "EuroSAT"
     published: ClassVar[dict[str, int]] = {"all": 27000}
-    class_count: ClassVar[int] = 10
+    class_count = 10
 
-    def scan(self) -> ImageIndex:
+    def read(self, findings: Findings) -> ImageIndex:
         """List the ten class folders."""
-        for folder in (self.root / name for name in _FOLDERS):
-            missing = [name for name in CLASS_NAMES if not (folder / name).is_dir()]
-            if len(missing) < len(CLASS_NAMES):
-                break
-        else:
+        places = [self.root / name for name in _FOLDERS]
+        folder = next((place for place in places if any((place / name).is_dir() for name in CLASS_NAMES)), None)
+        if folder is None:
             looked_for = [str(Path(name, "AnnualCrop")) + "/ ..." for name in _FOLDERS]
             raise not_found(self.root, looked_for, self.title, "class folders")
-        if missing and self.small_classes == "error":
-            raise DtrapError(
-                f"{self.title}: {folder} has no folder {listing(missing, 10)}. Complete the download, "
-                "or leave these classes out with small_classes: skip."
-            )
-        return index_class_folders(folder, list(CLASS_NAMES), list(CLASS_NAMES.values()))
+        index = index_class_folders(folder, list(CLASS_NAMES), list(CLASS_NAMES.values()))
+        findings.fault(missing_folders(folder, CLASS_NAMES, self.root), COMPLETE, "small_classes")
+        findings.fault(empty_folders(folder, index, CLASS_NAMES, self.root), COMPLETE, "small_classes")
+        if not findings.stop:
+            findings.note(unused_folders(folder, CLASS_NAMES, self.root))
+        return index

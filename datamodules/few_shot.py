@@ -23,11 +23,10 @@ from .views import Preprocessing, check_views
 __all__ = ["AllWay", "Batch", "Episode", "FewShotDataModule", "ImageIndex", "OnFault", "Task"]
 
 
-class EpisodeOptions(TypedDict, total=False):
-    """Arguments of `FewShotDataModule` that describe episodes."""
+class TaskOptions(TypedDict, total=False):
+    """Arguments of `FewShotDataModule` that describe episodes, except `shot`."""
 
     way: int
-    shot: int
     query: int
     views: int
     seed: int
@@ -35,11 +34,23 @@ class EpisodeOptions(TypedDict, total=False):
     batch_size: int | None
 
 
-class FewShotOptions(EpisodeOptions, CollectionOptions, total=False):
-    """All arguments of `FewShotDataModule` except `root`."""
+class EpisodeOptions(TaskOptions, total=False):
+    """Arguments of `FewShotDataModule` that describe episodes."""
+
+    shot: int
+
+
+class AnyShotOptions(TaskOptions, CollectionOptions, total=False):
+    """All arguments of `FewShotDataModule` except `root` and `shot`."""
 
     all_way: AllWay | None
     subset: str | Path | None
+
+
+class FewShotOptions(AnyShotOptions, total=False):
+    """All arguments of `FewShotDataModule` except `root`."""
+
+    shot: int
 
 
 class FewShotDataModule(ImageCollection):

@@ -1,127 +1,184 @@
-"""What is found wrong with a data set, or worth knowing of it."""
+"""What reading a data set finds: faults, differences from the published set, and notes."""
 
 from __future__ import annotations
 
 import os
 from collections import Counter
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
-from ..errors import nearest
-from . import ImageIndex
+from ..errors import DtrapError, nearest
 from .images import list_images
-from .index import class_folders
+from .index import ImageIndex, class_folders
+
+HINTS = 20  # comparing a thousand names with a thousand others takes seconds
+
+COMPLETE = "Complete the download"
 
 
 @dataclass(frozen=True)
 class Finding:
-    """Something worth telling: one line, and the cases of it (each with its file, row or class)."""
+    """One statement about a data set, and the files, rows or classes that it holds for."""
 
     text: str
     cases: Sequence[str] = ()
 
-
-@dataclass
-class Scan:
-    """What was found of a set: the index of all that can be used, faults, and notes that are no faults."""
-
-    index: ImageIndex
-    faults: list[Finding] = field(default_factory=list)
-    notes: list[Finding] = field(default_factory=list)
+    @property
+    def first(self) -> str:
+        """The statement and its first case as a sentence."""
+        cases = f"{', the first' if len(self.cases) > 1 else ''}: {self.cases[0]}" if self.cases else ""
+        return f"{self.text}{cases}".removesuffix(".") + ("" if cases.endswith("?") else ".")
 
 
-def told(cases: Sequence[str], one: str, many: str) -> list[Finding]:
-    """A finding such as "3 images are missing" with its cases; an empty list where there is no case."""
-    return [Finding(f"{len(cases):,} {one if len(cases) == 1 else many}", cases)] if cases else []
+def counted(cases: Sequence[str], one: str, many: str) -> Finding | None:
+    """Return a finding such as "3 images are missing" with its cases; None where there is no case."""
+    return Finding(f"{len(cases):,} {one if len(cases) == 1 else many}", cases) if cases else None
+
+
+class Findings:
+    """Record what is wrong with a data set, or raise the first fault.
+
+    A run raises the first fault; `dtrap data check` reads on and lists all of them.
+
+    Args:
+        where: Data set and root, for the error.
+        stop: Whether a fault is raised.
+        skipped: Options that are "skip": faults that these allow are left out.
+
+    Attributes:
+        faults: What stops a run.
+        differences: What differs from the published set without stopping a run.
+        notes: What else a user should know.
+    """
+
+    def __init__(self, where: str, *, stop: bool, skipped: Collection[str] = ()) -> None:
+        self.where, self.stop, self.skipped = where, stop, skipped
+        self.faults: list[Finding] = []
+        self.differences: list[Finding] = []
+        self.notes: list[Finding] = []
+
+    def fault(
+        self, found: Finding | None, remedy: str, option: Literal["small_classes", "bad_images"] | None = None
+    ) -> None:
+        """Record or raise a fault.
+
+        Args:
+            found: The fault; None for nothing.
+            remedy: What to do, without a full stop.
+            option: Option that leaves the cases out where it is "skip".
+
+        Raises:
+            DtrapError: `stop` is set.
+        """
+        if found is None or option in self.skipped:
+            return
+        if self.stop:
+            skip = f", or leave out what is missing with --data.{option} skip" if option else ""
+            rest = " `dtrap data check` lists all." if len(found.cases) > 1 else ""
+            raise DtrapError(f"{self.where}: {found.first} {remedy}{skip}.{rest}")
+        self.faults.append(found)
+
+    def difference(self, found: Finding | None) -> None:
+        """Record a difference from the published set; None for nothing."""
+        self.differences += [found] if found else []
+
+    def note(self, found: Finding | None) -> None:
+        """Record a note; None for nothing."""
+        self.notes += [found] if found else []
 
 
 def relative(path: str | os.PathLike[str], root: Path) -> str:
-    """A path as seen from the root, where it is inside."""
+    """Return a path as seen from the root if it is inside, else the path."""
     return os.fspath(path).removeprefix(os.path.join(root, ""))
 
 
-def folder_faults(folder: Path, expected: Sequence[str], root: Path) -> list[Finding]:
-    """Class folders that are missing (perhaps renamed), without an image, or unknown.
+def missing_folders(folder: Path, expected: Collection[str], root: Path) -> Finding | None:
+    """Find class folders that are missing, with the unexpected folder that one may have been renamed to.
 
     Args:
         folder: Folder of the class folders.
         expected: Names of all class folders of the published set.
-        root: Where paths are told from.
+        root: Folder that paths are shown from.
     """
-    found = class_folders(folder)
-    unknown = [name for name in found if name not in expected]
-    missing, renamed = [], set()
-    for name in expected:
-        if name not in found:
-            here, hint = renamed_to(name, unknown)
-            renamed.add(here)
-            missing.append(f"{relative(folder / name, root)}: no such folder{hint}")
-    empty = [name for name in expected if name in found and not list_images(folder / name)]
-    strange = [name for name in unknown if "___" in name and name not in renamed]
-    return [
-        *told(missing, "class folder is missing", "class folders are missing"),
-        *told(
-            [f"{relative(folder / name, root)}: no image in it" for name in empty],
-            "class folder is empty",
-            "class folders are empty",
-        ),
-        *told(
-            [f"{relative(folder / name, root)}: no such class.{nearest(name, expected)}" for name in strange],
-            "folder is no class of the published set",
-            "folders are no classes of the published set",
-        ),
+    found = set(class_folders(folder))
+    missing = [name for name in expected if name not in found]
+    unknown = sorted(found.difference(expected)) if len(missing) <= HINTS else []
+    cases = [f"{relative(folder / name, root)}: no such folder{_renamed(name, unknown)[1]}" for name in missing]
+    return counted(cases, "class folder is missing", "class folders are missing")
+
+
+def empty_folders(folder: Path, index: ImageIndex, expected: Iterable[str], root: Path) -> Finding | None:
+    """Find class folders without an image."""
+    used = _used_folders(index)
+    empty = [folder / name for name in expected if str(folder / name) not in used and (folder / name).is_dir()]
+    cases = [f"{relative(path, root)}: no image in it" for path in empty]
+    return counted(cases, "class folder is empty", "class folders are empty")
+
+
+def unknown_folders(folder: Path, classes: Iterable[str], expected: Collection[str], root: Path) -> Finding | None:
+    """Find folders that are read as a class but are not in the published set, unless one is a renamed class."""
+    unknown = [name for name in classes if name not in expected]
+    renamed = {_renamed(name, unknown)[0] for name in expected if not (folder / name).is_dir()}
+    cases = [
+        f"{relative(folder / name, root)}: no such class.{nearest(name, expected)}"
+        for name in unknown
+        if name not in renamed
     ]
+    return counted(cases, "folder is not a class of the published set", "folders are not classes of the published set")
 
 
-def unused_folders(folder: Path, expected: Sequence[str], index: ImageIndex, root: Path) -> list[Finding]:
-    """Folders beside the class folders whose images belong to no class, told as a note."""
-    used = {os.path.dirname(path) for path in index.paths}
-    others = [name for name in class_folders(folder) if name not in expected and os.path.join(folder, name) not in used]
-    cases = [f"{relative(folder / name, root)}: {len(list_images(folder / name)):,} image(s)" for name in others]
-    return told(cases, "folder is of no class and not used", "folders are of no class and not used")
+def unused_folders(folder: Path, classes: Collection[str], root: Path) -> Finding | None:
+    """Find folders next to the class folders whose images belong to no class."""
+    others = [folder / name for name in class_folders(folder) if name not in classes]
+    cases = [f"{relative(path, root)}: {len(list_images(path)):,} image(s)" for path in others]
+    return counted(cases, "folder is of no class and not used", "folders are of no class and not used")
 
 
-def renamed_to(name: str, others: Sequence[str]) -> tuple[str | None, str]:
-    """Of the folders that nothing asked for the one that may be a missing one by another name, and the hint."""
-    near = nearest(name, others)
-    found = next((other for other in others if f"'{other}'" in near), None)
-    return found, f"; '{found}' is there instead" if found else ""
-
-
-def missing_faults(index: ImageIndex, root: Path, rows: Mapping[str, str] | None = None) -> list[Finding]:
-    """Files that a table or split names and that do not exist; a folder without any is one case.
+def missing_images(findings: Findings, index: ImageIndex, root: Path, rows: Mapping[str, str]) -> None:
+    """Record files that a table or split names and that do not exist; a folder without any is one case.
 
     Args:
+        findings: Where they are recorded.
         index: With the missing files.
-        root: Where paths are told from.
-        rows: Row and class of missing files, to tell with the path.
+        root: Folder that paths are shown from.
+        rows: Row and class of each missing file.
     """
     by_folder = Counter(os.path.dirname(path) for path in index.missing)
-    used = {os.path.dirname(path) for path in index.paths} if by_folder else set()
+    used = _used_folders(index) if by_folder else set()
     gone, empty = [], []
     for folder, count in sorted(by_folder.items()):
         number = f"{count:,} image{'' if count == 1 else 's'}"
         if not os.path.isdir(folder):
             parent, name = os.path.split(folder)
-            others = [other for other in _folders_in(parent) if os.path.join(parent, other) not in used]
-            gone.append(f"{relative(folder, root)}: no such folder, {number} named{renamed_to(name, others)[1]}")
+            siblings = class_folders(parent) if os.path.isdir(parent) else []
+            others = [other for other in siblings if os.path.join(parent, other) not in used]
+            gone.append(f"{relative(folder, root)}: no such folder, {number} named{_renamed(name, others)[1]}")
         elif folder not in used and not list_images(folder):
             empty.append(f"{relative(folder, root)}: no image in it, {number} named")
         else:
             by_folder[folder] = 0
-    rows = rows or {}
     single = [
-        f"{rows[path]}: {relative(path, root)} does not exist" if path in rows else relative(path, root)
+        f"{rows[path]}: {relative(path, root)} does not exist"
         for path in index.missing
         if not by_folder[os.path.dirname(path)]
     ]
-    return [
-        *told(gone, "folder is missing", "folders are missing"),
-        *told(empty, "folder is empty", "folders are empty"),
-        *told(single, "image is named but does not exist", "images are named but do not exist"),
-    ]
+    for found in (
+        counted(gone, "folder is missing", "folders are missing"),
+        counted(empty, "folder is empty", "folders are empty"),
+        counted(single, "image is named but does not exist", "images are named but do not exist"),
+    ):
+        findings.fault(found, COMPLETE, "bad_images")
 
 
-def _folders_in(folder: str) -> list[str]:
-    return class_folders(folder) if os.path.isdir(folder) else []
+def _used_folders(index: ImageIndex) -> set[str]:
+    return {os.path.dirname(path) for path in index.paths}
+
+
+def _renamed(name: str, others: Iterable[str]) -> tuple[str | None, str]:
+    """Return the unexpected folder that a missing one may have been renamed to, and the hint for a message."""
+    others = list(others)
+    near = nearest(name, others)
+    found = next((other for other in others if f"'{other}'" in near), None)
+    return found, f"; '{found}' is there instead" if found else ""

@@ -1,4 +1,4 @@
-"""Opening image files of any kind as 8-bit RGB, and finding them."""
+"""Open image files of any kind as 8-bit RGB, and list them."""
 
 from __future__ import annotations
 
@@ -8,9 +8,8 @@ import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from ..errors import DtrapError
-from .reads import note_folder
 
-# HEIC needs a plugin of Pillow's; without it such a file is told as unreadable, not passed over in silence.
+# Pillow reads HEIC with a plugin only. Without it such a file is reported as unreadable instead of being ignored.
 IMAGE_ENDINGS = (
     ".jpg",
     ".jpeg",
@@ -34,14 +33,14 @@ class ImageError(DtrapError):
 
 
 def open_image(path: str | os.PathLike[str]) -> Image.Image:
-    """Picture as 8-bit RGB, upright (EXIF rotation applied).
+    """Return a picture as 8-bit RGB, upright (EXIF rotation applied).
 
-    Grey, palette, CMYK and other modes are converted; 16-bit values are divided by 256; transparent pixels
-    are laid over white. Of an animation the first frame is taken.
+    Gray, palette, CMYK and other modes are converted. 16-bit values are divided by 256. Transparent pixels become
+    white. The first frame of an animation is used.
 
     Raises:
-        ImageError: The file is missing, truncated, no image, has floating-point pixels (no agreed range) or
-            more pixels than Pillow accepts as harmless.
+        ImageError: The file is missing, truncated or not an image, has floating-point pixels (whose range is unknown),
+            or has more pixels than Pillow accepts as harmless.
     """
     try:
         with Image.open(path) as image:
@@ -51,7 +50,7 @@ def open_image(path: str | os.PathLike[str]) -> Image.Image:
     except FileNotFoundError:
         raise ImageError(f"Image {os.fspath(path)} does not exist.") from None
     except UnidentifiedImageError:
-        raise ImageError(f"Image {os.fspath(path)} cannot be read: not an image that Pillow knows.") from None
+        raise ImageError(f"Image {os.fspath(path)} cannot be read: not an image that Pillow supports.") from None
     except (MemoryError, ImageError):
         raise
     except Exception as error:  # Pillow's decoders raise OSError, SyntaxError, ValueError, struct.error, ...
@@ -62,8 +61,9 @@ def _to_rgb(image: Image.Image) -> Image.Image:
     if image.mode == "F":
         raise ValueError("its pixels are floating-point numbers; save it with 8 or 16 bits")
     if image.mode.startswith("I"):
-        grey = np.clip(np.asarray(image).astype(np.int64), 0, 65535) // 256
-        return Image.fromarray(grey.astype(np.uint8)).convert("RGB")
+        # Pillow's own conversion of 16-bit modes clips at 255.
+        gray = np.clip(np.asarray(image).astype(np.int64), 0, 65535) // 256
+        return Image.fromarray(gray.astype(np.uint8)).convert("RGB")
     if image.mode in ("RGBA", "LA", "PA", "La", "RGBa") or "transparency" in image.info:
         picture = image.convert("RGBA")
         white = Image.new("RGBA", picture.size, (255, 255, 255, 255))
@@ -72,17 +72,15 @@ def _to_rgb(image: Image.Image) -> Image.Image:
 
 
 def list_images(folder: str | os.PathLike[str], recursive: bool = False) -> list[str]:
-    """Sorted paths of the image files in a folder, by their ending in any case; hidden files are left out.
+    """Return the sorted paths of the image files in a folder, found by their ending in any case; no hidden files.
 
     Args:
         folder: An existing folder.
-        recursive: Whether to look into its sub-folders (not hidden ones) as well.
+        recursive: Whether to list its subfolders, except hidden ones, as well.
     """
     found, folders = [], [os.fspath(folder)]
     while folders:
-        listed = folders.pop()
-        note_folder(listed)
-        with os.scandir(listed) as entries:
+        with os.scandir(folders.pop()) as entries:
             for entry in entries:
                 if entry.name.startswith("."):
                     continue

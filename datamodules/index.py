@@ -12,7 +12,6 @@ from pathlib import Path
 
 from ..errors import DtrapError, nearest
 from .images import list_images
-from .reads import note_folder
 
 
 @dataclass(frozen=True)
@@ -20,14 +19,14 @@ class ImageIndex:
     """Paths and labels of a data set, in an order that is the same on every machine.
 
     Attributes:
-        paths: Path of each image; its position in this list is the `sample_id` of a batch. For images without
-            files any text that tells them apart.
+        paths: Path of each image; its position in this list is the `sample_id` of a batch. For images without files,
+            any text that identifies them.
         labels: Label of each image, an index into `class_names`.
-        class_names: Names as they go into the class prompts; a class may have no image.
-        roots: Folders that the paths lie in; the fingerprint does not depend on where these are.
-        missing: Files that are named by a table but do not exist (left out of `paths`).
-        notes: What a user should know of the scan, one line each.
-        splits: "train", "val" or "test" of each image; None where nobody has published a split.
+        class_names: Names for the class prompts; a class may have no image.
+        roots: Folders that contain the images; the fingerprint does not depend on where these are.
+        missing: Files that a table or split names and that do not exist; they are not in `paths`.
+        notes: What a user should know about the scan, one line each.
+        splits: "train", "val" or "test" of each image; None for a set without a published split.
     """
 
     paths: list[str]
@@ -39,7 +38,7 @@ class ImageIndex:
     splits: list[str] | None = None
 
     def fingerprint(self) -> str:
-        """SHA-256 of the relative paths, labels and splits: tells whether two runs saw the same files."""
+        """Return the SHA-256 of the relative paths, labels and splits, by which a run recognizes its data."""
         digest = hashlib.sha256()
         splits = [""] * len(self.paths) if self.splits is None else [f"\t{split}" for split in self.splits]
         for path, label, split in zip(self.paths, self.labels, splits, strict=True):
@@ -47,11 +46,11 @@ class ImageIndex:
         return digest.hexdigest()
 
     def relative(self, position: int) -> str:
-        """Path of an image that does not depend on where the data lie: number of the root, then the path in it."""
+        """Return the path of an image without the place of the data: number of the root, then the path in it."""
         return self._relative(self.paths[position])
 
     def position(self, relative: str) -> int | None:
-        """Position of the image with a relative path; None where there is none."""
+        """Return the position of the image with a relative path; None if there is none."""
         number, _, rest = relative.partition("/")
         root = self.roots[int(number)] if number.isdecimal() and int(number) < len(self.roots) else None
         place = relative if root is None else rest.replace("/", os.sep)
@@ -72,42 +71,33 @@ class ImageIndex:
 
 
 def listing(names: Sequence[str], most: int = 5) -> str:
-    """The first names, separated by commas, and how many more there are."""
+    """Return the first names, separated by commas, and how many more there are."""
     rest = len(names) - most
     return ", ".join(names[:most]) + (f" and {rest} more" if rest > 0 else "")
 
 
 def class_folders(root: str | os.PathLike[str]) -> list[str]:
-    """Sorted names of the folders in a folder; files and hidden folders are ignored."""
-    note_folder(root)
+    """Return the sorted names of the folders in a folder, without hidden ones."""
     with os.scandir(root) as entries:
         return sorted(entry.name for entry in entries if entry.is_dir() and not entry.name.startswith("."))
 
 
-def locate(root: Path, candidates: Iterable[str], title: str, what: str) -> Path:
-    """First of the candidate files or folders under a root that exists.
-
-    Raises:
-        DtrapError: None exists; the message names the root and all that was looked for.
-    """
-    looked_for = list(candidates)
-    for candidate in looked_for:
-        if (root / candidate).exists():
-            return root / candidate
-    raise not_found(root, looked_for, title, what)
+def first_of(root: Path, candidates: Iterable[str]) -> Path | None:
+    """Return the first of the candidate files or folders under a root that exists."""
+    return next((root / candidate for candidate in candidates if (root / candidate).exists()), None)
 
 
 def no_folder(path: Path) -> str:
-    """What a path is that should have been a folder, to follow it in a sentence."""
+    """Return what is wrong with a path that should be a folder, to follow it in a sentence."""
     return "is not a folder" if path.exists() else "does not exist"
 
 
 class DataNotFound(DtrapError):
-    """A data set is not under its root at all, in contrast to one that is incomplete."""
+    """Nothing of a data set is under its root; an incomplete set raises another error."""
 
 
 def not_found(root: Path, looked_for: Sequence[str], title: str, what: str) -> DtrapError:
-    """The error for data that is not where it was looked for."""
+    """Return the error for data that were not found."""
     if not root.is_dir():
         return DtrapError(f"{title}: {root} {no_folder(root)}. Set data.root to where the data are.")
     return DataNotFound(
@@ -117,7 +107,7 @@ def not_found(root: Path, looked_for: Sequence[str], title: str, what: str) -> D
 
 
 def index_class_folders(root: Path, folders: Sequence[str], class_names: Sequence[str]) -> ImageIndex:
-    """Index of the images directly in one folder per class; label i is `folders[i]`, which may be absent."""
+    """Return the index of the images directly in one folder per class; label i is `folders[i]`, which may be absent."""
     paths: list[str] = []
     labels: list[int] = []
     for label, folder in enumerate(folders):
@@ -128,10 +118,10 @@ def index_class_folders(root: Path, folders: Sequence[str], class_names: Sequenc
 
 
 def names_of_folders(root: Path, folders: Sequence[str], names: Mapping[str, str]) -> list[str]:
-    """Class name of each folder: the given one, or else the folder's own.
+    """Return the class name of each folder: the given name, or else the folder's own.
 
     Raises:
-        DtrapError: A name is given for a folder that is not there, or to two of them.
+        DtrapError: A name is given for a folder that does not exist, or two folders have the same name.
     """
     for folder in names:
         if folder not in folders:
@@ -142,5 +132,7 @@ def names_of_folders(root: Path, folders: Sequence[str], names: Mapping[str, str
     found = [names.get(folder, folder) for folder in folders]
     twice = sorted(name for name, count in Counter(found).items() if count > 1)
     if twice:
-        raise DtrapError(f"class_names: '{twice[0]}' names several folders of {root}. Give each its own name.")
+        raise DtrapError(
+            f"class_names: duplicate class name '{twice[0]}' for folders of {root}. Give each folder its own name."
+        )
     return found

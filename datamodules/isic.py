@@ -2,17 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
 from typing import ClassVar
 
-import numpy as np
-import pandas as pd
-
-from ..errors import DtrapError
-from .few_shot import FewShotDataModule, ImageIndex
-from .images import list_images
-from .index import locate
-from .tables import check_columns, check_unique, read_table
+from .findings import Findings, counted
+from .index import first_of
+from .tables import CORRECT, LabeledRow, TableDataModule, read_table
 
 CLASS_NAMES = {
     "MEL": "Melanoma",
@@ -24,59 +20,66 @@ CLASS_NAMES = {
     "VASC": "Vascular Lesion",
 }
 
-GROUND_TRUTH, IMAGES = "ISIC2018_Task3_Training_GroundTruth", "ISIC2018_Task3_Training_Input"
+_GROUND_TRUTH, _IMAGES = "ISIC2018_Task3_Training_GroundTruth", "ISIC2018_Task3_Training_Input"
 _FOLDERS = ("", "ISIC")
-TABLES = tuple(str(Path(f, g, f"{GROUND_TRUTH}.csv")) for f in _FOLDERS for g in (GROUND_TRUTH, ""))
-IMAGE_FOLDERS = tuple(str(Path(f, IMAGES)) for f in _FOLDERS)
 
 
-class ISICDataModule(FewShotDataModule):
+class ISICDataModule(TableDataModule):
     """Episodes of ISIC 2018 task 3 (HAM10000): 10,015 images in 7 classes, JPEG of 600 x 450 pixels.
 
-    Format: `ISIC2018_Task3_Training_GroundTruth/ISIC2018_Task3_Training_GroundTruth.csv` (image, then the
-        one-hot
-    columns MEL, NV, BCC, AKIEC, BKL, DF, VASC) and `ISIC2018_Task3_Training_Input/<image>.jpg`, under the
-    root or its sub-folder ISIC. Extra files such as the metadata table are ignored.
+    Format: `ISIC2018_Task3_Training_GroundTruth/ISIC2018_Task3_Training_GroundTruth.csv` (image, then the one-hot
+    columns MEL, NV, BCC, AKIEC, BKL, DF, VASC) and `ISIC2018_Task3_Training_Input/<image>.jpg`, under the root or its
+    subfolder ISIC. Other files, such as the metadata table, are ignored.
 
-    Source: https://challenge.isic-archive.com/data/#2018 (training data and ground truth of task 3). Tschandl
-        et
-    al., "The HAM10000 dataset", Scientific Data 2018. Licence: CC BY-NC 4.0.
+    Source: https://challenge.isic-archive.com/data/#2018 (training data and ground truth of task 3). Tschandl et al.,
+    "The HAM10000 dataset", Scientific Data 2018. License: CC BY-NC 4.0.
     """
 
     title = "ISIC"
     published: ClassVar[dict[str, int]] = {"all": 10015}
-    class_count: ClassVar[int] = 7
+    class_count = 7
+    tables = tuple(str(Path(f, g, f"{_GROUND_TRUTH}.csv")) for f in _FOLDERS for g in (_GROUND_TRUTH, ""))
+    image_folders = tuple(str(Path(folder, _IMAGES)) for folder in _FOLDERS)
+    ending = ".jpg"
+    classes = tuple(CLASS_NAMES.values())
 
-    def scan(self) -> ImageIndex:
-        """Read the ground-truth table and the names of the image files."""
-        table = locate(self.root, TABLES, self.title, "ground-truth table")
-        images = locate(self.root, IMAGE_FOLDERS, self.title, "image folder")
+    def find_image_folders(self, table: Path | None) -> list[Path]:
+        """Return the first of the image folders that is there."""
+        found = first_of(self.root, self.image_folders)
+        return [found] if found else []
 
-        files = {Path(path).stem: path for path in list_images(images)}
-        names, labels = _read_ground_truth(table)
-        present = [name in files for name in names]
-        return ImageIndex(
-            paths=[files[name] for name, here in zip(names, present, strict=True) if here],
-            labels=[label for label, here in zip(labels, present, strict=True) if here],
-            class_names=list(CLASS_NAMES.values()),
-            roots=(str(images),),
-            missing=tuple(str(images / f"{name}.jpg") for name, here in zip(names, present, strict=True) if not here),
-        )
+    def read_rows(self, table: Path, findings: Findings) -> Iterable[LabeledRow]:
+        """Read the rows with exactly one label."""
+        content = read_table(table, self.root, "image", CLASS_NAMES, findings)
+        filled = [label for label in CLASS_NAMES if any(cells[label] for _, _, cells in content.rows)]
+        empty = [
+            f"{content.title}: column {label} ({name})" for label, name in CLASS_NAMES.items() if label not in filled
+        ]
+        good, without, several, other = [], [], [], []
+        for line, name, cells in content.rows:
+            ones = [label for label in filled if _number(cells[label]) == 1]
+            wrong = [f"{label} '{cells[label]}'" for label in filled if _number(cells[label]) not in (0, 1)]
+            where = f"{content.title}, line {line} ({name})"
+            if wrong:
+                other.append(f"{where}: expected 0 or 1, found {', '.join(wrong)}")
+            elif len(ones) > 1:
+                several.append(f"{where}: expected one 1, found {' and '.join(ones)}")
+            elif not ones:
+                without.append(f"{where}: expected one 1, found none")
+            else:
+                good.append(LabeledRow(line, name, list(CLASS_NAMES).index(ones[0])))
+        for found in (
+            counted(empty, "column is empty", "columns are empty"),
+            counted(without, "row has no label", "rows have no label"),
+            counted(several, "row has several labels", "rows have several labels"),
+            counted(other, "row has a value other than 0 and 1", "rows have values other than 0 and 1"),
+        ):
+            findings.fault(found, CORRECT)
+        return good
 
 
-def _read_ground_truth(path: Path) -> tuple[list[str], list[int]]:
-    """Image names and labels, sorted by name."""
-    frame = read_table(path, dtype={"image": str})
-    check_columns(path, list(frame.columns), ["image", *CLASS_NAMES])
-    check_unique(path, frame["image"])
-    values = frame[list(CLASS_NAMES)].apply(pd.to_numeric, errors="coerce").to_numpy(dtype=np.float64)
-    wrong = np.flatnonzero(~(np.isin(values, (0.0, 1.0)).all(axis=1) & (values.sum(axis=1) == 1)))
-    if len(wrong):
-        row = frame.iloc[wrong[0]]
-        raise DtrapError(
-            f"{path}, line {wrong[0] + 2} ({row['image']}): expected one 1 and otherwise 0 in "
-            f"{', '.join(CLASS_NAMES)}, found {', '.join(str(row[c]) for c in CLASS_NAMES)}. "
-            f"Correct the row or download the table again ({len(wrong)} such row(s))."
-        )
-    order = np.argsort(frame["image"].to_numpy(dtype=str), kind="stable")
-    return frame["image"].iloc[order].tolist(), values.argmax(axis=1)[order].tolist()
+def _number(cell: str) -> float | None:
+    try:
+        return float(cell)
+    except ValueError:
+        return None

@@ -1,8 +1,8 @@
 """Procedural images of shapes and textures: the embedded domain, which needs no files.
 
-One set of classes is drawn in four domains. "source" is what the tiny CLIP of the demo is pre-trained on:
-coloured shapes on coloured backgrounds. "xray", "satellite" and "stain" show the same classes under a real
-domain shift. Images are drawn at 96 pixels and averaged to 48.
+The same classes are drawn in four domains. "source" is what the tiny CLIP of the demo is pre-trained on: colored shapes
+on colored backgrounds. "xray", "satellite" and "stain" show the same classes under a real domain shift. Images are
+drawn at 96 pixels and averaged to 48.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Generator, Tensor
 
-from ..errors import DtrapError, nearest
+from ..errors import check_one_of
 from .shape_masks import MASKS
 
 IMAGE_SIZE = 48
@@ -22,7 +22,7 @@ _CANVAS = 2 * IMAGE_SIZE
 
 SHAPES: list[str] = list(MASKS)
 
-COLOURS: dict[str, tuple[float, float, float]] = {
+COLORS: dict[str, tuple[float, float, float]] = {
     "red": (0.86, 0.12, 0.12),
     "orange": (0.96, 0.52, 0.08),
     "yellow": (0.95, 0.88, 0.15),
@@ -37,7 +37,9 @@ COLOURS: dict[str, tuple[float, float, float]] = {
     "black": (0.05, 0.05, 0.05),
 }
 
-_PALETTE = torch.tensor(list(COLOURS.values()))
+COLOURS = COLORS  # the former name
+
+_PALETTE = torch.tensor(list(COLORS.values()))
 _EARTH = torch.tensor(
     [
         (0.24, 0.36, 0.16),
@@ -52,29 +54,26 @@ _EARTH = torch.tensor(
 
 
 def render(
-    labels: Tensor, domain: str = "source", generator: Generator | None = None, colours: Tensor | None = None
+    labels: Tensor, domain: str = "source", generator: Generator | None = None, colors: Tensor | None = None
 ) -> Tensor:
-    """Draws one image per label.
+    """Draw one image per label.
 
     Args:
         labels: Positions in `SHAPES`, [B] int64, on the CPU.
         domain: One of `DOMAINS`.
-        generator: Where everything random comes from; torch's global generator when None.
-        colours: Positions of the shapes' colours in `COLOURS`, [B]; drawn when None. Used by "source" only.
+        generator: Generator of everything random; None for torch's global generator.
+        colors: Positions of the shapes' colors in `COLORS`, [B]; None to draw them. Only "source" uses them.
 
     Returns:
         Images [B, 3, 48, 48], uint8.
 
     Raises:
-        DtrapError: There is no such domain.
+        DtrapError: The domain is unknown.
     """
-    if domain not in DOMAINS:
-        raise DtrapError(
-            f"Unknown domain '{domain}' of the shapes: expected one of {', '.join(DOMAINS)}." + nearest(domain, DOMAINS)
-        )
-    if colours is None:
-        colours = torch.randint(len(COLOURS), labels.shape, generator=generator)
-    images = DOMAINS[domain](labels, colours, generator)
+    check_one_of("domain", domain, DOMAINS)
+    if colors is None:
+        colors = torch.randint(len(COLORS), labels.shape, generator=generator)
+    images = DOMAINS[domain](labels, colors, generator)
     return F.avg_pool2d(images, 2).clamp(0, 1).mul(255).round().to(torch.uint8)
 
 
@@ -83,19 +82,19 @@ def _uniform(low: float, high: float, shape: tuple[int, ...], generator: Generat
 
 
 def _pick(palette: Tensor, count: int, generator: Generator | None) -> Tensor:
-    """`count` colours [count, 3, 1, 1] of a palette, each a little off."""
+    """Draw `count` colors [count, 3, 1, 1] of a palette, with a small offset each."""
     chosen = palette[torch.randint(len(palette), (count,), generator=generator)]
     return (chosen + _uniform(-0.05, 0.05, chosen.shape, generator))[..., None, None]
 
 
 def _noise(count: int, channels: int, cells: int, generator: Generator | None) -> Tensor:
-    """Smooth noise in [0, 1], [count, channels, 96, 96], of `cells` by `cells` random values."""
+    """Return smooth noise in [0, 1], [count, channels, 96, 96], from `cells` by `cells` random values."""
     coarse = torch.rand((count, channels, cells, cells), generator=generator)
     return F.interpolate(coarse, size=_CANVAS, mode="bilinear", align_corners=True)
 
 
 def _grain(images: Tensor, strength: float | Tensor, generator: Generator | None) -> Tensor:
-    """Adds Gaussian noise that is still there after averaging to 48 pixels."""
+    """Add Gaussian noise that is not averaged out by the reduction to 48 pixels."""
     count, channels = images.shape[:2]
     grain = torch.randn((count, channels, IMAGE_SIZE, IMAGE_SIZE), generator=generator)
     return images + strength * F.interpolate(grain, scale_factor=2.0, mode="nearest")
@@ -109,7 +108,7 @@ def _blur(images: Tensor, radius: int) -> Tensor:
 
 
 def _axes() -> tuple[Tensor, Tensor]:
-    """Coordinates x [1, 1, 96] (right) and y [1, 96, 1] (up) of the canvas, in [-1, 1]."""
+    """Return the coordinates x [1, 1, 96] (right) and y [1, 96, 1] (up) of the canvas, in [-1, 1]."""
     steps = (torch.arange(_CANVAS) + 0.5) / _CANVAS * 2 - 1
     return steps[None, None, :], -steps[None, :, None]
 
@@ -117,7 +116,7 @@ def _axes() -> tuple[Tensor, Tensor]:
 def _silhouettes(
     labels: Tensor, generator: Generator | None, turn: float, size: tuple[float, float] = (0.5, 0.85)
 ) -> Tensor:
-    """Masks [B, 1, 96, 96] of shapes in random poses: turned by up to `turn` degrees, radius in `size`."""
+    """Return masks [B, 1, 96, 96] of shapes in random poses: rotated by up to `turn` degrees, radius in `size`."""
     count = len(labels)
     shape = (count, 1, 1)
     angle = _uniform(-turn, turn, shape, generator) * math.pi / 180
@@ -138,7 +137,7 @@ def _silhouettes(
 
 
 def _discs(count: int, number: int, radius: tuple[float, float], generator: Generator | None) -> Tensor:
-    """Masks [number, count, 1, 96, 96] of one small disc or rod each, somewhere on the canvas."""
+    """Return masks [number, count, 1, 96, 96] of one small disc or rod each, anywhere on the canvas."""
     shape = (number, count, 1, 1)
     canvas_x, canvas_y = _axes()
     right = canvas_x - _uniform(-1, 1, shape, generator)
@@ -155,12 +154,12 @@ def _blend(below: Tensor, above: Tensor, mask: Tensor) -> Tensor:
     return below + mask * (above - below)
 
 
-def _source(labels: Tensor, colours: Tensor, generator: Generator | None) -> Tensor:
-    """A shape of one of the twelve colours on a flat or cloudy background of another, with distractors."""
+def _source(labels: Tensor, colors: Tensor, generator: Generator | None) -> Tensor:
+    """Draw a shape in one of twelve colors on a flat or cloudy background of another, with distractors."""
     count = len(labels)
-    other = (colours + torch.randint(1, len(COLOURS), (count,), generator=generator)) % len(COLOURS)
+    other = (colors + torch.randint(1, len(COLORS), (count,), generator=generator)) % len(COLORS)
     jitter = _uniform(-0.06, 0.06, (2, count, 3, 1, 1), generator)
-    ink = _PALETTE[colours][..., None, None] + jitter[0]
+    ink = _PALETTE[colors][..., None, None] + jitter[0]
     paper = _PALETTE[other][..., None, None] + jitter[1]
 
     cloudiness = _uniform(0, 0.5, (count, 1, 1, 1), generator) * (torch.rand(count, generator=generator) < 0.6).view(
@@ -176,8 +175,8 @@ def _source(labels: Tensor, colours: Tensor, generator: Generator | None) -> Ten
     return _grain(images, _uniform(0, 0.06, (count, 1, 1, 1), generator), generator)
 
 
-def _xray(labels: Tensor, colours: Tensor, generator: Generator | None) -> Tensor:
-    """The shape as a bone, grey with a bright rim, among ribs; vignette, noise, inverted half of the time."""
+def _xray(labels: Tensor, colors: Tensor, generator: Generator | None) -> Tensor:
+    """Draw the shape as a bone, gray with a bright rim, among ribs, with vignette and noise, inverted half the time."""
     count = len(labels)
     column = (count, 1, 1, 1)
     shape = _silhouettes(labels, generator, turn=35)
@@ -196,13 +195,13 @@ def _xray(labels: Tensor, colours: Tensor, generator: Generator | None) -> Tenso
 
 
 def _land(first: Tensor, second: Tensor, generator: Generator | None) -> Tensor:
-    """Patches of two colours [B, 3, 1, 1] with fine texture, [B, 3, 96, 96]."""
+    """Return patches of two colors [B, 3, 1, 1] with fine texture, [B, 3, 96, 96]."""
     patches = ((_noise(len(first), 1, 7, generator) - 0.5) * 5 + 0.5).clamp(0, 1)
     return _blend(first, second, 0.4 * patches) * (1 + 0.5 * (_noise(len(first), 1, 32, generator) - 0.5))
 
 
-def _satellite(labels: Tensor, colours: Tensor, generator: Generator | None) -> Tensor:
-    """The shape as a field or a lake seen from above: earth colours on earth colours, with roads across."""
+def _satellite(labels: Tensor, colors: Tensor, generator: Generator | None) -> Tensor:
+    """Draw the shape as a field or a lake seen from above: earth colors on earth colors, crossed by roads."""
     count = len(labels)
     column = (count, 1, 1, 1)
     different = torch.rand((count, len(_EARTH)), generator=generator).argsort(1)[:, :4].T
@@ -218,8 +217,8 @@ def _satellite(labels: Tensor, colours: Tensor, generator: Generator | None) -> 
     return _grain(_blend(images, torch.tensor(0.7), haze), 0.02, generator)
 
 
-def _stain(labels: Tensor, colours: Tensor, generator: Generator | None) -> Tensor:
-    """The shape as stained tissue under a microscope: purple on pale pink, full of nuclei."""
+def _stain(labels: Tensor, colors: Tensor, generator: Generator | None) -> Tensor:
+    """Draw the shape as stained tissue under a microscope: purple on pale pink, full of nuclei."""
     count = len(labels)
     column = (count, 1, 1, 1)
     slide = torch.tensor((0.93, 0.84, 0.90)).view(1, 3, 1, 1) - 0.12 * _noise(count, 1, 8, generator)

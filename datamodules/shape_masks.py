@@ -1,7 +1,7 @@
-"""Silhouettes of the 30 classes of the embedded domain, as functions of a pixel's place in the shape's frame.
+"""Silhouettes of the 30 classes of the embedded data set, as functions of a pixel's place in the shape's frame.
 
-A mask takes coordinates x (right) and y (up), in which the shape fills the disc or the square of radius 1,
-and a variation in [0, 1]; the three broadcast against each other, and the result is a boolean tensor.
+A mask takes coordinates x (right) and y (up), in which the shape fills the disc or the square of radius 1, and a
+variation in [0, 1]. The three broadcast against each other; the result is a boolean tensor.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The embedded domain: shapes and textures drawn on the fly, for a demo that needs no files."""
+"""The embedded data set: shapes and textures drawn on the fly, for a demo that needs no files."""
 
 from __future__ import annotations
 
@@ -24,21 +24,21 @@ _TITLES = {"xray": "x-ray"}
 class ShapesDataModule(FewShotDataModule):
     """Episodes of 30 classes of shapes and textures at 48 pixels, in one of four domains.
 
-    There are no files: image i of a class is drawn from a generator seeded by (domain, class, i), so that it
-    is the same in every run. "source" is the domain that the tiny CLIP of the demo (`assets/tiny_clip.*`) is
-    pre-trained on; "xray", "satellite" and "stain" are far from it.
+    There are no files: image i of a class is drawn with a generator seeded by (domain, class, i), so that it is the
+    same in every run. The tiny CLIP of the demo (`assets/tiny_clip.*`) is pre-trained on the domain "source"; "xray",
+    "satellite" and "stain" are far from it.
 
     Args:
         domain: How the classes are drawn.
         images_per_class: Number of different images of each class, at least shot + query.
         template: Class prompt with `{}` for the name of the shape; None for "a photo of a {}.".
-        preprocessing: Input size and normalisation where no backbone states its own; None for 48 pixels and
+        preprocessing: Input size and normalization where the backbone does not state its own; None for 48 pixels and
             CLIP's mean and standard deviation.
         num_workers: Threads that draw images; the result does not depend on it.
         **options: Arguments of `FewShotDataModule` that describe an episode.
 
     Raises:
-        DtrapError: An argument is out of range, or there is no such domain.
+        DtrapError: An argument is out of range, or the domain is unknown.
     """
 
     def __init__(
@@ -72,7 +72,7 @@ class ShapesDataModule(FewShotDataModule):
         self.title = f"Shapes ({_TITLES.get(domain, domain)})"
 
     def scan(self) -> ImageIndex:
-        """Names of the images that can be drawn, such as "xray/heart/17"; nothing is drawn."""
+        """Return the names of the images that can be drawn, such as "xray/heart/17"; nothing is drawn."""
         numbers = range(self.images_per_class)
         return ImageIndex(
             paths=[f"{self.domain}/{shape}/{number}" for shape in SHAPES for number in numbers],
@@ -81,7 +81,7 @@ class ShapesDataModule(FewShotDataModule):
         )
 
     def load_image(self, position: int) -> Image.Image:
-        """The picture (48 x 48) at a position of the index, drawn from a generator seeded by its name."""
+        """Draw the picture (48 x 48) at a position of the index, with a generator seeded by its name."""
         digest = hashlib.sha256(self.index.paths[position].encode()).digest()
         generator = torch.Generator().manual_seed(int.from_bytes(digest[:4], "big"))
         label = torch.tensor([self.index.labels[position]])

@@ -1,63 +1,163 @@
-"""Reading the tables of labels, with errors that name file, line and remedy."""
+"""Published data sets whose labels are in a table."""
 
 from __future__ import annotations
 
+import csv
+from abc import abstractmethod
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
-
-import pandas as pd
+from typing import ClassVar, NamedTuple
 
 from ..errors import DtrapError, nearest
-from .reads import note_file
+from .findings import COMPLETE, Finding, Findings, counted, missing_images, relative
+from .images import list_images
+from .index import ImageIndex, first_of, not_found
+from .published import PublishedDataModule
+
+CORRECT = "Correct the row or download the table again"
 
 
-def read_table(path: Path, **options: Any) -> pd.DataFrame:
-    """The table of a csv file.
+class LabeledRow(NamedTuple):
+    """A usable row: line of the file, name of the image and label."""
+
+    line: int
+    name: str
+    label: int
+
+
+@dataclass(frozen=True)
+class Table:
+    """Content of a csv file.
+
+    Attributes:
+        title: Path as seen from the root.
+        columns: Names of the columns.
+        rows: Line of the file, name of the image and cells by column of each row; every image once.
+        count: Number of rows, also of those with a faulty name.
+    """
+
+    title: str
+    columns: Sequence[str]
+    rows: Sequence[tuple[int, str, dict[str, str]]]
+    count: int
+
+
+class TableDataModule(PublishedDataModule):
+    """A published set with a table of labels and folders of images.
+
+    Attributes:
+        tables: Places of the table under the root.
+        image_folders: Places of the images; the first one is the official place.
+        ending: What a file's name has in addition to the name in the table.
+        classes: Class names.
+    """
+
+    tables: ClassVar[Sequence[str]]
+    image_folders: ClassVar[Sequence[str]]
+    ending: ClassVar[str] = ""
+    classes: ClassVar[Sequence[str]]
+
+    @abstractmethod
+    def find_image_folders(self, table: Path | None) -> list[Path]:
+        """Return the folders of images that are there."""
+
+    @abstractmethod
+    def read_rows(self, table: Path, findings: Findings) -> Iterable[LabeledRow]:
+        """Read the rows with a label and record the faulty ones."""
+
+    def read(self, findings: Findings) -> ImageIndex:
+        """Read the table and the names of the image files."""
+        table = first_of(self.root, self.tables)
+        folders = self.find_image_folders(table)
+        images = self.image_folders[0]
+        if table is None:
+            if not folders:
+                raise not_found(self.root, self.tables, self.title, "ground-truth table")
+            text = f"the table {Path(self.tables[0]).name} is missing; the image folder {images} is there"
+            findings.fault(Finding(text), COMPLETE)
+            return ImageIndex([], [], [])
+        if not folders:
+            text = f"the image folder {images} is missing; the table {relative(table, self.root)} is there"
+            findings.fault(Finding(text), f"Looked for: {', '.join(self.image_folders)}. {COMPLETE}")
+        rows = sorted(self.read_rows(table, findings), key=lambda row: row.name)
+        files = {
+            Path(path).stem if self.ending else Path(path).name: path
+            for folder in folders
+            for path in list_images(folder)
+        }
+        absent = {
+            str(Path(*folders[:1], row.name + self.ending)): row for row in rows if row.name not in files
+        }  # without an image folder the names alone
+        index = ImageIndex(
+            paths=[files[row.name] for row in rows if row.name in files],
+            labels=[row.label for row in rows if row.name in files],
+            class_names=list(self.classes),
+            roots=tuple(map(str, folders)),
+            missing=tuple(absent),
+        )
+        if folders:
+            title = relative(table, self.root)
+            places = {path: f"{title}, line {row.line} ({self.classes[row.label]})" for path, row in absent.items()}
+            missing_images(findings, index, self.root, places)
+        return index
+
+
+def read_table(
+    path: Path, root: Path, image: str, labels: Iterable[str], findings: Findings, *, others_allowed: bool = False
+) -> Table:
+    """Read a csv file, its columns found by name, and record rows without an image or with one for the second time.
 
     Args:
         path: The file.
-        **options: For `pandas.read_csv`.
+        root: Folder that its path is shown from.
+        image: Column of the image names.
+        labels: Columns of the labels.
+        findings: Where faulty rows are recorded.
+        others_allowed: Whether there may be further columns.
 
     Raises:
-        DtrapError: It is no csv file or has no rows.
+        DtrapError: It is not a csv file, has no rows, or a column is missing or unexpected.
     """
-    note_file(path)
     try:
-        frame = pd.read_csv(path, index_col=False, **options)
-    except (ValueError, OSError) as error:  # pandas' parser errors and UnicodeDecodeError are ValueErrors
+        with path.open(encoding="utf-8-sig", newline="") as file:
+            lines = csv.reader(file)
+            columns = next(lines, [])
+            cells = [(lines.line_num, dict(zip(columns, row, strict=False))) for row in lines if row]
+    except (OSError, ValueError, csv.Error) as error:
         raise DtrapError(f"{path} cannot be read as a csv file: {error}. Download it again.") from error
-    if frame.empty:
+    _check_columns(path, columns, [image, *labels], others_allowed)
+    if not cells:
         raise DtrapError(f"{path} has no rows. Download it again.")
-    return frame
+    title = relative(path, root)
+    first: dict[str, int] = {}
+    nameless, twice, rows = [], [], []
+    for line, row in cells:
+        name = row.get(image, "")
+        if not name:
+            nameless.append(f"{title}, line {line}: no image name")
+        elif name in first:
+            twice.append(f"{title}, line {line}: {name} is in line {first[name]} already")
+        else:
+            first[name] = line
+            rows.append((line, name, {column: row.get(column, "") for column in columns}))
+    findings.fault(counted(nameless, "row has no image name", "rows have no image name"), CORRECT)
+    findings.fault(counted(twice, "row names an image again", "rows name an image again"), "Remove all but one")
+    return Table(title, columns, rows, len(cells))
 
 
-def check_columns(path: Path, found: list[str], expected: list[str], others_allowed: bool = False) -> None:
-    """Raise a DtrapError unless a table has the expected columns, and no others unless these are allowed."""
+def _check_columns(path: Path, found: Sequence[str], expected: Sequence[str], others_allowed: bool) -> None:
+    """Raise a DtrapError unless each expected column is there once, and no other unless these are allowed."""
+    others = [column for column in found if column not in expected]
     for name in expected:
         if name not in found:
-            others = [column for column in found if column not in expected]
             raise DtrapError(
                 f"{path}: column '{name}' is missing.{nearest(name, others)} Expected {', '.join(expected)}; "
                 f"found {', '.join(found)}. Use the official file."
             )
-    for name in found:
-        if name not in expected and not others_allowed:
-            raise DtrapError(
-                f"{path}: unknown column '{name}'. Expected {', '.join(expected)}. Remove it or use the official file."
-            )
-
-
-def check_unique(path: Path, names: pd.Series) -> None:
-    """Raise a DtrapError where an image has no name or is named twice; the message gives the line."""
-    empty = names.isna()
-    if empty.any():
-        line = int(empty.to_numpy().argmax()) + 2
-        raise DtrapError(f"{path}, line {line}: no image name. Correct or remove the row.")
-    twice = names.duplicated()
-    if twice.any():
-        name = names[twice].iloc[0]
-        lines = [str(i + 2) for i, other in enumerate(names) if other == name]
+        if found.count(name) > 1:
+            raise DtrapError(f"{path}: there are {found.count(name)} columns '{name}'. Use the official file.")
+    if others and not others_allowed:
         raise DtrapError(
-            f"{path}, lines {', '.join(lines)}: image '{name}' is there more than once "
-            f"({int(twice.sum())} such row(s)). Remove all but one."
+            f"{path}: unknown column '{others[0]}'. Expected {', '.join(expected)}. Remove it or use the official file."
         )

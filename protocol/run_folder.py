@@ -110,7 +110,7 @@ class ResultRows:
 
 
 class RunFolder:
-    """The files of one experiment: configs, identity, rows, summary, adapters, pictures, subset, checkpoints, index."""
+    """The files of one experiment: configs, identity, rows, summary, adapters, pictures, subset, checkpoints."""
 
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path)
@@ -122,7 +122,6 @@ class RunFolder:
         self.pictures = self.path / "pictures"
         self.subset = self.path / "subset.json"
         self.checkpoints = self.path / "checkpoints"
-        self.index = self.path / "index.json"
 
     @property
     def rows(self) -> ResultRows:

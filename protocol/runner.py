@@ -57,7 +57,6 @@ class ProtocolRun:
         self.tuner: Tuner = build_part(Tuner, self.main.parsed.model.tuner)
         self.episodes = min(self.settings.episodes, self.data.tasks or self.settings.episodes)
         self.folder = RunFolder(self.settings.folder or Path("runs") / self._default_name())
-        self.data.index_file = self.folder.index
         self._zero_shots: dict[str, ZeroShots] = {}
         if self.data.own_images and self.folder.path.resolve().is_relative_to(self.data.root.resolve()):
             raise DtrapError(

@@ -136,6 +136,29 @@ def test_a_later_set_replaces_an_earlier_one(dtrap, first, second):
     assert both["class_path"] == alone["class_path"]
     for name, value in yaml.safe_load((SHIPPED / second).read_text())["data"].get("init_args", {}).items():
         assert both["init_args"][name] == value
+    assert both["init_args"].get("shot") == alone["init_args"].get("shot")
+
+
+@pytest.mark.parametrize("name", ["coop/dtd_1shot.yaml", "coop/imagenet_5shot.yaml", "isic_5shot.yaml"])
+def test_a_shipped_config_is_listed_printed_and_may_be_copied(dtrap, tmp_path, name):
+    shipped = resolved(dtrap, name)
+    (line,) = [line for line in dtrap("configs")[1].splitlines() if line.startswith(f"{name} ")]
+    status, text, err = dtrap("configs", name)
+    assert (status, err) == (0, "")
+    assert text.splitlines()[0] == f"# {line.removeprefix(name).strip()}"
+    (tmp_path / "mine.yaml").write_text(text)
+    assert resolved(dtrap, "mine.yaml") == shipped
+    assert resolved(dtrap, name.removesuffix(".yaml")) == shipped
+    status, _, err = dtrap("configs", name.replace("shot", "shots"))
+    assert status == 2
+    assert f"Did you mean '{name}'?" in err
+
+
+def test_a_mistake_next_to_a_shipped_config_does_not_name_its_file(dtrap):
+    status, _, err = dtrap("fit", "--config", "coop/dtd_1shot.yaml", "--data.root", "x", "--data.shot", "many")
+    assert status == 2
+    assert "data.shot" in err
+    assert ".yaml" not in err
 
 
 def test_a_local_file_goes_before_the_shipped_one_of_its_name(dtrap, tmp_path):

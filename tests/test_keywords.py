@@ -2,9 +2,8 @@
 
 import pytest
 import yaml
-from dtrap.datamodules import ClassFoldersDataModule, EuroSATDataModule, FolderDataModule, ShapesDataModule
+from dtrap.datamodules import AllWay, ClassFoldersDataModule, EuroSATDataModule, FolderDataModule, ShapesDataModule
 from dtrap.errors import DtrapError
-from dtrap.keywords import accepted_keywords
 
 
 @pytest.mark.parametrize("kind", [EuroSATDataModule, ClassFoldersDataModule, FolderDataModule])
@@ -21,8 +20,11 @@ def test_drawn_images_have_no_options_of_files(name):
         ShapesDataModule(**{name: None})
 
 
-def test_one_task_has_no_options_of_episodes():
-    assert not {"way", "shot", "query", "episode", "all_way", "subset"} & {*accepted_keywords(FolderDataModule)}
+@pytest.mark.parametrize("options", [{"way": 3}, {"query": 5}, {"episode": 1}, {"all_way": AllWay()}])
+def test_one_task_refuses_options_of_episodes(tmp_path, options):
+    (name,) = options
+    with pytest.raises(DtrapError, match=rf"{name} has no effect on one task over all images\. Give --data\.shot"):
+        FolderDataModule(tmp_path, **options)
 
 
 def test_the_command_offers_them_with_default_and_help(dtrap):

@@ -17,7 +17,7 @@ from pathlib import Path
 import open_clip
 import torch
 import torch.nn.functional as F
-from dtrap.datamodules.shape_images import COLOURS, DOMAINS, IMAGE_SIZE, SHAPES, render
+from dtrap.datamodules.shape_images import COLORS, DOMAINS, IMAGE_SIZE, SHAPES, render
 from open_clip.constants import OPENAI_DATASET_MEAN, OPENAI_DATASET_STD
 from safetensors.torch import save_file
 from torch import Tensor, nn
@@ -62,11 +62,11 @@ class Captions:
         texts = [
             template.format(colour=colour, shape=shape)
             for template in CAPTIONS
-            for colour in COLOURS
+            for colour in COLORS
             for shape in SHAPES
         ]
         tokens = tokenizer(texts, context_length=MODEL["text_cfg"]["context_length"])
-        return cls(tokens.view(len(CAPTIONS), len(COLOURS), len(SHAPES), -1))
+        return cls(tokens.view(len(CAPTIONS), len(COLORS), len(SHAPES), -1))
 
 
 def contrastive_loss(image_features: Tensor, text_features: Tensor, caption: Tensor, scale: float) -> Tensor:
@@ -87,7 +87,7 @@ def contrastive_loss(image_features: Tensor, text_features: Tensor, caption: Ten
 def training_loss(model: nn.Module, captions: Captions, scale: float, generator: torch.Generator) -> Tensor:
     """Loss of one freshly drawn batch: contrastive, plus cross-entropy over the class prompts."""
     labels = torch.randint(len(SHAPES), (BATCH,), generator=generator)
-    colours = torch.randint(len(COLOURS), (BATCH,), generator=generator)
+    colours = torch.randint(len(COLORS), (BATCH,), generator=generator)
     templates = torch.randint(len(CAPTIONS), (BATCH,), generator=generator)
     tokens, caption = captions.tokens[templates, colours, labels].unique(dim=0, return_inverse=True)
 

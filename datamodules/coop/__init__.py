@@ -7,6 +7,7 @@ from ...lazy import lazy
 if TYPE_CHECKING:
     from .caltech101 import Caltech101DataModule as Caltech101DataModule
     from .dtd import DTDDataModule as DTDDataModule
+    from .eurosat import CoOpEuroSATDataModule as CoOpEuroSATDataModule
     from .eurosat import EuroSATDataModule as EuroSATDataModule
     from .fgvc_aircraft import FGVCAircraftDataModule as FGVCAircraftDataModule
     from .flowers102 import Flowers102DataModule as Flowers102DataModule
@@ -22,7 +23,7 @@ else:
         {
             "caltech101": ["Caltech101DataModule"],
             "dtd": ["DTDDataModule"],
-            "eurosat": ["EuroSATDataModule"],
+            "eurosat": ["CoOpEuroSATDataModule", "EuroSATDataModule"],
             "fgvc_aircraft": ["FGVCAircraftDataModule"],
             "flowers102": ["Flowers102DataModule"],
             "food101": ["Food101DataModule"],

@@ -8,14 +8,14 @@ from .base import CoOpDataModule
 
 
 class Caltech101DataModule(CoOpDataModule):
-    """Episodes of Caltech101 as CoOp has it: 8,242 images in 100 classes.
+    """Episodes of Caltech101 as CoOp uses it: 8,242 images in 100 classes.
 
     Format: `101_ObjectCategories/<class>/image_0001.jpg` and `split_zhou_Caltech101.json` in `caltech-101/`
     (`Caltech101/`, `caltech101/`). Without the split file: the class folders except BACKGROUND_Google and Faces_easy,
     four of them renamed.
 
     Source: https://data.caltech.edu/records/mzrjq-6wc02. Fei-Fei et al., "Learning Generative Visual Models from Few
-    Training Examples", CVPR Workshop 2004. Licence: CC BY 4.0.
+    Training Examples", CVPR Workshop 2004. License: CC BY 4.0.
     """
 
     title = "Caltech101"

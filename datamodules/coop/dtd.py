@@ -8,13 +8,13 @@ from .base import CoOpDataModule
 
 
 class DTDDataModule(CoOpDataModule):
-    """Episodes of the Describable Textures Dataset as CoOp cuts it: 5,640 images in 47 classes.
+    """Episodes of the Describable Textures Dataset with CoOp's split: 5,640 images in 47 classes.
 
     Format: `images/<class>/<class>_0001.jpg` and `split_zhou_DescribableTextures.json` in `dtd/` (`DTD/`,
-    `dtd/dtd/`). Without the split file: the class folders; the ten splits of the release are not used.
+    `dtd/dtd/`). Without the split file: the class folders; the ten splits of the release are ignored.
 
     Source: https://www.robots.ox.ac.uk/~vgg/data/dtd/. Cimpoi et al., "Describing Textures in the Wild", CVPR 2014.
-    Licence: research.
+    License: research.
     """
 
     title = "DTD"

@@ -8,15 +8,15 @@ from ..eurosat import CLASS_NAMES
 from .base import CoOpDataModule
 
 
-class EuroSATDataModule(CoOpDataModule):
-    """Episodes of EuroSAT (RGB) as CoOp cuts it: 27,000 images in 10 classes.
+class CoOpEuroSATDataModule(CoOpDataModule):
+    """Episodes of EuroSAT (RGB) with CoOp's split: 27,000 images in 10 classes.
 
     Format: `2750/<class>/<class>_1.jpg` and `split_zhou_EuroSAT.json` in `eurosat/` (`EuroSAT/`). Without the split
-    file: the class folders. The set of the same name without a split and with the template "a photo of a {}." is
-    `dtrap.datamodules.EuroSATDataModule`.
+    file: the class folders. `dtrap.datamodules.EuroSATDataModule` is the same set without a split and with the
+    template "a photo of a {}.".
 
     Source: https://github.com/phelber/EuroSAT (EuroSAT.zip, RGB). Helber et al., "EuroSAT: A Novel Dataset and Deep
-    Learning Benchmark for Land Use and Land Cover Classification", JSTARS 2019. Licence: MIT; Copernicus terms.
+    Learning Benchmark for Land Use and Land Cover Classification", JSTARS 2019. License: MIT; Copernicus terms.
     """
 
     title = "EuroSAT (CoOp)"
@@ -28,3 +28,6 @@ class EuroSATDataModule(CoOpDataModule):
     renamed = CLASS_NAMES
     published: ClassVar[dict[str, int]] = {"train": 13500, "val": 5400, "test": 8100}
     class_count = 10
+
+
+EuroSATDataModule = CoOpEuroSATDataModule  # the former name, in older configs and run folders

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import ClassVar
 
 from ...errors import DtrapError, nearest
+from ..findings import Findings
 from .base import CoOpDataModule
 from .releases import numbered_lines
 from .splits import SPLITS, Row, Split
@@ -14,12 +15,12 @@ from .splits import SPLITS, Row, Split
 class FGVCAircraftDataModule(CoOpDataModule):
     """Episodes of FGVC-Aircraft: 10,000 images in 100 classes (variants such as "707-320" or "F/A-18").
 
-    Format: `images/<id>.jpg`, `variants.txt` (a class a line) and `images_variant_{train,val,test}.txt` (lines
-    `<id> <variant>`) in `fgvc_aircraft/` (`FGVCAircraft/`, `fgvc-aircraft-2013b/data/`): the release's own split,
-    which is the one of CoOp.
+    Format: `images/<id>.jpg`, `variants.txt` (one class per line) and `images_variant_{train,val,test}.txt` (lines
+    `<id> <variant>`) in `fgvc_aircraft/` (`FGVCAircraft/`, `fgvc-aircraft-2013b/data/`): CoOp uses the release's own
+    split.
 
     Source: https://www.robots.ox.ac.uk/~vgg/data/fgvc-aircraft/ (2013b). Maji et al., "Fine-Grained Visual
-    Classification of Aircraft", arXiv 1306.5151. Licence: non-commercial research.
+    Classification of Aircraft", arXiv 1306.5151. License: non-commercial research.
     """
 
     title = "FGVCAircraft"
@@ -29,18 +30,10 @@ class FGVCAircraftDataModule(CoOpDataModule):
     published: ClassVar[dict[str, int]] = {"train": 3334, "val": 3333, "test": 3333}
     class_count = 100
 
-    def notes_of_own_split(self, folder: Path) -> tuple[str, ...]:
-        """Nothing: the split is CoOp's."""
-        return ()
-
-    def make_split(self, folder: Path) -> Split:
+    def make_split(self, folder: Path, findings: Findings) -> Split:
         """Read the published lists."""
         variants = {line: label for label, (_, line) in enumerate(numbered_lines(self.file_in(folder, "variants.txt")))}
         return {part: _read_list(self.file_in(folder, f"images_variant_{part}.txt"), variants) for part in SPLITS}
-
-    def lacks(self, folder: Path, what: str) -> DtrapError:
-        """The error for an incomplete release."""
-        return DtrapError(f"{self.title}: {folder} has no {what}. Complete the download (data/ of the archive).")
 
 
 def _read_list(path: Path, variants: dict[str, int]) -> list[Row]:

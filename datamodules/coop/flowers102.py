@@ -6,20 +6,21 @@ from pathlib import Path
 from typing import ClassVar
 
 from ...errors import DtrapError
+from ..findings import Findings
 from .base import CoOpDataModule
 from .releases import read_mat
 from .splits import Split, draw_split, read_json
 
 
 class Flowers102DataModule(CoOpDataModule):
-    """Episodes of Oxford Flowers 102 as CoOp cuts it: 8,189 images in 102 classes.
+    """Episodes of Oxford Flowers 102 with CoOp's split: 8,189 images in 102 classes.
 
     Format: `jpg/image_00001.jpg` and `split_zhou_OxfordFlowers.json` in `oxford_flowers/` (`Flower102/`,
-    `flowers-102/`). Without the split file: `imagelabels.mat` (a label from 1 of each image) and CoOp's
-    `cat_to_name.json` (class name of a label), cut in 50%, 20% and 30%; the splits of the release are not used.
+    `flowers-102/`). Without the split file: `imagelabels.mat` (a label of each image, from 1) and CoOp's
+    `cat_to_name.json` (class name of a label), split into 50%, 20% and 30%; the splits of the release are ignored.
 
     Source: https://www.robots.ox.ac.uk/~vgg/data/flowers/102/. Nilsback and Zisserman, "Automated Flower Classification
-    over a Large Number of Classes", ICVGIP 2008. Licence: none given.
+    over a Large Number of Classes", ICVGIP 2008. License: none given.
     """
 
     title = "Flowers102"
@@ -31,8 +32,8 @@ class Flowers102DataModule(CoOpDataModule):
     published: ClassVar[dict[str, int]] = {"train": 4093, "val": 1633, "test": 2463}
     class_count = 102
 
-    def make_split(self, folder: Path) -> Split:
-        """Cut every class in 50% training, 20% validation and 30% test images."""
+    def make_split(self, folder: Path, findings: Findings) -> Split:
+        """Split every class into 50% training, 20% validation and 30% test images."""
         names_file = self.file_in(folder, "cat_to_name.json", "cat_to_name.json.gz")
         names: dict[str, str] = read_json(names_file)
         labels = read_mat(self.file_in(folder, "imagelabels.mat"), "labels").tolist()

@@ -8,13 +8,13 @@ from .base import CoOpDataModule
 
 
 class Food101DataModule(CoOpDataModule):
-    """Episodes of Food-101 as CoOp cuts it: 101,000 images in 101 classes.
+    """Episodes of Food-101 with CoOp's split: 101,000 images in 101 classes.
 
     Format: `images/<class>/<number>.jpg` and `split_zhou_Food101.json` in `food-101/` (`Food101/`). Without the split
-    file: the class folders; the split of the release (`meta/`) is not used.
+    file: the class folders; the split of the release (`meta/`) is ignored.
 
     Source: https://data.vision.ee.ethz.ch/cvl/datasets_extra/food-101/. Bossard et al., "Food-101 - Mining
-    Discriminative Components with Random Forests", ECCV 2014. Licence: research; the pictures are Foodspotting's.
+    Discriminative Components with Random Forests", ECCV 2014. License: research; the pictures belong to Foodspotting.
     """
 
     title = "Food101"

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Collection
 from pathlib import Path
 from typing import ClassVar
 
 from ...errors import DtrapError, nearest
-from ..few_shot import ImageIndex
-from ..images import list_images
-from ..index import class_folders, listing, no_folder
+from ..findings import COMPLETE, HINTS, Finding, Findings, counted, missing_folders, relative
+from ..index import ImageIndex, class_folders, index_class_folders, no_folder
 from .base import CoOpDataModule
 from .releases import numbered_lines
 
@@ -20,16 +20,15 @@ _PARTS = {"train": "train", "val": "test"}
 
 
 class ImageNetDataModule(CoOpDataModule):
-    """Episodes of ImageNet: 1,281,167 training images; the 50,000 of its validation set are the test split.
+    """Episodes of ImageNet: 1,281,167 training images and 50,000 test images (its validation set) in 1,000 classes.
 
-    Format: `images/train/<wnid>/` and `images/val/<wnid>/` (or these two without `images/`, as CLIP-LoRA has them) and
-    CoOp's `classnames.txt` (lines `<wnid> <class name>`, the names of CLIP) in `imagenet/` (`ImageNet/`). The classes
-    are those of `classnames.txt`, in the order of their wnid. Nobody has published a validation split. Of two classes
-    with one name (CLIP's list has two such pairs) one is called by its WordNet name, since one prompt cannot tell them
-    apart.
+    Format: `images/train/<wnid>/` and `images/val/<wnid>/` (CLIP-LoRA has both without `images/`) and CoOp's
+    `classnames.txt` (lines `<wnid> <class name>`, CLIP's names) in `imagenet/` (`ImageNet/`). The classes are those
+    of `classnames.txt`, in the order of their wnid. There is no published validation split. CLIP's list has two pairs
+    of classes with the same name; one of each pair gets its WordNet name, so that their prompts differ.
 
     Source: https://image-net.org. Deng et al., "ImageNet: A Large-Scale Hierarchical Image Database", CVPR 2009;
-    Russakovsky et al., "ImageNet Large Scale Visual Recognition Challenge", IJCV 2015. Licence: non-commercial
+    Russakovsky et al., "ImageNet Large Scale Visual Recognition Challenge", IJCV 2015. License: non-commercial
     research and education.
     """
 
@@ -39,25 +38,24 @@ class ImageNetDataModule(CoOpDataModule):
     published: ClassVar[dict[str, int]] = {"train": 1281167, "test": 50000}
     class_count = 1000
 
-    def scan(self) -> ImageIndex:
+    def read(self, findings: Findings) -> ImageIndex:
         """List the class folders of both parts, each once."""
         folder = self.find_folder()
-        names, notes = self._class_names(folder)
+        names = self._class_names(folder, findings)
         images = next((folder / name for name in _IMAGES if (folder / name / "train").is_dir()), folder / "images")
         paths: list[str] = []
         labels: list[int] = []
         splits: list[str] = []
         for part, split in _PARTS.items():
-            self._check_folders(images / part, list(names))
-            for label, wnid in enumerate(names):
-                found = list_images(images / part / wnid) if (images / part / wnid).is_dir() else []
-                paths += found
-                labels += [label] * len(found)
-                splits += [split] * len(found)
-        return ImageIndex(paths, labels, list(names.values()), roots=(str(images),), notes=notes, splits=splits)
+            self._check_folders(images / part, names, findings)
+            found = index_class_folders(images / part, list(names), list(names.values()))
+            paths += found.paths
+            labels += found.labels
+            splits += [split] * len(found.paths)
+        return ImageIndex(paths, labels, list(names.values()), roots=(str(images),), splits=splits)
 
-    def _class_names(self, folder: Path) -> tuple[dict[str, str], tuple[str, ...]]:
-        """Class name of each wnid, sorted by wnid, and notes on the names that were replaced."""
+    def _class_names(self, folder: Path, findings: Findings) -> dict[str, str]:
+        """Return the class name of each wnid, sorted by wnid, and note the names that were replaced."""
         file = folder / "classnames.txt"
         if not file.is_file():
             raise DtrapError(
@@ -73,28 +71,22 @@ class ImageNetDataModule(CoOpDataModule):
             names[wnid] = name.replace("_", " ")
         counts = Counter(names.values())
         replaced = [wnid for wnid in OTHER_NAMES if counts[names.get(wnid, "")] > 1]
-        notes = [f"{w} '{names[w]}' is called '{OTHER_NAMES[w]}': another class has its name" for w in replaced]
-        names.update({wnid: OTHER_NAMES[wnid] for wnid in replaced})
+        for wnid in replaced:
+            text = f"{wnid} '{names[wnid]}' is called '{OTHER_NAMES[wnid]}': another class has its name"
+            findings.note(Finding(text))
+            names[wnid] = OTHER_NAMES[wnid]
         twice = [name for name, count in Counter(names.values()).items() if count > 1]
         if twice:
             owners = [wnid for wnid, name in names.items() if name == twice[0]]
             raise DtrapError(f"{file}: {' and '.join(owners)} are both '{twice[0]}'. Give each a name of its own.")
-        return dict(sorted(names.items())), tuple(notes)
+        return dict(sorted(names.items()))
 
-    def _check_folders(self, part: Path, wnids: list[str]) -> None:
+    def _check_folders(self, part: Path, wnids: Collection[str], findings: Findings) -> None:
         if not part.is_dir():
-            raise DtrapError(f"{self.title}: {part} {no_folder(part)}. Unpack the images there, a folder a class.")
-        found = class_folders(part)
-        known = set(wnids)
-        others = [name for name in found if name not in known]
-        if others:
-            raise DtrapError(
-                f"{self.title}: {part / others[0]} is no class of classnames.txt.{nearest(others[0], wnids)} "
-                f"Rename or remove it ({len(others)} such folder(s))."
-            )
-        absent = sorted(known.difference(found))
-        if absent and self.small_classes == "error":
-            raise DtrapError(
-                f"{self.title}: {part} has no folder {listing(absent)}. Complete the download (images of val belong "
-                "into class folders as well), or leave these classes out with small_classes: skip."
-            )
+            raise DtrapError(f"{self.title}: {part} {no_folder(part)}. Unpack the images there, one folder per class.")
+        others = [name for name in class_folders(part) if name not in wnids]
+        near = wnids if len(others) <= HINTS else ()
+        cases = [f"{relative(part / name, self.root)}: not in classnames.txt.{nearest(name, near)}" for name in others]
+        findings.fault(counted(cases, "folder is not a class", "folders are not classes"), "Rename or remove it")
+        remedy = f"{COMPLETE} (images of val belong into class folders as well)"
+        findings.fault(missing_folders(part, wnids, self.root), remedy, "small_classes")

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import ClassVar
 
 from ...errors import DtrapError
+from ..findings import Findings
 from .base import CoOpDataModule
 from .releases import numbered_lines
 from .splits import Row, Split, draw_validation
@@ -18,7 +19,7 @@ class OxfordPetsDataModule(CoOpDataModule):
     `oxford-iiit-pet/`). Without the split file: `annotations/trainval.txt`, a fifth of each class for validation, and
     `annotations/test.txt`, both with lines `<Breed>_<number> <label from 1> ...`.
 
-    Source: https://www.robots.ox.ac.uk/~vgg/data/pets/. Parkhi et al., "Cats and Dogs", CVPR 2012. Licence: CC BY-SA
+    Source: https://www.robots.ox.ac.uk/~vgg/data/pets/. Parkhi et al., "Cats and Dogs", CVPR 2012. License: CC BY-SA
     4.0.
     """
 
@@ -30,8 +31,8 @@ class OxfordPetsDataModule(CoOpDataModule):
     published: ClassVar[dict[str, int]] = {"train": 2944, "val": 736, "test": 3669}
     class_count = 37
 
-    def make_split(self, folder: Path) -> Split:
-        """The published test images; a fifth of each class of the others for validation."""
+    def make_split(self, folder: Path, findings: Findings) -> Split:
+        """Take the published test images; a fifth of each class of the others is for validation."""
         files = [self.file_in(folder, f"annotations/{name}.txt") for name in ("trainval", "test")]
         return draw_validation(*map(_read_annotations, files))
 

@@ -1,4 +1,4 @@
-"""Reading the lists and annotations of the original releases."""
+"""Read the lists and annotations of the original releases."""
 
 from __future__ import annotations
 
@@ -7,16 +7,14 @@ from pathlib import Path
 from typing import Any
 
 from ...errors import DtrapError
-from ..reads import note_file
 
 
 def numbered_lines(path: Path) -> Iterator[tuple[str, str]]:
-    """Place, for an error, and text of each line of a file that is not empty.
+    """Yield place (for an error) and text of each line that is not empty.
 
     Raises:
-        DtrapError: The file is no text or has no lines.
+        DtrapError: The file is not text or has no lines.
     """
-    note_file(path)
     try:
         lines = path.read_text(encoding="utf-8-sig").splitlines()
     except (OSError, UnicodeDecodeError) as error:
@@ -28,19 +26,18 @@ def numbered_lines(path: Path) -> Iterator[tuple[str, str]]:
 
 
 def read_mat(path: Path, key: str) -> Any:
-    """One variable of a MATLAB file; structs are dictionaries.
+    """Return one variable of a MATLAB file; structs are dictionaries.
 
     Raises:
         DtrapError: The file cannot be read or has no such variable.
     """
     from scipy.io import loadmat
 
-    note_file(path)
     try:
         variables = loadmat(path, simplify_cells=True)
     except Exception as error:  # scipy raises MatReadError, ValueError, TypeError, zlib.error, ...
         raise DtrapError(f"{path} cannot be read as a MATLAB file: {error}. Download it again.") from error
     if key not in variables:
         found = ", ".join(name for name in variables if not name.startswith("__"))
-        raise DtrapError(f"{path}: there is no variable '{key}', found: {found}. Use the official file.")
+        raise DtrapError(f"{path}: variable '{key}' is missing; found {found}. Use the official file.")
     return variables[key]

@@ -1,4 +1,4 @@
-"""Train, validation and test rows of a set: CoOp's split files, and splits drawn by CoOp's rule."""
+"""Training, validation and test images of a set: CoOp's split files, and splits drawn by CoOp's rule."""
 
 from __future__ import annotations
 
@@ -15,7 +15,6 @@ import numpy as np
 from ...errors import DtrapError
 from ..images import list_images
 from ..index import ImageIndex, listing
-from ..reads import note_file
 
 SPLITS = ("train", "val", "test")
 SEED = 1
@@ -33,12 +32,11 @@ Split = dict[str, list[Row]]
 
 
 def read_json(path: Path) -> Any:
-    """What a JSON file holds, gzip-compressed where its name ends in `.gz`.
+    """Return the content of a JSON file, gzip-compressed if its name ends in `.gz`.
 
     Raises:
         DtrapError: It cannot be read.
     """
-    note_file(path)
     try:
         content = path.read_bytes()
         return json.loads(gzip.decompress(content) if path.suffix == ".gz" else content)
@@ -47,11 +45,11 @@ def read_json(path: Path) -> Any:
 
 
 def read_split(path: Path) -> Split:
-    """The rows of a CoOp split file: `{"train": [[path, label, class name], ...], "val": ..., "test": ...}`.
+    """Return the rows of a CoOp split file: `{"train": [[path, label, class name], ...], "val": ..., "test": ...}`.
 
     Raises:
-        DtrapError: It is not of this form, a path leads out of the image folder or is there twice, the labels
-            are not 0, 1, 2, ..., or labels and class names do not belong to each other one to one.
+        DtrapError: The file has another form, a path leads out of the image folder or appears twice, the labels are not
+            0, 1, 2, ..., or a label has two class names or a class name two labels.
     """
     content = read_json(path)
     if not isinstance(content, dict) or not all(isinstance(content.get(name), list) for name in SPLITS):
@@ -112,34 +110,45 @@ def _check_labels(split: Split, file: Path) -> None:
         )
 
 
-def index_split(split: Split, images: Path, notes: tuple[str, ...] = ()) -> ImageIndex:
-    """Index of the rows whose image is there, in their order; the others are its `missing`.
+def index_split(split: Split, images: Path) -> ImageIndex:
+    """Return the index of the rows whose image exists, in their order; the others are its `missing`.
 
     Args:
-        split: Rows; of labels with a gap, as of a class that a list of the release does not name, the next take it.
+        split: Rows; where labels have a gap, as for a class that a list of the release does not name, the next labels
+            move up.
         images: Folder that the paths start from; every folder of images is listed once.
-        notes: For the index.
     """
-    rows = [(part, row) for part in SPLITS for row in split[part]]
-    folders = sorted({os.path.join(images, *row.path.split("/")[:-1]) for _, row in rows})
+    rows = [(_path_of(row, images), part, row) for part in SPLITS for row in split[part]]
+    folders = sorted({os.path.dirname(path) for path, _, _ in rows})
     present = {path for folder in folders if os.path.isdir(folder) for path in list_images(folder)}
-    paths = [os.path.join(images, *row.path.split("/")) for _, row in rows]
-    found = [(path, part, row.label) for path, (part, row) in zip(paths, rows, strict=True) if path in present]
-    names = dict(sorted({row.label: row.name for _, row in rows}.items()))
+    found = [(path, part, row.label) for path, part, row in rows if path in present]
+    names = dict(sorted({row.label: row.name for _, _, row in rows}.items()))
     order = {label: number for number, label in enumerate(names)}
     return ImageIndex(
         paths=[path for path, _, _ in found],
         labels=[order[label] for _, _, label in found],
         class_names=list(names.values()),
         roots=(str(images),),
-        missing=tuple(path for path in paths if path not in present),
-        notes=notes,
+        missing=tuple(path for path, _, _ in rows if path not in present),
         splits=[part for _, part, _ in found],
     )
 
 
+def row_places(split: Split, images: Path, title: str) -> dict[str, str]:
+    """Return part, number and class of the row of each image, such as "split.json, 'train' row 7 (banded)"."""
+    return {
+        _path_of(row, images): f"{title}, '{part}' row {number} ({row.name})"
+        for part in SPLITS
+        for number, row in enumerate(split[part], 1)
+    }
+
+
+def _path_of(row: Row, images: Path) -> str:
+    return os.path.join(images, *row.path.split("/"))
+
+
 def draw_split(images: Mapping[str, Sequence[str]]) -> Split:
-    """Half of each class's images for training, a fifth for validation, the rest for testing, as CoOp cuts them.
+    """Draw half of each class's images for training, a fifth for validation and the rest for testing, as CoOp does.
 
     Args:
         images: Paths under the image folder of each class name; label i is the i-th class.
@@ -154,7 +163,7 @@ def draw_split(images: Mapping[str, Sequence[str]]) -> Split:
 
 
 def draw_validation(rows: Sequence[Row], test: Sequence[Row]) -> Split:
-    """A published test split beside training rows, of which a fifth of each class is for validation, as CoOp's."""
+    """Draw a fifth of each class's training rows for validation, as CoOp does; the test rows are published."""
     rng = np.random.default_rng(SEED)
     of_class: dict[int, list[Row]] = defaultdict(list)
     for row in rows:

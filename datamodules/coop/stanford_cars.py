@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import ClassVar
 
 from ...errors import DtrapError
+from ..findings import Findings
 from .base import CoOpDataModule
 from .releases import read_mat
 from .splits import Row, Split, draw_validation
@@ -16,10 +17,10 @@ class StanfordCarsDataModule(CoOpDataModule):
 
     Format: `cars_train/00001.jpg`, `cars_test/00001.jpg` and `split_zhou_StanfordCars.json` in `stanford_cars/`
     (`StanfordCars/`). Without the split file: `devkit/cars_train_annos.mat`, a fifth of each class for validation,
-    `cars_test_annos_withlabels.mat` and `devkit/cars_meta.mat`, with the year of a name put first.
+    `cars_test_annos_withlabels.mat` and `devkit/cars_meta.mat`, with the year moved to the front of a name.
 
     Source: Krause et al., "3D Object Representations for Fine-Grained Categorization", 3dRR 2013; the original address
-    (https://ai.stanford.edu/~jkrause/cars/car_dataset.html) is not always served. Licence: non-commercial research.
+    (https://ai.stanford.edu/~jkrause/cars/car_dataset.html) is not always available. License: non-commercial research.
     """
 
     title = "StanfordCars"
@@ -30,8 +31,8 @@ class StanfordCarsDataModule(CoOpDataModule):
     published: ClassVar[dict[str, int]] = {"train": 6509, "val": 1635, "test": 8041}
     class_count = 196
 
-    def make_split(self, folder: Path) -> Split:
-        """The published test images; a fifth of each class of the others for validation."""
+    def make_split(self, folder: Path, findings: Findings) -> Split:
+        """Take the published test images; a fifth of each class of the others is for validation."""
         names = read_mat(self.file_in(folder, "devkit/cars_meta.mat"), "class_names")
         training = self.file_in(folder, "devkit/cars_train_annos.mat")
         test = self.file_in(folder, "cars_test_annos_withlabels.mat", "devkit/cars_test_annos_withlabels.mat")

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import ClassVar
 
 from ...errors import DtrapError, nearest
+from ..findings import Findings
 from ..images import list_images
 from .base import CoOpDataModule
 from .releases import numbered_lines
@@ -13,15 +14,16 @@ from .splits import Row, Split, draw_split, draw_validation
 
 
 class SUN397DataModule(CoOpDataModule):
-    """Episodes of SUN397 as CoOp has it: 39,700 of its 108,754 images in 397 classes.
+    """Episodes of SUN397 as CoOp uses it: 39,700 of its 108,754 images in 397 classes.
 
     Format: `SUN397/<letter>/<class>/sun_<id>.jpg` (or `<class>/<indoor or outdoor>/`) and `split_zhou_SUN397.json` in
-    `sun397/` (`SUN397/`). Without the split file: `ClassName.txt` (a folder a line, as in `/a/abbey`) with
+    `sun397/` (`SUN397/`). Without the split file: `ClassName.txt` (one folder per line, such as `/a/abbey`) with
     `Training_01.txt`, a fifth of each class for validation, and `Testing_01.txt`, in the folder of the set or in its
-    `Partitions/`; without these two all images, cut in 50%, 20% and 30%. `/a/apse/indoor` is the class "indoor apse".
+    `Partitions/`; without these two lists all images, split into 50%, 20% and 30%. `/a/apse/indoor` is the class
+    "indoor apse".
 
     Source: https://vision.princeton.edu/projects/2010/SUN/. Xiao et al., "SUN Database: Large-scale Scene Recognition
-    from Abbey to Zoo", CVPR 2010. Licence: none given; the pictures are their owners'.
+    from Abbey to Zoo", CVPR 2010. License: none given; the pictures belong to their owners.
     """
 
     title = "SUN397"
@@ -32,8 +34,8 @@ class SUN397DataModule(CoOpDataModule):
     published: ClassVar[dict[str, int]] = {"train": 15880, "val": 3970, "test": 19850}
     class_count = 397
 
-    def make_split(self, folder: Path) -> Split:
-        """The published test images of the first partition, or a cut of all images."""
+    def make_split(self, folder: Path, findings: Findings) -> Split:
+        """Take the published test images of the first partition, or split all images."""
         class_list = self.file_in(folder, *self.signs)
         classes = {line.strip("/"): number for number, (_, line) in enumerate(numbered_lines(class_list))}
         for place in (folder, folder / "Partitions"):
@@ -45,11 +47,11 @@ class SUN397DataModule(CoOpDataModule):
         by_class = {
             _class_name(name): [f"{name}/{Path(path).name}" for path in paths] for name, paths in listed.items()
         }
-        return draw_split(self.with_images(images, by_class))
+        return draw_split(self.with_images(by_class, findings))
 
 
 def _class_name(folder: str) -> str:
-    """Class name of a folder such as `a/apse/indoor`."""
+    """Return the class name of a folder such as `a/apse/indoor`."""
     return " ".join(reversed(folder.split("/")[1:])).replace("_", " ")
 
 

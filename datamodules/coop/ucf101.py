@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import ClassVar
 
 from ...errors import DtrapError
+from ..findings import Findings
 from .base import CoOpDataModule
 from .splits import Row, Split, draw_validation
 
@@ -17,12 +18,12 @@ class UCF101DataModule(CoOpDataModule):
     """Episodes of the middle frames of UCF101: 13,320 images in 101 classes.
 
     Format: `UCF-101-midframes/<Class>/v_<Class>_g01_c01.jpg` and `split_zhou_UCF101.json` in `ucf101/` (`UCF101/`).
-    Without the split file: the class folders, words of a name cut at the capitals (`ApplyLipstick`) or at `_`; groups
-    g01 to g07 are the test images, as in the first split of the release, a fifth of each class of the others is for
-    validation.
+    Without the split file: the class folders, whose names are split into words at capitals (`ApplyLipstick`) or `_`.
+    Groups g01 to g07 are the test images, as in the first split of the release; a fifth of each class of the others is
+    for validation.
 
     Source: frames from CoOp's DATASETS.md; videos from https://www.crcv.ucf.edu/data/UCF101.php. Soomro et al.,
-    "UCF101: A Dataset of 101 Human Actions Classes From Videos in The Wild", CRCV-TR-12-01, 2012. Licence: none given.
+    "UCF101: A Dataset of 101 Human Actions Classes From Videos in The Wild", CRCV-TR-12-01, 2012. License: none given.
     """
 
     title = "UCF101"
@@ -35,14 +36,14 @@ class UCF101DataModule(CoOpDataModule):
     class_count = 101
 
     def class_name(self, folder: str) -> str:
-        """Words of a class folder, as in a prompt."""
+        """Return the words of a class folder for the prompt."""
         return re.sub(r"(?<=[a-z])(?=[A-Z])", " ", folder).replace("_", " ")
 
-    def make_split(self, folder: Path) -> Split:
-        """The test images of the first published split; a fifth of each class of the others for validation."""
+    def make_split(self, folder: Path, findings: Findings) -> Split:
+        """Take the test images of the first published split; a fifth of each class of the others is for validation."""
         training: list[Row] = []
         test: list[Row] = []
-        for label, (name, paths) in enumerate(self.images_by_class(folder).items()):
+        for label, (name, paths) in enumerate(self.images_by_class(folder, findings).items()):
             for path in paths:
                 group = re.search(r"_g(\d+)_c\d+\.\w+$", path)
                 if group is None:

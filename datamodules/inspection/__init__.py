@@ -1,1 +1,1 @@
-"""Look at data sets under a folder: what is there, what is wrong with it, and a contact sheet."""
+"""Look at the data sets under a folder: find them, check them, draw a contact sheet."""

@@ -1,4 +1,4 @@
-"""`dtrap data check`: which sets are under a folder, how many images they have, and what is wrong with them."""
+"""`dtrap data check`: find the sets under a folder, count their images and report what is wrong with them."""
 
 from __future__ import annotations
 
@@ -19,11 +19,10 @@ from rich.text import Text
 
 from ...console import print_table
 from ...errors import DtrapError
-from .. import FewShotDataModule, ImageIndex
 from ..catalogue import SETS, find_set
-from ..findings import Finding, Scan, relative, told
+from ..findings import Finding, Findings, counted, relative
 from ..images import ImageError, open_image
-from .scan import scan
+from ..index import DataNotFound, ImageIndex
 
 CASES = 3
 DECODED_TOGETHER = 256
@@ -38,9 +37,9 @@ class SetReport:
         name: Its name in the catalogue.
         index: Images that are there and have a label.
         published: Published numbers of images by split, or of "all".
-        faults: What is wrong.
-        notes: What is worth knowing.
-        unreadable: Number of images that cannot be decoded; None where that was not tried.
+        faults: What is wrong: what stops a run, then what differs from the published set, then unreadable images.
+        notes: What else a user should know.
+        unreadable: Number of images that cannot be decoded; None where decoding was not tried.
     """
 
     name: str
@@ -52,19 +51,19 @@ class SetReport:
 
     @property
     def verdict(self) -> str:
-        """One or two words for the table."""
+        """Number of faults for the table, or "ok"."""
         count = len(self.faults)
         return f"{count} fault{'s' * (count > 1)}" if count else "ok"
 
     def found(self) -> dict[str, int]:
-        """Numbers of images: of each split, or of "all" where there is none."""
+        """Return the numbers of images: of each split, or of "all" without a split."""
         if self.index.splits is None:
             return {"all": len(self.index.paths)}
         counts = Counter(self.index.splits)
         return {split: counts[split] for split in SPLITS if split in counts or split in self.published}
 
     def images_per_class(self) -> dict[str, int]:
-        """Number of images of each class, in the order of the labels; a class may have none."""
+        """Return the number of images of each class, in the order of the labels; a class may have none."""
         counts = Counter(self.index.labels)
         return {name: counts[label] for label, name in enumerate(self.index.class_names)}
 
@@ -75,71 +74,77 @@ def check(root: Path, console: Console, *, only: str | None = None, decode: bool
     Args:
         root: Folder of one or several sets.
         console: Where to print.
-        only: Name of the one set to look for; its classes are listed.
+        only: Name of the only set to look for; its classes are listed.
         decode: Whether to decode every image.
-        verbose: Whether to list the classes of every set, and all that is wrong instead of the first cases.
+        verbose: Whether to list the classes of every set, and all cases instead of the first few.
 
     Returns:
-        1 where there is a fault, otherwise 0.
+        1 if there is a fault, otherwise 0.
 
     Raises:
-        DtrapError: No set was found, or there is none of that name.
+        DtrapError: No set was found, or the name is unknown.
     """
-    reports = check_sets(root, SETS if only is None else {only: find_set(only)}, console, decode=decode)
+    sets = SETS if only is None else {only: find_set(only)}
+    reports = [report for name in sets if (report := _read(name, root)) is not None]
     if not reports:
-        names = ", ".join(SETS) if only is None else only
         raise DtrapError(
-            f"{root} has none of the data sets, nor has a folder in it the name of one. Looked for: {names}. "
-            f"`dtrap data fetch {only or 'NAME'} ROOT` gets one or says how."
+            f"No known data set found in {root}. Looked for: {', '.join(sets)}. "
+            f"`dtrap data fetch {only or 'NAME'} ROOT` downloads one or says how to get it."
         )
+    if decode:
+        _decode(reports, root, console)
     _print_table(reports, console)
     for report in reports:
         _print_findings(report, console, classes=verbose or only is not None, most=None if verbose else CASES)
     return 1 if any(report.faults for report in reports) else 0
 
 
-def check_sets(
-    root: Path, sets: Mapping[str, type[FewShotDataModule]], console: Console, *, decode: bool
-) -> list[SetReport]:
-    """Reports on those of the sets that are under a root."""
-    reports = []
-    for name, module in sets.items():
-        found = scan(name, module(root, bad_images="skip", small_classes="skip"))
-        if found is not None:
-            reports.append(_report(name, module, found))
-    if decode:
-        unreadable = find_unreadable({path for report in reports for path in report.index.paths}, console)
-        for report in reports:
-            bad = [path for path in report.index.paths if path in unreadable]
-            report.unreadable = len(bad)
-            cases = [f"{relative(path, root)}: {unreadable[path]}" for path in bad]
-            report.faults += told(cases, "image cannot be read", "images cannot be read")
-    return reports
+def _read(name: str, root: Path) -> SetReport | None:
+    """Read a set and compare it with the published numbers; None where nothing of it is under the root."""
+    module = SETS[name](root)
+    findings = Findings(module.title, stop=False)
+    try:
+        index = module.read(findings)
+    except DataNotFound:
+        return None
+    except DtrapError as error:
+        index = ImageIndex([], [], [])
+        findings.faults.append(Finding(str(error)))
+    report = SetReport(name, index, module.published, [*findings.faults, *findings.differences], findings.notes)
+    if index.class_names:
+        report.faults += _count_faults(report, module.class_count)
+    return report
 
 
-def _report(name: str, module: type[FewShotDataModule], found: Scan) -> SetReport:
-    """Adds what differs from the published numbers, where the set could be read at all."""
-    report = SetReport(name, found.index, module.published, found.faults, found.notes)
-    if not found.index.class_names:
-        return report
+def _count_faults(report: SetReport, class_count: int) -> Iterator[Finding]:
+    """Yield which numbers of classes and images differ from the published ones."""
     without = [label for label, count in report.images_per_class().items() if not count]
-    filled, expected = len(found.index.class_names) - len(without), module.class_count
-    if filled != expected:
-        text = f"{filled} class{'' if filled == 1 else 'es'} with images, {expected} published"
-        report.faults.append(Finding(text, [f"class '{label}': no image" for label in without]))
-    counts = {"all": len(found.index.paths), **report.found()}
-    for split, number in module.published.items():
+    filled = len(report.index.class_names) - len(without)
+    if filled != class_count:
+        text = f"{filled} class{'' if filled == 1 else 'es'} with images, {class_count} published"
+        yield Finding(text, [f"class '{label}': no image" for label in without])
+    counts = {"all": len(report.index.paths), **report.found()}
+    for split, number in report.published.items():
         if counts.get(split, number) != number:
             where = "" if split == "all" else f"{split}: "
-            report.faults.append(Finding(f"{where}{counts[split]:,} images found, {number:,} published"))
-    return report
+            yield Finding(f"{where}{counts[split]:,} images found, {number:,} published")
+
+
+def _decode(reports: list[SetReport], root: Path, console: Console) -> None:
+    """Decode the images of all sets, each file once, and add those that cannot be read to the reports."""
+    unreadable = find_unreadable({path for report in reports for path in report.index.paths}, console)
+    for report in reports:
+        cases = [f"{relative(path, root)}: {unreadable[path]}" for path in report.index.paths if path in unreadable]
+        report.unreadable = len(cases)
+        found = counted(cases, "image cannot be read", "images cannot be read")
+        report.faults += [found] if found else []
 
 
 def find_unreadable(paths: Iterable[str], console: Console) -> dict[str, str]:
     """Decode images in threads, with a progress bar on a terminal.
 
     Returns:
-        What is wrong with each of the images that cannot be decoded.
+        Reason for each image that cannot be decoded.
     """
     ordered = sorted(paths)
     columns = (TextColumn("decoding"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
@@ -166,7 +171,7 @@ def _parts(paths: list[str]) -> Iterator[list[str]]:
 
 
 def _why_unreadable(path: str) -> str:
-    """What is wrong with an image file; empty where it can be decoded."""
+    """Return what is wrong with an image file; an empty string if it can be decoded."""
     try:
         open_image(path)
     except ImageError as error:

@@ -1,4 +1,4 @@
-"""`dtrap data show`: some images of each class and the five views of one, to look at before anything is trained."""
+"""`dtrap data show`: a picture of some images of each class and of the five views of one image."""
 
 from __future__ import annotations
 
@@ -30,12 +30,12 @@ PIXELS = 224
 
 @dataclass(frozen=True)
 class ClassImages:
-    """What the sheet shows of one class.
+    """One class on the sheet.
 
     Attributes:
-        name: The class name, as it goes into a prompt.
-        count: How many images it has.
-        images: The first few; None for one that cannot be read.
+        name: The class name, as in a prompt.
+        count: Number of its images.
+        images: Some of them; None for one that cannot be read.
     """
 
     name: str
@@ -50,9 +50,9 @@ class Sheet:
     Attributes:
         title: First line.
         notes: Second line.
-        classes: What is shown of each class.
-        views: The fixed views of one image, the plain one first; may be empty.
-        views_title: Which image that is.
+        classes: The classes.
+        views: The fixed views of one image, the plain view first; may be empty.
+        views_title: Heading of the views, which names the image.
     """
 
     title: str
@@ -67,13 +67,13 @@ def show(name: str, root: Path, output: Path, seed: int, console: Console) -> in
 
     Args:
         name: Name of the set.
-        root: Folder of the set, or the one above it.
+        root: Folder of the set, or its parent.
         output: The PNG file.
-        seed: Of the choice of images and of the views.
-        console: Where the file is told.
+        seed: Seed of the choice of images and of the views.
+        console: Where the path of the file is printed.
 
     Raises:
-        DtrapError: There is no such set, it is not under the root, it has no image, or the file cannot be written.
+        DtrapError: The name is unknown, the set is not under the root or has no image, or the file cannot be written.
     """
     if output.suffix.lower() != ".png":
         raise DtrapError(f"--output {output}: expected a name that ends in .png.")
@@ -87,9 +87,9 @@ def make_sheet(data: FewShotDataModule, seed: int) -> Sheet:
     """Draw up to 4 images of each class, and the views of one image.
 
     Raises:
-        DtrapError: The set is not there or has no image that can be read.
+        DtrapError: The set is not under its root or has no image that can be read.
     """
-    data.index = data.scan()  # past the warning of missing images, which the notes tell
+    data.index = data.scan()  # without the warning about missing images, which are in the notes
     rng = np.random.default_rng(seed)
     classes, readable = [], []
     for name, positions in zip(data.index.class_names, data.positions, strict=True):
@@ -98,7 +98,7 @@ def make_sheet(data: FewShotDataModule, seed: int) -> Sheet:
         readable += [int(number) for number, image in zip(chosen, images, strict=True) if image is not None]
         classes.append(ClassImages(_readable(name), len(positions), [_small(image) for image in images]))
     if not readable:
-        raise DtrapError(f"{data}: no image can be read. See what is wrong with dtrap data check {data.root}.")
+        raise DtrapError(f"{data}: no image can be read. Run dtrap data check {data.root}.")
     support = int(rng.choice(readable))
     name = _readable(data.index.class_names[data.index.labels[support]])
     return Sheet(
@@ -145,9 +145,9 @@ def save_sheet(path: Path, sheet: Sheet) -> None:
 
 
 def sheet_figure(sheet: Sheet) -> Figure:
-    """The picture as a matplotlib figure of its own, outside pyplot's global state.
+    """Return the picture as a matplotlib figure, without pyplot's global state.
 
-    Classes are set out in parts of at most 40, each four classes wide; parts stand side by side where there are many.
+    Classes are arranged in parts of at most 40, each up to four classes wide; many parts are arranged in rows.
     """
     parts = [sheet.classes[i : i + CLASSES_PER_PART] for i in range(0, len(sheet.classes), CLASSES_PER_PART)]
     columns, head = _columns(len(parts[0])), PART_HEAD if len(parts) > 1 else 0.0
@@ -178,7 +178,7 @@ def sheet_figure(sheet: Sheet) -> Figure:
 
 
 def _columns(classes: int) -> int:
-    """How many classes stand side by side in a part: for pages that are about as high as wide."""
+    """Return how many classes a row of a part has, for pages that are about as high as wide."""
     return next((columns for columns, most in ((1, 3), (2, 12), (3, 24)) if classes <= most), 4)
 
 
@@ -189,7 +189,7 @@ def _draw_views(axes: Axes, sheet: Sheet, top: float, width: float) -> None:
         x = MARGIN + number * (VIEW_CELL + 2 * SPACE)
         _draw_image(axes, view, x, top + 0.22, VIEW_CELL)
         unchanged = name == "flip" and np.array_equal(np.asarray(view), plain)
-        caption = f"{name} (not turned over)" if unchanged else name
+        caption = f"{name} (not flipped)" if unchanged else name
         _on_line(axes, x, top + 0.38 + VIEW_CELL, fitted(caption, VIEW_CELL, 8), size=8)
 
 
@@ -205,12 +205,12 @@ def _draw_part(axes: Axes, part: Sequence[ClassImages], left: float, top: float,
 
 
 def _on_line(axes: Axes, x: float, y: float, text: str, **style: object) -> None:
-    """Text that stands on a line, so that neighbours with and without tall letters do."""
+    """Draw text on a baseline, so that texts with and without tall letters are aligned."""
     draw_text(axes, x, y, text, verticalalignment="baseline", **style)
 
 
 def _draw_image(axes: Axes, image: Image.Image | None, x: float, y: float, side: float) -> None:
-    """An image in a square cell, its aspect ratio kept; a frame with words for one that cannot be read."""
+    """Draw an image in a square cell with its aspect ratio, or an empty frame if it cannot be read."""
     if image is None:
         draw_frame(axes, x, y, side, edgecolor=GREY, linewidth=0.8, linestyle="--")
         draw_text(

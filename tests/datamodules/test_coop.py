@@ -23,8 +23,8 @@ from coop_layouts import (
     UCF101,
     split_file,
 )
-from dtrap.configs import SHIPPED
-from dtrap.datamodules import Preprocessing
+from dtrap.configs import config_text
+from dtrap.datamodules import EuroSATDataModule, Preprocessing, coop
 from dtrap.datamodules.catalogue import SETS, find_set
 from dtrap.datamodules.coop.splits import draw_split, read_split
 from dtrap.errors import DtrapError
@@ -101,7 +101,7 @@ def test_every_set_runs_from_its_config(dtrap, tmp_path, tiny_model, name, shot)
 @pytest.mark.parametrize("name", COOP)
 @pytest.mark.parametrize("shot", [1, 5])
 def test_configs(name, shot):
-    text = (SHIPPED / "coop" / f"{name}_{shot}shot.yaml").read_text()
+    text = config_text(f"coop/{name}_{shot}shot.yaml")
     config = yaml.safe_load(text)
     episodes = {1: 800, 5: 400}[shot]
     assert config["data"]["class_path"] == f"dtrap.datamodules.coop.{COOP[name].__name__}"
@@ -111,13 +111,22 @@ def test_configs(name, shot):
     assert title.endswith(f" {COOP[name].class_count:,} classes; 5-way {shot}-shot, {episodes} episodes")
 
 
+def test_eurosat_with_coops_split_has_a_name_of_its_own_and_the_former_one(dtrap):
+    assert coop.EuroSATDataModule is coop.CoOpEuroSATDataModule
+    assert coop.CoOpEuroSATDataModule.__name__ != EuroSATDataModule.__name__
+    words = ["--data.class_path", "dtrap.datamodules.coop.EuroSATDataModule", "--data.root", "x", "--print_config"]
+    status, out, err = dtrap("fit", "--config", "coop/eurosat_1shot.yaml", *words)
+    assert status == 0, err
+    assert yaml.safe_load(out)["data"]["init_args"]["shot"] == 1
+
+
 def test_catalogue():
     assert len(SETS) == 15
     assert find_set("coop/dtd").__name__ == "DTDDataModule"
     for cls in SETS.values():
         assert cls.class_count > 1
         assert set(cls.published) <= {"all", "train", "val", "test"}
-    with pytest.raises(DtrapError, match=r"no data set 'coop/dtt'\. Did you mean 'coop/dtd'\? Known: isic, "):
+    with pytest.raises(DtrapError, match=r"'coop/dtt'; expected one of isic, .*Did you mean 'coop/dtd'"):
         find_set("coop/dtt")
 
 
@@ -177,7 +186,7 @@ def test_an_empty_class_folder_without_a_split_file_is_told_or_left_out(tmp_path
     for path in {Path(path) for path, label in zip(before.paths, before.labels, strict=True) if label == 1}:
         path.unlink()
     gone = before.class_names[1]
-    with pytest.raises(DtrapError, match=rf"no image in the class folder of {gone} in .*small_classes: skip"):
+    with pytest.raises(DtrapError, match=rf"no image in the class folder of {gone}\. .*--data\.small_classes skip"):
         _ = COOP[name](tmp_path).index
     index = COOP[name](tmp_path, small_classes="skip").index
     assert sorted(index.class_names) == sorted(set(before.class_names) - {gone})
@@ -213,7 +222,7 @@ def test_missing_images_are_named_and_counted(tmp_path):
     data = made("dtd", tmp_path)
     for number in (1, 7):
         (tmp_path / "dtd" / "images" / "veined" / f"image_{number:04d}.jpg").unlink()
-    with pytest.raises(DtrapError, match=r"2 image\(s\) do not exist: .*veined/image_0001\.jpg"):
+    with pytest.raises(DtrapError, match=r"2 images are named but do not exist.*veined/image_0001\.jpg"):
         data.setup()
     data = COOP["dtd"](tmp_path, **{**SIZES, "query": 2}, bad_images="skip")
     data.setup()
@@ -361,7 +370,12 @@ RELEASE_FAULTS = {
     "wnid alone": ("imagenet", "classnames.txt", "n01440764", r"classnames\.txt, line 1: expected '<wnid> <class"),
     "wnid twice": ("imagenet", "classnames.txt", "n1 a\nn1 b", r"line 2: expected one line for n1, this is the second"),
     "name twice": ("imagenet", "classnames.txt", "n1 a\nn2 a", r"classnames\.txt: n1 and n2 are both 'a'"),
-    "wnid unknown": ("imagenet", "classnames.txt", "n01440765 tench\n", r"n01440764 is no class.*mean 'n01440765'"),
+    "wnid unknown": (
+        "imagenet",
+        "classnames.txt",
+        "n01440765 tench\n",
+        r"n01440764: not in classnames\.txt.*mean 'n01440765'",
+    ),
 }
 
 
@@ -411,10 +425,10 @@ def test_imagenet_folders(tmp_path):
         path.rename(folder / path.name)
     assert len(data.index.paths) == 36
     (folder / "val" / "n01440764").rename(folder / "val" / "n0144076")
-    with pytest.raises(DtrapError, match=r"val/n0144076 is no class of classnames\.txt\. Did you mean 'n01440764'"):
+    with pytest.raises(DtrapError, match=r"val/n0144076: not in classnames\.txt\. Did you mean 'n01440764'"):
         COOP["imagenet"](tmp_path).setup()
     (folder / "val" / "n0144076").rename(folder / "n0144076")
-    with pytest.raises(DtrapError, match=r"val has no folder n01440764\. .*small_classes: skip"):
+    with pytest.raises(DtrapError, match=r"val/n01440764: no such folder\. .*--data\.small_classes skip"):
         COOP["imagenet"](tmp_path).setup()
     data = COOP["imagenet"](tmp_path, **SIZES, small_classes="skip")
     data.setup()
@@ -495,9 +509,9 @@ def real_eurosat(real_splits, tmp_path):
 
 
 def test_real_eurosat_images_with_the_official_split(real_eurosat):
-    data = COOP["eurosat"](real_eurosat)
-    with pytest.raises(DtrapError, match=r"26700 image\(s\) do not exist: .*AnnualCrop.*--data.bad_images skip"):
-        data.setup()
+    with pytest.raises(DtrapError, match=r"26,700 images .* do not exist.*AnnualCrop.*--data\.bad_images skip"):
+        COOP["eurosat"](real_eurosat).setup()
+    data = COOP["eurosat"](real_eurosat, bad_images="skip")
     index = data.scan()
     assert Counter(index.splits) == {"train": 132, "val": 61, "test": 107}
     assert len(index.missing) == 26700

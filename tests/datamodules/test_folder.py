@@ -1,6 +1,6 @@
 import pytest
 import torch
-from dtrap.datamodules import FolderDataModule, Preprocessing
+from dtrap.datamodules import ClassFoldersDataModule, FolderDataModule, Preprocessing
 from dtrap.errors import DtrapError
 from layouts import make_class_folders, make_folder, picture, truncate
 
@@ -37,7 +37,7 @@ def test_class_names_by_a_mapping_and_a_template(folder_root):
     assert data.template == "a leaf with {}."
     with pytest.raises(DtrapError, match=r"'cls_3', which is not in .* Did you mean 'cls_03'"):
         folder(folder_root, class_names={"cls_3": "rust"}).setup()
-    with pytest.raises(DtrapError, match=r"'rust' names several folders"):
+    with pytest.raises(DtrapError, match=r"duplicate class name 'rust'"):
         folder(folder_root, class_names={"cls_03": "rust", "cls_01": "rust"}).setup()
 
 
@@ -85,7 +85,7 @@ def test_queries_from_a_second_folder(tmp_path, folder_root):
 
 
 def test_faulty_query_folders(tmp_path, folder_root):
-    with pytest.raises(DtrapError, match=r"clss_00: there is no such class folder.*Did you mean 'cls_00'"):
+    with pytest.raises(DtrapError, match=r"clss_00: .* has no class folder 'clss_00'\. Did you mean 'cls_00'"):
         folder(folder_root, query_root=make_class_folders(tmp_path / "a", ["clss_00"], 1)).setup()
     with pytest.raises(DtrapError, match="No images in the class folders of query_root"):
         folder(folder_root, query_root=make_class_folders(tmp_path / "b", ["cls_00"], 0)).setup()
@@ -163,3 +163,33 @@ def test_many_queries_come_in_several_batches(tmp_path):
     batches = list(data.test_dataloader())
     assert len(batches) > 1
     assert torch.equal(torch.cat([batch["labels"] for batch in batches]), data.query()["labels"])
+
+
+def test_episodes_and_one_task_are_two_uses_of_one_class(folder_root):
+    one, several = folder(folder_root), folder(folder_root, shot=2, query=1, way=3)
+    assert one.index == several.index
+    assert (one.protocol, several.protocol) == ("one task", "3-way 2-shot")
+    assert (one.tasks, several.tasks) == (1, None)
+    assert several.description == "my_photos 3-way 2-shot"
+    former = ClassFoldersDataModule(folder_root, query=1, way=2, preprocessing=SMALL, small_classes="skip")
+    assert former.description == "my_photos 2-way 5-shot"
+    same = folder(folder_root, shot=5, query=1, way=2, small_classes="skip")
+    assert (former.support_ids, former.query_ids) == (same.support_ids, same.query_ids)
+    for given in ({"held_out": 0.5}, {"query_root": "elsewhere"}):
+        with pytest.raises(DtrapError, match="are for one task over all images"):
+            folder(folder_root, shot=2, **given)
+    with pytest.raises(DtrapError, match="shot is 0; expected at least 1"):
+        folder(folder_root, shot=0)
+
+
+def test_class_folders_are_measured_in_both_protocols(dtrap, tmp_path, tiny_model):
+    root = make_folder(tmp_path / "photos", counts=(6, 6, 6, 6, 6))
+    words = ["--config", "class_folders_1shot.yaml", "--data.root", root, *tiny_model, "--trainer.max_epochs", 1]
+    status, out, err = dtrap("fit", *words, "--data.query", 2, "--protocol.episodes", 1)
+    assert status == 0, err
+    assert "photos 5-way 1-shot · 1 episode · " in out
+    assert list((tmp_path / "runs").glob("photos_5way_1shot_*"))
+    status, out, err = dtrap("fit", *words, "--config", "all_way/clip_lora.yaml", "--trainer.max_epochs", 1)
+    assert status == 0, err
+    assert "photos all-way 1-shot · 3 seeds · " in out
+    assert list((tmp_path / "runs").glob("photos-all-way_1shot_*"))

@@ -6,7 +6,7 @@ import numpy as np
 import open_clip
 import pytest
 import torch
-from dtrap.datamodules.shape_images import COLOURS, DOMAINS, SHAPES, render
+from dtrap.datamodules.shape_images import COLORS, DOMAINS, SHAPES, render
 from dtrap.datamodules.shapes import ShapesDataModule
 from dtrap.errors import DtrapError
 from lightning.pytorch import LightningModule, Trainer
@@ -76,7 +76,7 @@ def test_classes_differ_in_the_same_pose(domain):
 def test_only_the_source_domain_is_coloured_on_demand():
     labels = torch.zeros(1, dtype=torch.int64)
     red, blue = (
-        render(labels, "source", generator(2), torch.tensor([list(COLOURS).index(colour)]))[0].float()
+        render(labels, "source", generator(2), torch.tensor([list(COLORS).index(colour)]))[0].float()
         for colour in ("red", "blue")
     )
     centre = (slice(None), slice(18, 30), slice(18, 30))

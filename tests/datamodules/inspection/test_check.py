@@ -6,10 +6,10 @@ import shutil
 from pathlib import Path
 
 import pytest
+from dtrap.datamodules import ChestXDataModule, crop_disease
 from dtrap.datamodules.catalogue import SETS
-from dtrap.datamodules.inspection import tables as data_tables
 from dtrap.datamodules.inspection.check import find_unreadable
-from dtrap.datamodules.inspection.scan import CLASS_FOLDERS
+from dtrap.errors import DtrapError
 from layouts import (
     CROP_FOLDERS,
     make_chestx,
@@ -50,8 +50,8 @@ MAKERS = {
 @pytest.fixture
 def sets(tmp_path, monkeypatch):
     """One small set of a kind, as complete as its published numbers say: its root."""
-    monkeypatch.setattr(data_tables, "CHESTX_ROWS", 32)
-    monkeypatch.setitem(CLASS_FOLDERS, "crop_disease", CROP_FOLDERS)
+    monkeypatch.setattr(ChestXDataModule, "published_rows", 32)
+    monkeypatch.setattr(crop_disease, "CLASS_FOLDERS", CROP_FOLDERS)
 
     def make(name):
         maker, published, classes = MAKERS[name]
@@ -260,7 +260,7 @@ def test_the_published_split_of_eurosat_and_a_sample_of_its_images(sets, check, 
 
 def test_a_wrong_number_of_chestx_rows(sets, check, monkeypatch):
     root = sets("chestx")
-    monkeypatch.setattr(data_tables, "CHESTX_ROWS", 112_120)
+    monkeypatch.setattr(ChestXDataModule, "published_rows", 112_120)
     assert "fault 32 rows in Data_Entry_2017.csv, 112,120 published" in check("chestx", root)[1]
 
 
@@ -341,6 +341,92 @@ def test_a_table_that_cannot_be_read_is_a_fault(sets, check):
     root = sets("chestx")
     (root / "Data_Entry_2017.csv").write_text("Image,Label\n1.png,Mass\n")
     assert "column 'Image Index' is missing" in check("chestx", root)[1]
+
+
+def plant_in_rows(root, line, change):
+    path = next(root.rglob("*.csv"))
+    lines = path.read_text().splitlines()
+    lines[line - 1] = change(lines[line - 1])
+    path.write_text("\n".join(lines) + "\n")
+
+
+def remove(root, place):
+    path = root / place
+    if path.is_dir():
+        shutil.rmtree(path)
+    else:
+        path.unlink()
+
+
+def without_split_and_images(root):
+    next(root.rglob("split_zhou_*")).unlink()
+    for path in (root / "dtd/images/banded").iterdir():
+        path.unlink()
+
+
+def rename_folder(root):
+    (root / "2750/River").rename(root / "2750/Rivers")
+
+
+PLANTED = {
+    **{f"{name}, no image": (name, lambda root, place=place: remove(root, place)) for name, place in LOCATIONS.items()
+       if name not in ("eurosat", "crop_disease")},
+    "isic, no label": ("isic", lambda root: plant_in_rows(root, 9, lambda line: line.replace("1.0", "0.0"))),
+    "isic, two labels": ("isic", lambda root: plant_in_rows(root, 2, lambda line: line.replace("0.0", "1.0", 1))),
+    "isic, a text": ("isic", lambda root: plant_in_rows(root, 5, lambda line: line.replace("1.0", "yes"))),
+    "isic, no name": ("isic", lambda root: plant_in_rows(root, 5, lambda line: line.replace("ISIC_0000003", ""))),
+    "isic, twice": ("isic", lambda root: plant_in_rows(root, 5, lambda line: line.replace("0003", "0002"))),
+    "isic, column": ("isic", lambda root: plant_in_rows(root, 1, lambda line: line.replace("DF", "FD"))),
+    "isic, no table": ("isic", lambda root: remove(root, "ISIC2018_Task3_Training_GroundTruth")),
+    "isic, no folder": ("isic", lambda root: remove(root, "ISIC2018_Task3_Training_Input")),
+    "chestx, finding": ("chestx", lambda root: plant_in_rows(root, 4, lambda line: line.replace("sis", "sus"))),
+    "chestx, no finding": ("chestx", lambda root: plant_in_rows(root, 4, lambda line: line.replace("Atelectasis", ""))),
+    "chestx, column": ("chestx", lambda root: plant_in_rows(root, 1, lambda line: line.replace("Labels", "Label"))),
+    "chestx, no folder": ("chestx", lambda root: remove(root, "images")),
+    "eurosat, no folder": ("eurosat", lambda root: remove(root, "2750/River")),
+    "eurosat, renamed": ("eurosat", rename_folder),
+    "eurosat, empty": ("eurosat", lambda root: [path.unlink() for path in (root / "2750/River").iterdir()]),
+    "crop_disease, empty": (
+        "crop_disease", lambda root: [path.unlink() for path in (root / FOLDERS["crop_disease"]).iterdir()],
+    ),
+    "dtd, no folder": ("coop/dtd", lambda root: remove(root, "dtd/images/banded")),
+    "dtd, no images": ("coop/dtd", lambda root: remove(root, "dtd/images")),
+    "dtd, row twice": ("coop/dtd", lambda root: edit_split(root, lambda rows: rows["test"].append(rows["train"][0]))),
+    "dtd, no split": ("coop/dtd", without_split_and_images),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("fault", PLANTED)
+def test_a_run_raises_the_first_fault_that_the_check_lists(sets, check, fault):
+    name, plant = PLANTED[fault]
+    root = sets(name)
+    SETS[name](root).scan()
+    plant(root)
+    with pytest.raises(DtrapError) as error:
+        SETS[name](root).scan()
+    lines = iter(check(name, root)[1].splitlines())
+    first = next(line for line in lines if line.startswith("  fault "))
+    case = next(lines, "")
+    assert first.removeprefix("  fault ").strip() in str(error.value)
+    if case.startswith(" " * 10):
+        assert case.strip() in str(error.value)
+
+
+def test_the_columns_of_a_table_are_found_by_name(sets, check, dtrap, tiny_model):
+    root = sets("chestx")
+    path = root / "Data_Entry_2017.csv"
+    rows = [line.split(",") for line in path.read_text().splitlines()]
+    path.write_text("\n".join(",".join([row[0], row[3], row[1], row[2], *row[4:]]) for row in rows))
+    assert check("chestx", root, status=0)[0][1] == "28"
+    words = ["--data.shot", 1, "--data.query", 2, "--trainer.max_epochs", 1, "--protocol.episodes", 1]
+    status, out, err = dtrap("fit", "--config", "chestx_1shot.yaml", "--data.root", root, *tiny_model, *words)
+    assert status == 0, err
+    assert "ChestX 5-way 1-shot · 1 episode" in out
+    path.write_text(path.read_text().replace("Finding Labels", "Labels"))
+    assert "column 'Finding Labels' is missing. Did you mean 'Labels'?" in check("chestx", root)[1]
+    status, _, err = dtrap("fit", "--config", "chestx_1shot.yaml", "--data.root", root, *tiny_model, *words)
+    assert status == 2
+    assert "column 'Finding Labels' is missing. Did you mean 'Labels'?" in err
 
 
 def test_several_sets_under_one_root_and_few_lines_for_many_cases(sets, dtrap):

@@ -119,7 +119,7 @@ def test_the_seed_decides(tmp_path):
 def test_a_flip_that_does_nothing_is_told():
     content = sheet(1)
     turned = [*content.views[:4], content.views[0].transpose(Image.Transpose.FLIP_LEFT_RIGHT)]
-    assert "flip (not turned over)" in texts(sheet_figure(content))
+    assert "flip (not flipped)" in texts(sheet_figure(content))
     other = Sheet(content.title, content.notes, content.classes, turned, content.views_title)
     assert "flip" in texts(sheet_figure(other))
 
