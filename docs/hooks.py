@@ -1,11 +1,25 @@
-"""Hooks of the documentation's build: the list of the shipped configs, as `dtrap configs` prints it."""
+"""Hooks of the documentation's build: where the package is found, and the list of the shipped configs."""
 
 from __future__ import annotations
 
+import sys
 from itertools import groupby
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
-from dtrap.configs import shipped_configs, title_of
+ROOT = Path(__file__).parents[1]
+# mkdocstrings searches sys.path for a folder called `dtrap`, which the clone need not be called. Only the package's own
+# files are linked: the root may also hold a virtual environment.
+_PLACE = TemporaryDirectory()
+_PACKAGE = Path(_PLACE.name, "dtrap")
+_PACKAGE.mkdir()
+for _path in ROOT.iterdir():
+    if _path.suffix == ".py" or (_path / "__init__.py").exists():
+        (_PACKAGE / _path.name).symlink_to(_path)
+sys.path.insert(0, _PLACE.name)
+
+from dtrap.configs import shipped_configs, title_of  # noqa: E402
 
 MARK = "<!-- configs -->"
 HEADINGS = {

@@ -20,6 +20,7 @@ FENCE = re.compile(r'^```(\w+)(?: title="([^"]+)")?\n(.*?)^```', re.DOTALL | re.
 TITLES = {title for text in TEXTS.values() for _, title, _ in FENCE.findall(text) if title}
 # The options of classes that the pages write themselves.
 OWN_OPTIONS = {"data.prefix", "model.tuner.norms"}
+SPECIES = ["great_tit", "robin", "wren", "dunnock", "rook", "heron"]
 
 
 @pytest.fixture
@@ -69,12 +70,9 @@ def birds(tmp_path):
     rows = ["file,species"]
     for number in range(24):
         picture(number).save(root / "photos" / f"{number:04d}.jpg")
-        rows.append(f"{number:04d}.jpg,{'great_tit robin wren dunnock rook heron'.split()[number % 6]}")
+        rows.append(f"{number:04d}.jpg,{SPECIES[number % 6]}")
     (root / "labels.csv").write_text("\n".join(rows) + "\n")
     return root
-
-
-TINY = ["--config", "backbones/tiny.yaml"]
 
 
 def test_add_a_data_set(run_pages, birds):
@@ -121,7 +119,7 @@ def test_compare_methods_and_read_the_rows(run_pages, tmp_path, capsys):
 def test_classify_your_own_images_and_take_the_model_along(run_pages, tmp_path):
     for folder in ("my_photos", "my_test_photos", "new_photos"):
         make_class_folders(tmp_path / folder, ["maple", "oak", "birch"], 4)
-    short = [*TINY, "--trainer.max_epochs", "1", "--protocol.episodes", "1"]
+    short = ["--config", "backbones/tiny.yaml", "--trainer.max_epochs", "1", "--protocol.episodes", "1"]
     out = run_pages("how-to/classify-your-own-images.md", "how-to/take-a-model-along.md", shorter=short)
     assert "no held-out images, so no accuracy" in out
     assert (tmp_path / "predictions.csv").read_text().startswith("path,label,birch,maple,oak\n")
@@ -147,10 +145,8 @@ def dotted(values, start=""):
 
 def test_every_option_that_a_page_names_exists(dtrap):
     known = set(OWN_OPTIONS)
-    for names in (
-        ["folder.yaml"], ["class_folders_1shot.yaml", "all_way/clip_lora.yaml"], ["isic_1shot.yaml", "tuners/coop.yaml"],
-    ):  # fmt: skip
-        words = [word for name in names for word in ("--config", name)]
+    for names in ("folder.yaml", "class_folders_1shot.yaml all_way/clip_lora.yaml", "isic_1shot.yaml tuners/coop.yaml"):
+        words = [word for name in names.split() for word in ("--config", name)]
         status, out, err = dtrap("fit", *words, "--data.root", "somewhere", "--print_config")
         assert status == 0, err
         known |= set(dotted(yaml.safe_load(out)))
