@@ -30,8 +30,6 @@ def run_pages(dtrap, tmp_path, monkeypatch):
     Titled blocks become files. Of the shell's commands those of dtrap run, `fit` with further words that shorten it.
     """
     monkeypatch.syspath_prepend(tmp_path)
-    for title in TITLES:
-        monkeypatch.delitem(sys.modules, Path(title).stem, raising=False)
     printed = []
 
     def run_command(line, shorter):
