@@ -161,7 +161,7 @@ _KINDS: list[tuple[str, Any]] = [
     (r"module '([^']*)' has no attribute '([^']*)'", _no_attribute),
     (r"Expected a dot import path string: (.*?)\n", _no_class),
     (r"Import path (\S+) does not correspond to a subclass of (\w+)", _wrong_class),
-    (r"following arguments are required: ([^\n]*)", _required),
+    (r"(?:following arguments are required: |Option ')([^'\n]*)(?:' is required)?", _required),
     (r"Literal\[", _literal),
     (r"Expected a <class '(?!NoneType)", _wrong_type),
     (r"File does not exist: '([^']*)'", _no_file),

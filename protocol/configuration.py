@@ -56,7 +56,12 @@ def build_part(annotation: Any, value: Any) -> Any:
     """Instantiate one value of a parsed config as the type `annotation` says."""
     parser = ArgumentParser(exit_on_error=False)
     parser.add_argument("--part", type=annotation)
-    return parser.instantiate(Namespace(part=copy.deepcopy(value))).part
+    return _instantiate(parser, Namespace(part=copy.deepcopy(value))).part
+
+
+def _instantiate(parser: ArgumentParser, config: Namespace) -> Any:
+    # jsonargparse called the method `instantiate_classes` until 4.48 and warns of that name since.
+    return (parser.instantiate if hasattr(parser, "instantiate") else parser.instantiate_classes)(config)
 
 
 def build_data(config: Namespace) -> FewShotDataModule:
@@ -68,7 +73,7 @@ def build_trainer_arguments(config: Namespace) -> dict[str, Any]:
     """The Trainer's arguments, its callbacks and loggers instantiated."""
     parser = ArgumentParser(exit_on_error=False)
     parser.add_class_arguments(Trainer, "trainer", instantiate=False, fail_untyped=False)
-    return dict(vars(parser.instantiate(Namespace(trainer=config.trainer.clone())).trainer))
+    return dict(vars(_instantiate(parser, Namespace(trainer=config.trainer.clone())).trainer))
 
 
 def build_module(config: Namespace, shared: FewShotClassifier | None = None) -> FewShotClassifier:

@@ -1,4 +1,4 @@
-"""Single pieces in projects of strangers, written as a stranger would who has read the README only."""
+"""Single pieces in projects of strangers, written as a stranger would who has read the documentation only."""
 
 import textwrap
 

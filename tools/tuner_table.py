@@ -1,7 +1,7 @@
-"""Writes the README's table of backbones and tuners from the outcome of `tests/lightning_modules/test_every_pair.py`.
+"""Write the table of tuners and backbones in `docs/reference/tuners.md` from the outcome of `test_every_pair.py`.
 
-python tools/tuner_table.py            # run the tests, write the table between the README's two marks
-python tools/tuner_table.py --check    # only say whether the table is what the tests record
+python tools/tuner_table.py            # run the tests, write the table between the page's two marks
+python tools/tuner_table.py --check    # only check that the table is what the tests record
 
 Needs pytest and the package with its `test` extra.
 """
@@ -18,20 +18,20 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
 TESTS = ROOT / "tests" / "lightning_modules" / "test_every_pair.py"
-README = ROOT / "README.md"
+PAGE = ROOT / "docs" / "reference" / "tuners.md"
 BEGIN, END = "<!-- tuner table: made by tools/tuner_table.py -->", "<!-- end of the tuner table -->"
 
 Outcomes = dict[tuple[str, str, str], str]
 
 
 def run_tests(report: Path) -> None:
-    """Run every pair and leave pytest's report; raises a CalledProcessError where one fails."""
+    """Run every pair and write pytest's report to `report`; raise CalledProcessError if a test fails."""
     words = [sys.executable, "-m", "pytest", str(TESTS), f"--junitxml={report}", "-o", "junit_family=xunit1"]
     subprocess.run(words, check=True, cwd=ROOT)
 
 
 def read_report(report: Path) -> Outcomes:
-    """Outcome by backbone, tuner and method, in the tests' order."""
+    """Return the outcome by backbone, tuner and method, in the order of the tests."""
     found: Outcomes = {}
     for case in ElementTree.parse(report).iter("testcase"):
         properties = {p.get("name"): p.get("value", "") for p in case.iter("property")}
@@ -42,7 +42,7 @@ def read_report(report: Path) -> Outcomes:
 
 
 def cell(outcome: str, reasons: list[str]) -> str:
-    """What the table shows of an outcome; a reason gets a number, the same one each time."""
+    """Return the text of a cell; each reason of a refusal gets one number."""
     if outcome.startswith("works"):
         constant = outcome.split()[1:]
         if constant == ["untrained"]:
@@ -56,7 +56,7 @@ def cell(outcome: str, reasons: list[str]) -> str:
 
 
 def table(outcomes: Outcomes) -> str:
-    """The table in Markdown: a row per tuner and method, a column per backbone, and the reasons below."""
+    """Return the table in Markdown: a row per tuner and method, a column per backbone, the reasons below."""
     backbones, tuners, methods = (list(dict.fromkeys(key[i] for key in outcomes)) for i in range(3))
     reasons: list[str] = []
     lines = [f"| tuner | | {' | '.join(backbones)} |", "|---" * (len(backbones) + 2) + "|"]
@@ -71,7 +71,7 @@ def table(outcomes: Outcomes) -> str:
 def main() -> int:
     """Write or check the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--check", action="store_true", help="write nothing; exit with 1 where the README differs")
+    parser.add_argument("--check", action="store_true", help="write nothing; exit with 1 where the page differs")
     parser.add_argument("--report", type=Path, help="a report of these tests (--junitxml) instead of running them")
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
@@ -79,17 +79,17 @@ def main() -> int:
         if arguments.report is None:
             run_tests(report)
         made = table(read_report(report))
-    text = README.read_text(encoding="utf-8")
+    text = PAGE.read_text(encoding="utf-8")
     before, mark, rest = text.partition(BEGIN)
     _, end, after = rest.partition(END)
     if not mark or not end:
-        print(f"{README} has no '{BEGIN}' … '{END}'", file=sys.stderr)
+        print(f"{PAGE} has no '{BEGIN}' … '{END}'", file=sys.stderr)
         return 1
     wanted = f"{before}{BEGIN}\n{made}\n{END}{after}"
     if arguments.check:
-        print("the README's table is up to date" if text == wanted else "the README's table is out of date")
+        print("the table is up to date" if text == wanted else "the table is out of date")
         return int(text != wanted)
-    README.write_text(wanted, encoding="utf-8")
+    PAGE.write_text(wanted, encoding="utf-8")
     return 0
 
 

@@ -367,8 +367,8 @@ def test_help_tells_the_forms(dtrap):
     assert "--form" in out
 
 
-README = (Path(__file__).parents[2] / "README.md").read_text(encoding="utf-8")
-(SNIPPET,) = (code for code in re.findall(r"```python\n(.*?)```", README, re.DOTALL) if "class_features" in code)
+PAGE = (Path(__file__).parents[2] / "docs" / "how-to" / "take-a-model-along.md").read_text(encoding="utf-8")
+(SNIPPET,) = re.findall(r"```python[^\n]*\n(.*?)```", PAGE, re.DOTALL)
 
 
 @pytest.mark.parametrize("library", ["clip", "siglip"])

@@ -1,6 +1,6 @@
 """Every tuner on every kind of backbone, plain and with SVL + RA: it trains, or it says why it cannot.
 
-`tools/tuner_table.py` makes the README's table of what these tests record.
+`tools/tuner_table.py` writes the table in `docs/reference/tuners.md` from what these tests record.
 """
 
 import re

@@ -5,6 +5,7 @@ import os
 import signal
 import subprocess
 import sys
+from functools import wraps
 from pathlib import Path
 
 import pytest
@@ -84,7 +85,12 @@ def test_rows_hold_what_the_episode_was_and_gave(dtrap, words, tmp_path):
 
 def test_a_finished_run_prints_its_result_without_loading_the_model(dtrap, words, monkeypatch):
     _, first, _ = dtrap(*words)
-    monkeypatch.setattr(OpenCLIP, "__init__", None)
+
+    @wraps(OpenCLIP.__init__)
+    def loaded(*arguments, **options):
+        pytest.fail("the model was loaded")
+
+    monkeypatch.setattr(OpenCLIP, "__init__", loaded)
     status, again, err = dtrap(*words)
     assert status == 0, err
     assert "Already finished" in again

@@ -462,7 +462,7 @@ def test_a_bar_on_a_terminal_only(tmp_path):
 def test_nothing_found(dtrap, tmp_path, words):
     (tmp_path / "empty").mkdir()
     status, out, err = dtrap("data", "check", *(word.format(empty=tmp_path / "empty") for word in words))
-    assert (status, out) == (2, "")
+    assert (status, out.strip()) == (2, "")  # rich before 14.3 ends an invisible bar with an empty line
     assert "Looked for: isic" in err
     assert "dtrap data fetch" in err
 

@@ -1,0 +1,162 @@
+"""What the documentation shows runs: files, commands and Python of a page in their order, on small data."""
+
+import re
+import shlex
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+from dtrap.configs import find_config
+from layouts import make_class_folders, make_eurosat, picture
+
+ROOT = Path(__file__).parents[1]
+DOCS = ROOT / "docs"
+PAGES = sorted(path.relative_to(DOCS).as_posix() for path in DOCS.rglob("*.md"))
+TEXTS = {page: (DOCS / page).read_text(encoding="utf-8") for page in PAGES} | {
+    "README.md": (ROOT / "README.md").read_text(encoding="utf-8")
+}
+FENCE = re.compile(r'^```(\w+)(?: title="([^"]+)")?\n(.*?)^```', re.DOTALL | re.MULTILINE)
+TITLES = {title for text in TEXTS.values() for _, title, _ in FENCE.findall(text) if title}
+# The options of classes that the pages write themselves.
+OWN_OPTIONS = {"data.prefix", "model.tuner.norms"}
+SPECIES = ["great_tit", "robin", "wren", "dunnock", "rook", "heron"]
+
+
+@pytest.fixture
+def run_pages(dtrap, tmp_path, monkeypatch):
+    """Run pages in one folder: the text that their blocks printed.
+
+    Titled blocks become files. Of the shell's commands those of dtrap run, `fit` with further words that shorten it.
+    """
+    monkeypatch.syspath_prepend(tmp_path)
+    printed = []
+
+    def run_command(line, shorter):
+        name, *words = shlex.split(line)
+        if name != "dtrap" or words[0] == "configs":
+            return
+        status, out, err = dtrap(*words, *(shorter if words[0] == "fit" else []))
+        assert status == 0, (line, err)
+        printed.append(out)
+
+    def run(*pages, shown=None, shorter=()):
+        for page in pages:
+            scope = {"__name__": "page"}
+            for language, title, code in FENCE.findall(TEXTS[page]):
+                for text, small in (shown or {}).items():
+                    code = code.replace(text, str(small))
+                if title:
+                    (tmp_path / title).write_text(code)
+                elif language == "python":
+                    exec(compile(code, page, "exec"), scope)
+                elif language == "bash":
+                    for line in code.replace("\\\n", " ").splitlines():
+                        run_command(line.partition("  #")[0], shorter)
+        return "\n".join(printed)
+
+    yield run
+    for title in TITLES:
+        sys.modules.pop(Path(title).stem, None)
+
+
+@pytest.fixture
+def birds(tmp_path):
+    """The data set of the page: photos, and their species in a CSV file."""
+    root = tmp_path / "birds"
+    (root / "photos").mkdir(parents=True)
+    rows = ["file,species"]
+    for number in range(24):
+        picture(number).save(root / "photos" / f"{number:04d}.jpg")
+        rows.append(f"{number:04d}.jpg,{SPECIES[number % 6]}")
+    (root / "labels.csv").write_text("\n".join(rows) + "\n")
+    return root
+
+
+def test_add_a_data_set(run_pages, birds):
+    out = run_pages("how-to/add-a-data-set.md", shown={"/data/birds": birds})
+    assert "Birds 5-way 1-shot · 3 episodes · " in out
+    assert "Birds all-way 1-shot · 1 seed · " in out
+
+
+def test_add_a_tuner(run_pages, tmp_path):
+    short = ["--trainer.max_epochs", "2", "--data.query", "2"]
+    tiny = {'"ViT-B-16-quickgelu", "openai"': '"tiny_clip.json", "tiny_clip.safetensors"'}
+    out = run_pages("how-to/add-a-tuner.md", shown=tiny, shorter=short)
+    assert "bias on tiny_clip/" in out
+    assert "bias-svl-ra" in out
+    assert "when it was saved" in out
+    assert (tmp_path / "tuned" / "class_features.safetensors").exists()
+
+
+def test_add_a_backbone(run_pages):
+    out = run_pages("how-to/add-a-backbone.md", shorter=["--trainer.max_epochs", "2", "--data.query", "2"])
+    assert "clip-adapter on dual-encoder: trains" in out
+    assert "full on dual-encoder: trains" in out
+
+
+def test_use_it_in_a_lightning_project(run_pages, tmp_path):
+    shown = {
+        '"/data/EuroSAT"': repr(str(make_eurosat(tmp_path / "eurosat", per_class=20))),
+        '"ViT-B-16-quickgelu", "openai"': '"tiny_clip.json", "tiny_clip.safetensors"',
+        "Trainer(max_epochs=250,": "Trainer(logger=False, accelerator='cpu', max_epochs=1,",
+        "Trainer(max_epochs=10,": "Trainer(logger=False, accelerator='cpu', max_epochs=1,",
+    }
+    run_pages("how-to/use-it-in-a-lightning-project.md", shown=shown)
+
+
+def test_compare_methods_and_read_the_rows(run_pages, tmp_path, capsys):
+    short = ["--trainer.max_epochs", "2", "--data.query", "2", "--protocol.episodes", "2"]
+    out = run_pages("how-to/compare-methods.md", "reference/rows.md", shorter=short)
+    assert "stronger" in out
+    assert "lpp-svl-ra" in out
+    assert (tmp_path / "table.csv").exists()
+    assert re.search(r"-?[\d.]+\n", capsys.readouterr().out)
+
+
+def test_classify_your_own_images_and_take_the_model_along(run_pages, tmp_path):
+    for folder in ("my_photos", "my_test_photos", "new_photos"):
+        make_class_folders(tmp_path / folder, ["maple", "oak", "birch"], 4)
+    short = ["--config", "backbones/tiny.yaml", "--trainer.max_epochs", "1", "--protocol.episodes", "1"]
+    out = run_pages("how-to/classify-your-own-images.md", "how-to/take-a-model-along.md", shorter=short)
+    assert "no held-out images, so no accuracy" in out
+    assert (tmp_path / "predictions.csv").read_text().startswith("path,label,birch,maple,oak\n")
+    assert (tmp_path / "my_model" / "class_features.safetensors").exists()
+    assert (tmp_path / "my_adapter" / "adapter_model.safetensors").exists()
+
+
+@pytest.mark.parametrize("page", TEXTS)
+def test_every_config_that_a_page_names_is_shipped(page):
+    own = TITLES | {"config.yaml", "config.NAME.yaml", "NAME.yaml", "one.yaml", "two.yaml"}
+    for name in set(re.findall(r"[\w/]+\.yaml", TEXTS[page])) - own:
+        find_config(name)
+
+
+def dotted(values, start=""):
+    """Keys of nested sections; `init_args` and `class_path` are not written on the command line."""
+    for key, value in values.items():
+        name = start if key == "init_args" else f"{start}.{key}".lstrip(".")
+        yield name
+        if isinstance(value, dict):
+            yield from dotted(value, name)
+
+
+def test_every_option_that_a_page_names_exists(dtrap):
+    known = set(OWN_OPTIONS)
+    for names in ("folder.yaml", "class_folders_1shot.yaml all_way/clip_lora.yaml", "isic_1shot.yaml tuners/coop.yaml"):
+        words = [word for name in names.split() for word in ("--config", name)]
+        status, out, err = dtrap("fit", *words, "--data.root", "somewhere", "--print_config")
+        assert status == 0, err
+        known |= set(dotted(yaml.safe_load(out)))
+    options = r"--((?:data|model|protocol|stage_switch|trainer)\.[\w.]*\w)"
+    named = {(page, option) for page, text in TEXTS.items() for option in re.findall(options, text)}
+    assert len(named) > 40
+    assert {(page, option) for page, option in named if option not in known} == set()
+    settings = {name for name in known if name.startswith("protocol.")}
+    assert settings <= set(re.findall(options, TEXTS["reference/options.md"]))
+
+
+def test_the_readme_is_short():
+    lines = TEXTS["README.md"].splitlines()
+    assert len(lines) <= 150
+    assert max(map(len, lines)) <= 120
