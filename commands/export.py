@@ -16,11 +16,11 @@ from ..errors import DtrapError
 from ..files import cannot_write
 from ..lightning_modules.backbones.export import save_plain
 from ..lightning_modules.tuners import Tuner
-from ..protocol.adapters import CONFIG, EXPORT_CARD, card_content, is_plain, load_adapter, read_card
+from ..protocol.adapters import CONFIG, EXPORT_CARD, card_content, is_standalone, load_adapter, read_card
 from ..protocol.configuration import build_module, build_part
 from ..protocol.export import CLASS_FEATURES, save_class_features, save_peft, with_trained_weights
 from .adapter_arguments import find_adapters, only_adapter, without_description_file
-from .parser import DtrapCLI, to_plain
+from .parser import DtrapCLI, to_values
 
 ANOTHER_FOLDER = "or name another folder with --output."
 
@@ -35,8 +35,8 @@ def export(arguments: list[str], console: Console) -> int:
     cli, adapters = find_adapters(arguments, "export")
     config, output = cli.config, Path(cli.config.output)
     adapter = only_adapter(cli, adapters)
-    if is_plain(adapter):
-        raise DtrapError(f"--adapter {adapter} is a plain checkpoint already. Copy the folder instead.")
+    if is_standalone(adapter):
+        raise DtrapError(f"--adapter {adapter} is an exported standalone checkpoint already. Copy the folder instead.")
     card = read_card(adapter)
     _check_output(output, adapter)
     _check_tuner(build_part(Tuner, config.model.tuner))
@@ -51,7 +51,7 @@ def export(arguments: list[str], console: Console) -> int:
             save_plain(with_trained_weights(module), folder, settings.get("name"))
         (folder / EXPORT_CARD).write_bytes(card_content(card))
         (folder / CONFIG).write_text(_run_config(cli), encoding="utf-8")
-        for path in folder.iterdir():  # safetensors are written for their owner alone
+        for path in folder.iterdir():  # safetensors writes files that only their owner can read
             path.chmod((folder / CONFIG).stat().st_mode)
     console.print(f"{card.tuner} on {card.backbone}, {len(card.class_names)} classes: {output}", soft_wrap=True)
     return 0
@@ -69,15 +69,15 @@ def _check_output(output: Path, adapter: Path) -> None:
 def _check_tuner(tuner: Tuner) -> None:
     if not tuner.merges_into_backbone:
         raise DtrapError(
-            f"the tuner {tuner.name} cannot be exported: what it learned is not in the weights of the backbone but in "
-            "parts of its own on the way from image or prompt to logits, which a checkpoint of open_clip, transformers "
-            "or peft has no place for. Keep the adapter file; `dtrap predict` works from it."
+            f"the tuner {tuner.name} cannot be exported: it trains modules of its own instead of the backbone's weights, "
+            "and a checkpoint of open_clip, transformers or peft has no place for them. Keep the adapter file; "
+            "`dtrap predict` reads it."
         )
 
 
 @contextmanager
 def _appearing(output: Path) -> Iterator[Path]:
-    """A temporary folder beside `output` that takes its place when all is written, and is gone otherwise."""
+    """Yield a temporary folder next to `output`, renamed to it at the end, or deleted after an error."""
     place = output.resolve()
     temporary = place.with_name(f".{place.name}.{os.getpid()}.tmp")
     try:
@@ -94,5 +94,5 @@ def _appearing(output: Path) -> Iterator[Path]:
 
 def _run_config(cli: DtrapCLI) -> str:
     options = ("adapter", "output", "form")
-    content = {key: value for key, value in to_plain(cli).items() if key not in options}
+    content = {key: value for key, value in to_values(cli).items() if key not in options}
     return yaml.safe_dump(content, sort_keys=False, allow_unicode=True)

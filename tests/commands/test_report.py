@@ -3,7 +3,7 @@ import json
 from pathlib import Path
 
 import pytest
-from dtrap.protocol.summary import summarise
+from dtrap.protocol.summary import summarize
 
 METHODS = ("svl-ra", "baseline")
 
@@ -20,7 +20,7 @@ def make_run(tmp_path):
         ]
         folder = tmp_path / name
         folder.mkdir()
-        summary = summarise(rows, description, list(accuracies), episodes=episodes) | {"protocol": protocol}
+        summary = summarize(rows, description, list(accuracies), episodes=episodes) | {"protocol": protocol}
         for method in summary["methods"].values():
             method |= model
         (folder / "summary.json").write_text(json.dumps(summary))

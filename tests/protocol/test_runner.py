@@ -180,7 +180,7 @@ def test_a_finished_run_is_not_told_beside_other_data_but_without_data(dtrap, wo
     asked = [*words, "--protocol.folder", "run", "--protocol.episodes", 1, "--data.root"]
     status, out, err = dtrap(*asked, make_eurosat(tmp_path / "other", per_class=5))
     assert status == 2
-    assert "are not those that its rows come from" in err
+    assert "its rows come from other data files" in err
     assert "Already finished" not in out
     status, out, err = dtrap(*asked, tmp_path / "not_mounted")
     assert status == 0, err
@@ -287,7 +287,7 @@ def test_ctrl_c_prints_the_partial_summary_and_the_command_that_goes_on(dtrap, w
     assert status == 130, err
     assert "svl-ra · 2 of 3 episodes · " in out
     command = out.splitlines()[-1]
-    assert command.startswith("Interrupted. Go on with: dtrap fit --config eurosat_1shot.yaml ")
+    assert command.startswith("Interrupted. Resume with: dtrap fit --config eurosat_1shot.yaml ")
     assert "overwrite" not in command
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
     status, _, _ = dtrap(*words, "--protocol.folder", "run")
