@@ -87,7 +87,7 @@ class StepCheckpoint(Checkpoint):
             self._write(trainer)
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Write a due checkpoint at the end of an epoch, except the last: a resumed run would skip the end of the fit."""
+        """Write a due checkpoint at the end of an epoch, except the last: a resumed run would miss the fit's end."""
         if trainer.global_step < trainer.estimated_stepping_batches:
             self._write(trainer)
 
