@@ -234,7 +234,7 @@ def test_adapters_that_a_finished_run_has_not_saved_are_not_claimed(dtrap, words
     dtrap(*words, "--protocol.episodes", 1)
     _, out, _ = dtrap(*words, "--protocol.episodes", 1, "--protocol.save_adapters", "true")
     assert "Adapters:" not in out
-    assert "saved no adapters; --protocol.overwrite true" in out
+    assert "saved no adapters; use --protocol.overwrite true" in out
 
 
 @pytest.mark.parametrize(
