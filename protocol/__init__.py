@@ -9,7 +9,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from .configuration import MethodConfig
+    from .configuration import MethodConfig, build_data
     from .result import ProtocolResult
     from .runner import run_protocol
     from .settings import ProtocolSettings
@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
 _MODULES = {
     "MethodConfig": "configuration",
+    "build_data": "configuration",
     "ProtocolResult": "result",
     "run_protocol": "runner",
     "ProtocolSettings": "settings",
@@ -29,6 +30,7 @@ __all__ = [
     "MethodConfig",
     "ProtocolResult",
     "ProtocolSettings",
+    "build_data",
     "mean_interval",
     "paired_difference",
     "run_protocol",

@@ -16,7 +16,7 @@ from lightning.pytorch.loggers import CSVLogger, Logger, WandbLogger
 
 from ..files import write_atomically
 from .run_folder import RESUMES, Row, RunFolder
-from .statistics import Interval, mean_interval, paired_difference
+from .summary import summarize
 
 WANDB_ID_FILE = "wandb_id.txt"
 # By default W&B waits 90 s for a connection at the start and without limit at the end. The last two settings keep W&B
@@ -168,19 +168,11 @@ class ProtocolLogger:
         A resumed W&B run gets only those that it does not have yet.
         """
         finished = [{row["episode"] for row in rows if row["method"] == method} for method in self.methods]
-        episodes = sorted(set.intersection(*finished))
-        logged = [self.metrics(rows, episode) for episode in episodes]
-        for logger in list(self.loggers):
-            there = getattr(self.wandb_runs.get(logger), "starting_step", 0)
-            self._attempt(logger, self._log, logger, logged[there:])
-        self._update_summary(rows)
+        self._log_all(rows, sorted(set.intersection(*finished)))
 
     def log_episode(self, rows: Sequence[Row], episode: int) -> None:
         """Log an episode, given all rows so far."""
-        metrics = self.metrics(rows, episode)
-        for logger in list(self.loggers):
-            self._attempt(logger, self._log, logger, [metrics])
-        self._update_summary(rows)
+        self._log_all(rows, [episode], new=True)
 
     def finish(self, status: str) -> None:
         """End all loggers.
@@ -208,34 +200,33 @@ class ProtocolLogger:
 
     def means(self, rows: Sequence[Row]) -> dict[str, float]:
         """Return means over the rows and half widths of their 95% intervals."""
-        values: dict[tuple[str, str], dict[int, float]] = {
-            (key, method): {r["episode"]: r[key] for r in rows if r["method"] == method and r.get(key) is not None}
-            for key in AVERAGED
-            for method in self.methods
-        }
+        summary = summarize(rows, "", self.methods, episodes=sys.maxsize)
+        found = [(key, name, method[key]) for key in AVERAGED for name, method in summary["methods"].items()]
+        found += [("difference", name, difference) for name, difference in summary["differences"].items()]
         means: dict[str, float] = {}
-        for (key, method), own in values.items():
-            if own:
-                means |= _named(key, self._ending(method), mean_interval(own.values()))
-        for method in self.methods[1:]:
-            first, other = values["accuracy", self.methods[0]], values["accuracy", method]
-            if first.keys() & other.keys():
-                means |= _named("difference", self._ending(method), paired_difference(first, other))
+        for key, name, interval in found:
+            for part, value in (("mean", "mean"), ("interval", "half_width")):
+                if interval is not None and interval[value] is not None:
+                    means[f"{key}_{part}{self._ending(name)}"] = interval[value]
         return means
 
     def _ending(self, method: str) -> str:
         return "" if method == self.methods[0] else f"/{method}"
+
+    def _log_all(self, rows: Sequence[Row], episodes: Sequence[int], *, new: bool = False) -> None:
+        metrics = [self.metrics(rows, episode) for episode in episodes]
+        for logger in list(self.loggers):
+            there = 0 if new else getattr(self.wandb_runs.get(logger), "starting_step", 0)
+            self._attempt(logger, self._log, logger, metrics[there:])
+        for logger, run in self.wandb_runs.items():
+            if logger in self.loggers:
+                self._attempt(logger, run.summary.update, self.means(rows))
 
     def _log(self, logger: Logger, episodes: Sequence[dict[str, float]]) -> None:
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", message="Experiment logs directory .* exists and is not empty")
             for metrics in episodes:
                 logger.log_metrics(metrics, step=None if logger in self.wandb_runs else int(metrics["episode"]))
-
-    def _update_summary(self, rows: Sequence[Row]) -> None:
-        for logger, run in self.wandb_runs.items():
-            if logger in self.loggers:
-                self._attempt(logger, run.summary.update, self.means(rows))
 
     def _attempt(self, logger: Logger, call: Callable[..., Any], *arguments: Any) -> None:
         try:
@@ -288,11 +279,6 @@ def _numbers(row: Row) -> dict[str, float]:
     for moment, terms in (row.get("losses") or {}).items():
         numbers |= {f"{name}_{moment}": value for name, value in (terms or {}).items() if value is not None}
     return numbers
-
-
-def _named(key: str, ending: str, interval: Interval) -> dict[str, float]:
-    named = {f"{key}_mean{ending}": interval.mean}
-    return named if interval.half_width is None else named | {f"{key}_interval{ending}": interval.half_width}
 
 
 def _reason(error: Exception) -> str:

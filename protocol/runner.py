@@ -9,12 +9,12 @@ from typing import Any
 
 import torch
 from rich.console import Console
-from typing_extensions import Unpack
 
 from ..callbacks import StageSwitch
 from ..console import say
 from ..datamodules.few_shot import FewShotDataModule
-from ..errors import DtrapError
+from ..errors import DtrapError, check_one_of
+from ..keywords import Unpack
 from ..lightning_modules import FewShotClassifier
 from .adapters import AdapterCard, save_adapter
 from .checkpoint import StepCheckpoint
@@ -66,6 +66,8 @@ def run_protocol(
         DtrapError: A method, the data or a setting is not as expected, or the folder belongs to another experiment.
         KeyboardInterrupt: The run was interrupted; the rows of finished episodes are kept.
     """
+    for name in settings:
+        check_one_of("run_protocol: a keyword argument", name, ProtocolOptions.__annotations__)
     if not methods:
         raise DtrapError("methods is empty; expected at least one, such as {'svl-ra': make_module}.")
     chosen = [

@@ -184,7 +184,7 @@ def without(config, path):
     ],
 )
 def test_a_key_that_the_stored_identity_lacks_counts_as_the_default(path):
-    stored, value = without(STATED, path)
+    stored, _ = without(STATED, path)
     assert difference(stored, STATED) == []
     assert difference(STATED, stored) == []
     asked = copy.deepcopy(stored)

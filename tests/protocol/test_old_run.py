@@ -58,14 +58,16 @@ def test_another_config_is_still_refused(dtrap, old):
 
 def test_an_adapter_has_the_accuracy_that_was_saved(dtrap, old):
     adapter = old / "demo" / "adapters" / "episode_0001_svl-ra.safetensors"
-    accuracy = next(row for row in rows_of(old / "demo") if (row["episode"], row["method"]) == (1, "svl-ra"))["accuracy"]
+    accuracy = next(row for row in rows_of(old / "demo") if (row["episode"], row["method"]) == (1, "svl-ra"))[
+        "accuracy"
+    ]
     status, out, err = dtrap("test", "--adapter", adapter)
     assert status == 0, err
     assert f"{adapter}: {accuracy:.1f} %, {accuracy:.1f} % when it was saved" in out
 
 
 def test_an_interrupted_all_way_task_resumes_at_its_checkpoint(dtrap, old, tmp_path, monkeypatch):
-    """Seed 2 has 6 steps, of which the checkpoint has 2; the data module is stored under a name that may have changed since."""
+    """Seed 2 has 6 steps, of which the checkpoint has 2; the data module's stored name may have changed since."""
     steps, original = [], FewShotClassifier.training_step
 
     def step(self, batch, batch_idx):
@@ -85,4 +87,3 @@ def test_an_interrupted_all_way_task_resumes_at_its_checkpoint(dtrap, old, tmp_p
     assert len(steps) == 6 - 2
     assert dtrap("fit", *config, "--protocol.folder", "fresh")[0] == 0
     assert rows_of(old / "all_way") == nearly(rows_of(Path("fresh")))
-
