@@ -80,7 +80,7 @@ def _dispatch(words: list[str]) -> int:
         raise DtrapError(f"unknown command '{command}'; {expected_one_of(command, COMMANDS)}")
     if command == "configs":
         return _list_configs(rest)
-    # Help does not depend on other words, which may be incomplete. `data` has sub-commands with help of their own.
+    # Help does not depend on other words, which may be incomplete. `data` has sub-commands, each with its help.
     if command != "data" and ("-h" in rest or "--help" in rest):
         rest = ["--help"]
     from .commands import run

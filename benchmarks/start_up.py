@@ -1,7 +1,8 @@
 """Time and memory from the end of the imports to the first training step, on an ISIC folder of 10,015 images.
 
-The layout has the class sizes of ISIC 2018 task 3 and JPEG files of 600 x 450 pixels. `dtrap fit` runs one epoch of one episode in a fresh process, with a small CLIP of random weights for images of 224 x 224 (the
-batches have their real size; the time of a large model is not what this measures). Linux only.
+The layout has the class sizes of ISIC 2018 task 3 and JPEG files of 600 x 450 pixels. `dtrap fit` runs one epoch of one
+episode in a fresh process, with a small CLIP of random weights for images of 224 x 224 (the batches have their real
+size; the time of a large model is not what this measures). Linux only.
 """
 
 from __future__ import annotations

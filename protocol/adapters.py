@@ -39,7 +39,7 @@ def _versions() -> dict[str, str]:
 
 @dataclass
 class AdapterCard:
-    """What an adapter belongs to; stored as a JSON file next to it.
+    """Backbone, tuner, classes and episode of an adapter; stored as a JSON file next to it.
 
     Attributes:
         backbone: Identifier of the backbone, weights included.

@@ -146,7 +146,7 @@ def _floats(terms: dict[str, Tensor] | None) -> dict[str, float] | None:
 
 
 def episode_trainer(arguments: dict[str, Any], callbacks: list[Callback], *, progress: bool = False) -> Trainer:
-    """Return a Trainer that is bound to one device and has neither logger nor checkpoints of its own.
+    """Return a Trainer that is bound to one device and writes neither logs nor checkpoints itself.
 
     Args:
         arguments: The Trainer's arguments from the config.

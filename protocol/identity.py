@@ -59,9 +59,9 @@ ABSENT = object()
 def identity(config: Mapping[str, Any]) -> dict[str, Any]:
     """Return the part of a resolved config that decides the numbers of a run; rows of two identities never mix.
 
-    Left out are the place of the data, what is done about faults in them, workers, device and display flags of the
-    Trainer, loggers, the chunk sizes of the towers, the number of episodes, what is done with the results, and empty
-    sections. An unknown key counts. Tuples become lists and paths text, as in a config that was read from a file.
+    Left out are the place of the data, the handling of unreadable images, workers, device and display flags of the
+    Trainer, loggers, the chunk sizes of the towers, the number of episodes, the options for files that a run writes,
+    and empty sections. An unknown key counts. Tuples become lists and paths text, as in a config read from a file.
     """
     return _without_neutral(config, ())
 

@@ -1,4 +1,4 @@
-"""A method of a run that is given as a module, and what identifies it."""
+"""A method of a run that is given as a module, and the settings that identify it."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ class ModuleMethod:
         module: The module.
         trainer: Arguments of the Trainer.
         switch: The stage of SVL and RA.
-        values: What identifies the method, as values of JSON.
+        values: Settings that identify the method, as values of JSON.
     """
 
     name: str
@@ -122,7 +122,7 @@ class ModuleMethod:
 
 
 def describe(value: Any) -> Any:
-    """Return what is known of a value, as values of JSON.
+    """Describe a value by values of JSON, as far as it is known.
 
     Objects become `class_path` and `init_args`: the arguments of their constructor, including those passed on to base
     classes, as far as an attribute of the same name holds them. A backbone is described by its identifier, a tensor by
@@ -146,7 +146,7 @@ def describe(value: Any) -> Any:
     if inspect.isroutine(value) or inspect.isclass(value):
         return f"{value.__module__}.{value.__qualname__}"
     arguments = {"identifier": value.identifier} if isinstance(value, Backbone) else _arguments(value)
-    # What keeps no arguments, such as a Fraction or a dtype; the default repr has an address that changes.
+    # Objects without stored arguments, such as a Fraction or a dtype. The default repr has an address, which changes.
     if not arguments and type(value).__repr__ is not object.__repr__:
         return repr(value)
     return {"class_path": describe(type(value)), "init_args": describe(arguments)}

@@ -1,4 +1,4 @@
-"""What a run returns: its rows, and means, differences and intervals over them."""
+"""The result of a run: rows, and means, differences and intervals over them."""
 
 from __future__ import annotations
 

@@ -85,7 +85,7 @@ class ProtocolRun:
     Args:
         methods: The methods, the main one first.
         data: The data module.
-        settings: Number of episodes, and what is written to disk.
+        settings: Number of episodes, and which files are written.
         console: Where progress and results are printed.
 
     Raises:
@@ -230,7 +230,8 @@ class ProtocolRun:
             from .picture import save_episode_picture  # imports matplotlib
 
             save_episode_picture(self.folder.pictures / f"{stem}.png", module, self.data, row)
-        # The row comes last but for the checkpoint: a kill before it repeats the task, one after it loses nothing.
+        # After adapter and picture, so that a kill in between repeats the episode; before the checkpoint is deleted, so
+        # that a kill in between loses nothing.
         self.folder.rows.append(row)
         if checkpoint is not None:
             checkpoint.remove()

@@ -21,7 +21,7 @@ class ProtocolOptions(TypedDict, total=False):
 
 @dataclass
 class ProtocolSettings:
-    """Number of episodes, and what a run writes to disk.
+    """Number of episodes, and which files a run writes.
 
     Args:
         episodes: Number of episodes. The authors use 800 for 1-shot and 400 for 5-shot. Data with fewer tasks (a
