@@ -151,7 +151,7 @@ def test_the_subset_file_tells_what_finished_seeds_were_trained_on(dtrap, damage
     baseline = ["--protocol.compare", "methods/baseline.yaml"]
     status, _, err = dtrap(*words(damaged, "run", *more, *baseline))
     assert status == 2
-    assert "seed 1 has results on other images than can be read now" in err
+    assert "the results of seed 1 come from other images than can be read now" in err
     status, _, err = dtrap(*words(damaged, "run", *more))
     assert status == 0, err
     now = json.loads((tmp_path / "run" / "subset.json").read_text())["seeds"]
