@@ -69,7 +69,7 @@ def _check_output(output: Path, adapter: Path) -> None:
 def _check_tuner(tuner: Tuner) -> None:
     if not tuner.merges_into_backbone:
         raise DtrapError(
-            f"the tuner {tuner.name} cannot be exported: its prompts or modules are not part of the backbone's weights, "
+            f"the tuner {tuner.name} cannot be exported: its prompts or modules are not weights of the backbone, "
             "and a checkpoint of open_clip, transformers or peft has no place for them. Keep the adapter file; "
             "`dtrap predict` reads it."
         )

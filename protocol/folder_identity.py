@@ -109,26 +109,27 @@ class FolderIdentity:
                 for path in self.folder.checkpoints.glob(f"episode_????_{glob.escape(method.name)}.ckpt"):
                     path.unlink(missing_ok=True)
 
-    def record_subsets(self, seeds: Sequence[int], missing: Container[int]) -> None:
-        """Write the images of each seed into the run's subset file.
+    def record_subsets(self, missing: Container[int]) -> None:
+        """Write the images of each seed into the run's subset file; episodes have none.
 
         The images of a seed change when a file is damaged or repaired between two starts. A seed with rows keeps the
         images of its rows; a task that was started with other images restarts.
 
         Args:
-            seeds: The seed of each episode.
             missing: Episodes that some method has yet to run.
 
         Raises:
             DtrapError: A seed would be compared on other images than those of its rows.
         """
-        content = subset_content(self.data, self.data.shot, {seed: self.data.subset_of(seed) for seed in seeds})
+        if not self.data.subsets:
+            return
+        content = subset_content(self.data, self.data.shot, self.data.subsets)
         try:
             recorded = json.loads(self.folder.subset.read_text(encoding="utf-8"))["seeds"]
         except (OSError, ValueError, KeyError, TypeError):
             recorded = {}
         with_rows = {row["episode"] for row in self.folder.rows.read()}
-        for episode, seed in enumerate(map(str, seeds)):
+        for episode, seed in enumerate(map(str, self.data.subsets)):
             if recorded.get(seed, content["seeds"][seed]) == content["seeds"][seed]:
                 continue
             if episode in with_rows and episode in missing:

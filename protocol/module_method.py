@@ -6,7 +6,9 @@ import functools
 import hashlib
 import inspect
 from collections.abc import Callable, Iterable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
+from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
@@ -22,17 +24,18 @@ from ..errors import DtrapError
 from ..files import to_json_values
 from ..lightning_modules import FewShotClassifier
 from ..lightning_modules.backbones.base import Backbone
+from .identity import NEUTRAL_DATA_OPTIONS
 from .settings import check_method_name
 
 # Attributes that hold an argument under another name than the argument's, which a property or method has.
 ATTRIBUTES = {
+    "all_way": "sampler.settings",
     "query": "query_shot",
-    "subset": "subset_file",
     "optimizer": "own_optimizer",
     "lr_scheduler": "own_lr_scheduler",
 }
 # A run replaces the data module's preprocessing by the backbone's.
-IGNORED = {"self", "args", "kwargs", "preprocessing"}
+IGNORED_OF_DATA = NEUTRAL_DATA_OPTIONS | {"preprocessing"}
 
 
 @dataclass
@@ -80,6 +83,7 @@ class ModuleMethod:
             )
         defaults = yaml.safe_load((SHIPPED / "defaults.yaml").read_text(encoding="utf-8"))["trainer"]
         arguments, switch = {**defaults, **(trainer or {})}, switch or StageSwitch()
+        data.set_episode(0)  # in the all-way protocol, the module's seed is that of its episode
         values = {
             "trainer": describe({name: value for name, value in arguments.items() if name != "logger"}),
             "model": describe(module),
@@ -154,13 +158,15 @@ def describe(value: Any) -> Any:
 
 def _arguments(value: Any) -> dict[str, Any]:
     """Arguments of an object's constructor that it keeps as attributes."""
-    names = {name for base in type(value).__mro__ for name in _parameters(base)}
-    attributes = {name: ATTRIBUTES.get(name, name) for name in sorted(names - IGNORED)}
-    return {
-        name: getattr(value, attribute if hasattr(value, attribute) else name)
-        for name, attribute in attributes.items()
-        if hasattr(value, attribute) or hasattr(value, name)
-    }
+    names = {name for base in type(value).__mro__ for name in _parameters(base)} - {"self"}
+    if isinstance(value, FewShotDataModule):
+        names -= IGNORED_OF_DATA
+    found: dict[str, Any] = {}
+    for name in sorted(names):
+        for attribute in (ATTRIBUTES.get(name, name), name):
+            with suppress(AttributeError):
+                found.setdefault(name, attrgetter(attribute)(value))
+    return found
 
 
 def _parameters(base: type) -> Iterable[str]:

@@ -111,7 +111,7 @@ class ProtocolRun:
 
     def _default_name(self) -> str:
         data = self.data
-        all_way = " all-way" if data.all_way is not None else ""
+        all_way = " all-way" if data.streams else ""
         return default_folder_name(
             dataset=f"{data.root.resolve().name if data.own_images else data.title}{all_way}",
             way=None if data.tasks is not None else data.way,
@@ -153,10 +153,8 @@ class ProtocolRun:
     def _check_settings(self) -> None:
         """Validate data, trainer and stage before anything is deleted, written or loaded."""
         self.data.task  # noqa: B018
-        all_way = self.data.all_way
-        for seed in all_way.seeds if all_way is not None else ():
-            self.data.subset_of(seed)  # read now and kept: an overwriting run may delete the file
-        if all_way is not None and self.settings.pictures:
+        self.data.subsets  # noqa: B018 - read now, because an overwriting run may delete the subset file
+        if self.data.streams and self.settings.pictures:
             raise DtrapError(
                 f"protocol.pictures is {self.settings.pictures}, but a picture shows all images of an episode, and the "
                 "all-way protocol streams its images. Leave it out; `dtrap data show` draws a contact sheet."
@@ -164,7 +162,7 @@ class ProtocolRun:
         for method in self.methods:
             method.stage_switch()
             trainer = episode_trainer(method.trainer_arguments(logger=False), [])
-            if all_way is not None and trainer.max_steps != -1:
+            if self.data.streams and trainer.max_steps != -1:
                 raise DtrapError(
                     f"trainer.max_steps is {trainer.max_steps}, but the all-way protocol counts epochs of "
                     f"{self.data.steps_per_epoch} step(s), which can be resumed. Set trainer.max_epochs instead."
@@ -179,8 +177,7 @@ class ProtocolRun:
         for line in dict.fromkeys(module.describe_training() for module in modules.values()):
             self._say(line)
         self._say(f"Results: {self.folder.path}")
-        if self.data.all_way is not None:
-            self.record.record_subsets(self.data.all_way.seeds, episodes)
+        self.record.record_subsets(episodes)
         rows = [row for row in self.folder.rows.read() if row["episode"] < self.episodes]
         arguments = {method.name: self._trainer_arguments(method) for method in self.methods}
         configs = {method.name: method.values for method in self.methods}
@@ -218,7 +215,7 @@ class ProtocolRun:
     ) -> Row:
         stem = f"episode_{self.data.episode:04d}_{method.name}"
         checkpoint = zero_shots = None
-        if self.data.all_way is not None:
+        if self.data.streams:
             zero_shots = self._zero_shots.setdefault(method.name, {})
             checkpoint = StepCheckpoint(self.folder.checkpoints / f"{stem}.ckpt", self.settings.checkpoint_every)
         row = run_episode(module, self.data, arguments, method.stage_switch(), progress, checkpoint, zero_shots)

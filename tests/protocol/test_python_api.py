@@ -9,13 +9,14 @@ from pathlib import Path
 import pytest
 import torch
 from dtrap.callbacks import StageSwitch
-from dtrap.datamodules import ShapesDataModule
+from dtrap.datamodules import AllWay, EuroSATDataModule, ShapesDataModule
 from dtrap.errors import DtrapError
 from dtrap.lightning_modules import FewShotClassifier, Objective
 from dtrap.lightning_modules.backbones import OpenCLIP
 from dtrap.lightning_modules.tuners import LoRA, StepSPT
 from dtrap.protocol import Interval, mean_interval, paired_difference, run_protocol
 from dtrap.protocol.module_method import describe
+from layouts import make_eurosat
 from lightning.pytorch.callbacks import EarlyStopping
 from rich.console import Console
 
@@ -165,6 +166,25 @@ def test_descriptions_hold_arguments_and_no_addresses():
     assert describe(one) == describe(torch.zeros(2)) != describe(other)
     described = json.dumps(describe({"a": [object(), torch.float32, OpenCLIP, Objective(), LoRA(), lambda: 0]}))
     assert " at 0x" not in described
+
+
+def test_the_all_way_protocol_resumes_with_a_used_data_module(tmp_path):
+    all_way = AllWay(seeds=[3, 4], batch_size=4)
+    data = EuroSATDataModule(make_eurosat(tmp_path / "eurosat", per_class=6), shot=2, all_way=all_way)
+    methods = {"ra": lambda: FewShotClassifier(tiny(), LoRA(rank=2), Objective(0.0, relation_source="current"))}
+
+    def call(episodes):
+        trainer = {**TRAINER, "max_epochs": 1}
+        folder = str(tmp_path / "run")
+        return run_protocol(
+            methods, data, trainer=trainer, folder=folder, episodes=episodes, console=Console(quiet=True)
+        )
+
+    first, both = call(1), call(2)
+    assert both.rows[:1] == first.rows
+    assert [row["seed"] for row in both.rows] == [3, 4]
+    assert call(2).rows == both.rows
+    assert json.loads((tmp_path / "run" / "subset.json").read_text())["seeds"].keys() == {"3", "4"}
 
 
 def test_importing_the_package_loads_neither_torch_nor_lightning():

@@ -62,7 +62,7 @@ def test_a_run_resumes_after_the_advice_to_skip_images(dtrap, words, tmp_path):
         path.write_bytes(b"")
     status, _, err = dtrap(*asked)
     assert status == 2
-    assert "bad_images: skip" in err
+    assert "--data.bad_images skip" in err
     before = rows_of(tmp_path / "run")
     status, out, err = dtrap(*asked, "--data.bad_images", "skip")
     assert status == 0, err
