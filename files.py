@@ -5,14 +5,40 @@ from __future__ import annotations
 import errno
 import math
 import os
-from collections.abc import Mapping
-from contextlib import suppress
+import shutil
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 from .errors import DtrapError
 
 RERUN = "and rerun the same command."
+
+
+@contextmanager
+def replacing(path: Path, remedy: str = RERUN, errors: tuple[type[Exception], ...] = (OSError,)) -> Iterator[Path]:
+    """Yield a temporary path for a file or folder that is renamed to `path` at the end, or deleted after an error.
+
+    Args:
+        path: The file or folder; missing parents are created. A folder may replace an empty one only.
+        remedy: What the user can do if it cannot be written; ends the error message.
+        errors: Exceptions that mean that it cannot be written.
+
+    Raises:
+        DtrapError: It cannot be written; what was at `path` is unchanged.
+    """
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        yield temporary
+        os.replace(temporary, path)
+    except errors as error:
+        raise cannot_write(path, error, remedy) from error
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+        with suppress(OSError):
+            temporary.unlink()
 
 
 def write_atomically(path: Path, content: bytes, remedy: str = RERUN) -> None:
@@ -26,19 +52,10 @@ def write_atomically(path: Path, content: bytes, remedy: str = RERUN) -> None:
     Raises:
         DtrapError: The file cannot be written; an existing one is unchanged.
     """
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with temporary.open("wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except OSError as error:
-        raise cannot_write(path, error, remedy) from error
-    finally:
-        with suppress(OSError):
-            temporary.unlink()
+    with replacing(path, remedy) as temporary, temporary.open("wb") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
 
 
 def to_json_values(value: Any) -> Any:

@@ -2,10 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import shutil
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import yaml
@@ -13,7 +9,7 @@ from rich.console import Console
 from safetensors import SafetensorError
 
 from ..errors import DtrapError
-from ..files import cannot_write
+from ..files import replacing
 from ..lightning_modules.backbones.export import save_plain
 from ..lightning_modules.tuners import Tuner
 from ..protocol.adapters import CONFIG, EXPORT_CARD, card_content, is_standalone, load_adapter, read_card
@@ -42,7 +38,8 @@ def export(arguments: list[str], console: Console) -> int:
     _check_tuner(build_part(Tuner, config.model.tuner))
     module = build_module(without_description_file(config, card))
     load_adapter(adapter, module, card)
-    with _appearing(output) as folder:
+    with replacing(output.resolve(), ANOTHER_FOLDER, (OSError, SafetensorError)) as folder:
+        folder.mkdir()
         if config.form == "peft":
             save_peft(module, folder)
         else:
@@ -73,23 +70,6 @@ def _check_tuner(tuner: Tuner) -> None:
             "and a checkpoint of open_clip, transformers or peft has no place for them. Keep the adapter file; "
             "`dtrap predict` reads it."
         )
-
-
-@contextmanager
-def _appearing(output: Path) -> Iterator[Path]:
-    """Yield a temporary folder next to `output`, renamed to it at the end, or deleted after an error."""
-    place = output.resolve()
-    temporary = place.with_name(f".{place.name}.{os.getpid()}.tmp")
-    try:
-        temporary.mkdir(parents=True)
-        yield temporary
-        if place.is_dir():
-            place.rmdir()
-        os.replace(temporary, place)
-    except (OSError, SafetensorError) as error:
-        raise cannot_write(output, error, ANOTHER_FOLDER) from error
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
 
 
 def _run_config(cli: DtrapCLI) -> str:

@@ -107,7 +107,9 @@ def _unrecognized(match: re.Match[str], text: str, key: str, parser: ArgumentPar
 
 def _no_attribute(match: re.Match[str], text: str, key: str, parser: ArgumentParser) -> str:
     module, name = match.group(1), match.group(2)
-    classes = [k for k, v in vars(_import(module)).items() if inspect.isclass(v)] if _import(module) else []
+    package = _import(module)
+    # dir: a package that resolves its names lazily does not hold them yet.
+    classes = [each for each in dir(package) if inspect.isclass(getattr(package, each, None))]
     return f"{key}: {module} has no class {name}.{nearest(name, classes)}"
 
 

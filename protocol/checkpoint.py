@@ -12,7 +12,7 @@ import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import Checkpoint
 
-from ..files import cannot_write
+from ..files import replacing
 from .run_folder import RESUMES
 
 
@@ -95,15 +95,8 @@ class StepCheckpoint(Checkpoint):
         if not self._due:
             return
         self._due = False
-        # Not `write_atomically`, which takes the content in memory: Lightning writes to a path.
-        temporary = self.path.with_name(f".{self.path.name}.{os.getpid()}.tmp")
-        try:
-            self.path.parent.mkdir(parents=True, exist_ok=True)
+        # torch's writer raises a RuntimeError on a full disk.
+        with replacing(self.path, RESUMES, (OSError, RuntimeError)) as temporary:
             trainer.save_checkpoint(temporary)
             with temporary.open("rb") as file:
                 os.fsync(file.fileno())
-            os.replace(temporary, self.path)
-        except (OSError, RuntimeError) as error:  # torch's writer raises a RuntimeError on a full disk
-            raise cannot_write(self.path, error, RESUMES) from error
-        finally:
-            temporary.unlink(missing_ok=True)

@@ -81,14 +81,7 @@ def difference(old: object, new: object) -> list[str]:
 
 
 def default_folder_name(
-    *,
-    dataset: str,
-    backbone: str,
-    tuner: str,
-    method: str,
-    seed: int,
-    way: int | None = None,
-    shot: int | None = None,
+    *, dataset: str, backbone: str, tuner: str, method: str, seed: int, way: int | None = None, shot: int | None = None
 ) -> str:
     """Return a folder name such as `isic_5way_5shot_vit-b-16-quickgelu_openai_lora_svl-ra_seed1`.
 

@@ -51,19 +51,20 @@ def prepare_logger(
         tags: W&B tags: data set, shot, backbone, tuner, methods.
         configs: The resolved config of each method, the main one first.
     """
+    defaults = {
+        "group": group[:WANDB_NAME_CHARACTERS],
+        "job_type": next(iter(configs))[:WANDB_TAG_CHARACTERS],
+        "tags": list(dict.fromkeys(tag[:WANDB_TAG_CHARACTERS] for tag in tags if tag)),
+        "config": logged_config(configs),
+        "resume": "allow",
+    }
     configured = trainer.get("logger")
     for settings in configured if isinstance(configured, list) else [configured]:
         if isinstance(settings, Namespace) and settings.class_path.rpartition(".")[2] == "WandbLogger":
-            _complete_wandb(settings, folder, group, tags, configs)
+            _complete_wandb(settings, folder, defaults)
 
 
-def _complete_wandb(
-    settings: Namespace,
-    folder: RunFolder,
-    group: str,
-    tags: Iterable[str],
-    configs: Mapping[str, dict[str, Any]],
-) -> None:
+def _complete_wandb(settings: Namespace, folder: RunFolder, defaults: dict[str, Any]) -> None:
     import wandb
 
     own = settings.init_args
@@ -81,17 +82,9 @@ def _complete_wandb(
         for name, value in limits.items():
             if given_settings.get(name) == getattr(unset, name):
                 given_settings[name] = value
-    defaults = {
-        "group": group[:WANDB_NAME_CHARACTERS],
-        "job_type": next(iter(configs))[:WANDB_TAG_CHARACTERS],
-        "tags": list(dict.fromkeys(tag[:WANDB_TAG_CHARACTERS] for tag in tags if tag)),
-        "config": logged_config(configs),
-        "resume": "allow",
-        "settings": limits,
-    }
     # WandbLogger takes these as **kwargs: whether the parser lists them among init_args depends on versions.
     given = dict(settings.get("dict_kwargs") or {})
-    for name, default in defaults.items():
+    for name, default in {**defaults, "settings": limits}.items():
         if own.get(name) is None and given.get(name) is None:
             own.pop(name, None)
             given[name] = default

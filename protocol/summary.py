@@ -14,7 +14,7 @@ from rich.text import Text
 
 from ..console import print_table
 from .run_folder import Row
-from .statistics import mean_interval, paired_difference
+from .statistics import Interval, mean_interval, paired_difference
 
 
 def summarize(
@@ -115,19 +115,14 @@ def _table(summary: Mapping[str, Any]) -> Table:
 
 
 def _percent(interval: Mapping[str, Any] | None) -> str:
-    if interval is None:
-        return ""
-    half_width = interval["half_width"]
-    return f"{interval['mean']:.1f} %" if half_width is None else f"{interval['mean']:.1f} ± {half_width:.1f} %"
+    return "" if interval is None else f"{Interval(**interval)} %"
 
 
 def _points(interval: Mapping[str, Any] | None) -> str:
     if interval is None:
         return ""
-    pairs = f"({interval['count']} pair{'' if interval['count'] == 1 else 's'})"
-    if interval["half_width"] is None:
-        return f"{interval['mean']:+.2f} {pairs}"
-    return f"{interval['mean']:+.2f} ± {interval['half_width']:.2f} {pairs}"
+    half_width = "" if interval["half_width"] is None else f" ± {interval['half_width']:.2f}"
+    return f"{interval['mean']:+.2f}{half_width} ({interval['count']} pair{'' if interval['count'] == 1 else 's'})"
 
 
 def _method_summary(rows: Sequence[Row]) -> dict[str, Any]:
