@@ -1,4 +1,4 @@
-"""`python -m dtrap` is the `dtrap` command."""
+"""`python -m dtrap` runs the `dtrap` command."""
 
 from .cli import main
 

@@ -1,4 +1,4 @@
-"""The `dtrap` command; what needs no torch answers without importing it."""
+"""The `dtrap` command. Commands that need no torch start without importing it."""
 
 from __future__ import annotations
 
@@ -6,36 +6,36 @@ import os
 import sys
 
 from . import __version__
-from .errors import DtrapError, nearest
+from .errors import DtrapError, expected_one_of
 
 COMMANDS = {
-    "fit": "train and test on every episode; prints mean and 95% interval",
+    "fit": "train and test on every episode; print mean and 95% interval",
     "test": "test saved adapters again",
     "predict": "classify a folder of images with a saved adapter",
-    "export": "write the tuned model for open_clip, transformers or peft alone",
-    "data": "check or show the data sets under a folder, or fetch one",
+    "export": "write the tuned model for open_clip, transformers or peft",
+    "data": "check or show the data sets under a folder, or download one",
     "report": "show the results of several runs in one table",
     "configs": "list the shipped configs, or print one",
 }
 
 HELP = f"""usage: dtrap COMMAND [options]
 
-Tunes a vision-language model (CLIP, SigLIP2, PE-Core) on a few labelled images of a distant domain.
+Tune a vision-language model (CLIP, SigLIP2, PE-Core) on a few labeled images of a distant domain.
 
 commands:
 {chr(10).join(f"  {name:10}{text}" for name, text in COMMANDS.items())}
 
 first steps:
-  dtrap fit --config demo.yaml                              nothing to download, two minutes
-  dtrap fit --config isic_5shot.yaml --data.root /path      the paper's setting
+  dtrap fit --config demo.yaml                              a demo without downloads, two minutes
+  dtrap fit --config isic_5shot.yaml --data.root /path      the paper's setting on ISIC
   dtrap fit --config folder.yaml --data.root my_images      your own images, one folder per class
-  dtrap data check /path                                    what is there, and what is wrong with it
+  dtrap data check /path                                    the data sets under a folder and their faults
   dtrap report runs/isic runs/eurosat                       several runs in one table
   dtrap fit --help                                          all options
 
 options:
-  --help      this text; after a command, its options
-  --version   the version
+  --help      show this text, or the options of a command
+  --version   show the version
   --debug     after a command: show the Python traceback of an error
 """
 
@@ -44,19 +44,20 @@ def main(arguments: list[str] | None = None) -> None:
     """Run the command line and exit with its status.
 
     Args:
-        arguments: Words after `dtrap`; those of the process where None.
+        arguments: Words after `dtrap`; those of the process if None.
     """
     words = list(sys.argv[1:] if arguments is None else arguments)
     debug = "--debug" in words
     words = [word for word in words if word != "--debug"]
     try:
         status = _dispatch(words)
-        if sys.stdout is not None:  # as with >&-
+        if sys.stdout is not None:  # None if the shell closed it (>&-)
             sys.stdout.flush()
     except KeyboardInterrupt:
         print("Interrupted.", file=sys.stderr)
         status = 130
     except BrokenPipeError:
+        # The reader has closed the pipe (`dtrap configs | head`); Python would fail again when it flushes at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         status = 141
     except (DtrapError, OSError) as error:
@@ -76,11 +77,12 @@ def _dispatch(words: list[str]) -> int:
         return 0
     command, *rest = words
     if command not in COMMANDS:
-        raise DtrapError(f"'{command}' is no command.{nearest(command, COMMANDS)} Commands: {', '.join(COMMANDS)}.")
+        raise DtrapError(f"unknown command '{command}'; {expected_one_of(command, COMMANDS)}")
     if command == "configs":
         return _list_configs(rest)
+    # Help does not depend on other words, which may be incomplete. `data` has sub-commands, each with its help.
     if command != "data" and ("-h" in rest or "--help" in rest):
-        rest = [word for word in rest if word in ("-h", "--help")]
+        rest = ["--help"]
     from .commands import run
 
     return run(command, rest)

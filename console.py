@@ -1,4 +1,4 @@
-"""What the commands share that read and print without training: their parser, and tables that are never cut."""
+"""Console output: a parser that raises errors, lines and tables that are neither wrapped nor cut."""
 
 from __future__ import annotations
 
@@ -16,20 +16,20 @@ TABLE_WIDTH = 10_000
 
 
 class CommandParser(argparse.ArgumentParser):
-    """A parser that raises its complaint instead of printing its usage."""
+    """An argparse parser that raises a DtrapError instead of printing its usage and exiting."""
 
     def error(self, message: str) -> NoReturn:
-        """Raise a DtrapError of the message."""
+        """Raise a DtrapError with the message."""
         raise DtrapError(f"{self.prog.removeprefix('dtrap ')}: {message}. See {self.prog} --help.")
 
 
 def say(console: Console, text: str) -> None:
-    """Print a text as it is: not wrapped, without markup and colours."""
+    """Print a text without wrapping, markup and colors."""
     console.print(text, markup=False, highlight=False, soft_wrap=True)
 
 
 def print_table(table: Table, console: Console) -> None:
-    """Print a table whose lines are neither cut nor wrapped, whatever the width of the console, without colours."""
+    """Print a table whose lines are neither cut nor wrapped at any width of the console, without colors."""
     wide = Console(file=io.StringIO(), width=TABLE_WIDTH, color_system=None)
     with wide.capture() as captured:
         wide.print(table)

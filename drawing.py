@@ -1,4 +1,4 @@
-"""What the pictures of dtrap share: a page in inches, text, images in cells, and the PNG file."""
+"""Drawing for the episode picture and the contact sheet: a page in inches, text, images, and the PNG file."""
 
 from __future__ import annotations
 
@@ -22,9 +22,9 @@ DOTS_PER_INCH = 120
 
 
 def new_page(width: float, height: float, title: str, notes: str) -> tuple[Figure, Axes]:
-    """Return a white figure of the given inches, its y axis pointing down, with a title and a line of notes.
+    """Return a white figure of the given size in inches, y axis pointing down, with a title and a line of notes.
 
-    The figure does not belong to pyplot, so nothing global changes.
+    The figure does not belong to pyplot, so no global state changes.
     """
     figure = Figure(figsize=(width, height), facecolor="white")
     axes = figure.add_axes((0.0, 0.0, 1.0, 1.0), xlim=(0.0, width), ylim=(height, 0.0))
@@ -35,7 +35,7 @@ def new_page(width: float, height: float, title: str, notes: str) -> tuple[Figur
 
 
 def draw_text(axes: Axes, x: float, y: float, text: str, **style: object) -> None:
-    """Write a text without math markup, its upper left corner at (x, y) inches unless the style says otherwise."""
+    """Draw a text without math markup with its upper left corner at (x, y) inches; `style` can align it differently."""
     aligned = {"verticalalignment": "top", "parse_math": False, "linespacing": 1.15, **style}
     axes.text(x, y, text, **aligned)  # type: ignore[arg-type]
 
@@ -51,7 +51,7 @@ def draw_frame(axes: Axes, x: float, y: float, side: float, **style: Any) -> Non
 
 
 def fitted(text: str, width: float, size: float, weight: str = "normal") -> str:
-    """Return the text, without its middle where it would be wider than `width` inches at this size in points."""
+    """Return the text; if it is wider than `width` inches at this size in points, its middle is replaced by …."""
     font = FontProperties(size=size, weight=weight)
 
     def inches(words: str) -> float:
@@ -60,7 +60,7 @@ def fitted(text: str, width: float, size: float, weight: str = "normal") -> str:
             return text_to_path.get_text_width_height_descent(words, font, ismath=False)[0] / 72
 
     kept, short = len(text), text
-    width *= 0.96  # drawn letters are moved to whole pixels
+    width *= 0.96  # room for the rounding of drawn letters to whole pixels
     while inches(short) > width and kept > 1:
         kept -= max(1, int(kept * (1 - width / inches(short))))
         short = f"{text[: kept - kept // 2]}…{text[len(text) - kept // 2 :]}"
@@ -73,13 +73,13 @@ def save_png(path: Path, figure: Figure, remedy: str) -> None:
     Args:
         path: The file.
         figure: The figure.
-        remedy: What a user can do where the file cannot be written, for the error.
+        remedy: What the user can do if the file cannot be written; ends the error message.
 
     Raises:
         DtrapError: The file cannot be written.
     """
     content = io.BytesIO()
     with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="Glyph")  # class names in a script that the font lacks
+        warnings.filterwarnings("ignore", message="Glyph")  # the font lacks the script of a class name
         figure.savefig(content, format="png", dpi=DOTS_PER_INCH)
     write_atomically(path, content.getvalue(), remedy)

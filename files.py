@@ -1,12 +1,13 @@
-"""Write files as a whole or not at all, and turn values into what JSON holds."""
+"""Atomic writing of files, and values of JSON."""
 
 from __future__ import annotations
 
 import errno
 import math
 import os
-from collections.abc import Mapping
-from contextlib import suppress
+import shutil
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -15,34 +16,50 @@ from .errors import DtrapError
 RERUN = "and rerun the same command."
 
 
-def write_atomically(path: Path, content: bytes, remedy: str = RERUN) -> None:
-    """Put `content` in place of the file in one move, so that no reader and no kill sees a part of it.
+@contextmanager
+def replacing(path: Path, remedy: str = RERUN, errors: tuple[type[Exception], ...] = (OSError,)) -> Iterator[Path]:
+    """Yield a temporary path for a file or folder that is renamed to `path` at the end, or deleted after an error.
 
     Args:
-        path: The file; its folder is made where it does not exist.
-        content: All that it shall hold.
-        remedy: What a user can do besides making place, for the error.
+        path: The file or folder; missing parents are created. A folder may replace an empty one only.
+        remedy: What the user can do if it cannot be written; ends the error message.
+        errors: Exceptions that mean that it cannot be written.
 
     Raises:
-        DtrapError: the file cannot be written; an earlier one stays as it was.
+        DtrapError: It cannot be written; what was at `path` is unchanged.
     """
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with temporary.open("wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
+        yield temporary
         os.replace(temporary, path)
-    except OSError as error:
+    except errors as error:
         raise cannot_write(path, error, remedy) from error
     finally:
+        shutil.rmtree(temporary, ignore_errors=True)
         with suppress(OSError):
             temporary.unlink()
 
 
+def write_atomically(path: Path, content: bytes, remedy: str = RERUN) -> None:
+    """Write a file under a temporary name and rename it, so that it is complete or absent, also after a kill.
+
+    Args:
+        path: The file; a missing folder is created.
+        content: The whole content.
+        remedy: What the user can do if the file cannot be written; ends the error message.
+
+    Raises:
+        DtrapError: The file cannot be written; an existing one is unchanged.
+    """
+    with replacing(path, remedy) as temporary, temporary.open("wb") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
+
+
 def to_json_values(value: Any) -> Any:
-    """Value made of what JSON has: arrays become lists, paths text, NaN and infinities None."""
+    """Convert a value to types of JSON: arrays become lists, paths text, NaN and infinities None."""
     if isinstance(value, Mapping):
         return {str(key): to_json_values(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
@@ -55,7 +72,7 @@ def to_json_values(value: Any) -> Any:
 
 
 def cannot_write(path: Path, error: Exception, remedy: str = RERUN) -> DtrapError:
-    """Error that names the file, the reason and the remedy of a failed write."""
+    """Return the error for a failed write, with the file, the reason and the remedy."""
     reason = getattr(error, "strerror", None) or str(error)
     full = getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT)
     fix = "Free space there" if full else "Fix the permissions"

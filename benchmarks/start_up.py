@@ -1,8 +1,8 @@
 """Time and memory from the end of the imports to the first training step, on an ISIC folder of 10,015 images.
 
-The layout has the class sizes of ISIC 2018 task 3 and JPEG files of 600 x 450 pixels. `dtrap fit`'s own `ProtocolRun`
-runs one epoch of one episode in a fresh process, with a small CLIP of random weights for images of 224 x 224 (the
-batches have their real size; the time of a large model is not what this measures). Linux only.
+The layout has the class sizes of ISIC 2018 task 3 and JPEG files of 600 x 450 pixels. `dtrap fit` runs one epoch of one
+episode in a fresh process, with a small CLIP of random weights for images of 224 x 224 (the batches have their real
+size; the time of a large model is not what this measures). Linux only.
 """
 
 from __future__ import annotations
@@ -20,9 +20,9 @@ from typing import Any
 
 import numpy as np
 import psutil
+from dtrap.commands.fit import fit
 from dtrap.commands.parser import parse_methods
 from dtrap.protocol.configuration import build_module
-from dtrap.protocol.runner import ProtocolRun
 from lightning.pytorch import Callback
 from PIL import Image
 from rich.console import Console
@@ -97,7 +97,7 @@ def measure(words: list[str]) -> dict[str, float]:
     """Figures of one run of `dtrap fit` with these words, relative to the end of the imports."""
     imported = time.monotonic()
     count_opened_images()
-    ProtocolRun(words, Console(quiet=True)).run()
+    fit(words, Console(quiet=True))
     figures = FirstStep.figures
     if figures is None:
         raise RuntimeError("no training step was taken")

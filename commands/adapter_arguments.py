@@ -1,4 +1,4 @@
-"""The arguments of `--adapter`: which adapters a command works on, and the config of the run that saved them."""
+"""The argument `--adapter`: which adapters a command reads, and the config of the run that saved them."""
 
 from __future__ import annotations
 
@@ -9,19 +9,19 @@ from jsonargparse import Namespace
 from ..errors import DtrapError
 from ..lightning_modules import FewShotClassifier
 from ..lightning_modules.tuners import Tuner
-from ..protocol.adapters import CONFIG, AdapterCard, check_tuner, is_exported, is_plain, read_card
+from ..protocol.adapters import CONFIG, AdapterCard, check_tuner, is_exported, is_standalone, read_card
 from ..protocol.configuration import build_module, build_part
 from ..protocol.export import load_exported
 from .parser import DtrapCLI
 
 
 def find_adapters(arguments: list[str], command: str) -> tuple[DtrapCLI, list[Path]]:
-    """The parsed command line and its adapters; without `--config`, with the config of the run that saved them.
+    """Parse the command line and find its adapters; without `--config`, the config of their run is read.
 
-    A plain checkpoint says all that predictions need, so that no config is looked for there.
+    Predictions of a standalone checkpoint need no config.
 
     Raises:
-        DtrapError: A mistake in the config or the command line, or no adapters where they should be.
+        DtrapError: A mistake in the config or the command line, or a folder without adapters.
     """
     if not any(word in ("--config", "-c") or word.startswith("--config=") for word in arguments):
         saved = _saved_config(arguments, command)
@@ -33,13 +33,13 @@ def find_adapters(arguments: list[str], command: str) -> tuple[DtrapCLI, list[Pa
     found = sorted(path.glob("*.safetensors")) or sorted(path.glob("adapters/*.safetensors"))
     if not found:
         raise DtrapError(
-            f"{path}: no adapters (.safetensors) here. `dtrap fit --protocol.save_adapters true` saves them."
+            f"{path}: no adapters (.safetensors) found. `dtrap fit --protocol.save_adapters true` saves them."
         )
     return cli, found
 
 
 def only_adapter(cli: DtrapCLI, adapters: list[Path]) -> Path:
-    """The one adapter of a command that takes one.
+    """Return the adapter of a command that takes a single one.
 
     Raises:
         DtrapError: There are several.
@@ -50,7 +50,7 @@ def only_adapter(cli: DtrapCLI, adapters: list[Path]) -> Path:
 
 
 def without_description_file(config: Namespace, card: AdapterCard) -> Namespace:
-    """The config without its file of descriptions where the card has them."""
+    """Remove the file of descriptions from the config if the card has the sentences."""
     if card.prompts is not None:
         config.model.descriptions = None
     return config
@@ -63,7 +63,7 @@ def _saved_config(arguments: list[str], command: str) -> Path | None:
     if value is None:
         return None
     path = Path(value)
-    if command == "predict" and is_plain(path):
+    if command == "predict" and is_standalone(path):
         return None
     names = [CONFIG]
     if path.is_file() or is_exported(path):
@@ -73,8 +73,8 @@ def _saved_config(arguments: list[str], command: str) -> Path | None:
 
 
 def build_adapted(config: Namespace, adapter: Path, card: AdapterCard) -> FewShotClassifier:
-    """The module of the config, or of the exported folder that the adapter is."""
-    if is_plain(adapter):
+    """Build the module of the config, or load it from a standalone folder."""
+    if is_standalone(adapter):
         return load_exported(adapter, card)
     check_tuner(adapter, build_part(Tuner, config.model.tuner).name, card)
     return build_module(without_description_file(config, card))

@@ -1,4 +1,4 @@
-"""`dtrap data`: look at the data sets under a folder, or get one."""
+"""`dtrap data`: check or show the data sets under a folder, or download one."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def data(arguments: list[str], console: Console) -> int:
     """Run `dtrap data check|show|fetch`; see `dtrap data --help`.
 
     Returns:
-        Exit status: 0, or 1 where `check` found a fault.
+        Exit status: 0, or 1 if `check` found a fault.
 
     Raises:
         DtrapError: An option, a name or a folder is not as expected, or no data set was found.
@@ -34,7 +34,7 @@ def data(arguments: list[str], console: Console) -> int:
         return 0
     if unknown:
         near = nearest(unknown[0], ("--set", "--quick", "--verbose", "--output", "--seed"))
-        raise DtrapError(f"data {options.action}: '{unknown[0]}' is not known.{near} See dtrap data --help.")
+        raise DtrapError(f"data {options.action}: unknown option '{unknown[0]}'.{near} See dtrap data --help.")
     root = Path(options.root).expanduser()
     if options.action == "fetch":
         from ..datamodules.acquisition.fetch import fetch
@@ -58,28 +58,30 @@ def _check_root(root: Path) -> None:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = CommandParser(prog="dtrap data", description="Look at the data sets under a folder, or get one.")
+    parser = CommandParser(
+        prog="dtrap data", description="Check or show the data sets under a folder, or download one."
+    )
     actions = parser.add_subparsers(dest="action", required=True, metavar="check|show|fetch")
 
-    text = "list the sets found under a folder and what is wrong with them"
-    details = "The exit status is 0, 1 where something is wrong, or 2 where no set was found."
+    text = "list the sets under a folder and their faults"
+    details = "The exit status is 0, 1 if there is a fault, or 2 if no set was found."
     check = actions.add_parser("check", help=text, description=f"{text.capitalize()}. {details}", allow_abbrev=False)
     check.add_argument("root", metavar="ROOT", help="folder of one or several sets")
     check.add_argument("--set", metavar="NAME", help="this set only, such as isic or coop/dtd")
     check.add_argument("--quick", action="store_true", help="do not decode the images")
-    check.add_argument("--verbose", action="store_true", help="every class and everything that is wrong")
+    check.add_argument("--verbose", action="store_true", help="list every class and every fault")
 
-    text = "draw images of each class and the five views of one into a PNG file"
+    text = "draw images of each class and the five views of one image into a PNG file"
     show = actions.add_parser("show", help=text, description=f"{text.capitalize()}.", allow_abbrev=False)
     show.add_argument("name", metavar="NAME", help=NAME_HELP)
-    show.add_argument("root", metavar="ROOT", help="folder of the set, or the one above it")
+    show.add_argument("root", metavar="ROOT", help="folder of the set, or its parent folder")
     show.add_argument("--output", metavar="FILE.png", help="the picture (default: NAME.png, with _ for /)")
-    show.add_argument("--seed", type=_seed, default=1, help="of the choice of images and of the views (default: 1)")
+    show.add_argument("--seed", type=_seed, default=1, help="seed of the chosen images and the views (default: 1)")
 
-    text = "download a set where its licence allows, or say how to get it"
+    text = "download a set if its license allows it, or print how to get it"
     fetch = actions.add_parser("fetch", help=text, description=f"{text.capitalize()}.", allow_abbrev=False)
     fetch.add_argument("name", metavar="NAME", help=NAME_HELP)
-    fetch.add_argument("root", metavar="ROOT", help="folder to put it in")
+    fetch.add_argument("root", metavar="ROOT", help="folder for the set")
     return parser
 
 

@@ -2,10 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import shutil
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import yaml
@@ -13,14 +9,14 @@ from rich.console import Console
 from safetensors import SafetensorError
 
 from ..errors import DtrapError
-from ..files import cannot_write
+from ..files import replacing
 from ..lightning_modules.backbones.export import save_plain
 from ..lightning_modules.tuners import Tuner
-from ..protocol.adapters import CONFIG, EXPORT_CARD, card_content, is_plain, load_adapter, read_card
+from ..protocol.adapters import CONFIG, EXPORT_CARD, card_content, is_standalone, load_adapter, read_card
 from ..protocol.configuration import build_module, build_part
 from ..protocol.export import CLASS_FEATURES, save_class_features, save_peft, with_trained_weights
 from .adapter_arguments import find_adapters, only_adapter, without_description_file
-from .parser import DtrapCLI, to_plain
+from .parser import DtrapCLI, to_values
 
 ANOTHER_FOLDER = "or name another folder with --output."
 
@@ -35,14 +31,15 @@ def export(arguments: list[str], console: Console) -> int:
     cli, adapters = find_adapters(arguments, "export")
     config, output = cli.config, Path(cli.config.output)
     adapter = only_adapter(cli, adapters)
-    if is_plain(adapter):
-        raise DtrapError(f"--adapter {adapter} is a plain checkpoint already. Copy the folder instead.")
+    if is_standalone(adapter):
+        raise DtrapError(f"--adapter {adapter} is an exported standalone checkpoint already. Copy the folder instead.")
     card = read_card(adapter)
     _check_output(output, adapter)
     _check_tuner(build_part(Tuner, config.model.tuner))
     module = build_module(without_description_file(config, card))
     load_adapter(adapter, module, card)
-    with _appearing(output) as folder:
+    with replacing(output.resolve(), ANOTHER_FOLDER, (OSError, SafetensorError)) as folder:
+        folder.mkdir()
         if config.form == "peft":
             save_peft(module, folder)
         else:
@@ -51,7 +48,7 @@ def export(arguments: list[str], console: Console) -> int:
             save_plain(with_trained_weights(module), folder, settings.get("name"))
         (folder / EXPORT_CARD).write_bytes(card_content(card))
         (folder / CONFIG).write_text(_run_config(cli), encoding="utf-8")
-        for path in folder.iterdir():  # safetensors are written for their owner alone
+        for path in folder.iterdir():  # safetensors writes files that only their owner can read
             path.chmod((folder / CONFIG).stat().st_mode)
     console.print(f"{card.tuner} on {card.backbone}, {len(card.class_names)} classes: {output}", soft_wrap=True)
     return 0
@@ -69,30 +66,13 @@ def _check_output(output: Path, adapter: Path) -> None:
 def _check_tuner(tuner: Tuner) -> None:
     if not tuner.merges_into_backbone:
         raise DtrapError(
-            f"the tuner {tuner.name} cannot be exported: what it learned is not in the weights of the backbone but in "
-            "parts of its own on the way from image or prompt to logits, which a checkpoint of open_clip, transformers "
-            "or peft has no place for. Keep the adapter file; `dtrap predict` works from it."
+            f"the tuner {tuner.name} cannot be exported: its prompts or modules are not weights of the backbone, "
+            "and a checkpoint of open_clip, transformers or peft has no place for them. Keep the adapter file; "
+            "`dtrap predict` reads it."
         )
-
-
-@contextmanager
-def _appearing(output: Path) -> Iterator[Path]:
-    """A temporary folder beside `output` that takes its place when all is written, and is gone otherwise."""
-    place = output.resolve()
-    temporary = place.with_name(f".{place.name}.{os.getpid()}.tmp")
-    try:
-        temporary.mkdir(parents=True)
-        yield temporary
-        if place.is_dir():
-            place.rmdir()
-        os.replace(temporary, place)
-    except (OSError, SafetensorError) as error:
-        raise cannot_write(output, error, ANOTHER_FOLDER) from error
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
 
 
 def _run_config(cli: DtrapCLI) -> str:
     options = ("adapter", "output", "form")
-    content = {key: value for key, value in to_plain(cli).items() if key not in options}
+    content = {key: value for key, value in to_values(cli).items() if key not in options}
     return yaml.safe_dump(content, sort_keys=False, allow_unicode=True)

@@ -2,11 +2,40 @@
 
 from __future__ import annotations
 
+import shlex
+
 from rich.console import Console
 
+from ..console import say
+from ..protocol.configuration import build_data
 from ..protocol.runner import ProtocolRun
+from .parser import parse_methods
 
 
 def fit(arguments: list[str], console: Console) -> int:
-    """Run `dtrap fit`; see `ProtocolRun`."""
-    return ProtocolRun(arguments, console).run()
+    """Run `dtrap fit`; see `dtrap fit --help`.
+
+    Returns:
+        0, or 130 after Ctrl-C.
+
+    Raises:
+        DtrapError: A config, a value or a file is not as expected.
+    """
+    methods = parse_methods(arguments)
+    run = ProtocolRun(methods, build_data(methods[0].parsed), methods[0].settings, console)
+    try:
+        run.run()
+    except KeyboardInterrupt:
+        say(console, f"Interrupted. Resume with: {_resuming(arguments)}")
+        return 130
+    return 0
+
+
+def _resuming(arguments: list[str]) -> str:
+    """The command without `--protocol.overwrite`, which would delete the results."""
+    words: list[str] = []
+    for number, word in enumerate(arguments):
+        value = number > 0 and arguments[number - 1] == "--protocol.overwrite" and not word.startswith("-")
+        if not value and not word.startswith("--protocol.overwrite"):
+            words.append(word)
+    return shlex.join(["dtrap", "fit", *words])

@@ -1,4 +1,4 @@
-"""The parser of the commands: Lightning's CLI with the sections of a protocol run, and the methods of a run."""
+"""The parser of the commands: Lightning's CLI with the sections of a run, and the methods of a run."""
 
 from __future__ import annotations
 
@@ -24,13 +24,15 @@ from ..protocol.configuration import MethodConfig, build_part
 from ..protocol.settings import ProtocolSettings
 from .parser_errors import explain
 
+CONFIG_OPTIONS = ("--config", "-c")
+
 
 class DtrapCLI(LightningCLI):
-    """Lightning's CLI as the parser of every `dtrap` command; the commands instantiate what they need themselves.
+    """Lightning's CLI as the parser of a `dtrap` command; the command instantiates what it needs.
 
     Args:
         arguments: Command line words after the command's name.
-        command: "fit", "test", "predict" or "export"; all but the first have further options.
+        command: "fit", "test", "predict" or "export"; the last three have further options.
     """
 
     def __init__(self, arguments: list[str], command: str) -> None:
@@ -54,16 +56,16 @@ class DtrapCLI(LightningCLI):
         )
 
     def add_core_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
-        """Lightning's sections; predictions and exports need no data set, so that its section is not looked at."""
+        """Add Lightning's sections. Predictions and exports need no data set; its section is not checked then."""
         if self.command not in ("predict", "export"):
             super().add_core_arguments_to_parser(parser)
             return
         parser.add_lightning_class_args(Trainer, "trainer")
         parser.add_lightning_class_args(FewShotClassifier, "model")
-        parser.add_argument("--data", type=dict[str, Any] | None, help="Not needed for this command")
+        parser.add_argument("--data", type=dict[str, Any] | None, help="Not used by this command")
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
-        """The stage, the protocol and the options of single commands."""
+        """Add the stage, the protocol and the options of the command."""
         parser.add_lightning_class_args(StageSwitch, "stage_switch")
         parser.add_class_arguments(ProtocolSettings, "protocol")
         if self.command == "fit":
@@ -72,10 +74,10 @@ class DtrapCLI(LightningCLI):
             "--adapter",
             type=str,
             required=True,
-            help="Saved adapter (.safetensors), a folder of them, or a folder that `dtrap export` wrote",
+            help="Saved adapter (.safetensors), a folder of adapters, or a folder that `dtrap export` wrote",
         )
         if self.command == "export":
-            parser.add_argument("--output", type=str, required=True, help="Folder to write; it must be empty or new")
+            parser.add_argument("--output", type=str, required=True, help="Folder to write; must be empty or new")
             parser.add_argument(
                 "--form",
                 type=Literal["plain", "peft"],
@@ -85,13 +87,13 @@ class DtrapCLI(LightningCLI):
             )
         if self.command == "predict":
             parser.add_argument(
-                "--images", type=str, required=True, help="Folder of images, searched with its sub-folders"
+                "--images", type=str, required=True, help="Folder of images; subfolders are searched, too"
             )
             parser.add_argument("--output", type=str, default="predictions.csv", help="CSV file to write")
 
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
-        """Parse into `self.config`; a mistake becomes one short message."""
-        files = [path for option, path in pairwise(args) if option in ("--config", "-c")]
+        """Parse into `self.config`; raise a DtrapError with a short message for a mistake."""
+        files = [path for option, path in pairwise(args) if option in CONFIG_OPTIONS]
         try:
             self.config = parser.parse_args(args)
         except (ArgumentError, TypeError, ValueError) as error:
@@ -99,81 +101,92 @@ class DtrapCLI(LightningCLI):
         seed = self.config.get("seed_everything")
         if seed not in (None, False):
             raise DtrapError(
-                f"seed_everything is {seed}; all that is random in an episode is drawn from data.seed. Leave it out "
-                f"and give --data.seed {seed}."
+                f"seed_everything is {seed}, but everything random in an episode is drawn from data.seed. Leave it "
+                f"out and give --data.seed {seed}."
             )
 
     def instantiate_classes(self) -> None:
-        """Leave the instantiation to the command."""
+        """Do nothing: the command instantiates."""
 
 
 _DESCRIPTIONS = {
-    "fit": "Train and test on every episode of a few-shot task; write a row each and the mean with its interval.",
+    "fit": "Train and test on every episode of a few-shot task; write a row for each, and the mean with its interval.",
     "test": "Test saved adapters again on the queries of their episodes.",
     "predict": "Classify a folder of images with a saved adapter; write a CSV.",
-    "export": "Write the tuned model as a folder that open_clip, transformers or peft loads without dtrap.",
+    "export": "Write the tuned model as a folder that open_clip, transformers or peft can load without dtrap.",
 }
 
 
 def _find_configs(arguments: list[str]) -> list[str]:
-    """The arguments with every config's name replaced by the path of its file."""
-    found, following = [], False
+    """Replace every config's name by the path of its file."""
+    found: list[str] = []
     for word in arguments:
         option, equals, value = word.partition("=")
-        if following:
+        if found and found[-1] in CONFIG_OPTIONS:
             found.append(_readable(find_config(word)))
-        elif equals and option in ("--config", "-c"):
+        elif equals and option in CONFIG_OPTIONS:
             found += [option, _readable(find_config(value))]
         else:
             found.append(word)
-        following = word in ("--config", "-c")
     return found
 
 
 def _readable(path: str) -> str:
-    """The path of a config whose YAML can be read."""
+    """Return the path of a config after checking that it is readable YAML with sections."""
     try:
         content = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
     except (OSError, ValueError, yaml.YAMLError) as error:
         lines = " ".join(str(error).split())
-        raise DtrapError(f"{path}: not readable as YAML ({lines[:300]}). Mend the line that it names.") from error
+        raise DtrapError(f"{path}: not readable as YAML ({lines[:300]}). Fix that line.") from error
     if content is not None and not isinstance(content, dict):
         raise DtrapError(f"{path}: expected sections such as `data:` and `model:`, found {str(content)[:60]!r}.")
     return path
 
 
 def parse_methods(arguments: list[str]) -> list[MethodConfig]:
-    """The main method of a `fit` command line, then one for each overlay of `protocol.compare`."""
+    """Parse the command line of `dtrap fit`.
+
+    Returns:
+        The main method, then one for each overlay of `protocol.compare`.
+
+    Raises:
+        DtrapError: A mistake in a config or the command line, or methods that cannot be compared.
+    """
     main = _parse_method(arguments, None)
     methods = [main]
     for overlay in main.settings.overlays:
         methods.append(_parse_method([*arguments, "--config", overlay], Path(overlay).stem, main))
+        if methods[-1].values["data"] != main.values["data"]:
+            raise DtrapError(
+                f"protocol.compare: the overlay of '{methods[-1].name}' changes the data, but methods are compared on "
+                "the same episodes. Leave `data` out of the overlay."
+            )
     names = [method.name for method in methods]
     if len(set(names)) < len(names):
         raise DtrapError(
-            f"protocol.compare: the methods are named {', '.join(names)}, one twice. Expected overlays that "
-            "differ from the main config; set --protocol.method to name the main one."
+            f"protocol.compare: duplicate method name in {', '.join(names)}. Expected overlays that differ from the "
+            "main config; set --protocol.method to name the main method."
         )
     return methods
 
 
 def _parse_method(arguments: list[str], name: str | None, main: MethodConfig | None = None) -> MethodConfig:
     cli = DtrapCLI(arguments, "fit")
-    plain = to_plain(cli)
-    if isinstance(plain["model"]["descriptions"], str):  # the run keeps what the file says, not where it lies
-        plain["model"]["descriptions"] = read_descriptions(plain["model"]["descriptions"])
+    values = to_values(cli)
+    if isinstance(values["model"]["descriptions"], str):  # the identity holds the file's content, not its path
+        values["model"]["descriptions"] = read_descriptions(values["model"]["descriptions"])
     losses = build_part(Objective, cli.config.model.objective).method
     if name is None:
         name = cli.config.protocol.method or losses
-    elif main is not None and plain["model"]["tuner"] != main.plain["model"]["tuner"]:
-        name = f"{name}-{losses}"  # an overlay that brings another tuner: both are what it compares
+    elif main is not None and values["model"]["tuner"] != main.values["model"]["tuner"]:
+        name = f"{name}-{losses}"  # an overlay with another tuner is compared in both respects
     if build_part(Tuner, cli.config.model.tuner).transductive and "transductive" not in name:
         name += "-transductive"
-    return MethodConfig(name, cli.config, plain)
+    return MethodConfig(name, cli.config, values)
 
 
-def to_plain(cli: DtrapCLI) -> dict[str, Any]:
-    """The resolved config as it would stand in a YAML file."""
+def to_values(cli: DtrapCLI) -> dict[str, Any]:
+    """Return the resolved config as the values of its YAML file."""
     config = cli.config.clone()
     config.pop("config", None)
     return yaml.safe_load(cli.parser.dump(config, skip_none=False, skip_validation=True, format="yaml"))

@@ -1,22 +1,22 @@
-"""`dtrap test` and `dtrap predict`: saved adapters at work."""
+"""`dtrap predict`: classify a folder of images with a saved adapter."""
 
 from __future__ import annotations
 
-import csv
-import io
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 import torch
 from rich.console import Console
 
+from ..console import say
 from ..datamodules.unlabelled import UnlabelledImages
 from ..datamodules.views import Preprocessing
 from ..errors import DtrapError
 from ..files import cannot_write, write_atomically
-from ..protocol.adapters import is_plain, load_adapter, read_card
+from ..protocol.adapters import is_standalone, load_adapter, read_card
 from ..protocol.configuration import build_trainer_arguments
 from ..protocol.episode import episode_trainer, without_expected_warnings
 from .adapter_arguments import build_adapted, find_adapters, only_adapter
@@ -39,7 +39,7 @@ def predict(arguments: list[str], console: Console) -> int:
     output = Path(config.output)
     _check_output(output)
     module = build_adapted(config, adapter, card)
-    if not is_plain(adapter):
+    if not is_standalone(adapter):
         load_adapter(adapter, module, card)
     preprocessing = Preprocessing.of(module.backbone) or Preprocessing()
     images = UnlabelledImages(config.images, preprocessing)
@@ -50,11 +50,11 @@ def predict(arguments: list[str], console: Console) -> int:
     unreadable = {str(path) for path, _ in images.unreadable}
     readable = [path for path in images.paths if str(path) not in unreadable]
     write_atomically(output, _table(readable, probabilities, card.class_names).encode(), ANOTHER_FILE)
-    console.print(f"{_images(len(readable))} labelled: {output}", soft_wrap=True, markup=False)
+    say(console, f"{_images(len(readable))} labeled: {output}")
     if unreadable:
-        console.print(f"{_images(len(unreadable))} could not be read and not in the table:", markup=False)
+        say(console, f"{_images(len(unreadable))} could not be read and left out:")
     for _, reason in images.unreadable:
-        console.print(f"  {reason}", soft_wrap=True, markup=False)
+        say(console, f"  {reason}")
     return 0 if readable else 1
 
 
@@ -63,7 +63,7 @@ def _images(count: int) -> str:
 
 
 def _check_output(output: Path) -> None:
-    """Raise a DtrapError before the work where its result could not be written."""
+    """Raise a DtrapError before the work if its result could not be written."""
     if output.is_dir():
         raise DtrapError(f"--output {output} is a folder; expected the name of a CSV file.")
     try:
@@ -75,10 +75,10 @@ def _check_output(output: Path) -> None:
 
 
 def _table(paths: Sequence[Any], probabilities: torch.Tensor, class_names: Sequence[str]) -> str:
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(["path", "label", *class_names])
-    for path, row in zip(paths, probabilities.double().tolist(), strict=True):
-        label = class_names[max(range(len(row)), key=row.__getitem__)]
-        writer.writerow([path, label, *(f"{value:.6f}" for value in row)])
-    return text.getvalue()
+    """CSV with the columns path, label and one per class."""
+    values = probabilities.double().numpy()
+    frame = pd.DataFrame(values, columns=list(class_names))
+    # A class may have the name of another column.
+    frame.insert(0, "label", [class_names[label] for label in values.argmax(axis=1)], allow_duplicates=True)
+    frame.insert(0, "path", list(map(str, paths)), allow_duplicates=True)
+    return frame.to_csv(index=False, float_format="%.6f", lineterminator="\n")

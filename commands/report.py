@@ -3,243 +3,193 @@
 from __future__ import annotations
 
 import argparse
-import csv
-import io
 import json
 import math
 import textwrap
 from collections.abc import Sequence
-from dataclasses import astuple, dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich import box
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from ..console import CommandParser, print_table
+from ..console import CommandParser, print_table, say
 from ..errors import DtrapError
 from ..files import write_atomically
 from ..protocol.run_folder import RunFolder
 
+if TYPE_CHECKING:
+    from pandas import DataFrame
+
 TITLE_WIDTH = 16
-COLUMNS = ("method", "backbone", "tuner", "set", "mean", "half_width", "episodes", "episodes_asked", "run")
+# A row of the table; methods of one name with another backbone or tuner are different ones.
+METHOD = ["method", "backbone", "tuner"]
+COLUMNS = [*METHOD, "set", "mean", "half_width", "episodes", "episodes_asked", "run"]
 
 
-@dataclass(frozen=True)
-class Method:
-    """What a row of the table is.
+def report(arguments: list[str], console: Console) -> int:
+    """Run `dtrap report`; see `dtrap report --help`.
 
-    Attributes:
-        name: Name of the method in its run.
-        backbone: Name and weights of the backbone; empty where the summary does not say.
-        tuner: Name of the tuner's class; empty where the summary does not say.
+    Raises:
+        DtrapError: An option is unknown, a folder has no valid summary, or two have the same method on the same task.
     """
-
-    name: str
-    backbone: str
-    tuner: str
-
-
-@dataclass(frozen=True)
-class Entry:
-    """What one run found with one method.
-
-    Attributes:
-        mean: Accuracy in percent; None without a result or without held-out images.
-        half_width: Half width of its 95% interval; None for a single episode.
-        episodes: Finished episodes.
-        asked: Episodes of the whole run.
-        folder: The run's folder.
-    """
-
-    mean: float | None
-    half_width: float | None
-    episodes: int
-    asked: int
-    folder: Path
-
-    @property
-    def complete(self) -> bool:
-        """Whether every episode has a result."""
-        return self.episodes >= self.asked
+    try:
+        options, unknown = _parser().parse_known_args(arguments)
+    except SystemExit:  # argparse has printed the text of --help
+        return 0
+    if unknown:
+        raise DtrapError(f"report: unknown option '{unknown[0]}'. See dtrap report --help.")
+    lines = report_lines([Path(run).expanduser() for run in options.runs])
+    print_table(_table(lines), console)
+    if options.csv is not None:
+        content = lines[COLUMNS].to_csv(index=False, lineterminator="\n")
+        write_atomically(Path(options.csv).expanduser(), content.encode(), "or name another file with --csv.")
+        say(console, f"Written: {options.csv}")
+    return 0
 
 
-class Report:
-    """The entries of several runs by method and description.
+def report_lines(folders: Sequence[Path]) -> DataFrame:
+    """Read runs into a frame with a line for each method and set, and for each mean over the sets of a protocol.
 
     Args:
         folders: Run folders of `dtrap fit`.
 
-    Attributes:
-        sets: Protocol of each task by its description, such as "ISIC 5-way 5-shot", in the order of the runs.
-        methods: The methods, in the order of the runs; of one name with another backbone or tuner it is another.
-        entries: {(method, description): Entry}.
+    Returns:
+        The columns are those of the CSV file and `complete`, whether every episode has a result. Accuracies and the
+        half widths of their 95% intervals are in percent; NaN without a result, without held-out images or for one
+        episode.
 
     Raises:
-        DtrapError: A folder has no sound summary, or two have the same method on the same task.
+        DtrapError: A folder has no valid summary, or two have the same method on the same task.
     """
+    import pandas as pd
 
-    def __init__(self, folders: Sequence[Path]) -> None:
-        self.entries: dict[tuple[Method, str], Entry] = {}
-        self.sets: dict[str, str] = {}
-        for folder in folders:
-            description, protocol, found = read_entries(folder)
-            self.sets.setdefault(description, protocol)
-            for method, entry in found.items():
-                known = self.entries.setdefault((method, description), entry)
-                if known is not entry:
-                    raise DtrapError(
-                        f"{known.folder} and {folder} both have '{method.name}' on {description}. Leave one out; runs "
-                        "that differ in more than method, backbone and tuner need names (--protocol.method)."
-                    )
-        self.methods = list(dict.fromkeys(method for method, _ in self.entries))
-
-    @property
-    def means(self) -> dict[str, list[str]]:
-        """Sets that a mean is taken over, by its title: those of one protocol, where there are several."""
-        by_protocol: dict[str, list[str]] = {}
-        for name, protocol in self.sets.items():
-            by_protocol.setdefault(protocol, []).append(name)
-        several = len(by_protocol) > 1
-        return {
-            f"mean of {len(names)}{f', {protocol}' if several else ''}": names
-            for protocol, names in by_protocol.items()
-            if len(names) > 1
-        }
-
-    def mean_over(self, names: Sequence[str], method: Method) -> tuple[float, bool] | None:
-        """Plain mean of the sets' means and whether all runs are complete; None where the method lacks a set."""
-        entries = [self.entries.get((method, name)) for name in names]
-        found = [entry for entry in entries if entry is not None]
-        means = [entry.mean for entry in found if entry.mean is not None]
-        if len(means) < len(names):
-            return None
-        return sum(means) / len(means), all(entry.complete for entry in found)
-
-    def label(self, method: Method) -> str:
-        """Name of a row: that of the method, with backbone or tuner where methods of its name have several."""
-        namesakes = [other for other in self.methods if other.name == method.name]
-        told = [
-            getattr(method, part) or f"unknown {part}"
-            for part in ("backbone", "tuner")
-            if len({getattr(other, part) for other in namesakes}) > 1
-        ]
-        return f"{method.name} ({', '.join(told)})" if told else method.name
-
-    def table(self) -> Table:
-        """Mean ± half width in percent of every entry; with several sets of a protocol the mean over them."""
-        table = Table(box=box.SIMPLE)
-        table.add_column("method", no_wrap=True)
-        for title in [*self.sets, *self.means]:
-            table.add_column(Text("\n".join(textwrap.wrap(title, TITLE_WIDTH))), justify="right", no_wrap=True)
-        for method in self.methods:
-            cells = [_cell(self.entries.get((method, name))) for name in self.sets]
-            for names in self.means.values():
-                mean = self.mean_over(names, method)
-                cells.append("" if mean is None else f"{mean[0]:.1f}{'' if mean[1] else ' (unfinished)'}")
-            table.add_row(*(Text(cell) for cell in [self.label(method), *cells]))
-        return table
-
-    def csv(self) -> str:
-        """The numbers of the table, not rounded, with one line per method and set and one for each mean over sets."""
-        stream = io.StringIO()
-        writer = csv.writer(stream, lineterminator="\n")
-        writer.writerow(COLUMNS)
-        for method in self.methods:
-            for name in self.sets:
-                entry = self.entries.get((method, name))
-                if entry is not None:
-                    numbers = (entry.mean, entry.half_width, entry.episodes, entry.asked)
-                    writer.writerow([*astuple(method), name, *numbers, entry.folder])
-            for title, names in self.means.items():
-                mean = self.mean_over(names, method)
-                if mean is not None:
-                    writer.writerow([*astuple(method), title, mean[0], None, None, None, None])
-        return stream.getvalue()
+    runs = pd.DataFrame([entry for folder in folders for entry in read_entries(folder)])
+    runs[["mean", "half_width"]] = runs[["mean", "half_width"]].astype(float)
+    for _, same in runs.groupby([*METHOD, "set"], sort=False):
+        if len(same) > 1:
+            first = same.iloc[0]
+            raise DtrapError(
+                f"{first['run']} and {same['run'].iloc[1]} both have '{first['method']}' on {first['set']}. Leave one "
+                "out. Runs that differ in more than method, backbone and tuner need names (--protocol.method)."
+            )
+    lines = pd.DataFrame([*runs.to_dict("records"), *_means_over_sets(runs)], columns=runs.columns)
+    lines[["episodes", "episodes_asked"]] = lines[["episodes", "episodes_asked"]].astype("Int64")
+    order = pd.DataFrame({"method": lines.groupby(METHOD, sort=False).ngroup(), "set": lines["set"].factorize()[0]})
+    return lines.loc[order.sort_values(["method", "set"], kind="stable").index]
 
 
-def read_entries(folder: Path) -> tuple[str, str, dict[Method, Entry]]:
-    """Description and protocol of a run, and the entry of each of its methods.
+def _means_over_sets(runs: DataFrame) -> list[dict[str, Any]]:
+    """A line for each method and protocol with several sets, if the method has a mean for all of them."""
+    sets = runs.groupby("protocol", sort=False)["set"].nunique()
+    lines = []
+    for (*method, protocol), own in runs.dropna(subset=["mean"]).groupby([*METHOD, "protocol"], sort=False):
+        if len(own) == sets[protocol] > 1:
+            title = f"mean of {len(own)}{f', {protocol}' if len(sets) > 1 else ''}"
+            numbers = {"set": title, "mean": own["mean"].mean(), "complete": own["complete"].all()}
+            lines.append(dict(zip(METHOD, method, strict=True)) | numbers)
+    return lines
+
+
+def _table(lines: DataFrame) -> Table:
+    """Mean ± half width in percent of every line; a row per method and a column per set or mean."""
+    table = Table(box=box.SIMPLE)
+    table.add_column("method", no_wrap=True)
+    means = lines["run"].isna()
+    titles = [*lines["set"][~means].unique(), *lines["set"][means].unique()]
+    for title in titles:
+        table.add_column(Text("\n".join(textwrap.wrap(title, TITLE_WIDTH))), justify="right", no_wrap=True)
+    methods = lines[METHOD].drop_duplicates()
+    for method, own in lines.groupby(METHOD, sort=False):
+        cells = {line["set"]: _cell(line) for _, line in own.iterrows()}
+        table.add_row(
+            *(Text(cell) for cell in [_label(tuple(map(str, method)), methods), *(cells.get(t, "") for t in titles)])
+        )
+    return table
+
+
+def _label(method: Sequence[str], methods: DataFrame) -> str:
+    """Name of a row, with backbone or tuner if methods of this name have several."""
+    namesakes = methods[methods["method"] == method[0]]
+    differing = [
+        value or f"unknown {part}"
+        for part, value in zip(METHOD[1:], method[1:], strict=True)
+        if namesakes[part].nunique() > 1
+    ]
+    return f"{method[0]} ({', '.join(differing)})" if differing else method[0]
+
+
+def _cell(line: Any) -> str:
+    mean, half_width = line["mean"], line["half_width"]
+    if not isinstance(line["run"], Path):  # a mean over sets
+        return f"{mean:.1f}" if line["complete"] else f"{mean:.1f} (unfinished)"
+    counted = f"{line['episodes']} of {line['episodes_asked']}"
+    if math.isnan(mean):
+        return "no accuracy" if line["complete"] else counted
+    percent = f"{mean:.1f}" if math.isnan(half_width) else f"{mean:.1f} ± {half_width:.1f}"
+    return percent if line["complete"] else f"{percent} ({counted})"
+
+
+def read_entries(folder: Path) -> list[dict[str, Any]]:
+    """Read the summary of a run: a dictionary for each method, with the columns of the CSV, protocol and `complete`.
 
     Raises:
-        DtrapError: The folder has no summary, or one that `dtrap fit` has not written so.
+        DtrapError: The folder has no summary, or a damaged one.
     """
     path = RunFolder(folder).summary
     try:
         summary = json.loads(path.read_text(encoding="utf-8"))
-        asked = _number(summary["episodes"])
-        methods = {
-            Method(name, str(method.get("backbone", "")), str(method.get("tuner", ""))): _entry(
-                method, int(asked), folder
-            )
+        asked = int(_number(summary["episodes"]))
+        task = {"set": summary["description"], "protocol": str(summary.get("protocol", "")), "run": folder}
+        entries = [
+            task | {"method": name, "episodes_asked": asked} | _entry(method, asked)
             for name, method in summary["methods"].items()
-        }
-        description = summary["description"]
-        if not isinstance(description, str) or not methods:
+        ]
+        if not isinstance(summary["description"], str) or not entries:
             raise ValueError("it has no description or no method")
     except (FileNotFoundError, NotADirectoryError):
-        what = f"has no {path.name}" if folder.is_dir() else "is no folder"
+        what = f"has no {path.name}" if folder.is_dir() else "is not a folder"
         raise DtrapError(
-            f"{folder} {what}. Expected the folder of a run of dtrap fit, which holds {path.name} once the run has "
-            "ended or was interrupted."
+            f"{folder} {what}. Expected the folder of a run of dtrap fit; it holds {path.name} after the run has ended "
+            "or was interrupted."
         ) from None
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         reason = f"no {error}" if isinstance(error, KeyError) else error
         raise DtrapError(
-            f"{path}: not a summary of dtrap fit ({reason}). Start that run again as before: its results are kept "
-            "and the summary is written anew."
+            f"{path}: not a summary of dtrap fit ({reason}). Start that run again with the same command: its results "
+            "are kept and the summary is rewritten."
         ) from error
-    return description, str(summary.get("protocol", "")), methods
+    return entries
 
 
-def report(arguments: list[str], console: Console) -> int:
-    """Run `dtrap report`; see `dtrap report --help`."""
-    try:
-        options, unknown = _parser().parse_known_args(arguments)
-    except SystemExit:  # --help, which argparse has printed
-        return 0
-    if unknown:
-        raise DtrapError(f"report: '{unknown[0]}' is not known. See dtrap report --help.")
-    found = Report([Path(run).expanduser() for run in options.runs])
-    print_table(found.table(), console)
-    if options.csv is not None:
-        write_atomically(Path(options.csv).expanduser(), found.csv().encode(), "or name another file with --csv.")
-        console.print(f"Written: {options.csv}", soft_wrap=True, markup=False)
-    return 0
-
-
-def _entry(method: dict[str, Any], asked: int, folder: Path) -> Entry:
-    accuracy = method["accuracy"]
-    mean = None if accuracy is None else _number(accuracy["mean"])
-    half_width = None if accuracy is None or accuracy["half_width"] is None else _number(accuracy["half_width"])
-    return Entry(mean, half_width, int(_number(method["episodes"])), asked, folder)
+def _entry(method: dict[str, Any], asked: int) -> dict[str, Any]:
+    accuracy, episodes = method["accuracy"], int(_number(method["episodes"]))
+    accuracy = {"mean": None, "half_width": None} if accuracy is None else accuracy
+    return {
+        "backbone": str(method.get("backbone", "")),
+        "tuner": str(method.get("tuner", "")),
+        "mean": None if accuracy["mean"] is None else _number(accuracy["mean"]),
+        "half_width": None if accuracy["half_width"] is None else _number(accuracy["half_width"]),
+        "episodes": episodes,
+        "complete": episodes >= asked,
+    }
 
 
 def _number(value: Any) -> float:
     if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
-        raise ValueError(f"found {value!r} in place of a number")
+        raise ValueError(f"found {value!r} instead of a number")
     return value
-
-
-def _cell(entry: Entry | None) -> str:
-    if entry is None:
-        return ""
-    counted = f"{entry.episodes} of {entry.asked}"
-    if entry.mean is None:
-        return "no accuracy" if entry.complete else counted
-    percent = f"{entry.mean:.1f}" if entry.half_width is None else f"{entry.mean:.1f} ± {entry.half_width:.1f}"
-    return percent if entry.complete else f"{percent} ({counted})"
 
 
 def _parser() -> argparse.ArgumentParser:
     parser = CommandParser(
         prog="dtrap report",
         description="Show the results of several runs in one table: a row per method, a column per set, accuracies in "
-        "percent with the 95% interval over episodes or seeds, and the plain mean over the sets.",
+        "percent with the 95% interval over episodes or seeds, and the mean over the sets.",
         allow_abbrev=False,
     )
     parser.add_argument("runs", nargs="+", metavar="RUN", help="folder of a run, such as runs/my_run")
-    parser.add_argument("--csv", metavar="FILE", help="write the same numbers, not rounded, into this file")
+    parser.add_argument("--csv", metavar="FILE", help="write the same numbers, not rounded, to this file")
     return parser

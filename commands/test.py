@@ -1,4 +1,4 @@
-"""`dtrap test` and `dtrap predict`: saved adapters at work."""
+"""`dtrap test`: test saved adapters again."""
 
 from __future__ import annotations
 
@@ -7,18 +7,17 @@ from pathlib import Path
 from lightning.pytorch import Trainer
 from rich.console import Console
 
+from ..console import say
 from ..datamodules.few_shot import FewShotDataModule
 from ..errors import DtrapError
 from ..lightning_modules import FewShotClassifier
-from ..protocol.adapters import AdapterCard, check_classes, is_plain, load_adapter, read_card
+from ..protocol.adapters import AdapterCard, check_classes, is_standalone, load_adapter, read_card
 from ..protocol.configuration import build_data, build_trainer_arguments
-from ..protocol.episode import TestProgress, episode_trainer, without_expected_warnings
+from ..protocol.episode import EpisodeRecorder, episode_trainer, without_expected_warnings
 from ..protocol.progress import EpisodeProgress
 from ..protocol.run_folder import Row
-from ..protocol.summary import render, summarise
+from ..protocol.summary import render, summarize
 from .adapter_arguments import build_adapted, find_adapters
-
-ANOTHER_FILE = "or name another file with --output."
 
 
 def test(arguments: list[str], console: Console) -> int:
@@ -32,13 +31,13 @@ def test(arguments: list[str], console: Console) -> int:
     data, module = build_data(config), build_adapted(config, *next(iter(cards.items())))
     if not data.has_query:
         raise DtrapError(
-            "no query images, so there is nothing to test on: give --data.query_root FOLDER (or the --data.held_out "
-            "share that the run had)."
+            "no query images, so there is nothing to test on. Give --data.query_root FOLDER, or the --data.held_out "
+            "share of the run."
         )
     rows: list[Row] = []
     methods = list(dict.fromkeys(card.method for card in cards.values()))
     progress = EpisodeProgress(len(cards), ["test"], unit=data.unit, console=console)
-    trainer = episode_trainer(build_trainer_arguments(config), [TestProgress(progress)])
+    trainer = episode_trainer(build_trainer_arguments(config), [EpisodeRecorder(progress)])
     with progress:
         for number, (path, card) in enumerate(cards.items()):
             progress.begin(number)
@@ -52,18 +51,18 @@ def test(arguments: list[str], console: Console) -> int:
     for path, card, row in zip(cards, cards.values(), rows, strict=True):
         saved = "" if card.accuracy is None else f", {card.accuracy:.1f} % when it was saved"
         if len(cards) <= 10:
-            console.print(f"{path}: {row['accuracy']:.1f} %{saved}", soft_wrap=True, markup=False)
+            say(console, f"{path}: {row['accuracy']:.1f} %{saved}")
     episodes = max(row["episode"] for row in rows) + 1
-    summary = summarise(rows, data.description, methods, episodes=episodes, unit=data.unit)
+    summary = summarize(rows, data.description, methods, episodes=episodes, unit=data.unit)
     summary["episodes"] = max(method["episodes"] for method in summary["methods"].values())
     render(summary, console)
     return 0
 
 
 def _tested(path: Path, card: AdapterCard, module: FewShotClassifier, data: FewShotDataModule, trainer: Trainer) -> Row:
-    """Accuracies of one adapter; a plain checkpoint has no zero-shot model any more."""
+    """Return the accuracies of one adapter; a standalone checkpoint has no zero-shot model."""
     row: Row = {"method": card.method, "episode": card.episode}
-    if is_plain(path):
+    if is_standalone(path):
         return row | {"accuracy": _accuracy(trainer, module, data)}
     load_adapter(path, module, card)
     row["accuracy"] = _accuracy(trainer, module, data)
@@ -79,6 +78,6 @@ def _accuracy(trainer: Trainer, module: FewShotClassifier, data: FewShotDataModu
 def _check_seed(path: Path, card: AdapterCard, data: FewShotDataModule) -> None:
     if card.seed != data.seed:
         raise DtrapError(
-            f"{path}: trained with seed {card.seed}, but data.seed is {data.seed}; the images would be others. "
+            f"{path}: trained with seed {card.seed}, but data.seed is {data.seed}, which draws other images. "
             f"Give --data.seed {card.seed}."
         )

@@ -1,6 +1,7 @@
 """Saved adapters: a safetensors file with the trained values and a JSON card that says what they belong to.
 
-What `dtrap export` writes is read here too: a folder in peft's form, or a plain checkpoint; its card is dtrap.json.
+Folders that `dtrap export` wrote are read here, too: an adapter in peft's form, or a standalone checkpoint of the whole
+model. Their card is dtrap.json.
 """
 
 from __future__ import annotations
@@ -17,11 +18,12 @@ from safetensors.torch import load_file, save
 from torch import Tensor
 
 from .. import __version__
+from ..datamodules.few_shot import FewShotDataModule
 from ..errors import DtrapError
 from ..files import to_json_values, write_atomically
 from ..lightning_modules import FewShotClassifier
 from ..lightning_modules.text_head import prompt_texts
-from .run_folder import RESUMES
+from .run_folder import RESUMES, Row
 
 CARD_FORMAT = "dtrap-adapter/1"
 EXPORT_CARD = "dtrap.json"
@@ -37,7 +39,7 @@ def _versions() -> dict[str, str]:
 
 @dataclass
 class AdapterCard:
-    """What an adapter belongs to; the JSON file beside it.
+    """Backbone, tuner, classes and episode of an adapter; stored as a JSON file next to it.
 
     Attributes:
         backbone: Identifier of the backbone, weights included.
@@ -50,9 +52,9 @@ class AdapterCard:
         method: Name of the method in the run's rows.
         accuracy: Accuracy on the episode's queries in percent, None without queries.
         prompts: The sentences of each class where they come from descriptions, else None.
-        settings: The arguments of the tuner; empty where the card does not tell.
-        logit_scale: tau; None where the card does not tell.
-        versions: Versions of dtrap and the libraries that made it.
+        settings: The arguments of the tuner; empty in old cards.
+        logit_scale: tau; None in old cards.
+        versions: Versions of dtrap and of the libraries that the adapter was trained with.
         format: Format of this card.
     """
 
@@ -71,9 +73,25 @@ class AdapterCard:
     versions: dict[str, str] = field(default_factory=_versions)
     format: str = CARD_FORMAT
 
+    @classmethod
+    def of(cls, module: FewShotClassifier, data: FewShotDataModule, row: Row) -> AdapterCard:
+        """Describe the module after the episode of a row."""
+        template = module.template or data.template
+        return cls(
+            backbone=module.backbone.identifier,
+            tuner=module.tuner.name,
+            class_names=row["classes"],
+            template=template if isinstance(template, str) else list(template),
+            dataset=data.description,
+            seed=row["seed"],
+            episode=row["episode"],
+            method=row["method"],
+            accuracy=row["accuracy"],
+        )
+
 
 def card_path(adapter: Path) -> Path:
-    """The card of an adapter: dtrap.json of an exported folder; beside a file the same name, ending .json."""
+    """Path of an adapter's card: dtrap.json in an exported folder, else the adapter's name with the ending .json."""
     return adapter / EXPORT_CARD if adapter.is_dir() else adapter.with_suffix(".json")
 
 
@@ -82,18 +100,18 @@ def is_exported(path: Path) -> bool:
     return (path / EXPORT_CARD).is_file()
 
 
-def is_plain(path: Path) -> bool:
-    """Whether this is an exported folder with the backbone itself in it."""
+def is_standalone(path: Path) -> bool:
+    """Whether this is an exported folder that holds the whole model (`dtrap export --form plain`)."""
     return is_exported(path) and not (path / PEFT_WEIGHTS).is_file()
 
 
 def card_content(card: AdapterCard) -> bytes:
-    """The card as it stands in its file."""
+    """Encode the card as the content of its file."""
     return (json.dumps(asdict(card), indent=2, ensure_ascii=False) + "\n").encode()
 
 
 def save_adapter(path: Path, module: FewShotClassifier, card: AdapterCard) -> None:
-    """Write the adapter and its card, completed by what the module knows; it is whole or absent.
+    """Write the adapter atomically, and its card with the settings and prompts of the module.
 
     Raises:
         DtrapError: The files cannot be written.
@@ -109,7 +127,7 @@ def save_adapter(path: Path, module: FewShotClassifier, card: AdapterCard) -> No
 
 
 def class_sentences(module: FewShotClassifier) -> dict[str, list[str]]:
-    """The prompts of each class."""
+    """Return the prompts of each class."""
     prompts = module.class_prompts
     texts = iter(prompts.prompts)
     counts = zip(prompts.class_names, prompts.per_class, strict=True)
@@ -117,10 +135,10 @@ def class_sentences(module: FewShotClassifier) -> dict[str, list[str]]:
 
 
 def read_card(path: Path) -> AdapterCard:
-    """The card of an adapter: a file, or a folder that `dtrap export` wrote.
+    """Read the card of an adapter file, or of a folder that `dtrap export` wrote.
 
     Raises:
-        DtrapError: The adapter or its card is not there or is no card of this format.
+        DtrapError: The adapter or its card is missing, or the card has another format.
     """
     if path.suffix == ".json" or not (path.is_file() or is_exported(path)):
         raise DtrapError(
@@ -134,16 +152,16 @@ def read_card(path: Path) -> AdapterCard:
             raise ValueError(f"format is {content.get('format')!r}")
         return AdapterCard(**content)
     except FileNotFoundError:
-        raise DtrapError(f"{card}: the adapter's card is missing; keep the two files side by side.") from None
+        raise DtrapError(f"{card}: the adapter's card is missing. Keep both files in the same folder.") from None
     except (OSError, ValueError, TypeError, AttributeError) as error:
         raise DtrapError(f"{card}: not an adapter card ({error}). Expected the format {CARD_FORMAT}.") from error
 
 
 def read_tensors(path: Path) -> dict[str, Tensor]:
-    """Tensors of a safetensors file.
+    """Read the tensors of a safetensors file.
 
     Raises:
-        DtrapError: It is none.
+        DtrapError: The file is not readable as safetensors.
     """
     try:
         return load_file(path)
@@ -152,7 +170,7 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
 
 
 def _read_state(path: Path) -> dict[str, Tensor]:
-    """The tuner's values by its own names, of an adapter file or of a folder in peft's form."""
+    """Read the tuner's values, by the tuner's names, from an adapter file or a folder in peft's form."""
     if not path.is_dir():
         return read_tensors(path)
     state = read_tensors(path / PEFT_WEIGHTS)
@@ -160,20 +178,19 @@ def _read_state(path: Path) -> dict[str, Tensor]:
 
 
 def load_adapter(path: Path, module: FewShotClassifier, card: AdapterCard) -> None:
-    """Put a saved adapter into a module of the same backbone and tuner.
+    """Load a saved adapter into a module of the same backbone and tuner.
 
-    A module without classes gets those of the card with its template or sentences; one that has classes must have the
-    card's.
+    A module without classes gets the classes, template or sentences of the card.
 
     Raises:
-        DtrapError: The backbone, the tuner, its settings, the classes, their prompts or the logit scale are others, or
-            the file does not fit.
+        DtrapError: The backbone, the tuner, its settings, the classes, their prompts or the logit scale differ from the
+            card, or the file does not fit.
     """
     backbone, tuner = module.backbone.identifier, module.tuner.name
     if card.backbone != backbone:
         raise DtrapError(
             f"{path}: trained on the backbone {card.backbone}, but the config has {backbone}. An adapter fits only the "
-            "weights that it was trained on: use the run's own config.yaml, and where it is that, the same weights."
+            "weights that it was trained on. Use the run's config.yaml and the same weights."
         )
     check_tuner(path, tuner, card)
     if module.prompts is None:
@@ -190,7 +207,7 @@ def load_adapter(path: Path, module: FewShotClassifier, card: AdapterCard) -> No
 
 
 def _check_settings(path: Path, module: FewShotClassifier, card: AdapterCard) -> None:
-    """Refuse what would silently make other predictions than those that were tested."""
+    """Raise a DtrapError for settings that would give other predictions without any other error."""
     settings = to_json_values(module.tuner.settings)
     known, own = dict(card.settings), {name: settings.get(name) for name in card.settings}
     if card.logit_scale is not None:
@@ -207,7 +224,7 @@ def _check_settings(path: Path, module: FewShotClassifier, card: AdapterCard) ->
 
 
 def check_tuner(path: Path, tuner: str, card: AdapterCard) -> None:
-    """Refuse another tuner than the card's; raises a DtrapError."""
+    """Raise a DtrapError if the tuner differs from the card's."""
     if card.tuner != tuner:
         raise DtrapError(
             f"{path}: trained with the tuner {card.tuner}, but the config has {tuner}. Use the run's config."
@@ -215,11 +232,7 @@ def check_tuner(path: Path, tuner: str, card: AdapterCard) -> None:
 
 
 def check_classes(path: Path, names: Sequence[str], card: AdapterCard) -> None:
-    """Refuse a task of other classes than the card's.
-
-    Raises:
-        DtrapError: They are others, or in another order.
-    """
+    """Raise a DtrapError if the classes or their order differ from the card's."""
     if list(names) != card.class_names:
         raise DtrapError(
             f"{path}: trained for the classes {', '.join(card.class_names)}, but here they are {', '.join(names)}. "

@@ -1,22 +1,20 @@
-"""From the command line and its configs to the objects of a run."""
+"""Objects of a run from a parsed config."""
 
 from __future__ import annotations
 
 import copy
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import torch
 from jsonargparse import ArgumentParser, Namespace
 from lightning.pytorch import Trainer
-from lightning.pytorch.cli import (
-    LRSchedulerCallable,
-    OptimizerCallable,
-)
 
+from ..callbacks import StageSwitch
 from ..datamodules.few_shot import FewShotDataModule
-from ..lightning_modules import FewShotClassifier, Objective
+from ..lightning_modules import FewShotClassifier
 from ..lightning_modules.backbones import Backbone
 from ..lightning_modules.tuners import Tuner
 from .settings import ProtocolSettings
@@ -24,20 +22,26 @@ from .settings import ProtocolSettings
 
 @dataclass
 class MethodConfig:
-    """One method of a run: its name, and its config as parsed and as plain values."""
+    """One method of a run, from a parsed config.
+
+    Attributes:
+        name: Name in rows, tables and file names.
+        parsed: The parsed config.
+        values: The same config as values of JSON and YAML.
+    """
 
     name: str
     parsed: Namespace
-    plain: dict[str, Any]
+    values: dict[str, Any]
 
     @property
     def settings(self) -> ProtocolSettings:
-        """The protocol section."""
+        """The section `protocol`."""
         return ProtocolSettings(**self.parsed.protocol)
 
     @property
     def backbone(self) -> str:
-        """The backbone's name and weights as the config says them, before it is loaded."""
+        """Name and weights of the backbone as the config gives them; nothing is loaded."""
         backbone = self.parsed.model.backbone
         settings = backbone.get("init_args", Namespace())
         name, weights = settings.get("name"), settings.get("pretrained")
@@ -50,6 +54,29 @@ class MethodConfig:
     def tuner(self) -> str:
         """Name of the tuner's class."""
         return self.parsed.model.tuner.class_path.rpartition(".")[2]
+
+    @cached_property
+    def tuner_name(self) -> str:
+        """The tuner's own name, for file names and tags."""
+        return build_part(Tuner, self.parsed.model.tuner).name
+
+    def trainer_arguments(self, *, logger: bool = True) -> dict[str, Any]:
+        """Return the Trainer's arguments with callbacks and, if wanted, loggers instantiated."""
+        return build_trainer_arguments(self.parsed, logger=logger)
+
+    def stage_switch(self) -> StageSwitch:
+        """Return the callback of the stage of SVL and RA."""
+        return StageSwitch(**self.parsed.stage_switch)
+
+    def shares_model_with(self, other: Any) -> bool:
+        """Whether another method has the same settings of backbone and tuner."""
+        if not isinstance(other, MethodConfig):
+            return False
+        return all(self.values["model"][part] == other.values["model"][part] for part in ("backbone", "tuner"))
+
+    def build(self, shared: FewShotClassifier | None = None) -> FewShotClassifier:
+        """Return the module; see `build_module`."""
+        return build_module(self.parsed, shared)
 
 
 def build_part(annotation: Any, value: Any) -> Any:
@@ -65,50 +92,37 @@ def _instantiate(parser: ArgumentParser, config: Namespace) -> Any:
 
 
 def build_data(config: Namespace) -> FewShotDataModule:
-    """The data module of a parsed config."""
+    """Return the data module of a parsed config."""
     return build_part(FewShotDataModule, config.data)
 
 
-def build_trainer_arguments(config: Namespace) -> dict[str, Any]:
-    """The Trainer's arguments, its callbacks and loggers instantiated."""
+def build_trainer_arguments(config: Namespace, *, logger: bool = True) -> dict[str, Any]:
+    """Return the Trainer's arguments with callbacks and, if wanted, loggers instantiated."""
+    trainer = config.trainer.clone()
+    if not logger:
+        trainer.logger = False
     parser = ArgumentParser(exit_on_error=False)
     parser.add_class_arguments(Trainer, "trainer", instantiate=False, fail_untyped=False)
-    return dict(vars(_instantiate(parser, Namespace(trainer=config.trainer.clone())).trainer))
+    return dict(vars(_instantiate(parser, Namespace(trainer=trainer)).trainer))
 
 
 def build_module(config: Namespace, shared: FewShotClassifier | None = None) -> FewShotClassifier:
-    """The module of a parsed config.
+    """Return the module of a parsed config.
 
     Args:
         config: The parsed config.
-        shared: A module of the same backbone and tuner settings, whose backbone and tuner are used again.
+        shared: A module with the same backbone and tuner settings; its backbone and tuner are used.
     """
     model = config.model.clone()
     if shared is None:
         with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(0)  # a backbone without weights is the same one where a run goes on
-            backbone = build_part(Backbone, model.backbone)
-        tuner = build_part(Tuner, model.tuner)
+            torch.manual_seed(0)  # a backbone without weights must be the same when a run is resumed
+            model.backbone = build_part(Backbone, model.backbone)
     else:
-        backbone, tuner = shared.backbone, shared.tuner
-    module = FewShotClassifier(
-        backbone=backbone,
-        tuner=tuner,
-        objective=build_part(Objective, model.objective),
-        template=model.template,
-        learning_rate=model.learning_rate,
-        optimizer=build_part(OptimizerCallable | None, model.optimizer),
-        lr_scheduler=build_part(LRSchedulerCallable | None, model.lr_scheduler),
-        image_chunk=model.image_chunk,
-        plain_views=model.plain_views,
-        start_seed=model.start_seed,
-        text_chunk=model.text_chunk,
-        descriptions=model.descriptions,
-        final_rate=model.final_rate,
-    )
-    if shared is not None:
-        module.share_frozen(shared)
-    return module
+        model.backbone, model.tuner = shared.backbone, shared.tuner
+    parser = ArgumentParser(exit_on_error=False)
+    parser.add_class_arguments(FewShotClassifier, "model")
+    return _instantiate(parser, Namespace(model=model)).model
 
 
 def _is_file_name(value: object) -> bool:

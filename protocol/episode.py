@@ -7,7 +7,7 @@ import signal
 import threading
 import time
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -29,7 +29,7 @@ from .run_folder import Row
 # Confusions by class names and query images.
 ZeroShots = dict[tuple[tuple[str, ...], tuple[int, ...]], Tensor]
 
-# What Lightning says of loaders and modules that are meant to be so.
+# Lightning warnings that do not apply here.
 _EXPECTED_WARNINGS = (
     r".*does not have many workers.*",
     r".*defined a `validation_step` but have no `val_dataloader`.*",
@@ -44,7 +44,7 @@ _EXPECTED_WARNINGS = (
 
 @contextmanager
 def without_expected_warnings() -> Iterator[None]:
-    """Within it, Lightning's warnings about what is meant to be so are not shown."""
+    """Hide Lightning warnings that do not apply here."""
     with warnings.catch_warnings():
         for message in _EXPECTED_WARNINGS:
             warnings.filterwarnings("ignore", message=message)
@@ -52,64 +52,72 @@ def without_expected_warnings() -> Iterator[None]:
 
 
 class EpisodeRecorder(Callback):
-    """Keeps the losses of the last suppressed step and of the last step and the time, and reports every step.
+    """Records losses and time of a fit, and shows the progress of fit and test.
 
     Args:
-        on_step: Called after each optimiser step with the share of the run that one step is.
+        progress: Where the progress is shown.
     """
 
-    def __init__(self, on_step: Callable[[float], None]) -> None:
-        self.on_step = on_step
+    def __init__(self, progress: EpisodeProgress) -> None:
+        self.progress = progress
         self._share = 1.0
         self._started = time.monotonic()
         self._boundary: dict[str, Tensor] | None = None
         self._end: dict[str, Tensor] | None = None
 
     def state_dict(self) -> dict[str, Any]:
-        """Losses and time so far, for a task that is resumed from a checkpoint."""
+        """Return losses and time so far, for a checkpoint."""
         return {"boundary": self._boundary, "end": self._end, "seconds": self.seconds}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Go on with the losses and the time of before the checkpoint."""
+        """Restore losses and time from a checkpoint."""
         self._started -= state_dict["seconds"]
         self._boundary, self._end = state_dict["boundary"], state_dict["end"]
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Find the share of the run that one step is."""
+        """Compute the share of the run that one step is."""
         self._share = 1 / max(int(trainer.estimated_stepping_batches), 1)
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Keep this step's terms, without waiting for the device."""
+        """Keep the terms of this step as tensors: reading their values would wait for the device."""
         self._end = {name: value for name, value in outputs.items() if name != "loss"}
-        if self._suppressed(pl_module):
+        if isinstance(pl_module, FewShotClassifier) and pl_module.objective.progress is not None:
             self._boundary = self._end
-        self.on_step(self._share)
+        self.progress.advance(self._share)
 
-    @staticmethod
-    def _suppressed(module: LightningModule) -> bool:
-        return isinstance(module, FewShotClassifier) and module.objective.progress is not None
+    def on_test_batch_end(
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        """Show the number of the test batch."""
+        self.progress.test(batch_idx + 1, int(trainer.num_test_batches[dataloader_idx]))
 
     @property
     def seconds(self) -> float:
-        """Time since the task began, of a resumed one with that up to its checkpoint."""
+        """Time since the task started, including the time up to the checkpoint of a resumed task."""
         return time.monotonic() - self._started
 
     @property
     def losses(self) -> dict[str, dict[str, float] | None]:
-        """The terms at the stage boundary and at the end."""
+        """The terms of the last suppressed step (the stage boundary) and of the last step."""
         return {"boundary": _floats(self._boundary), "end": _floats(self._end)}
 
 
 class Interrupts(Callback):
-    """Ends a run at the next batch where Ctrl-C came while Python ignores exceptions, as in a fork of workers.
+    """Stops the run at the next batch if Ctrl-C came while Python ignores exceptions, as during the fork of workers.
 
     Use as a context manager around the run.
     """
 
     def __init__(self) -> None:
-        self._came = False
+        self._interrupted = False
 
     def __enter__(self) -> Interrupts:
         main = threading.current_thread() is threading.main_thread()
@@ -122,47 +130,15 @@ class Interrupts(Callback):
             signal.signal(signal.SIGINT, signal.default_int_handler)
 
     def _interrupt(self, *_: object) -> None:
-        self._came = True
+        self._interrupted = True
         raise KeyboardInterrupt
 
-    def _check(self) -> None:
-        if self._came:
+    def on_train_batch_start(self, *_: Any) -> None:
+        """Raise the KeyboardInterrupt that was lost."""
+        if self._interrupted:
             raise KeyboardInterrupt
 
-    def on_train_batch_start(self, *_: Any) -> None:
-        """End here."""
-        self._check()
-
-    def on_validation_batch_start(self, *_: Any) -> None:
-        """End here."""
-        self._check()
-
-    def on_test_batch_start(self, *_: Any) -> None:
-        """End here."""
-        self._check()
-
-
-class TestProgress(Callback):
-    """Shows how far a test of many batches is.
-
-    Args:
-        progress: Where it is shown.
-    """
-
-    def __init__(self, progress: EpisodeProgress) -> None:
-        self.progress = progress
-
-    def on_test_batch_end(
-        self,
-        trainer: Trainer,
-        pl_module: LightningModule,
-        outputs: Any,
-        batch: Any,
-        batch_idx: int,
-        dataloader_idx: int = 0,
-    ) -> None:
-        """Tell the number of this batch."""
-        self.progress.test(batch_idx + 1, int(trainer.num_test_batches[dataloader_idx]))
+    on_validation_batch_start = on_test_batch_start = on_train_batch_start  # type: ignore[assignment]
 
 
 def _floats(terms: dict[str, Tensor] | None) -> dict[str, float] | None:
@@ -170,20 +146,16 @@ def _floats(terms: dict[str, Tensor] | None) -> dict[str, float] | None:
 
 
 def episode_trainer(arguments: dict[str, Any], callbacks: list[Callback], *, progress: bool = False) -> Trainer:
-    """A Trainer bound to one device, without logger and checkpoints of its own.
+    """Return a Trainer that is bound to one device and writes neither logs nor checkpoints itself.
 
     Args:
         arguments: The Trainer's arguments from the config.
-        callbacks: Callbacks besides those of the config.
-        progress: Whether it has a progress bar of its own.
+        callbacks: Callbacks in addition to those of the config.
+        progress: Whether Lightning shows its progress bar.
 
     Raises:
         DtrapError: Lightning refuses an argument, or an episode would run on several devices or test nothing.
     """
-    plugins = arguments.get("plugins") or []
-    plugins = plugins if isinstance(plugins, list) else [plugins]
-    configured = arguments.get("callbacks") or []
-    configured = configured if isinstance(configured, list) else [configured]
     settings = {
         **arguments,
         "logger": False,
@@ -191,17 +163,16 @@ def episode_trainer(arguments: dict[str, Any], callbacks: list[Callback], *, pro
         "enable_progress_bar": progress,
         "enable_model_summary": False,
         # A launcher's variables (torchrun, SLURM) must not turn an episode into a distributed run.
-        "plugins": [*plugins, LightningEnvironment()],
+        "plugins": [*_as_list(arguments.get("plugins")), LightningEnvironment()],
         # Copies: what a callback such as EarlyStopping has seen of one episode must not reach the next.
-        "callbacks": [*copy.deepcopy(configured), *callbacks],
+        "callbacks": [*copy.deepcopy(_as_list(arguments.get("callbacks"))), *callbacks],
     }
     try:
         trainer = Trainer(**settings)
     except (MisconfigurationException, ValueError, TypeError, ImportError) as error:
         shown = ("accelerator", "devices", "precision")
         given = ", ".join(f"{name} {arguments[name]!r}" for name in shown if name in arguments)
-        reason = " ".join(str(error).split())[:500].rstrip(".!")
-        raise DtrapError(f"trainer ({given}): {reason}. Change that option of the trainer.") from error
+        raise _trainer_error(error, f" ({given})") from error
     if trainer.num_devices != 1 or trainer.num_nodes != 1:
         raise DtrapError(
             f"trainer.devices is {arguments.get('devices')!r}, which is {trainer.num_devices} devices; an episode runs "
@@ -210,6 +181,15 @@ def episode_trainer(arguments: dict[str, Any], callbacks: list[Callback], *, pro
     if trainer.limit_test_batches == 0:
         raise DtrapError("trainer.limit_test_batches is 0, so that no query would be tested. Leave it out.")
     return trainer
+
+
+def _as_list(value: Any) -> list[Any]:
+    return value if isinstance(value, list) else [value] if value else []
+
+
+def _trainer_error(error: Exception, given: str = "") -> DtrapError:
+    reason = " ".join(str(error).split())[:500].rstrip(".!")
+    return DtrapError(f"trainer{given}: {reason}. Change that option of the trainer.")
 
 
 def run_episode(
@@ -221,16 +201,16 @@ def run_episode(
     checkpoint: StepCheckpoint | None = None,
     zero_shots: ZeroShots | None = None,
 ) -> Row:
-    """Zero-shot test, fit and test of a module on the data module's current episode.
+    """Test zero-shot, fit and test a module on the data module's current episode.
 
     Args:
         module: Backbone, tuner and objective.
-        data: Gives the episode.
+        data: The data module, set to the episode.
         arguments: The Trainer's arguments from the config.
         stage_switch: The stage of SVL and RA.
-        progress: Told of every step and test batch.
-        checkpoint: Where to go on from, if it is there, and what to leave on the way.
-        zero_shots: What earlier zero-shot tests of this method counted; a test split comes again with every seed.
+        progress: Shows every step and test batch.
+        checkpoint: Where the task is resumed, and where its checkpoints are written; None for neither.
+        zero_shots: Results of earlier zero-shot tests of this method, since a test split returns with every seed.
 
     Returns:
         The row of this episode without its method.
@@ -239,25 +219,23 @@ def run_episode(
         KeyboardInterrupt: The run was interrupted.
         DtrapError: The data or the settings do not allow the episode.
     """
-    recorder = EpisodeRecorder(progress.advance)
+    recorder = EpisodeRecorder(progress)
     with without_expected_warnings(), Interrupts() as interrupts:
-        callbacks: list[Callback] = [stage_switch, recorder, TestProgress(progress), interrupts]
+        callbacks: list[Callback] = [stage_switch, recorder, interrupts]
+        resumed: dict[str, Any] = {}
         if checkpoint is not None:
             callbacks += [SeededSteps(data.episode_seed("step")), checkpoint]
+            resumed = {"ckpt_path": checkpoint.path, "weights_only": True} if checkpoint.found else {}
         trainer = episode_trainer(arguments, callbacks)
         try:
             zero_shot = _zero_shot(trainer, module, data, zero_shots) if data.has_query else None
             torch.manual_seed(data.episode_seed("training"))
-            if checkpoint is not None and checkpoint.found:
-                trainer.fit(module, datamodule=data, ckpt_path=checkpoint.path, weights_only=True)
-            else:
-                trainer.fit(module, datamodule=data)
+            trainer.fit(module, datamodule=data, **resumed)
             if data.has_query:
                 trainer.test(module, datamodule=data, verbose=False)
         except MisconfigurationException as error:
-            reason = " ".join(str(error).split())[:500].rstrip(".!")
-            raise DtrapError(f"trainer: {reason}. Change that option of the trainer.") from error
-        except SystemExit as stop:  # how Lightning passes on Ctrl-C and SIGTERM
+            raise _trainer_error(error) from error
+        except SystemExit as stop:  # Lightning turns Ctrl-C and SIGTERM into it, and leaves its own signal handler
             signal.signal(signal.SIGINT, signal.default_int_handler)
             raise KeyboardInterrupt from stop
     row: Row = {"episode": data.episode, "seed": data.seed, "classes": list(data.class_names)}
@@ -266,7 +244,8 @@ def run_episode(
 
 
 def _zero_shot(trainer: Trainer, module: FewShotClassifier, data: FewShotDataModule, known: ZeroShots | None) -> Tensor:
-    """Confusion of the backbone without the tuner, tested only where it is not known."""
+    """Confusion of the backbone without the tuner, taken from `known` for the same classes and images."""
+    # Asked for only where results are kept: `query_ids` may decode the images of an episode.
     images = None if known is None else (tuple(data.class_names), tuple(data.query_ids))
     if known is not None and images in known:
         return known[images]
@@ -281,6 +260,7 @@ def _zero_shot(trainer: Trainer, module: FewShotClassifier, data: FewShotDataMod
 def _accuracies(zero_shot: Tensor | None, module: FewShotClassifier, class_names: list[str]) -> Row:
     if zero_shot is None:
         return {"zero_shot_accuracy": None, "accuracy": None, "per_class": None, "confusion": None}
+    # The confusion has room for two classes at least, also where the task has one.
     counts = module.confusion.compute().cpu()[: len(class_names), : len(class_names)]
     right, queries = counts.diag(), counts.sum(dim=1)
     per_class = {

@@ -1,4 +1,8 @@
-"""`dtrap export`: a tuned model for other programs, which need neither dtrap nor, in the plain form, peft."""
+"""The formats of `dtrap export`: a tuned model that other programs load without dtrap.
+
+A standalone folder holds the whole model as the backbone's library saves it, and the class text features. A folder in
+peft's form holds the low-rank matrices only.
+"""
 
 from __future__ import annotations
 
@@ -21,18 +25,12 @@ from ..lightning_modules.backbones.export import load_plain
 from ..lightning_modules.losses import normalise
 from ..lightning_modules.text_head import ClassPrompts
 from ..lightning_modules.tuners import Tuner
-from .adapters import (
-    EXPORT_CARD,
-    PEFT_PREFIX,
-    PEFT_WEIGHTS,
-    AdapterCard,
-)
+from .adapters import EXPORT_CARD, PEFT_PREFIX, PEFT_WEIGHTS, AdapterCard
 
 CLASS_FEATURES = "class_features.safetensors"
-ANOTHER_FOLDER = "or name another folder with --output."
 
 
-# The plain form
+# The standalone form
 
 
 def save_class_features(module: FewShotClassifier, path: Path) -> None:
@@ -47,7 +45,7 @@ def save_class_features(module: FewShotClassifier, path: Path) -> None:
 
 
 def with_trained_weights(module: FewShotClassifier) -> Backbone:
-    """The backbone with the values that the tuner keeps under the names of the backbone's own parameters."""
+    """Return the backbone with the tuner's values of the parameters that are the backbone's own."""
     parameters = dict(module.backbone.named_parameters())
     with torch.no_grad():
         for name, value in module.tuner.adapter_state().items():
@@ -57,10 +55,10 @@ def with_trained_weights(module: FewShotClassifier) -> Backbone:
 
 
 class StoredClasses(Tuner):
-    """Nothing is trained: class text features as an exported folder has them.
+    """A tuner without training that returns stored class text features.
 
     Args:
-        class_features: [W, D], normalised.
+        class_features: [W, D], normalized.
     """
 
     name = "exported"
@@ -72,26 +70,26 @@ class StoredClasses(Tuner):
 
     @property
     def trains(self) -> frozenset[Tower]:
-        """The text tower, in whose place the stored features stand."""
+        """The text tower: its features are the stored ones, which the backbone alone cannot compute."""
         return frozenset({"text"})
 
     def attach(self, backbone: Backbone) -> None:
-        """Nothing to attach."""
+        """Do nothing."""
 
     def reset(self, seed: int, num_classes: int) -> None:
-        """Nothing to start."""
+        """Do nothing."""
 
     def adapter_state(self) -> dict[str, Tensor]:
-        """Nothing to save."""
+        """Return an empty state."""
         return {}
 
     def text_features(self, backbone: Backbone, prompts: ClassPrompts, chunk: int | None = None) -> Tensor:
-        """The stored class features [W, D]."""
+        """Return the stored class features [W, D]."""
         return self.class_features
 
 
 def load_exported(folder: Path, card: AdapterCard) -> FewShotClassifier:
-    """The model of an exported plain folder; no config is needed.
+    """Load the model of a standalone folder; no config is needed.
 
     Raises:
         DtrapError: Files are missing, damaged, or do not belong to the card.
@@ -103,11 +101,11 @@ def load_exported(folder: Path, card: AdapterCard) -> FewShotClassifier:
         names, scale = json.loads(metadata["class_names"]), float(metadata["logit_scale"])
     except (OSError, SafetensorError, KeyError, TypeError, ValueError) as error:
         raise DtrapError(
-            f"{path}: not the class features that `dtrap export` writes ({error}). Export anew."
+            f"{path}: not the class features that `dtrap export` writes ({error}). Run `dtrap export` again."
         ) from error
     if names != card.class_names:
         raise DtrapError(
-            f"{path}: its classes {', '.join(names)} are not those of {EXPORT_CARD}, {', '.join(card.class_names)}. "
+            f"{path}: has the classes {', '.join(names)}, but {EXPORT_CARD} has {', '.join(card.class_names)}. "
             "Keep the files of one export together."
         )
     module = FewShotClassifier(load_plain(folder), StoredClasses(features), Objective(logit_scale=scale))
@@ -120,7 +118,11 @@ def load_exported(folder: Path, card: AdapterCard) -> FewShotClassifier:
 
 
 def save_peft(module: FewShotClassifier, folder: Path) -> None:
-    """adapter_config.json and adapter_model.safetensors, by the names in the library's model."""
+    """Write adapter_config.json and adapter_model.safetensors with the names of the library's model.
+
+    Raises:
+        DtrapError: The tuner has no low-rank matrices.
+    """
     backbone: Any = module.backbone
     layers = {name: layer for name, layer in backbone.model.named_modules() if isinstance(layer, LoraLayer)}
     if not layers:
@@ -130,7 +132,7 @@ def save_peft(module: FewShotClassifier, folder: Path) -> None:
         )
     (config,) = backbone.peft_config.values()
     config = copy.copy(config)
-    # An expression: names in a list would match endings too, CLIP's "transformer..." also "visual.transformer...".
+    # A regular expression, because peft takes a list as endings: "transformer..." would match "visual.transformer...".
     config.target_modules = "|".join(re.escape(name) for name in layers)
     config.inference_mode = True
     config.save_pretrained(str(folder))

@@ -1,13 +1,18 @@
-"""What makes two configs the same experiment, and the default name of a run folder."""
+"""Which settings identify an experiment, how two identities are compared, and the default name of a run folder."""
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
+import inspect
 import json
 import re
+import sys
 import textwrap
+import typing
 import unicodedata
 from collections.abc import Mapping
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -28,10 +33,10 @@ NEUTRAL_TRAINER_FLAGS = {
     "profiler",
     "strategy",
 }
-# What is done about a fault in the data cannot change an episode that had none, and the fingerprint of the data
-# files says which there are: whoever follows an error's advice to skip goes on with the rows so far.
-# What a subset file holds counts as part of the fingerprint too.
-NEUTRAL_DATA_OPTIONS = {"root", "query_root", "num_workers", "bad_images", "small_classes", "subset"}
+# bad_images and small_classes cannot change an episode whose images are all readable, and the fingerprint of the data
+# files says which images there are. A user who follows the advice of an error to skip can therefore resume.
+# The fingerprint covers the content of a subset file, too.
+NEUTRAL_DATA_OPTIONS = {"root", "query_root", "num_workers", "bad_images", "small_classes", "subset", "episode"}
 NEUTRAL = {
     (): {"config"},
     ("data",): NEUTRAL_DATA_OPTIONS,
@@ -41,51 +46,53 @@ NEUTRAL = {
     ("protocol",): {"episodes", "folder", "overwrite", "compare", "pictures", "save_adapters", "checkpoint_every"},
     ("trainer",): NEUTRAL_TRAINER_FLAGS,
 }
+# Value that the code had before an option existed, by the option's dotted path such as
+# "model.objective.init_args.relation_form", where that is not the option's default today.
+VALUES_BEFORE: dict[str, Any] = {}
+# A stored class path is imported only from these packages: a run folder may come from a stranger.
+IMPORTED = ("dtrap.callbacks.", "dtrap.datamodules.", "dtrap.lightning_modules.", "dtrap.metrics.")
 NAME_PART_BYTES = 48
 SHOWN_CHARACTERS = 80
 ABSENT = object()
 
 
 def identity(config: Mapping[str, Any]) -> dict[str, Any]:
-    """Part of a resolved config that decides the numbers of a run; rows of two identities never mix.
+    """Return the part of a resolved config that decides the numbers of a run; rows of two identities never mix.
 
-    Left out: where the data lie, what is done about faults in them, workers, device and display flags of the Trainer,
-    loggers, the chunks of the towers, the number of episodes, what is done with the results, and empty sections. An
-    unknown key counts. Tuples become lists and paths text, so that a config read back from a file is the same.
+    Left out are the place of the data, the handling of unreadable images, workers, device and display flags of the
+    Trainer, loggers, the chunk sizes of the towers, the number of episodes, the options for files that a run writes,
+    and empty sections. An unknown key counts. Tuples become lists and paths text, as in a config read from a file.
     """
     return _without_neutral(config, ())
 
 
 def difference(old: object, new: object) -> list[str]:
-    """Lines such as `model.objective.init_args.relation_weight: 3.0 in the folder, 5.0 now`, by dotted key.
+    """Compare two identities and return lines such as `model.tuner.init_args.rank: 16 in the folder, 4 now`.
+
+    A key that one of the two lacks counts as the default of that option, or as the value in `VALUES_BEFORE`: a run
+    folder from before an option existed can be resumed. Two paths of the same class are equal, so that a class may be
+    renamed.
 
     Args:
-        old: identity of the run in the folder.
-        new: identity of the run that is asked for.
+        old: Identity of the run in the folder.
+        new: Identity of the requested run.
     """
-    return _differences(old, new, ())
+    return _differences(old, new, (), None)
 
 
 def default_folder_name(
-    *,
-    dataset: str,
-    backbone: str,
-    tuner: str,
-    method: str,
-    seed: int,
-    way: int | None = None,
-    shot: int | None = None,
+    *, dataset: str, backbone: str, tuner: str, method: str, seed: int, way: int | None = None, shot: int | None = None
 ) -> str:
-    """Folder name such as `isic_5way_5shot_vit-b-16-quickgelu_openai_lora_svl-ra_seed1`.
+    """Return a folder name such as `isic_5way_5shot_vit-b-16-quickgelu_openai_lora_svl-ra_seed1`.
 
     Args:
-        dataset: title of the data set or name of the user's folder.
-        backbone: name and tag, separated by `/`.
-        tuner: name of the tuner.
-        method: name of the method, such as `SVL + RA`.
-        seed: seed of the episodes.
-        way: classes per episode; None where an episode has all classes.
-        shot: support images per class; None where an episode has all images.
+        dataset: Title of the data set or name of the user's folder.
+        backbone: Name and tag, separated by `/`.
+        tuner: Name of the tuner.
+        method: Name of the method, such as `SVL + RA`.
+        seed: Seed of the episodes.
+        way: Classes per episode; None if an episode has all classes.
+        shot: Support images per class; None if an episode has all images.
 
     Returns:
         At most 255 bytes of letters, digits and `.`, `-`, `_`. A cut part ends with a hash of the whole.
@@ -112,15 +119,87 @@ def _is_neutral(key: str, path: tuple[str, ...]) -> bool:
     return key in NEUTRAL.get(path, ()) or (path == ("trainer",) and key.startswith("enable_"))
 
 
-def _differences(old: object, new: object, path: tuple[str, ...]) -> list[str]:
+def _differences(old: object, new: object, path: tuple[str, ...], owner: Any) -> list[str]:
+    """Lines for two values at a path; `owner` is the class that has the keys of a mapping as arguments, if known."""
     if isinstance(old, list) and isinstance(new, list) and any(isinstance(item, dict) for item in old + new):
         old, new = _numbered(old), _numbered(new)
     if isinstance(old, dict) and isinstance(new, dict):
-        keys = dict.fromkeys([*old, *new])
-        return [line for key in keys for line in _differences(old.get(key, ABSENT), new.get(key, ABSENT), (*path, key))]
-    if old == new and isinstance(old, bool) == isinstance(new, bool):
+        lines = []
+        for key in dict.fromkeys([*old, *new]):
+            below = _owner_below(new, path, key, owner)
+            lines += _differences_of_key(old.get(key, ABSENT), new.get(key, ABSENT), (*path, key), (owner, below))
+        return lines
+    if _equal(old, new) or (path[-1:] == ("class_path",) and old != ABSENT != new and _same_class(old, new)):
         return []
     return [f"{'.'.join(path)}: {_shown(old)} in the folder, {_shown(new)} now"]
+
+
+def _differences_of_key(old: object, new: object, path: tuple[str, ...], owners: tuple[Any, Any]) -> list[str]:
+    if ABSENT in (old, new):
+        default = _without_neutral(_option(owners[0], path[-1])[0], path)
+        if old is ABSENT:
+            default = VALUES_BEFORE.get(".".join(path), default)
+        if _equal(default, new if old is ABSENT else old):
+            return []
+    return _differences(old, new, path, owners[1])
+
+
+def _equal(old: object, new: object) -> bool:
+    return old == new and isinstance(old, bool) == isinstance(new, bool)
+
+
+def _same_class(old: object, new: object) -> bool:
+    found = _imported(old)
+    return found is not None and found is _imported(new)
+
+
+def _owner_below(values: Mapping[str, Any], path: tuple[str, ...], key: str, owner: Any) -> Any:
+    """The class whose arguments are the keys of `values[key]`, None if unknown."""
+    if path == ():
+        return _section(key)
+    if key == "init_args":
+        return _imported(values.get("class_path"))
+    annotation = _option(owner, key)[1]
+    return next(filter(dataclasses.is_dataclass, (annotation, *typing.get_args(annotation))), None)
+
+
+def _section(name: str) -> Any:
+    """The class whose arguments a section of the config holds."""
+    from lightning.pytorch import Trainer
+
+    from ..callbacks import StageSwitch
+    from ..lightning_modules import FewShotClassifier
+
+    return {"trainer": Trainer, "model": FewShotClassifier, "stage_switch": StageSwitch}.get(name)
+
+
+def _option(owner: Any, name: str) -> tuple[Any, Any]:
+    """Default and type of an argument of a class or function, also of one that is passed on to a base class."""
+    for base in getattr(owner, "__mro__", (owner,)):
+        try:
+            call = base.__init__ if inspect.isclass(base) else base
+            parameter = inspect.signature(call, eval_str=True).parameters.get(name)
+        except (TypeError, ValueError, NameError):  # no signature, or names that are imported for type checkers only
+            continue
+        if parameter is not None:
+            field = getattr(base, "__dataclass_fields__", {}).get(name)
+            if field is not None and field.default_factory is not dataclasses.MISSING:
+                return field.default_factory(), parameter.annotation
+            default = ABSENT if parameter.default is parameter.empty else parameter.default
+            return default, parameter.annotation
+    return ABSENT, None
+
+
+def _imported(path: object) -> Any:
+    """The class of a dotted path: imported from dtrap's own packages, otherwise only found where it is loaded."""
+    module, _, name = str(path).rpartition(".")
+    try:
+        if f"{module}.".startswith(IMPORTED):
+            return getattr(import_module(module), name, None)
+    except (ImportError, ValueError):
+        return None
+    # Not getattr: a package that resolves its names lazily would import.
+    return vars(sys.modules[module]).get(name) if module in sys.modules else None
 
 
 def _numbered(items: list[Any]) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""The protocol's logger: one row per episode, whatever Lightning logger the config names."""
+"""Log one row per episode to the Lightning loggers of the config."""
 
 from __future__ import annotations
 
@@ -11,17 +11,16 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-import wandb
 from jsonargparse import Namespace
 from lightning.pytorch.loggers import CSVLogger, Logger, WandbLogger
 
 from ..files import write_atomically
 from .run_folder import RESUMES, Row, RunFolder
-from .statistics import Interval, mean_interval, paired_difference
+from .summary import summarize
 
 WANDB_ID_FILE = "wandb_id.txt"
-# W&B waits 90 s for a connection at the start and for ever at the end, unless told otherwise. Its own
-# repetition of the last row in front of the result is left out.
+# By default W&B waits 90 s for a connection at the start and without limit at the end. The last two settings keep W&B
+# from printing the last row before the result line.
 WANDB_SETTINGS = {
     "init_timeout": 15.0,
     "finish_timeout": 30.0,
@@ -40,10 +39,10 @@ def prepare_logger(
     tags: Iterable[str],
     configs: Mapping[str, dict[str, Any]],
 ) -> None:
-    """Complete the settings of a configured WandbLogger, in place; what the user set stays.
+    """Complete the settings of a configured WandbLogger in place; the user's settings stay.
 
-    The run is named after the run folder and writes into it. A run that goes on keeps its W&B id, which the
-    folder notes; one that starts anew gets a new id.
+    The W&B run is named after the run folder and writes into it. A resumed run keeps its W&B id, which is stored in the
+    folder; a run that starts over gets a new id.
 
     Args:
         trainer: The trainer section of the parsed config.
@@ -52,21 +51,24 @@ def prepare_logger(
         tags: W&B tags: data set, shot, backbone, tuner, methods.
         configs: The resolved config of each method, the main one first.
     """
+    defaults = {
+        "group": group[:WANDB_NAME_CHARACTERS],
+        "job_type": next(iter(configs))[:WANDB_TAG_CHARACTERS],
+        "tags": list(dict.fromkeys(tag[:WANDB_TAG_CHARACTERS] for tag in tags if tag)),
+        "config": logged_config(configs),
+        "resume": "allow",
+    }
     configured = trainer.get("logger")
     for settings in configured if isinstance(configured, list) else [configured]:
         if isinstance(settings, Namespace) and settings.class_path.rpartition(".")[2] == "WandbLogger":
-            _complete_wandb(settings, folder, group, tags, configs)
+            _complete_wandb(settings, folder, defaults)
 
 
-def _complete_wandb(
-    settings: Namespace,
-    folder: RunFolder,
-    group: str,
-    tags: Iterable[str],
-    configs: Mapping[str, dict[str, Any]],
-) -> None:
+def _complete_wandb(settings: Namespace, folder: RunFolder, defaults: dict[str, Any]) -> None:
+    import wandb
+
     own = settings.init_args
-    # "." is where the command was typed, and Lightning prefers save_dir to dir.
+    # "." is the working directory, and Lightning prefers save_dir to dir.
     if own.get("save_dir") in (None, "."):
         own["save_dir"] = own.get("dir") or str(folder.path)
     if own.get("name") is None:
@@ -80,17 +82,9 @@ def _complete_wandb(
         for name, value in limits.items():
             if given_settings.get(name) == getattr(unset, name):
                 given_settings[name] = value
-    defaults = {
-        "group": group[:WANDB_NAME_CHARACTERS],
-        "job_type": next(iter(configs))[:WANDB_TAG_CHARACTERS],
-        "tags": list(dict.fromkeys(tag[:WANDB_TAG_CHARACTERS] for tag in tags if tag)),
-        "config": logged_config(configs),
-        "resume": "allow",
-        "settings": limits,
-    }
-    # These belong to WandbLogger's **kwargs: whether the parser lists them among init_args depends on versions.
+    # WandbLogger takes these as **kwargs: whether the parser lists them among init_args depends on versions.
     given = dict(settings.get("dict_kwargs") or {})
-    for name, default in defaults.items():
+    for name, default in {**defaults, "settings": limits}.items():
         if own.get(name) is None and given.get(name) is None:
             own.pop(name, None)
             given[name] = default
@@ -98,7 +92,7 @@ def _complete_wandb(
 
 
 def _wandb_id(folder: RunFolder) -> str:
-    """The id that the folder notes, if it has rows; else a new one, noted there."""
+    """Return the id stored in the folder if it has rows, else a new one, which is stored."""
     path = folder.path / WANDB_ID_FILE
     if path.exists() and folder.rows.read():
         return path.read_text(encoding="utf-8").strip()
@@ -108,7 +102,7 @@ def _wandb_id(folder: RunFolder) -> str:
 
 
 def logged_config(configs: Mapping[str, dict[str, Any]]) -> dict[str, Any]:
-    """The main method's config with its name as `method`, and those of the others under `compared`.
+    """Return the main method's config with its name as `method`, and the other configs under `compared`.
 
     Args:
         configs: The resolved config of each method, the main one first.
@@ -120,13 +114,13 @@ def logged_config(configs: Mapping[str, dict[str, Any]]) -> dict[str, Any]:
 class ProtocolLogger:
     """Logs one row per episode with the running means and intervals; a failing logger never stops the run.
 
-    The main method's numbers have plain names, so that runs of different methods share a chart: `accuracy`,
+    The names of the main method's numbers have no ending, so that runs of different methods share a chart: `accuracy`,
     `zero_shot_accuracy`, both also as running `..._mean` and half width `..._interval`, `seconds`, and each loss at the
-    stage boundary and at the end (`L_vlm_boundary`, `L_vlm_end`). Those of the other methods end with `/NAME`, and so
-    does the paired `difference`, main minus other. Accuracies are in percent, intervals 95%.
+    stage boundary and at the end (`L_vlm_boundary`, `L_vlm_end`). The names of the other methods' numbers end with
+    `/NAME`, as does the paired `difference`, main minus other. Accuracies are in percent, intervals 95%.
 
     Args:
-        configured: What the config's `trainer.logger` gave: loggers, True or None for the CSVLogger, False for none.
+        configured: The Trainer's `logger`: one or several loggers, True or None for the CSVLogger, False for none.
         folder: The run folder.
         configs: The resolved config of each method, the main one first.
         warn: Shows one line to the user.
@@ -144,7 +138,7 @@ class ProtocolLogger:
         self.wandb_runs: dict[Logger, Any] = {}
         self.loggers: list[Logger] = []
         if configured is None or configured is True:
-            # Written anew from the rows, also where a run goes on.
+            # `log_earlier` writes the rows of earlier starts again.
             (folder.path / "metrics.csv").unlink(missing_ok=True)
             self.loggers = [CSVLogger(folder.path, name="", version="", flush_logs_every_n_steps=1)]
         elif configured:
@@ -162,30 +156,22 @@ class ProtocolLogger:
             logger.log_hyperparams(config)
 
     def log_earlier(self, rows: Sequence[Row]) -> None:
-        """Log the episodes that all methods finished in an earlier process.
+        """Log the episodes that all methods finished in an earlier start.
 
-        A W&B run that goes on gets those that did not reach the server.
+        A resumed W&B run gets only those that it does not have yet.
         """
         finished = [{row["episode"] for row in rows if row["method"] == method} for method in self.methods]
-        episodes = sorted(set.intersection(*finished))
-        logged = [self.metrics(rows, episode) for episode in episodes]
-        for logger in list(self.loggers):
-            there = getattr(self.wandb_runs.get(logger), "starting_step", 0)
-            self._attempt(logger, self._log, logger, logged[there:])
-        self._summarise(rows)
+        self._log_all(rows, sorted(set.intersection(*finished)))
 
     def log_episode(self, rows: Sequence[Row], episode: int) -> None:
         """Log an episode, given all rows so far."""
-        metrics = self.metrics(rows, episode)
-        for logger in list(self.loggers):
-            self._attempt(logger, self._log, logger, [metrics])
-        self._summarise(rows)
+        self._log_all(rows, [episode], new=True)
 
     def finish(self, status: str) -> None:
         """End all loggers.
 
         Args:
-            status: "success", or another word of Lightning's for a run that did not end well.
+            status: "success", or another status of Lightning for a run that failed.
         """
         for logger in list(self.loggers):
             self._attempt(logger, logger.finalize, status)
@@ -194,7 +180,7 @@ class ProtocolLogger:
                 run.finish(0 if status == "success" else 1)
 
     def metrics(self, rows: Sequence[Row], episode: int) -> dict[str, float]:
-        """The numbers of one episode, and the running ones over the episodes up to it."""
+        """Return the numbers of one episode, and the running means over the episodes up to it."""
         metrics: dict[str, float] = {"episode": episode}
         for row in rows:
             if row["episode"] == episode and row["method"] in self.methods:
@@ -206,24 +192,28 @@ class ProtocolLogger:
         return metrics | self.means([row for row in rows if row["episode"] <= episode])
 
     def means(self, rows: Sequence[Row]) -> dict[str, float]:
-        """Means over the rows and half widths of their 95% intervals."""
-        values: dict[tuple[str, str], dict[int, float]] = {
-            (key, method): {r["episode"]: r[key] for r in rows if r["method"] == method and r.get(key) is not None}
-            for key in AVERAGED
-            for method in self.methods
-        }
+        """Return means over the rows and half widths of their 95% intervals."""
+        summary = summarize(rows, "", self.methods, episodes=sys.maxsize)
+        found = [(key, name, method[key]) for key in AVERAGED for name, method in summary["methods"].items()]
+        found += [("difference", name, difference) for name, difference in summary["differences"].items()]
         means: dict[str, float] = {}
-        for (key, method), own in values.items():
-            if own:
-                means |= _named(key, self._ending(method), mean_interval(own.values()))
-        for method in self.methods[1:]:
-            first, other = values["accuracy", self.methods[0]], values["accuracy", method]
-            if first.keys() & other.keys():
-                means |= _named("difference", self._ending(method), paired_difference(first, other))
+        for key, name, interval in found:
+            for part, value in (("mean", "mean"), ("interval", "half_width")):
+                if interval is not None and interval[value] is not None:
+                    means[f"{key}_{part}{self._ending(name)}"] = interval[value]
         return means
 
     def _ending(self, method: str) -> str:
         return "" if method == self.methods[0] else f"/{method}"
+
+    def _log_all(self, rows: Sequence[Row], episodes: Sequence[int], *, new: bool = False) -> None:
+        metrics = [self.metrics(rows, episode) for episode in episodes]
+        for logger in list(self.loggers):
+            there = 0 if new else getattr(self.wandb_runs.get(logger), "starting_step", 0)
+            self._attempt(logger, self._log, logger, metrics[there:])
+        for logger, run in self.wandb_runs.items():
+            if logger in self.loggers:
+                self._attempt(logger, run.summary.update, self.means(rows))
 
     def _log(self, logger: Logger, episodes: Sequence[dict[str, float]]) -> None:
         with warnings.catch_warnings():
@@ -231,36 +221,34 @@ class ProtocolLogger:
             for metrics in episodes:
                 logger.log_metrics(metrics, step=None if logger in self.wandb_runs else int(metrics["episode"]))
 
-    def _summarise(self, rows: Sequence[Row]) -> None:
-        for logger, run in self.wandb_runs.items():
-            if logger in self.loggers:
-                self._attempt(logger, run.summary.update, self.means(rows))
-
     def _attempt(self, logger: Logger, call: Callable[..., Any], *arguments: Any) -> None:
         try:
             call(*arguments)
         except Exception as error:
             self.loggers.remove(logger)
             self.warn(
-                f"{type(logger).__name__} failed ({_reason(error)}); the run goes on without it, its rows are in "
+                f"{type(logger).__name__} failed ({_reason(error)}); the run continues without it. Its rows are in "
                 "results.jsonl."
             )
 
 
 def start_wandb(logger: WandbLogger, warn: Callable[[str], None]) -> Any:
-    """Start a logger's W&B run, offline where W&B cannot be reached or there is no API key.
+    """Start a logger's W&B run, offline if W&B cannot be reached or there is no API key.
 
     Returns:
         The run.
     """
+    import wandb
+
+    # Private: the arguments of wandb.init, which cannot be changed in another way once the logger exists.
     options = logger._wandb_init
     if options.get("anonymous") is None:
-        options.pop("anonymous", None)  # W&B warns of it, whatever its value
+        options.pop("anonymous", None)  # W&B warns about this argument, even if it is None
     with _no_prompt():
         try:
             return logger.experiment
         except Exception as error:
-            wandb.teardown()  # what is left of the attempt holds the run's id
+            wandb.teardown()  # the failed attempt still holds the run's id
             options["mode"] = "offline"
             run = logger.experiment
             path = Path(run.dir).parent
@@ -270,7 +258,7 @@ def start_wandb(logger: WandbLogger, warn: Callable[[str], None]) -> Any:
 
 @contextmanager
 def _no_prompt() -> Iterator[None]:
-    """Standard input that is no terminal: W&B asks for a missing API key on a terminal and waits for ever."""
+    """Replace the standard input: on a terminal, W&B asks for a missing API key and waits without limit."""
     terminal = sys.stdin
     with open(os.devnull) as sys.stdin:
         try:
@@ -284,11 +272,6 @@ def _numbers(row: Row) -> dict[str, float]:
     for moment, terms in (row.get("losses") or {}).items():
         numbers |= {f"{name}_{moment}": value for name, value in (terms or {}).items() if value is not None}
     return numbers
-
-
-def _named(key: str, ending: str, interval: Interval) -> dict[str, float]:
-    named = {f"{key}_mean{ending}": interval.mean}
-    return named if interval.half_width is None else named | {f"{key}_interval{ending}": interval.half_width}
 
 
 def _reason(error: Exception) -> str:

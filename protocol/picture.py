@@ -1,4 +1,4 @@
-"""A picture of one episode: the support views, and the queries with their predicted classes."""
+"""A picture of one episode: the support views and the queries with their predicted classes."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import textwrap
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
@@ -14,55 +15,54 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from ..drawing import GREY, HEAD, MARGIN, draw_frame, draw_pixels, draw_text, new_page, save_png
-from .run_folder import RESUMES
+from .run_folder import RESUMES, Row
+
+if TYPE_CHECKING:  # so that the figure can be drawn without torch
+    from torch import Tensor
+
+    from ..datamodules.few_shot import FewShotDataModule
+    from ..lightning_modules import FewShotClassifier
 
 Images = npt.NDArray[np.floating]
 Labels = npt.NDArray[np.integer] | Sequence[int]
 
-RIGHT, WRONG = "#009e73", "#d55e00"  # Okabe and Ito's green and vermilion, told apart by colour-blind readers
+RIGHT, WRONG = "#009e73", "#d55e00"  # Okabe and Ito's green and vermilion, which color-blind readers can distinguish
 CELL, CAPTION, GAP = 0.9, 0.32, 0.3  # inches
 NAME_WIDTH = 1.5
 MAX_CLASSES, MAX_SHOTS, MAX_QUERIES, QUERY_COLUMNS = 20, 3, 16, 8
 
 
-def episode_picture(
-    path: Path,
-    *,
-    support_images: Images,
-    support_labels: Labels,
-    query_images: Images,
-    query_labels: Labels,
-    query_predictions: Labels,
-    class_names: Sequence[str],
-    title: str,
-) -> None:
-    """Draw one episode into a PNG file: a band per class with its support views and its queries.
-
-    At most 20 classes, 3 support images and 16 queries per class are shown; the picture says so.
-
-    Args:
-        path: the PNG file.
-        support_images: [V, M, 3, H, W] in 0..1, view 0 the plain one.
-        support_labels: [M] in 0..W-1; classes may be of unequal size.
-        query_images: [Q, 3, H, W] in 0..1; Q may be 0.
-        query_labels: [Q] true classes.
-        query_predictions: [Q] predicted classes.
-        class_names: the W names.
-        title: first line of the picture.
+def save_episode_picture(path: Path, module: FewShotClassifier, data: FewShotDataModule, row: Row) -> None:
+    """Draw the data module's current episode with the predictions of the module's last test into a PNG file.
 
     Raises:
-        DtrapError: the file cannot be written.
+        DtrapError: The file cannot be written.
     """
+    support = data.support()
+    images = _visible(support["images"], data)
+    images = images.reshape(data.views, -1, *images.shape[1:])
+    queries, labels, predictions = images[0, :0], np.empty(0, dtype=int), np.empty(0, dtype=int)
+    if data.has_query:
+        query = data.query()
+        queries, labels = _visible(query["images"], data), query["labels"].numpy()
+        predictions = np.concatenate([part.numpy() for part in module.test_predictions])
+    accuracy = "" if row["accuracy"] is None else f", {row['accuracy']:.1f} %"
     figure = episode_figure(
-        support_images=support_images,
-        support_labels=support_labels,
-        query_images=query_images,
-        query_labels=query_labels,
-        query_predictions=query_predictions,
-        class_names=class_names,
-        title=title,
+        support_images=images,
+        support_labels=support["labels"][: images.shape[1]].numpy(),
+        query_images=queries,
+        query_labels=labels,
+        query_predictions=predictions,
+        class_names=data.class_names,
+        title=f"{data.description}, episode {row['episode']}, {row['method']}{accuracy}",
     )
-    save_png(Path(path), figure, RESUMES)
+    save_png(path, figure, RESUMES)
+
+
+def _visible(images: Tensor, data: FewShotDataModule) -> Images:
+    """Undo the normalization of images [N, 3, H, W]."""
+    mean, std = (np.reshape(values, (3, 1, 1)) for values in (data.preprocessing.mean, data.preprocessing.std))
+    return (images.numpy() * std + mean).clip(0, 1)
 
 
 def episode_figure(
@@ -75,7 +75,20 @@ def episode_figure(
     class_names: Sequence[str],
     title: str,
 ) -> Figure:
-    """The picture of `episode_picture` as a matplotlib figure of its own, outside pyplot's global state."""
+    """Draw one episode: a band per class with its support views and its queries.
+
+    At most 20 classes, 3 support images and 16 queries per class are shown; the picture says so. The figure does not
+    belong to pyplot.
+
+    Args:
+        support_images: [V, M, 3, H, W] in 0..1, view 0 the plain one.
+        support_labels: [M] in 0..W-1; classes may be of unequal size.
+        query_images: [Q, 3, H, W] in 0..1; Q may be 0.
+        query_labels: [Q] true classes.
+        query_predictions: [Q] predicted classes.
+        class_names: The W names.
+        title: First line of the picture.
+    """
     support_labels, true = np.asarray(support_labels), np.asarray(query_labels)
     predicted = np.asarray(query_predictions)
     full_names = [" ".join(name.replace("_", " ").split()) or name for name in class_names]
@@ -106,7 +119,7 @@ def episode_figure(
 
 @dataclass(frozen=True)
 class _Band:
-    """What the picture shows of one class: support [V, m, 3, H, W], queries [q, 3, H, W] with predictions."""
+    """The band of one class: support [V, m, 3, H, W], and queries [q, 3, H, W] with their predictions."""
 
     name: str
     support: Images
@@ -185,7 +198,7 @@ def _draw_image(axes: Axes, image: Images, x: float, y: float, frame: str = "non
 
 
 def _wrapped(text: str, width: int, lines: int) -> list[str]:
-    """At most `lines` lines of `width` characters; what is too long loses its middle."""
+    """Wrap a text into at most `lines` lines of `width` characters; a longer text loses its middle."""
     found = textwrap.wrap(text, width)
     if len(found) <= lines:
         return found
@@ -198,7 +211,7 @@ def _wrapped(text: str, width: int, lines: int) -> list[str]:
 
 
 def _distinct(names: Sequence[str]) -> list[str]:
-    """Names for the captions; those that would look alike when shortened get the class's number in front."""
+    """Names for the captions; names that look the same when shortened are prefixed with the class's number."""
     short = [_wrapped(f"as: {name}", 15, 2) for name in names]
     return [
         f"{number}: {name}" if short.count(short[number - 1]) > 1 else name

@@ -1,4 +1,4 @@
-"""One progress bar over a whole run; plain lines now and then where there is no terminal."""
+"""One progress bar over a whole run; without a terminal, a line every 30 seconds."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ class EpisodeProgress:
     Use as a context manager: `begin` an episode of a method, `advance` within it, `finish` it with its row.
 
     Args:
-        episodes: number of episodes of each method.
-        methods: names of the methods; the whole is episodes * len(methods) method-episodes.
-        rows: result rows that are there from earlier; they count as done, but not into the speed.
-        unit: what an episode is called.
-        console: where to show it; standard output by default.
-        clock: seconds of a clock that never goes back.
+        episodes: Number of episodes of each method.
+        methods: Names of the methods; the total is episodes * len(methods) method-episodes.
+        rows: Result rows of an earlier start; they count as done, but not for the speed.
+        unit: What an episode is called.
+        console: Where to print; standard output by default.
+        clock: Seconds of a clock that never goes back.
     """
 
     def __init__(
@@ -76,23 +76,23 @@ class EpisodeProgress:
             self._print_line()
 
     def begin(self, episode: int) -> None:
-        """An episode (numbered from 0) of one method begins."""
+        """Start an episode (numbered from 0) of one method."""
         self.episode = episode
         self.fraction = 0.0
         self._show()
 
     def advance(self, fraction: float) -> None:
-        """The running method-episode went on by `fraction` of itself."""
+        """Add a fraction of the current method-episode."""
         self.fraction, self.testing = min(self.fraction + fraction, 1.0), ""
         self._show()
 
     def test(self, done: int, batches: int) -> None:
-        """So many batches of a test are done; it is no part of the fraction."""
+        """Show the number of finished test batches; they do not count for the fraction."""
         self.testing = f"test batch {done}/{batches}" if done < batches else ""
         self._show()
 
     def finish(self, row: Row) -> None:
-        """The running method-episode is done, with this result row."""
+        """End the current method-episode with its result row."""
         self.finished += 1
         self.fraction, self.testing = 0.0, ""
         if self._counts(row):
@@ -100,7 +100,10 @@ class EpisodeProgress:
         self._show()
 
     def text(self) -> str:
-        """Line such as `episode 37/400 · accuracy 51.2 % · 12 min left` (or the first method's name)."""
+        """Return a line such as `episode 37/400 · accuracy 51.2 % · 12 min left`.
+
+        For several methods, or a transductive one, the name of the first stands for "accuracy".
+        """
         parts = []
         if self.episode is not None:
             parts.append(f"{self.unit} {self.episode + 1}/{self.episodes}")
@@ -114,7 +117,7 @@ class EpisodeProgress:
         return " · ".join(parts)
 
     def remaining_seconds(self) -> float | None:
-        """Time for what is left at this process's mean speed; None before any progress and at the end."""
+        """Return the remaining time at the mean speed of this process; None before any progress and at the end."""
         here = self.finished - self.earlier + self.fraction
         left = self.total - self.finished - self.fraction
         if here <= 0 or left <= 0:
@@ -138,7 +141,7 @@ class EpisodeProgress:
 
 
 def duration(seconds: float) -> str:
-    """Text such as `45 s`, `12 min` or `1 h 20 min`."""
+    """Format seconds as `45 s`, `12 min` or `1 h 20 min`."""
     if seconds < 59.5:
         return f"{seconds:.0f} s"
     minutes = round(seconds / 60)

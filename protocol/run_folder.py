@@ -1,4 +1,4 @@
-"""What an experiment leaves on disk: a run folder and, in it, one row per finished episode."""
+"""The run folder: one row per finished episode, and the other files of an experiment."""
 
 from __future__ import annotations
 
@@ -21,30 +21,30 @@ RESUMES = (
     "and rerun the same command; it resumes at the first missing episode. Or choose another folder with "
     "--protocol.folder."
 )
-
-
 ELSEWHERE = "Choose another folder with --protocol.folder, or start over with --protocol.overwrite true."
 
 
 class ResultRows:
     """Rows of finished episodes in a JSON Lines file that survives a kill at any moment.
 
-    A row holds `episode`, `method`, `seed`, `classes`, `zero_shot_accuracy` and `accuracy` (percent, None
-    without held-out images), `per_class` {class: percent}, `confusion` (rows true, columns predicted),
-    `losses` {"boundary": {...}, "end": {...}} and `seconds`. Only `episode` and `method` are needed here;
-    together they identify a row.
+    A row holds `episode`, `method`, `seed`, `classes`, `zero_shot_accuracy` and `accuracy` (percent, None without
+    held-out images), `per_class` {class: percent}, `confusion` (rows true, columns predicted), `losses` {"boundary":
+    {...}, "end": {...}} and `seconds`. `episode` and `method` identify a row; this class needs no other key.
+
+    Args:
+        path: The file; it need not exist.
     """
 
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path)
 
     def read(self) -> list[Row]:
-        """Rows in the order of the file, the first of each (method, episode); [] where there is no file.
+        """Return the rows in the order of the file, the first of each (method, episode); [] without a file.
 
-        A last line that is no whole row is left out here and cut off by the next `append`.
+        An incomplete last line, as a kill in the middle of a write leaves it, is ignored; the next `append` removes it.
 
         Raises:
-            DtrapError: a line before the last is no row, or the file cannot be read.
+            DtrapError: A line before the last is not a row, or the file cannot be read.
         """
         lines = self._content().rstrip().split(b"\n")
         rows: dict[tuple[str, int], Row] = {}
@@ -55,23 +55,17 @@ class ResultRows:
             elif line.strip() and number < len(lines):
                 raise DtrapError(
                     f"{self.path}, line {number}: not a result row: {line[:60]!r}. Expected a JSON object "
-                    "with 'method' and 'episode'. Delete that line, and its episode runs again, or start "
-                    "anew with --protocol.overwrite."
+                    "with 'method' and 'episode'. Delete that line to run its episode again, or start over "
+                    "with --protocol.overwrite true."
                 )
         return list(rows.values())
-
-    @property
-    def torn(self) -> bool:
-        """Whether the last line is only a part of a row, as a kill in the middle of a write leaves it."""
-        content = self._content()
-        return _sound_length(content) < len(content)
 
     def append(self, row: Mapping[str, Any]) -> None:
         """Write one row and wait until it is on the disk; numbers that are not finite become null.
 
         Raises:
-            DtrapError: the row cannot be written (full disk, no permission, ...). The file then ends, where
-                that is possible, with the last whole row.
+            DtrapError: The row cannot be written (full disk, no permission). If possible, the file then ends with the
+                last complete row.
         """
         line = json.dumps(to_json_values(row), ensure_ascii=False, allow_nan=False).encode() + b"\n"
         content = self._content()
@@ -89,11 +83,11 @@ class ResultRows:
             raise cannot_write(self.path, error, RESUMES) from error
 
     def finished(self, method: str) -> set[int]:
-        """Numbers of the episodes that `method` has finished."""
+        """Return the numbers of the episodes that `method` has finished."""
         return {row["episode"] for row in self.read() if row["method"] == method}
 
     def missing(self, method: str, episodes: int) -> list[int]:
-        """Those of the episodes 0 .. episodes - 1 that `method` has not finished, in ascending order."""
+        """Return the episodes of 0 .. episodes - 1 that `method` has not finished, in ascending order."""
         finished = self.finished(method)
         return [episode for episode in range(episodes) if episode not in finished]
 
@@ -104,13 +98,17 @@ class ResultRows:
             return b""
         except OSError as error:
             raise DtrapError(
-                f"{self.path}: cannot read ({error.strerror or error}). Expected a file of result rows; "
-                "make it readable, or choose another folder with --protocol.folder."
+                f"{self.path}: cannot read ({error.strerror or error}). Fix its permissions, or choose another folder "
+                "with --protocol.folder."
             ) from error
 
 
 class RunFolder:
-    """The files of one experiment: configs, identity, rows, summary, adapters, pictures, subset, checkpoints."""
+    """Paths of the files of one experiment.
+
+    Args:
+        path: The folder; `lock` creates it.
+    """
 
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path)
@@ -130,10 +128,10 @@ class RunFolder:
 
     @contextmanager
     def lock(self) -> Iterator[None]:
-        """Create the folder and keep other runs out of it; the lock ends with the process, however it ends.
+        """Create the folder and lock it against other runs; the lock ends with the process, also after a kill.
 
         Raises:
-            DtrapError: another run holds the lock, or the folder cannot be written to.
+            DtrapError: Another run holds the lock, or the folder cannot be written to.
         """
         lock = FileLock(self.path / ".lock", timeout=0)
         try:
@@ -152,33 +150,23 @@ class RunFolder:
             lock.release()
 
     def write_text(self, path: Path, text: str) -> None:
-        """Write a small file as a whole or not at all; raises DtrapError where that fails."""
+        """Write a small file atomically; raises a DtrapError on failure."""
         write_atomically(path, text.encode(), RESUMES)
 
     def write_json(self, path: Path, value: object) -> None:
-        """Write a small JSON file as a whole or not at all; numbers that are not finite become null."""
+        """Write a small JSON file atomically; numbers that are not finite become null."""
         self.write_text(path, json.dumps(to_json_values(value), ensure_ascii=False, allow_nan=False, indent=2) + "\n")
 
     def clear(self) -> None:
-        """Delete what a run wrote into the folder; files of other names stay.
+        """Delete the files of a run; files with other names stay.
 
         Raises:
-            DtrapError: a file cannot be deleted.
+            DtrapError: A file cannot be deleted.
         """
-        configs = self.path.glob("config.*.yaml")
-        metrics = self.path / "metrics.csv"
-        for path in (
-            self.results,
-            self.summary,
-            self.adapters,
-            self.pictures,
-            self.subset,
-            self.checkpoints,
-            self.config,
-            *configs,
-            metrics,
-            self.identity,
-        ):
+        results = (self.results, self.summary, self.adapters, self.pictures, self.subset, self.checkpoints)
+        configs = (self.config, *self.path.glob("config.*.yaml"))
+        # The identity last: a kill in between must not leave rows without one.
+        for path in (*results, *configs, self.path / "metrics.csv", self.identity):
             try:
                 if path.is_dir() and not path.is_symlink():
                     shutil.rmtree(path)
@@ -202,7 +190,7 @@ def _write_from(descriptor: int, end: int, content: bytes) -> None:
 
 
 def _sound_length(content: bytes) -> int:
-    """Bytes up to the end of the last whole row."""
+    """Number of bytes up to the end of the last complete row."""
     written = content.rstrip()
     start = written.rfind(b"\n") + 1
     return start if written and _decode(written[start:]) is None else len(content)

@@ -1,29 +1,41 @@
-"""What `--protocol.…` sets."""
+"""The options of a run: `--protocol.…` on the command line, keyword arguments of `run_protocol`."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TypedDict
 
-from ..errors import DtrapError
+from ..errors import DtrapError, check_at_least
+
+
+class ProtocolOptions(TypedDict, total=False):
+    """Keyword arguments of `run_protocol`; `ProtocolSettings` describes them and has their defaults."""
+
+    episodes: int
+    folder: str | None
+    overwrite: bool
+    pictures: int
+    save_adapters: bool
+    checkpoint_every: int
 
 
 @dataclass
 class ProtocolSettings:
-    """The loop over episodes and what it leaves on disk.
+    """Number of episodes, and which files a run writes.
 
     Args:
-        episodes: Number of episodes; the authors' protocol has 800 for 1-shot and 400 for 5-shot. Where there
-            are fewer tasks (a folder: one; all-way: one per seed), all of them.
-        folder: Where the results go; null makes a folder under `runs` named after data set, way, shot, backbone,
-            tuner, method and seed.
-        overwrite: Delete the results that the folder holds and start anew, instead of going on.
-        compare: One overlay, by name or path, or several as in "[methods/baseline.yaml, methods/paper.yaml]"; each
-            runs as a further method on the very same episodes.
-        method: Name of the method in rows, tables and file names; null names it after its losses.
-        pictures: Number of episodes, from the first, that leave a picture of their support views and queries.
-        save_adapters: Whether each episode's adapter is saved.
-        checkpoint_every: Steps from one checkpoint to the next in the all-way protocol, whose tasks are long: a stopped
-            run goes on from the last one. Episodes are short and start anew.
+        episodes: Number of episodes. The authors use 800 for 1-shot and 400 for 5-shot. Data with fewer tasks (a
+            folder has one, the all-way protocol one per seed) run all of theirs.
+        folder: Run folder. null creates one under `runs`, named after data set, way, shot, backbone, tuner, method and
+            seed.
+        overwrite: Delete the results in the folder and start over instead of resuming.
+        compare: One overlay by name or path, or several as in "[methods/baseline.yaml, methods/paper.yaml]". Each
+            runs as a further method on the same episodes.
+        method: Name of the method in rows, tables and file names. null names it after its losses.
+        pictures: Number of episodes, counted from the first, for which a picture of support views and queries is saved.
+        save_adapters: Save the adapter of every episode.
+        checkpoint_every: Steps between two checkpoints of an all-way task; a stopped run resumes at the last one.
+            Episodes are short and restart from the beginning.
     """
 
     episodes: int = 400
@@ -36,16 +48,11 @@ class ProtocolSettings:
     checkpoint_every: int = 100
 
     def __post_init__(self) -> None:
-        if self.episodes < 1:
-            raise DtrapError(f"protocol.episodes is {self.episodes}; expected at least 1.")
-        if self.checkpoint_every < 1:
-            raise DtrapError(f"protocol.checkpoint_every is {self.checkpoint_every}; expected at least 1 step.")
-        if self.pictures < 0:
-            raise DtrapError(f"protocol.pictures is {self.pictures}; expected 0 or a number of episodes.")
-        if self.method is not None and (not self.method.strip() or "/" in self.method):
-            raise DtrapError(
-                f"protocol.method is '{self.method}'; expected a name without '/': files are named after it."
-            )
+        check_at_least("protocol.episodes", self.episodes, 1)
+        check_at_least("protocol.checkpoint_every", self.checkpoint_every, 1, "step")
+        check_at_least("protocol.pictures", self.pictures, 0)
+        if self.method is not None:
+            check_method_name(self.method)
 
     @property
     def overlays(self) -> list[str]:
@@ -53,3 +60,9 @@ class ProtocolSettings:
         if self.compare is None:
             return []
         return [self.compare] if isinstance(self.compare, str) else list(self.compare)
+
+
+def check_method_name(name: str) -> None:
+    """Raise a DtrapError unless files can be named after the method."""
+    if not name.strip() or "/" in name:
+        raise DtrapError(f"protocol.method is '{name}'; expected a name without '/': files are named after it.")

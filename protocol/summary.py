@@ -1,4 +1,4 @@
-"""The summary of a run: the numbers for summary.json and their lines on the console."""
+"""The summary of a run: the numbers of summary.json, and the lines on the console."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from rich.text import Text
 
 from ..console import print_table
 from .run_folder import Row
-from .statistics import mean_interval, paired_difference
+from .statistics import Interval, mean_interval, paired_difference
 
 
-def summarise(
+def summarize(
     rows: Sequence[Row],
     description: str,
     methods: Sequence[str],
@@ -26,15 +26,15 @@ def summarise(
     support_images: int | None = None,
     unit: str = "episode",
 ) -> dict[str, Any]:
-    """Numbers of a run over the episodes 0 .. episodes - 1; rows of other episodes or methods do not count.
+    """Compute the numbers of a run over the episodes 0 .. episodes - 1; other episodes and methods do not count.
 
     Args:
-        rows: result rows as `ResultRows.read` gives them; accuracies in percent.
-        description: the task, such as "ISIC 5-way 5-shot".
-        methods: names of the methods, in the order of the output; differences are the first minus each other.
-        episodes: number of episodes asked for.
-        support_images: number of training images of an episode, told where nothing is held out.
-        unit: what an episode is called: "episode", or "seed" in the all-way protocol.
+        rows: Result rows as `ResultRows.read` returns them; accuracies in percent.
+        description: The task, such as "ISIC 5-way 5-shot".
+        methods: Names of the methods, in the order of the output; differences are the first minus each other.
+        episodes: Number of requested episodes.
+        support_images: Number of training images of an episode, for runs without held-out images.
+        unit: What an episode is called: "episode", or "seed" in the all-way protocol.
 
     Returns:
         `description`, `unit`, `episodes`, `support_images`, `seconds` (all rows together), `methods` {name:
@@ -56,10 +56,13 @@ def summarise(
     }
 
 
-def render(summary: Mapping[str, Any], console: Console) -> None:
-    """Print the result line of each method and, if there are several, a table with the paired differences.
+summarise = summarize  # the name before 0.2
 
-    Lines are neither cut nor wrapped, whatever the width of the console, and have no colours.
+
+def render(summary: Mapping[str, Any], console: Console) -> None:
+    """Print the result line of each method and, for several methods, a table with the paired differences.
+
+    Lines are neither cut nor wrapped at any width of the console, and have no colors.
     """
     if len(summary["methods"]) > 1:
         print_table(_table(summary), console)
@@ -68,10 +71,10 @@ def render(summary: Mapping[str, Any], console: Console) -> None:
 
 
 def result_lines(summary: Mapping[str, Any]) -> list[str]:
-    """One line per method: `ISIC 5-way 5-shot · 400 episodes · 51.2 ± 0.6 %  (zero-shot 30.1 ± 0.4 %)`.
+    """Return one line per method: `ISIC 5-way 5-shot · 400 episodes · 51.2 ± 0.6 %  (zero-shot 30.1 ± 0.4 %)`.
 
-    Several methods are named after the description, and a transductive one always; an unfinished run says `37 of 400
-    episodes`; without held-out images no accuracy is claimed.
+    The method's name follows the description if there are several methods or it is transductive. An unfinished run has
+    `37 of 400 episodes`. A run without held-out images has no accuracy.
     """
     several = len(summary["methods"]) > 1
     lines = []
@@ -93,8 +96,8 @@ def _claims(summary: Mapping[str, Any], method: Mapping[str, Any]) -> list[str]:
         trained = [] if images is None else [f"trained on {images} image{'' if images == 1 else 's'}"]
         return [*([counted] if asked > 1 else []), *trained, "no held-out images, so no accuracy"]
     zero_shot = method["zero_shot_accuracy"]
-    beside = "" if zero_shot is None else f"  (zero-shot {_percent(zero_shot)})"
-    return [counted, f"{_percent(method['accuracy'])}{beside}"]
+    compared = "" if zero_shot is None else f"  (zero-shot {_percent(zero_shot)})"
+    return [counted, f"{_percent(method['accuracy'])}{compared}"]
 
 
 def _table(summary: Mapping[str, Any]) -> Table:
@@ -112,19 +115,14 @@ def _table(summary: Mapping[str, Any]) -> Table:
 
 
 def _percent(interval: Mapping[str, Any] | None) -> str:
-    if interval is None:
-        return ""
-    half_width = interval["half_width"]
-    return f"{interval['mean']:.1f} %" if half_width is None else f"{interval['mean']:.1f} ± {half_width:.1f} %"
+    return "" if interval is None else f"{Interval(**interval)} %"
 
 
 def _points(interval: Mapping[str, Any] | None) -> str:
     if interval is None:
         return ""
-    pairs = f"({interval['count']} pair{'' if interval['count'] == 1 else 's'})"
-    if interval["half_width"] is None:
-        return f"{interval['mean']:+.2f} {pairs}"
-    return f"{interval['mean']:+.2f} ± {interval['half_width']:.2f} {pairs}"
+    half_width = "" if interval["half_width"] is None else f" ± {interval['half_width']:.2f}"
+    return f"{interval['mean']:+.2f}{half_width} ({interval['count']} pair{'' if interval['count'] == 1 else 's'})"
 
 
 def _method_summary(rows: Sequence[Row]) -> dict[str, Any]:

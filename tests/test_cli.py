@@ -63,7 +63,7 @@ def mistake(dtrap, tmp_path, tiny_model):
         (["--protocol.episode", "3"], ["--protocol.episode:", "'--protocol.episodes'"]),
         (["--protocol.method", "a/b"], ["protocol.method is 'a/b'", "without '/'"]),
         (["--protocol.pictures", "-1"], ["protocol.pictures is -1"]),
-        (["--config"], ["--config: a value is missing"]),
+        (["--config"], ["--config: expected one argument"]),
         (["--seed_everything", "3"], ["seed_everything is 3", "--data.seed 3"]),
         (["--trainer.max_epochs", "ten"], ["trainer.max_epochs: found 'ten', expected a whole number."]),
         (["--model.tuner.blocks", "x"], ["model.tuner.blocks: found 'x', expected a list"]),
@@ -76,7 +76,7 @@ def mistake(dtrap, tmp_path, tiny_model):
         (["--model.objective.relation_form", "cosin"], ["relation_form", "'cosin'", "cosine, softmax", "'cosine'?"]),
         (["--trainer.precision", "17-mixed"], ["trainer.precision", "'16-mixed'"]),
         (["--model.tuner", "Lora"], ["model.tuner", "'Lora'", "'LoRA'"]),
-        (["--data.class_path", "dtrap.datamodules.EuroSatDataModule"], ["no class", "'EuroSATDataModule'"]),
+        (["--data.class_path", "dtrap.datamodules.EuroSatDataModule"], ["has no class", "'EuroSATDataModule'"]),
         (["--data.class_path", "torch.nn.Linear"], ["torch.nn.Linear", "FewShotDataModule"]),
         (["--stage_switch.stop", "1.5"], ["stop is 1.5", "between 0 and 1"]),
         (["--data.shot", "-3"], ["shot is -3", "at least 1"]),
@@ -144,5 +144,5 @@ def test_debug_shows_the_traceback(tmp_path):
     assert "Traceback" in done.stderr
     done = python("-m", "dtrap", "ft", cwd=tmp_path)
     assert done.returncode == 2
-    commands = "Commands: fit, test, predict, export, data, report, configs."
-    assert done.stderr == f"dtrap: 'ft' is no command. Did you mean 'fit'? {commands}\n"
+    commands = "expected one of fit, test, predict, export, data, report, configs."
+    assert done.stderr == f"dtrap: unknown command 'ft'; {commands} Did you mean 'fit'?\n"

@@ -57,7 +57,7 @@ def test_predictions_are_those_of_the_tuned_model(dtrap, fitted, root, tmp_path)
         "predict", "--adapter", fitted / f"{name}.safetensors", "--images", root, "--output", "p.csv"
     )
     assert status == 0, err
-    assert "40 images labelled: p.csv" in out
+    assert "40 images labeled: p.csv" in out
     header, *lines = (tmp_path / "p.csv").read_text().splitlines()
     assert header.split(",")[2:] == row["classes"]
     labels = {tuple(line.split(",")[:2]) for line in lines}

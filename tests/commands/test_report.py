@@ -3,7 +3,7 @@ import json
 from pathlib import Path
 
 import pytest
-from dtrap.protocol.summary import summarise
+from dtrap.protocol.summary import summarize
 
 METHODS = ("svl-ra", "baseline")
 
@@ -20,7 +20,7 @@ def make_run(tmp_path):
         ]
         folder = tmp_path / name
         folder.mkdir()
-        summary = summarise(rows, description, list(accuracies), episodes=episodes) | {"protocol": protocol}
+        summary = summarize(rows, description, list(accuracies), episodes=episodes) | {"protocol": protocol}
         for method in summary["methods"].values():
             method |= model
         (folder / "summary.json").write_text(json.dumps(summary))
@@ -158,10 +158,10 @@ def test_the_csv_file_has_the_same_numbers(dtrap, make_run, tmp_path):
         ('{"description": "X", "episodes": 2, "methods": {}}', ["no method"]),
         ('{"description": 3, "episodes": 2, "methods": {"a": {"accuracy": null, "episodes": 2}}}', ["no description"]),
         ('{"description": "X", "episodes": 2, "methods": {"a": {"episodes": 2}}}', ["no 'accuracy'"]),
-        ('{"description": "X", "episodes": "2", "methods": {}}', ["'2'", "in place of a number"]),
+        ('{"description": "X", "episodes": "2", "methods": {}}', ["'2'", "instead of a number"]),
         (
             '{"description": "X", "episodes": 2, "methods": {"a": {"episodes": 2, "accuracy": {"mean": NaN}}}}',
-            ["nan", "in place of a number"],
+            ["nan", "instead of a number"],
         ),
         (b"\xff\xfe", ["not a summary"]),
     ],
@@ -182,7 +182,7 @@ def test_a_missing_or_damaged_summary_is_told_with_the_remedy(dtrap, make_run, t
     ("words", "told"),
     [
         ([], ["RUN", "dtrap report --help"]),
-        (["nowhere"], ["nowhere is no folder"]),
+        (["nowhere"], ["nowhere is not a folder"]),
         (["run", "--cvs", "x"], ["'--cvs'"]),
         (["run", "--csv"], ["--csv"]),
         (["run", "--csv", "taken"], ["taken", "cannot write", "--csv"]),

@@ -73,7 +73,7 @@ def test_ctrl_c_where_python_ignores_it_ends_the_run_at_the_next_step(dtrap, roo
     finally:
         signal.signal(signal.SIGINT, before)
     assert status == 130
-    assert "Go on with: dtrap fit" in out
+    assert "Resume with: dtrap fit" in out
     assert len(calls) == 3
 
 

@@ -8,6 +8,7 @@ from all_way_runs import assert_equal_runs, break_image, data, results, words
 from dtrap.datamodules.subset import subset_content
 from dtrap.lightning_modules import FewShotClassifier
 from dtrap.protocol.episode import EpisodeRecorder
+from dtrap.protocol.progress import EpisodeProgress
 from layouts import make_eurosat
 
 
@@ -150,7 +151,7 @@ def test_the_subset_file_tells_what_finished_seeds_were_trained_on(dtrap, damage
     baseline = ["--protocol.compare", "methods/baseline.yaml"]
     status, _, err = dtrap(*words(damaged, "run", *more, *baseline))
     assert status == 2
-    assert "seed 1 has results on other images than can be read now" in err
+    assert "the results of seed 1 come from other images than can be read now" in err
     status, _, err = dtrap(*words(damaged, "run", *more))
     assert status == 0, err
     now = json.loads((tmp_path / "run" / "subset.json").read_text())["seeds"]
@@ -181,10 +182,10 @@ def test_early_stopping_has_counted_the_epoch_of_a_checkpoint(dtrap, root, tmp_p
 
 
 def test_a_resumed_task_counts_the_time_before_its_checkpoint():
-    first = EpisodeRecorder(lambda share: None)
+    first = EpisodeRecorder(EpisodeProgress(1, ["svl-ra"]))
     state = first.state_dict()
     state["seconds"] = 100.0
-    resumed = EpisodeRecorder(lambda share: None)
+    resumed = EpisodeRecorder(EpisodeProgress(1, ["svl-ra"]))
     assert resumed.seconds < 50
     resumed.load_state_dict(state)
     assert 100 <= resumed.seconds < 150

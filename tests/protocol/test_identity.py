@@ -1,9 +1,11 @@
 import copy
 import re
+import sys
 from pathlib import Path
 
 import pytest
 import yaml
+from dtrap.protocol import identity as identities
 from dtrap.protocol.identity import default_folder_name, difference, identity
 
 CONFIG = {
@@ -153,6 +155,72 @@ def test_identity_leaves_the_config_as_it_is():
     before = copy.deepcopy(CONFIG)
     identity(CONFIG)
     assert before == CONFIG
+
+
+LORA = {"class_path": "dtrap.lightning_modules.tuners.LoRA", "init_args": {"rank": 4, "alpha": 8.0}}
+ALL_WAY = {"seeds": [1], "batch_size": 32, "augmentation": "crop", "validation": False}
+ISIC = {"class_path": "dtrap.datamodules.ISICDataModule", "init_args": {"shot": 5, "all_way": ALL_WAY}}
+STATED = {"model": {"tuner": LORA, "learning_rate": None}, "data": ISIC, "stage_switch": {"start": 0, "stop": "3/5"}}
+
+
+def without(config, path):
+    """A copy that lacks a key, and the key's value."""
+    config = copy.deepcopy(config)
+    *parents, last = path.split(".")
+    node = config
+    for key in parents:
+        node = node[key]
+    return config, node.pop(last)
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        "model.tuner.init_args.alpha",
+        "model.learning_rate",
+        "data.init_args.shot",  # passed on to a base class
+        "data.init_args.all_way.batch_size",  # of a dataclass
+        "stage_switch.stop",
+    ],
+)
+def test_a_key_that_the_stored_identity_lacks_counts_as_the_default(path):
+    stored, _ = without(STATED, path)
+    assert difference(stored, STATED) == []
+    assert difference(STATED, stored) == []
+    asked = copy.deepcopy(stored)
+    node = asked
+    for key in path.split(".")[:-1]:
+        node = node[key]
+    node[path.split(".")[-1]] = "another"
+    assert difference(stored, asked) == [f"{path}: (absent) in the folder, another now"]
+
+
+def test_a_value_from_before_a_key_existed_comes_before_the_default(monkeypatch):
+    stored, _ = without(STATED, "model.tuner.init_args.alpha")
+    monkeypatch.setitem(identities.VALUES_BEFORE, "model.tuner.init_args.alpha", 1.0)
+    line = "model.tuner.init_args.alpha: (absent) in the folder, 8.0 now"
+    assert difference(stored, STATED) == [line]
+    asked = copy.deepcopy(STATED)
+    asked["model"]["tuner"]["init_args"]["alpha"] = 1.0
+    assert difference(stored, asked) == []
+
+
+def test_two_paths_of_one_class_are_equal_and_two_classes_are_not():
+    def tuner(path):
+        return {"model": {"tuner": {"class_path": path}}}
+
+    package = "dtrap.lightning_modules.tuners"
+    assert difference(tuner(f"{package}.LoRA"), tuner(f"{package}.lora.LoRA")) == []
+    assert len(difference(tuner(f"{package}.LoRA"), tuner(f"{package}.CoOp"))) == 1
+    assert len(difference(tuner(f"{package}.Gone"), tuner(f"{package}.Gone2"))) == 1
+
+
+def test_what_a_stored_identity_names_is_not_imported(tmp_path, monkeypatch):
+    (tmp_path / "of_a_stranger.py").write_text("raise SystemExit")
+    monkeypatch.syspath_prepend(tmp_path)
+    stored, asked = ({"model": {"tuner": {"class_path": f"{name}.Tuner"}}} for name in ("of_a_stranger", "x"))
+    assert len(difference(stored, asked)) == 1
+    assert "of_a_stranger" not in sys.modules
 
 
 ARGUMENTS = {

@@ -4,8 +4,9 @@ import sys
 
 import numpy as np
 import pytest
+from dtrap.drawing import save_png
 from dtrap.errors import DtrapError
-from dtrap.protocol.picture import episode_figure, episode_picture
+from dtrap.protocol.picture import episode_figure
 from matplotlib.patches import Rectangle
 from PIL import Image
 
@@ -38,7 +39,7 @@ def test_a_png_with_every_support_view_and_query(tmp_path, shots):
     names = ["Melanoma", "Melanocytic Nevus", "Basal Cell Carcinoma", "Dermatofibroma", "Vascular Lesion"]
     path = tmp_path / "pictures" / "episode_3.png"
     content = episode(names, shots, 15, views=5)
-    episode_picture(path, **content)
+    save_png(path, episode_figure(**content), "")
     with Image.open(path) as image:
         image.load()
         assert image.format == "PNG"
@@ -102,7 +103,7 @@ def test_long_names_stay_inside_their_cells_and_apart():
 def test_a_picture_that_cannot_be_written_is_an_error(tmp_path):
     (tmp_path / "pictures").write_text("a file")
     with pytest.raises(DtrapError, match=r"a\.png: cannot write"):
-        episode_picture(tmp_path / "pictures" / "a.png", **episode(["cat", "dog"], 1, 1))
+        save_png(tmp_path / "pictures" / "a.png", episode_figure(**episode(["cat", "dog"], 1, 1)), "")
 
 
 def test_pyplot_and_torch_stay_out():

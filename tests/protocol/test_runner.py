@@ -1,6 +1,5 @@
 """The protocol through `dtrap fit`: the same numbers however the run is cut, and nothing mixed."""
 
-import json
 import os
 import signal
 import subprocess
@@ -13,43 +12,11 @@ import torch
 from dtrap.datamodules import collection
 from dtrap.lightning_modules import FewShotClassifier
 from dtrap.lightning_modules.backbones import OpenCLIP
-from dtrap.protocol import run_folder as results
-from layouts import make_eurosat, make_folder
+from layouts import make_folder
+from run_folders import numbers, rows_of, summary_of
 from scipy import stats
 
 KILLED = Path(__file__).with_name("killed_fit.py")
-
-
-@pytest.fixture(scope="module")
-def root(tmp_path_factory):
-    return make_eurosat(tmp_path_factory.mktemp("data") / "eurosat", per_class=4)
-
-
-@pytest.fixture
-def words(root, tiny_model):
-    return [
-        "fit", "--config", "eurosat_1shot.yaml", "--data.root", str(root), "--data.query", "2", *tiny_model,
-        "--trainer.max_epochs", "5", "--protocol.episodes", "3", "--protocol.compare", "methods/baseline.yaml",
-    ]  # fmt: skip
-
-
-def rows_of(folder):
-    return [json.loads(line) for line in (folder / "results.jsonl").read_text().splitlines()]
-
-
-def numbers(folder):
-    rows = {(row["episode"], row["method"]): row for row in rows_of(folder)}
-    assert len(rows) == len(rows_of(folder)), "an episode stands twice"
-    return {key: {k: v for k, v in row.items() if k != "seconds"} for key, row in sorted(rows.items())}
-
-
-def summary_of(folder):
-    def without_seconds(value):
-        if isinstance(value, dict):
-            return {k: without_seconds(v) for k, v in value.items() if k != "seconds"}
-        return value
-
-    return without_seconds(json.loads((folder / "summary.json").read_text()))
 
 
 def test_rows_hold_what_the_episode_was_and_gave(dtrap, words, tmp_path):
@@ -107,7 +74,7 @@ def test_more_episodes_extend_a_run_and_are_those_of_one_long_run(dtrap, words, 
     assert summary_of(tmp_path / "short") == summary_of(tmp_path / "long")
 
 
-def test_the_method_alone_gives_the_same_numbers_as_beside_others(dtrap, words, tmp_path):
+def test_a_method_alone_gives_the_same_numbers_as_with_others(dtrap, words, tmp_path):
     dtrap(*words, "--protocol.folder", "both")
     plain = words[:-2]
     dtrap(*plain, "--config", "methods/baseline.yaml", "--protocol.folder", "alone")
@@ -144,24 +111,6 @@ def test_killed_at_any_moment_and_started_again_it_ends_the_same(dtrap, words, t
     assert summary_of(tmp_path / "killed") == summary_of(tmp_path / "whole")
 
 
-def test_another_config_in_the_same_folder_is_refused_with_the_difference(dtrap, words, tmp_path):
-    dtrap(*words, "--protocol.folder", "run")
-    before = numbers(tmp_path / "run")
-    status, _, err = dtrap(*words, "--protocol.folder", "run", "--model.tuner.rank", 4, "--data.shot", 2)
-    assert status == 2
-    assert "model.tuner.init_args.rank: 16 in the folder, 4 now" in err
-    assert "data.init_args.shot: 1 in the folder, 2 now" in err
-    assert "--protocol.overwrite" in err
-    status, _, err = dtrap(*words[:-2], "--config", "methods/baseline.yaml", "--protocol.folder", "run")
-    assert status == 2
-    assert "anti_visual_weight" in err
-    assert numbers(tmp_path / "run") == before
-
-    status, _, _ = dtrap(*words, "--protocol.folder", "run", "--model.tuner.rank", 4, "--protocol.overwrite", "true")
-    assert status == 0
-    assert numbers(tmp_path / "run") != before
-
-
 def test_root_workers_and_device_do_not_make_another_experiment(dtrap, words, root, tmp_path):
     dtrap(*words, "--protocol.folder", "run")
     (tmp_path / "moved").symlink_to(root)
@@ -173,60 +122,7 @@ def test_root_workers_and_device_do_not_make_another_experiment(dtrap, words, ro
     assert "Already finished" in out
 
 
-def test_changed_data_files_are_refused(dtrap, words, root, tmp_path):
-    dtrap(*words, "--protocol.folder", "run", "--protocol.episodes", 1)
-    copy = make_eurosat(tmp_path / "other", per_class=5)
-    status, _, err = dtrap(*words, "--protocol.folder", "run", "--data.root", copy)
-    assert status == 2
-    assert str(copy) in err
-
-
-def test_a_finished_run_is_not_told_beside_other_data_but_without_data(dtrap, words, tmp_path):
-    dtrap(*words, "--protocol.folder", "run", "--protocol.episodes", 1)
-    asked = [*words, "--protocol.folder", "run", "--protocol.episodes", 1, "--data.root"]
-    status, out, err = dtrap(*asked, make_eurosat(tmp_path / "other", per_class=5))
-    assert status == 2
-    assert "are not those that its rows come from" in err
-    assert "Already finished" not in out
-    status, out, err = dtrap(*asked, tmp_path / "not_mounted")
-    assert status == 0, err
-    assert "Already finished" in out
-
-
-def test_a_run_that_left_no_row_claims_no_folder(dtrap, words, tmp_path):
-    dtrap(*words, "--protocol.folder", "run", "--data.root", "nowhere", "--model.tuner.rank", 4)
-    dtrap(*words, "--protocol.folder", "run", "--model.backbone.pretrained", "nowhere.pt", "--model.tuner.rank", 4)
-    status, _, err = dtrap(*words, "--protocol.folder", "run", "--protocol.episodes", 1)
-    assert status == 0, err
-    assert "rank: 16" in (tmp_path / "run" / "config.yaml").read_text()
-
-
-def test_who_follows_the_advice_to_skip_goes_on(dtrap, words, tmp_path):
-    broken = make_eurosat(tmp_path / "broken", per_class=5)
-    asked = [*words, "--protocol.folder", "run", "--data.root", broken]
-    dtrap(*asked, "--protocol.episodes", 1)
-    for path in broken.rglob("*_2.jpg"):
-        path.write_bytes(b"")
-    status, _, err = dtrap(*asked)
-    assert status == 2
-    assert "--data.bad_images skip" in err
-    before = rows_of(tmp_path / "run")
-    status, out, err = dtrap(*asked, "--data.bad_images", "skip")
-    assert status == 0, err
-    assert "unreadable images left out" in out
-    assert rows_of(tmp_path / "run")[: len(before)] == before
-
-
-@pytest.mark.parametrize("mistake", [["--data.root", "nowhere"], ["--trainer.accelerator", "x"]])
-def test_a_mistake_beside_overwrite_deletes_nothing(dtrap, words, tmp_path, mistake):
-    dtrap(*words, "--protocol.folder", "run", "--protocol.episodes", 1)
-    before = numbers(tmp_path / "run")
-    status, _, _ = dtrap(*words, "--protocol.folder", "run", "--protocol.overwrite", "true", *mistake)
-    assert status == 2
-    assert numbers(tmp_path / "run") == before
-
-
-def test_the_config_of_an_overwriting_run_goes_on_when_used_again(dtrap, words, tmp_path):
+def test_the_config_of_an_overwriting_run_resumes_when_used_again(dtrap, words, tmp_path):
     more = ["--protocol.folder", "run", "--protocol.episodes", 1]
     dtrap(*words, *more)
     dtrap(*words, *more, "--protocol.overwrite", "true")
@@ -234,13 +130,6 @@ def test_the_config_of_an_overwriting_run_goes_on_when_used_again(dtrap, words, 
     status, _, err = dtrap("fit", "--config", "run/config.yaml", "--protocol.episodes", 2)
     assert status == 0, err
     assert rows_of(tmp_path / "run")[: len(before)] == before
-
-
-def test_adapters_that_a_finished_run_has_not_saved_are_not_claimed(dtrap, words):
-    dtrap(*words, "--protocol.episodes", 1)
-    _, out, _ = dtrap(*words, "--protocol.episodes", 1, "--protocol.save_adapters", "true")
-    assert "Adapters:" not in out
-    assert "saved no adapters; --protocol.overwrite true" in out
 
 
 @pytest.mark.parametrize(
@@ -260,26 +149,7 @@ def test_in_one_go_or_several_the_numbers_are_the_same(dtrap, words, tmp_path, m
     assert numbers(tmp_path / "parts") == numbers(tmp_path / "whole")
 
 
-def test_results_do_not_go_among_the_images_of_a_folder(dtrap, tmp_path, tiny_model):
-    make_folder(tmp_path / "photos", counts=(2, 2))
-    for root, more in ((".", []), ("photos", ["--protocol.folder", "photos/run"])):
-        status, _, err = dtrap("fit", "--config", "folder.yaml", "--data.root", root, *tiny_model, *more)
-        assert status == 2
-        assert "--protocol.folder" in err
-    assert sorted(path.name for path in tmp_path.glob("*")) == ["photos"]
-
-
-def test_a_folder_of_somebody_elses_is_left_alone(dtrap, words, tmp_path):
-    (tmp_path / "mine").mkdir()
-    (tmp_path / "mine" / "config.yaml").write_text("precious: true\n")
-    for more in ([], ["--protocol.overwrite", "true"]):
-        status, _, err = dtrap(*words, "--protocol.folder", "mine", *more)
-        assert status == 2
-        assert "config.yaml" in err
-    assert (tmp_path / "mine" / "config.yaml").read_text() == "precious: true\n"
-
-
-def test_ctrl_c_prints_the_partial_summary_and_the_command_that_goes_on(dtrap, words, tmp_path, monkeypatch):
+def test_ctrl_c_prints_the_partial_summary_and_the_command_that_resumes(dtrap, words, tmp_path, monkeypatch):
     signal.signal(signal.SIGINT, signal.default_int_handler)  # a background shell may have it ignored
     original, calls = FewShotClassifier.training_step, iter(range(10**6))
 
@@ -293,49 +163,13 @@ def test_ctrl_c_prints_the_partial_summary_and_the_command_that_goes_on(dtrap, w
     assert status == 130, err
     assert "svl-ra · 2 of 3 episodes · " in out
     command = out.splitlines()[-1]
-    assert command.startswith("Interrupted. Go on with: dtrap fit --config eurosat_1shot.yaml ")
+    assert command.startswith("Interrupted. Resume with: dtrap fit --config eurosat_1shot.yaml ")
     assert "overwrite" not in command
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
     status, _, _ = dtrap(*words, "--protocol.folder", "run")
     assert status == 0
     dtrap(*words, "--protocol.folder", "whole")
     assert numbers(tmp_path / "run") == numbers(tmp_path / "whole")
-
-
-def test_a_full_disk_is_one_message_and_the_run_goes_on_later(dtrap, words, tmp_path, monkeypatch):
-    original, calls = os.write, iter(range(10**6))
-
-    def full(descriptor, content):
-        if content.startswith(b'{"episode"') and next(calls) == 2:
-            original(descriptor, content[:20])
-            raise OSError(28, "No space left on device")
-        return original(descriptor, content)
-
-    monkeypatch.setattr(results.os, "write", full)
-    status, _, err = dtrap(*words, "--protocol.folder", "run")
-    assert status == 2
-    assert "results.jsonl: cannot write (No space left on device)" in err
-    assert len(rows_of(tmp_path / "run")) == 2
-    status, _, _ = dtrap(*words, "--protocol.folder", "run")
-    assert status == 0
-    assert len(rows_of(tmp_path / "run")) == 6
-
-
-def test_two_runs_in_one_folder_are_refused(dtrap, words, tmp_path):
-    with results.RunFolder(tmp_path / "run").lock():
-        status, _, err = dtrap(*words, "--protocol.folder", "run")
-    assert status == 2
-    assert "another run" in err
-
-
-def test_bad_image_of_an_episode_names_file_and_remedy(dtrap, words, tmp_path):
-    broken = make_eurosat(tmp_path / "broken", per_class=3)
-    for path in broken.rglob("*_2.jpg"):
-        path.write_bytes(b"\xff\xd8 cut off")
-    status, _, err = dtrap(*words, "--data.root", broken)
-    assert status == 2
-    assert "_2.jpg" in err
-    assert "bad_images" in err
 
 
 def test_images_are_decoded_once_per_episode_for_all_methods(dtrap, words, monkeypatch):
@@ -387,24 +221,6 @@ def test_the_result_line_of_a_transductive_method_says_so_even_alone(dtrap, tmp_
     status, out, err = dtrap("test", "--adapter", "run")
     assert status == 0, err
     assert "svl-ra-transductive · 1 episode · " in out
-
-
-@pytest.mark.parametrize(
-    ("words", "told"),
-    [
-        (["--model.descriptions", "texts.yaml"], ["none for the class ", "and 24 more"]),
-        (["--model.template", "[a photo of {}., a view of {}.]"], ["looks like a list", "'a photo of a {}.'"]),
-        (["--config", "tuners/coop.yaml"], ["is too long", "--model.tuner.context_tokens"]),
-        (["--model.template", "a very very very very long photo with too many words of a {}."], ["class '", "tokens"]),
-    ],
-)
-def test_mistakes_in_prompts_are_told_before_the_first_episode(dtrap, tmp_path, words, told):
-    (tmp_path / "texts.yaml").write_text("{circle: [a circle.]}")
-    status, out, err = dtrap("fit", "--config", "demo.yaml", *words)
-    assert status == 2
-    assert "episode" not in out
-    for part in told:
-        assert part in err
 
 
 @pytest.mark.filterwarnings("ignore")

@@ -3,7 +3,7 @@ import json
 
 import numpy as np
 import pytest
-from dtrap.protocol.summary import render, summarise
+from dtrap.protocol.summary import render, summarize
 from rich.console import Console
 from scipy import stats
 
@@ -41,25 +41,25 @@ def test_the_result_line_of_a_whole_run():
     rows = rows_of("svl-ra", accuracies)
     for row, value in zip(rows, zero_shot, strict=True):
         row["zero_shot_accuracy"] = value
-    summary = summarise(rows, "ISIC 5-way 5-shot", ["svl-ra"], episodes=400)
+    summary = summarize(rows, "ISIC 5-way 5-shot", ["svl-ra"], episodes=400)
     assert printed(summary) == "ISIC 5-way 5-shot · 400 episodes · 51.2 ± 0.6 %  (zero-shot 30.1 ± 0.4 %)\n"
 
 
 def test_a_partial_run_says_how_much_of_it_there_is():
-    summary = summarise(rows_of("a", [40.0, 60.0] * 18 + [50.0]), "ISIC 5-way 5-shot", ["a"], episodes=400)
+    summary = summarize(rows_of("a", [40.0, 60.0] * 18 + [50.0]), "ISIC 5-way 5-shot", ["a"], episodes=400)
     assert "ISIC 5-way 5-shot · 37 of 400 episodes · 50.0 ± " in printed(summary)
-    nothing = summarise([], "ISIC 5-way 5-shot", ["a"], episodes=400)
+    nothing = summarize([], "ISIC 5-way 5-shot", ["a"], episodes=400)
     assert printed(nothing) == "ISIC 5-way 5-shot · 0 of 400 episodes · no result yet\n"
 
 
 def test_one_episode_has_no_interval():
-    summary = summarise(rows_of("a", [51.26]), "ISIC 5-way 5-shot", ["a"], episodes=1)
+    summary = summarize(rows_of("a", [51.26]), "ISIC 5-way 5-shot", ["a"], episodes=1)
     assert printed(summary) == "ISIC 5-way 5-shot · 1 episode · 51.3 %  (zero-shot 30.0 %)\n"
 
 
 def test_no_accuracy_is_claimed_without_held_out_images():
     rows = rows_of("a", [None], zero_shot=None, per_class={})
-    summary = summarise(rows, "my_photos 4 classes", ["a"], episodes=1, support_images=23)
+    summary = summarize(rows, "my_photos 4 classes", ["a"], episodes=1, support_images=23)
     line = "my_photos 4 classes · trained on 23 images · no held-out images, so no accuracy\n"
     assert printed(summary) == line
     assert "%" not in line
@@ -68,7 +68,7 @@ def test_no_accuracy_is_claimed_without_held_out_images():
 
 def test_more_rows_than_asked_for_do_not_count():
     rows = rows_of("a", [10.0, 20.0, 90.0]) + rows_of("of an earlier comparison", [99.0])
-    summary = summarise(rows, "ISIC", ["a"], episodes=2)
+    summary = summarize(rows, "ISIC", ["a"], episodes=2)
     assert list(summary["methods"]) == ["a"]
     assert summary["methods"]["a"]["accuracy"]["mean"] == 15.0
     assert summary["seconds"] == 4.0
@@ -78,13 +78,13 @@ def test_class_means_are_over_the_episodes_with_that_class():
     rows = rows_of("a", [50.0, 50.0, 50.0])
     for row, per_class in zip(rows, [{"x": 20.0, "y": 80.0}, {"x": 40.0}, {"x": None}], strict=True):
         row["per_class"] = per_class
-    per_class = summarise(rows, "ISIC", ["a"], episodes=3)["methods"]["a"]["per_class"]
+    per_class = summarize(rows, "ISIC", ["a"], episodes=3)["methods"]["a"]["per_class"]
     assert per_class == {"x": {"mean": 30.0, "episodes": 2}, "y": {"mean": 80.0, "episodes": 1}}
 
 
 def test_differences_are_the_first_method_minus_each_other_on_common_episodes():
     rows = rows_of("first", [50.0, 60.0, 70.0, 10.0]) + rows_of("second", [49.0, 57.0, 69.0])
-    summary = summarise(rows, "ISIC", ["first", "second", "third"], episodes=4)
+    summary = summarize(rows, "ISIC", ["first", "second", "third"], episodes=4)
     difference = summary["differences"]["second"]
     error = np.std([1, 3, 1], ddof=1) / np.sqrt(3)
     assert difference["mean"] == pytest.approx(5 / 3)
@@ -102,7 +102,7 @@ def test_several_methods_print_plainly_and_uncut_at_any_width(width):
         "a method with [red]quite[/red] a long name, longer than eighty columns leave room for it",
     ]
     rows = rows_of(names[0], [50.0, 60.0, 70.0]) + rows_of(names[1], [49.0, 57.0, 69.0])
-    text = printed(summarise(rows, "ISIC 5-way 5-shot", names, episodes=3), width)
+    text = printed(summarize(rows, "ISIC 5-way 5-shot", names, episodes=3), width)
     assert "\x1b" not in text
     lines = [line.strip() for line in text.splitlines()]
     assert f"ISIC 5-way 5-shot · {names[0]} · 3 episodes · 60.0 ± 24.8 %  (zero-shot 30.0 ± 0.0 %)" in lines

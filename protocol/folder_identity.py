@@ -1,0 +1,144 @@
+"""Which experiment a run folder belongs to: its methods, its data files and the images of each seed."""
+
+from __future__ import annotations
+
+import glob
+import json
+from collections.abc import Container, Sequence
+from typing import Any
+
+import yaml
+
+from ..datamodules.few_shot import FewShotDataModule
+from ..datamodules.subset import subset_content
+from ..errors import DtrapError
+from .configuration import MethodConfig
+from .identity import difference, identity
+from .module_method import ModuleMethod
+from .run_folder import ELSEWHERE, RunFolder
+
+Method = MethodConfig | ModuleMethod
+MOST_LINES = 4
+
+
+class FolderIdentity:
+    """Checks that a run belongs into a folder, and records what the rows of the folder come from.
+
+    Args:
+        folder: The run folder.
+        methods: The methods of the run, the main one first.
+        data: The data module.
+    """
+
+    def __init__(self, folder: RunFolder, methods: Sequence[Method], data: FewShotDataModule) -> None:
+        self.folder, self.methods, self.data = folder, methods, data
+
+    def stored(self) -> dict[str, Any]:
+        """Return the content of identity.json, or {} if there is none.
+
+        Raises:
+            DtrapError: The file is damaged.
+        """
+        try:
+            stored = json.loads(self.folder.identity.read_text(encoding="utf-8"))
+            if stored["main"] not in stored["methods"]:
+                raise ValueError(f"'{stored['main']}' is not among its methods")
+            return stored
+        except FileNotFoundError:
+            return {}
+        except (ValueError, KeyError, TypeError) as error:
+            raise DtrapError(f"{self.folder.identity}: not written by dtrap ({error}). {ELSEWHERE}") from error
+
+    def check_methods(self) -> None:
+        """Raise a DtrapError if a method has rows of another config, or the folder is not a run folder."""
+        stored = self.stored()
+        foreign = [path.name for path in (self.folder.config, self.folder.results) if path.exists()]
+        if not stored and foreign:
+            raise DtrapError(
+                f"{self.folder.path} has a {foreign[0]} but no {self.folder.identity.name}: it is not a run folder, or "
+                "that file was lost. Choose another folder with --protocol.folder, or move the file away."
+            )
+        with_rows = {row["method"] for row in self.folder.rows.read()}
+        for position, method in enumerate(self.methods):
+            # The main method is compared with the main one of the folder, whose name may be another.
+            name = stored["main"] if position == 0 and stored else method.name
+            known = stored.get("methods", {}).get(name) if name in with_rows else None
+            lines = difference(identity(known), identity(method.values)) if known is not None else []
+            if lines:
+                more = [f"  and {len(lines) - MOST_LINES} more"] if len(lines) > MOST_LINES else []
+                title = f"{self.folder.path} holds the results of another config of '{method.name}':"
+                raise DtrapError("\n".join([title, *(f"  {line}" for line in lines[:MOST_LINES]), *more, ELSEWHERE]))
+
+    def check_data_files(self) -> None:
+        """Raise a DtrapError if the rows come from other data files."""
+        if self.stored().get("data_files", self.data.fingerprint) != self.data.fingerprint:
+            raise DtrapError(
+                f"{self.folder.path}: its rows come from other data files than those under {self.data.root} (other "
+                f"names, labels, numbers or queries). Restore the files. {ELSEWHERE}"
+            )
+
+    def record(self) -> None:
+        """Write identity.json and the configs; a folder without rows keeps nothing of an earlier run."""
+        self._discard_checkpoints()
+        stored: dict[str, Any] = {}
+        if self.folder.rows.read():
+            self.check_data_files()
+            stored = self.stored()
+        methods = stored.get("methods", {}) | {m.name: identity(m.values) for m in self.methods}
+        main = stored.get("main", self.methods[0].name)
+        content = {"main": main, "data_files": self.data.fingerprint, "methods": methods}
+        self.folder.write_json(self.folder.identity, content)
+        for method in self.methods:
+            if isinstance(method, MethodConfig):
+                self._write_config(method)
+
+    def _write_config(self, method: MethodConfig) -> None:
+        main = method is self.methods[0]
+        path = self.folder.config if main else self.folder.path / f"config.{method.name}.yaml"
+        # A user who starts from this config wants to resume, not to delete the results.
+        values = {**method.values, "protocol": {**method.values["protocol"], "overwrite": False}}
+        self.folder.write_text(path, yaml.safe_dump(values, sort_keys=False, allow_unicode=True))
+
+    def _discard_checkpoints(self) -> None:
+        """Delete the checkpoints of tasks that were started with another config or other data."""
+        stored = self.stored()
+        other_data = stored.get("data_files") != self.data.fingerprint
+        for method in self.methods:
+            known = stored.get("methods", {}).get(method.name)
+            if known is None or other_data or difference(identity(known), identity(method.values)):
+                for path in self.folder.checkpoints.glob(f"episode_????_{glob.escape(method.name)}.ckpt"):
+                    path.unlink(missing_ok=True)
+
+    def record_subsets(self, missing: Container[int]) -> None:
+        """Write the images of each seed into the run's subset file; episodes have none.
+
+        The images of a seed change when a file is damaged or repaired between two starts. A seed with rows keeps the
+        images of its rows; a task that was started with other images restarts.
+
+        Args:
+            missing: Episodes that some method has yet to run.
+
+        Raises:
+            DtrapError: A seed would be compared on other images than those of its rows.
+        """
+        if not self.data.subsets:
+            return
+        content = subset_content(self.data, self.data.shot, self.data.subsets)
+        try:
+            recorded = json.loads(self.folder.subset.read_text(encoding="utf-8"))["seeds"]
+        except (OSError, ValueError, KeyError, TypeError):
+            recorded = {}
+        with_rows = {row["episode"] for row in self.folder.rows.read()}
+        for episode, seed in enumerate(map(str, self.data.subsets)):
+            if recorded.get(seed, content["seeds"][seed]) == content["seeds"][seed]:
+                continue
+            if episode in with_rows and episode in missing:
+                raise DtrapError(
+                    f"{self.folder.subset}: the results of seed {seed} come from other images than can be read now: "
+                    f"some were damaged or repaired since. Restore them. {ELSEWHERE}"
+                )
+            if episode in with_rows:
+                content["seeds"][seed] = recorded[seed]
+            for checkpoint in self.folder.checkpoints.glob(f"episode_{episode:04d}_*.ckpt"):
+                checkpoint.unlink(missing_ok=True)
+        self.folder.write_json(self.folder.subset, content)

@@ -1,0 +1,58 @@
+"""The result of a run: rows, and means, differences and intervals over them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from .run_folder import Row
+from .statistics import Interval
+from .summary import result_lines
+
+if TYPE_CHECKING:
+    from pandas import DataFrame
+
+
+@dataclass(frozen=True, repr=False)
+class ProtocolResult:
+    """The results of a run.
+
+    Attributes:
+        folder: The run folder.
+        rows: One dictionary per episode and method; see `ResultRows` for the keys. Accuracies are in percent.
+        summary: The content of summary.json; see `summarize`.
+    """
+
+    folder: Path
+    rows: list[Row]
+    summary: dict[str, Any]
+
+    @property
+    def accuracy(self) -> dict[str, Interval | None]:
+        """Mean accuracy in percent and its 95% interval by method; None without a result or without queries."""
+        return {name: _interval(method["accuracy"]) for name, method in self.summary["methods"].items()}
+
+    @property
+    def zero_shot_accuracy(self) -> dict[str, Interval | None]:
+        """The same for the backbone without the tuner."""
+        return {name: _interval(method["zero_shot_accuracy"]) for name, method in self.summary["methods"].items()}
+
+    @property
+    def differences(self) -> dict[str, Interval | None]:
+        """First method minus each other on the same episodes, in percentage points, by the other's name."""
+        return {name: _interval(difference) for name, difference in self.summary["differences"].items()}
+
+    def frame(self) -> DataFrame:
+        """Return the rows as a pandas frame, one line per episode and method."""
+        import pandas
+
+        return pandas.DataFrame(self.rows)
+
+    def __repr__(self) -> str:
+        return "\n".join([*result_lines(self.summary), f"Results: {self.folder}"])
+
+
+def _interval(values: Mapping[str, Any] | None) -> Interval | None:
+    return None if values is None else Interval(**values)
