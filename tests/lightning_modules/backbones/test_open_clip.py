@@ -129,7 +129,7 @@ def test_published_checksum_decides_about_trust_and_activation(tmp_path, monkeyp
     entry = {"url": f"https://openaipublic/{checksum}/ViT-B-16.pt", "quick_gelu": True}
     clip = module.Architecture("ViT-B-16-quickgelu", {"quick_gelu": True}, {}, {"openai": entry})
     assert module.find_weights(clip, str(path), None).verified
-    with pytest.raises(DtrapError, match="backbone.name ViT-B-16-quickgelu"):
+    with pytest.raises(DtrapError, match=r"backbone\.name ViT-B-16-quickgelu"):
         module.find_weights(module.Architecture("ViT-B-16", {}, {}, {"openai": entry}), str(path), None)
     path.write_bytes(b"changed")
     assert not module.find_weights(clip, str(path), None).verified
