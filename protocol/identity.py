@@ -149,8 +149,9 @@ def _equal(old: object, new: object) -> bool:
 
 
 def _same_class(old: object, new: object) -> bool:
-    found = _imported(old)
-    return found is not None and found is _imported(new)
+    # A class that only keeps a former name says in `same_as` which class it stands for.
+    first, second = (getattr(found, "same_as", found) for found in (_imported(old), _imported(new)))
+    return first is not None and first is second
 
 
 def _owner_below(values: Mapping[str, Any], path: tuple[str, ...], key: str, owner: Any) -> Any:

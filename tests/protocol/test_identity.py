@@ -215,6 +215,15 @@ def test_two_paths_of_one_class_are_equal_and_two_classes_are_not():
     assert len(difference(tuner(f"{package}.Gone"), tuner(f"{package}.Gone2"))) == 1
 
 
+def test_a_class_under_its_former_name_is_the_same_class():
+    def data(name):
+        return {"data": {"class_path": f"dtrap.datamodules.{name}", "init_args": {"shot": 1}}}
+
+    assert difference(data("ClassFoldersDataModule"), data("FolderDataModule")) == []
+    assert difference(data("coop.EuroSATDataModule"), data("coop.CoOpEuroSATDataModule")) == []
+    assert len(difference(data("EuroSATDataModule"), data("coop.CoOpEuroSATDataModule"))) == 1
+
+
 def test_what_a_stored_identity_names_is_not_imported(tmp_path, monkeypatch):
     (tmp_path / "of_a_stranger.py").write_text("raise SystemExit")
     monkeypatch.syspath_prepend(tmp_path)
