@@ -116,5 +116,5 @@ def test_queries_in_views_keep_the_plain_ones_first_and_in_one_batch(tiny_backbo
 def test_a_tuner_with_batches_of_its_own_refuses_others(tiny_backbone):
     module = FewShotClassifier(tiny_backbone, StepSPT())
     trainer = Trainer(max_epochs=1, accelerator="cpu", logger=False, enable_checkpointing=False)
-    with pytest.raises(DtrapError, match="batch_size is 5, but the tuner stepspt makes several optimiser steps"):
+    with pytest.raises(DtrapError, match="batch_size is 5, but the tuner stepspt makes several optimizer steps"):
         trainer.fit(module, datamodule=ShapesDataModule(shot=1, query=1, batch_size=5))

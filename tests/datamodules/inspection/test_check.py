@@ -474,7 +474,7 @@ def test_nothing_found(dtrap, tmp_path, words):
         (["check", __file__], "test_check.py is not a folder"),
         (["check"], "required: ROOT"),
         (["chekc", "."], "Did you mean 'check'?"),
-        (["check", ".", "--qick"], "'--qick' is not known. Did you mean '--quick'?"),
+        (["check", ".", "--qick"], "unknown option '--qick'. Did you mean '--quick'?"),
         (["check", ".", "--set", "isik"], "Did you mean 'isic'?"),
         (["show", "isik", "."], "Did you mean 'isic'?"),
         (["fetch", "isik", "."], "Did you mean 'isic'?"),
