@@ -16,7 +16,6 @@ from ..callbacks import StageSwitch
 from ..configs import SHIPPED, find_config
 from ..datamodules.few_shot import FewShotDataModule
 from ..errors import DtrapError
-from ..lazy import load_all
 from ..lightning_modules import FewShotClassifier, Objective, backbones, tuners
 from ..lightning_modules.text_head import read_descriptions
 from ..lightning_modules.tuners import Tuner
@@ -37,7 +36,9 @@ class DtrapCLI(LightningCLI):
 
     def __init__(self, arguments: list[str], command: str) -> None:
         self.command = command
-        load_all(callbacks, datamodules, backbones, tuners)  # jsonargparse knows only classes that are imported
+        for package in (callbacks, datamodules, backbones, tuners):
+            for name in package.__all__:
+                getattr(package, name)  # jsonargparse knows only classes that are imported
         super().__init__(
             FewShotClassifier,
             FewShotDataModule,

@@ -151,7 +151,7 @@ _KINDS: list[tuple[str, Any]] = [
     (r"Group '([^']*)' does not accept option '([^']*)'", _group_option),
     (r"Option '([^']*)' is not accepted", _unknown_option),
     (r"[Uu]nrecognized arguments: (.*)", _unrecognized),
-    (r"module '([^']*)' has no attribute '([^']*)'", _no_attribute),
+    (r"(?:module '|No )([\w.]+)(?:' has no)? attribute '?([^'\s]*)", _no_attribute),
     (r"Expected a dot import path string: (.*?)\n", _no_class),
     (r"(?:following arguments are required: |Option ')([^'\n]*)(?:' is required)?", _required),
     (r"Literal\[", _literal),

@@ -1,23 +1,6 @@
 """The LightningModule and its parts: losses, objective, backbones and tuners."""
 
-from typing import TYPE_CHECKING
+import lazy_loader
 
-from ..lazy import lazy
-
-if TYPE_CHECKING:
-    from . import backbones as backbones
-    from . import losses as losses
-    from . import tuners as tuners
-    from .few_shot_classifier import FewShotClassifier as FewShotClassifier
-    from .objective import Objective as Objective
-else:
-    __all__, __getattr__, __dir__ = lazy(
-        __name__,
-        {
-            "few_shot_classifier": ["FewShotClassifier"],
-            "objective": ["Objective"],
-            "backbones": [],
-            "losses": [],
-            "tuners": [],
-        },
-    )
+# The names are listed in __init__.pyi; a name is imported when it is first used.
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

@@ -1,5 +1,6 @@
 """What an import loads, each in a process of its own, and the names that packages resolve when they are used."""
 
+import inspect
 import pickle
 import subprocess
 import sys
@@ -43,7 +44,7 @@ def test_an_import_loads_what_it_needs(statement, needed):
 def test_lightning_alone_is_loaded_with_the_stage_switch_and_the_module():
     by_lightning = loaded("import lightning.pytorch")
     assert loaded("from dtrap.callbacks import StageSwitch") - by_lightning == {
-        "dtrap", "dtrap.callbacks", "dtrap.callbacks.stage_switch", "dtrap.errors", "dtrap.lazy",
+        "dtrap", "dtrap.callbacks", "dtrap.callbacks.keep_best", "dtrap.callbacks.stage_switch", "dtrap.errors",
     }  # fmt: skip
     new = (loaded("from dtrap.lightning_modules import FewShotClassifier") - by_lightning) & HEAVY
     assert new <= {"jsonargparse"}, "the types of its arguments are Lightning's, from lightning.pytorch.cli"
@@ -62,9 +63,11 @@ def test_every_name_is_found_listed_and_pickled(package):
     assert set(package.__all__) <= set(dir(package))
     for name in package.__all__:
         found = getattr(package, name)
+        if inspect.ismodule(found):
+            continue
         assert getattr(import_module(found.__module__), name) is found
         assert pickle.loads(pickle.dumps(found)) is found
-    with pytest.raises(AttributeError, match=f"module '{package.__name__}' has no attribute 'Nothing'"):
+    with pytest.raises(AttributeError, match="Nothing"):
         package.Nothing  # noqa: B018
 
 

@@ -1,19 +1,6 @@
 """Pre-trained vision-language models with separate query, key and value layers."""
 
-from typing import TYPE_CHECKING
+import lazy_loader
 
-from ...lazy import lazy
-
-if TYPE_CHECKING:
-    from .base import Backbone as Backbone
-    from .open_clip import OpenCLIP as OpenCLIP
-    from .transformers import Transformers as Transformers
-else:
-    __all__, __getattr__, __dir__ = lazy(
-        __name__,
-        {
-            "base": ["Backbone"],
-            "open_clip": ["OpenCLIP"],
-            "transformers": ["Transformers"],
-        },
-    )
+# The names are listed in __init__.pyi; a name is imported when it is first used.
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

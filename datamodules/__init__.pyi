@@ -1,0 +1,13 @@
+from .all_way import AllWay as AllWay
+from .chestx import ChestXDataModule as ChestXDataModule
+from .class_folders import ClassFoldersDataModule as ClassFoldersDataModule
+from .crop_disease import CropDiseaseDataModule as CropDiseaseDataModule
+from .eurosat import EuroSATDataModule as EuroSATDataModule
+from .few_shot import FewShotDataModule as FewShotDataModule
+from .folder import FolderDataModule as FolderDataModule
+from .index import ImageIndex as ImageIndex
+from .isic import ISICDataModule as ISICDataModule
+from .shapes import ShapesDataModule as ShapesDataModule
+from .unlabelled import UnlabelledImages as UnlabelledImages
+from .views import Preprocessing as Preprocessing
+from .views import fixed_views as fixed_views

@@ -1,0 +1,12 @@
+from .caltech101 import Caltech101DataModule as Caltech101DataModule
+from .dtd import DTDDataModule as DTDDataModule
+from .eurosat import CoOpEuroSATDataModule as CoOpEuroSATDataModule
+from .eurosat import EuroSATDataModule as EuroSATDataModule
+from .fgvc_aircraft import FGVCAircraftDataModule as FGVCAircraftDataModule
+from .flowers102 import Flowers102DataModule as Flowers102DataModule
+from .food101 import Food101DataModule as Food101DataModule
+from .imagenet import ImageNetDataModule as ImageNetDataModule
+from .oxford_pets import OxfordPetsDataModule as OxfordPetsDataModule
+from .stanford_cars import StanfordCarsDataModule as StanfordCarsDataModule
+from .sun397 import SUN397DataModule as SUN397DataModule
+from .ucf101 import UCF101DataModule as UCF101DataModule
