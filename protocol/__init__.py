@@ -1,6 +1,6 @@
 """Runs over episodes: `run_protocol` trains and tests methods and returns a `ProtocolResult`.
 
-Importing this package loads neither torch nor lightning; a name is imported when it is first used.
+Importing this package loads neither torch nor lightning.
 """
 
 import lazy_loader

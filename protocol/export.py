@@ -22,7 +22,7 @@ from ..errors import DtrapError
 from ..lightning_modules import FewShotClassifier, Objective
 from ..lightning_modules.backbones.base import Backbone, Tower
 from ..lightning_modules.backbones.export import load_plain
-from ..lightning_modules.losses import normalise
+from ..lightning_modules.losses import normalize
 from ..lightning_modules.text_head import ClassPrompts
 from ..lightning_modules.tuners import Tuner
 from .adapters import EXPORT_CARD, PEFT_PREFIX, PEFT_WEIGHTS, AdapterCard
@@ -36,7 +36,7 @@ CLASS_FEATURES = "class_features.safetensors"
 def save_class_features(module: FewShotClassifier, path: Path) -> None:
     """Write the normalized class text features [W, D] with class names and logit scale."""
     with torch.no_grad():
-        features = normalise(module.text_features()).float().cpu().contiguous()
+        features = normalize(module.text_features()).float().cpu().contiguous()
     metadata = {
         "class_names": json.dumps(list(module.class_prompts.class_names), ensure_ascii=False),
         "logit_scale": repr(float(module.objective.logit_scale)),

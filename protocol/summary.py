@@ -56,7 +56,7 @@ def summarize(
     }
 
 
-summarise = summarize  # the name before 0.2
+summarise = summarize  # the name in dtrap 0.1.0
 
 
 def render(summary: Mapping[str, Any], console: Console) -> None:

@@ -230,5 +230,5 @@ def test_a_tuner_without_training_says_so_once(dtrap):
         "--data.query", 2,
     )  # fmt: skip
     assert status == 0, err
-    assert "tip-adapter on tiny_clip/tiny_clip-c683ad6d: is made of each task's support images, frozen towers" in out
+    assert "tip-adapter on tiny_clip/tiny_clip-c683ad6d: built from each task's support images, frozen towers" in out
     assert "run with no optimizer" not in out + err
