@@ -1,9 +1,8 @@
 """What a frozen image tower saves, and the memory of prompt learning with many classes, at ViT-B/16 size.
 
 A 5-way 1-shot step in 5 views (25 images of 224 x 224), float32, CoOp or LoRA on the text tower, all three losses,
-through `Trainer.fit` in one process: with the image features of the episode kept, with the images encoded anew in every
-step without gradient, and with a gradient through the image tower as well, as in the authors' code, where no parameter
-is frozen. Memory: a CoOp step on the same tower for 100 and 1,000 classes, each in a process of its own. Weights are
+through `Trainer.fit` in one process: with cached image features, with the images encoded in every step without
+gradient, and with a gradient through the image tower, as in the authors' code, which freezes no parameter. Memory: a CoOp step on the same tower for 100 and 1,000 classes, each in a process of its own. Weights are
 random; neither time nor memory depends on them. Linux only.
 """
 

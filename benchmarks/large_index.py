@@ -1,7 +1,7 @@
 """Start on an index of ImageNet's size: 1,000 class folders, 1.28 million empty files.
 
-Figure: seconds from the end of the imports until index, positions of every class and fingerprint are there, in a
-process of its own. The file system's cache is warm: the files have just been made.
+Figure: CPU seconds from the end of the imports until index, positions of every class and fingerprint are known, in a
+new process. The file system's cache is warm, since the files have just been written.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
-"""Images per second of the all-way training stream beside a bare torch DataLoader, from 5,000 JPEG files.
+"""Images per second of the all-way training stream and of a bare torch DataLoader, from 5,000 JPEG files.
 
 The files have 500 x 400 pixels and lie in the class folders of EuroSAT. Both sides decode with Pillow, crop at random
-(bicubic), flip and normalise to 224 x 224, in batches of 32 with two workers. A round is two epochs of each in turn, an
+(bicubic), flip and normalize to 224 x 224, in batches of 32 with two workers. A round is two epochs of each in turn, an
 epoch one pass over the files; the bar holds for the median of the rounds' ratios. Linux only.
 """
 

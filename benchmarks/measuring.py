@@ -1,4 +1,4 @@
-"""What the benchmarks share: a clock of training steps, measurements in processes of their own, verdicts."""
+"""Shared by the benchmarks: a clock for training steps, measurements in new processes, verdicts."""
 
 from __future__ import annotations
 

@@ -33,37 +33,34 @@ MODEL = {
 CLASS_PROMPT = "a photo of a {shape}."
 CAPTIONS = (
     CLASS_PROMPT,
-    "a photo of a {colour} {shape}.",
-    "a picture of a {colour} {shape}.",
-    "a drawing of a {shape} in {colour}.",
-    "a {colour} {shape}",
-    "{colour} {shape}",
+    "a photo of a {color} {shape}.",
+    "a picture of a {color} {shape}.",
+    "a drawing of a {shape} in {color}.",
+    "a {color} {shape}",
+    "{color} {shape}",
 )
 BATCH, LEARNING_RATE, WARM_UP, WEIGHT_DECAY = 128, 2e-3, 100, 0.05
 FIRST_SCALE, LAST_SCALE = 14.0, 100.0
 EVALUATION_SEED = 1_000_003
 
 
-def normalise(images: Tensor) -> Tensor:
-    """Images [B, 3, 48, 48] of render(), normalised with CLIP's own mean and standard deviation."""
+def normalize(images: Tensor) -> Tensor:
+    """Images [B, 3, 48, 48] of render(), normalized with CLIP's own mean and standard deviation."""
     mean, std = (torch.tensor(v).view(1, 3, 1, 1) for v in (OPENAI_DATASET_MEAN, OPENAI_DATASET_STD))
     return (images.float() / 255 - mean) / std
 
 
 @dataclass(frozen=True)
 class Captions:
-    """All captions of the source domain, tokenised once: [template, colour, shape, token]."""
+    """All captions of the source domain, tokenized once: [template, color, shape, token]."""
 
     tokens: Tensor
 
     @classmethod
     def of(cls, tokenizer: open_clip.SimpleTokenizer) -> Captions:
-        """The six templates filled with twelve colours and thirty shapes."""
+        """The six templates filled with twelve colors and thirty shapes."""
         texts = [
-            template.format(colour=colour, shape=shape)
-            for template in CAPTIONS
-            for colour in COLORS
-            for shape in SHAPES
+            template.format(color=color, shape=shape) for template in CAPTIONS for color in COLORS for shape in SHAPES
         ]
         tokens = tokenizer(texts, context_length=MODEL["text_cfg"]["context_length"])
         return cls(tokens.view(len(CAPTIONS), len(COLORS), len(SHAPES), -1))
@@ -73,8 +70,8 @@ def contrastive_loss(image_features: Tensor, text_features: Tensor, caption: Ten
     """CLIP's loss over the U different captions of a batch: identical captions are positives, not negatives.
 
     Args:
-        image_features: [B, D], normalised.
-        text_features: [U, D], normalised.
+        image_features: [B, D], normalized.
+        text_features: [U, D], normalized.
         caption: Which of the U captions each image has, [B].
         scale: Logit scale.
     """
@@ -87,11 +84,11 @@ def contrastive_loss(image_features: Tensor, text_features: Tensor, caption: Ten
 def training_loss(model: nn.Module, captions: Captions, scale: float, generator: torch.Generator) -> Tensor:
     """Loss of one freshly drawn batch: contrastive, plus cross-entropy over the class prompts."""
     labels = torch.randint(len(SHAPES), (BATCH,), generator=generator)
-    colours = torch.randint(len(COLORS), (BATCH,), generator=generator)
+    colors = torch.randint(len(COLORS), (BATCH,), generator=generator)
     templates = torch.randint(len(CAPTIONS), (BATCH,), generator=generator)
-    tokens, caption = captions.tokens[templates, colours, labels].unique(dim=0, return_inverse=True)
+    tokens, caption = captions.tokens[templates, colors, labels].unique(dim=0, return_inverse=True)
 
-    images = normalise(render(labels, "source", generator, colours))
+    images = normalize(render(labels, "source", generator, colors))
     image_features = model.encode_image(images, normalize=True)
     class_prompts = captions.tokens[0, 0]
     text_features = model.encode_text(torch.cat([tokens, class_prompts]), normalize=True)
@@ -101,32 +98,32 @@ def training_loss(model: nn.Module, captions: Captions, scale: float, generator:
     )
 
 
-def optimiser_of(model: nn.Module, steps: int) -> tuple[AdamW, LambdaLR]:
+def optimizer_of(model: nn.Module, steps: int) -> tuple[AdamW, LambdaLR]:
     """AdamW, warm-up and cosine; the token table does not decay, so that unseen words keep their rows."""
     decayed = [p for name, p in model.named_parameters() if p.ndim >= 2 and "embedding" not in name]
     others = [p for name, p in model.named_parameters() if p.ndim < 2 or "embedding" in name]
     groups = [{"params": decayed, "weight_decay": WEIGHT_DECAY}, {"params": others, "weight_decay": 0.0}]
-    optimiser = AdamW(groups, lr=LEARNING_RATE, betas=(0.9, 0.98))
+    optimizer = AdamW(groups, lr=LEARNING_RATE, betas=(0.9, 0.98))
 
     def factor(step: int) -> float:
         return min(1.0, (step + 1) / WARM_UP) * 0.5 * (1 + math.cos(math.pi * step / steps))
 
-    return optimiser, LambdaLR(optimiser, factor)
+    return optimizer, LambdaLR(optimizer, factor)
 
 
 def pretrain(model: nn.Module, captions: Captions, steps: int, seed: int) -> None:
     """Trains the model in place, with progress on the terminal."""
     generator = torch.Generator().manual_seed(seed)
-    optimiser, schedule = optimiser_of(model, steps)
+    optimizer, schedule = optimizer_of(model, steps)
     model.logit_scale.requires_grad_(False)
     start, mean_loss = time.time(), 0.0
     for step in range(1, steps + 1):
         scale = FIRST_SCALE * (LAST_SCALE / FIRST_SCALE) ** (step / steps)
         loss = training_loss(model, captions, scale, generator)
-        optimiser.zero_grad()
+        optimizer.zero_grad()
         loss.backward()
         nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimiser.step()
+        optimizer.step()
         schedule.step()
         mean_loss += loss.item()
         if step % 100 == 0:
@@ -145,7 +142,7 @@ def zero_shot(model: nn.Module, captions: Captions, domain: str, per_class: int 
     labels = torch.arange(len(SHAPES)).repeat(per_class)
     with torch.no_grad():
         class_features = model.encode_text(captions.tokens[0, 0], normalize=True)
-        batches = [normalise(render(part, domain, generator)) for part in labels.split(BATCH)]
+        batches = [normalize(render(part, domain, generator)) for part in labels.split(BATCH)]
         image_features = torch.cat([model.encode_image(images, normalize=True) for images in batches])
     similarities = image_features @ class_features.T
     above = (similarities > similarities.gather(1, labels[:, None])).sum(1).tolist()
