@@ -2,8 +2,9 @@
 
 A 5-way 1-shot step in 5 views (25 images of 224 x 224), float32, CoOp or LoRA on the text tower, all three losses,
 through `Trainer.fit` in one process: with cached image features, with the images encoded in every step without
-gradient, and with a gradient through the image tower, as in the authors' code, which freezes no parameter. Memory: a CoOp step on the same tower for 100 and 1,000 classes, each in a process of its own. Weights are
-random; neither time nor memory depends on them. Linux only.
+gradient, and with a gradient through the image tower, as in the authors' code, which freezes no parameter. Memory: a
+CoOp step on the same tower for 100 and 1,000 classes, each in a process of its own. Weights are random; neither time
+nor memory depends on them. Linux only.
 """
 
 from __future__ import annotations
@@ -119,7 +120,7 @@ def compare_steps(names: list[str], steps: int) -> bool:
         same = figures["difference"] < SAME
         met &= faster and much_faster and same
         print(f"{name}: features kept {kept:.2f} s a step")
-        print(f"  images encoded anew    {encoded:6.2f} s, {encoded / kept:5.1f} times: {verdict(faster)}")
+        print(f"  images encoded         {encoded:6.2f} s, {encoded / kept:5.1f} times: {verdict(faster)}")
         print(f"  gradient through them  {through:6.2f} s, {through / kept:5.1f} times: {verdict(much_faster)}")
         print(f"  trained values differ by {figures['difference']:.1e} relative: {verdict(same)}", flush=True)
     return met
