@@ -195,7 +195,7 @@ class Tuner(nn.Module, ABC):
 
     @contextmanager
     def disabled(self) -> Iterator[None]:
-        """Within it, the backbone returns its zero-shot features."""
+        """Within it, the backbone returns its zero-shot features: `image_features` reads `_is_disabled`, or override."""
         self._is_disabled = True
         try:
             yield
@@ -268,8 +268,18 @@ class DasslTraining:
         return torch.optim.SGD(parameters, lr=learning_rate, momentum=0.9, weight_decay=5e-4)
 
     def scheduler(self, optimizer: Optimizer, total_steps: int, steps_per_epoch: int) -> LRScheduler:
-        """Return one epoch at 1e-5, then a cosine per epoch; see `warmup_cosine`."""
-        return warmup_cosine(optimizer, total_steps, steps_per_epoch)
+        """Return CoOp's schedule, stepped every step but changing per epoch: one epoch at 1e-5, then a cosine.
+
+        With E epochs in total, epoch e >= 1 has the rate lr / 2 * (1 + cos(pi * (e - 1) / E)). The cosine starts after
+        the warm-up but spans all E epochs, so it never reaches 0 (Dassl's schedule, as CoOp uses it).
+        """
+        epochs = max(-(-total_steps // steps_per_epoch), 1)
+
+        def factor(rate: float, step: int) -> float:
+            epoch = step // steps_per_epoch
+            return 1e-5 / rate if epoch == 0 else 0.5 * (1 + math.cos(math.pi * (epoch - 1) / epochs))
+
+        return torch.optim.lr_scheduler.LambdaLR(optimizer, [partial(factor, g["lr"]) for g in optimizer.param_groups])
 
 
 class ClassHead(Tuner):
@@ -352,20 +362,3 @@ def hooked(handles: Iterable[RemovableHandle]) -> Iterator[None]:
         for handle in handles:
             stack.enter_context(handle)
         yield
-
-
-def warmup_cosine(
-    optimizer: Optimizer, total_steps: int, steps_per_epoch: int, *, warmup_rate: float = 1e-5
-) -> LRScheduler:
-    """Return CoOp's schedule, stepped every step but changing per epoch: one epoch at `warmup_rate`, then a cosine.
-
-    With E epochs in total, epoch e >= 1 has the rate lr / 2 * (1 + cos(pi * (e - 1) / E)). The cosine starts after the
-    warm-up but spans all E epochs, so it never reaches 0 (Dassl's schedule, as CoOp uses it).
-    """
-    epochs = max(-(-total_steps // steps_per_epoch), 1)
-
-    def factor(rate: float, step: int) -> float:
-        epoch = step // steps_per_epoch
-        return warmup_rate / rate if epoch == 0 else 0.5 * (1 + math.cos(math.pi * (epoch - 1) / epochs))
-
-    return torch.optim.lr_scheduler.LambdaLR(optimizer, [partial(factor, g["lr"]) for g in optimizer.param_groups])

@@ -154,7 +154,8 @@ class FWT(Tuner):
     reset = _of_inner("reset")
 
 
-# Everything else is the inner tuner's as well. A `__getattr__` would not do: FWT has the methods of the base class.
+# All other methods and attributes of a tuner are the inner one's as well. A `__getattr__` would not be called for them,
+# since FWT inherits from Tuner. The adapter's state has no layers: they act in training only.
 for _name in vars(Tuner).keys() - vars(FWT).keys():
     if not _name.startswith("_"):
         setattr(FWT, _name, _of_inner(_name))

@@ -61,6 +61,10 @@ class LDC(Tuner):
 
     Raises:
         DtrapError: `beta` is not in [0, 1].
+
+    Attributes:
+        levels: The four adapters.
+        mlp, of_clip, of_fused, correction, gate: The MLPs, allocated for the number of classes in `reset`.
     """
 
     name = "ldc"
@@ -265,5 +269,6 @@ def _level_adapter(shape: torch.Size, last: torch.Size) -> nn.Sequential:
 
 def _bottleneck(inputs: int, hidden: int, outputs: int) -> nn.Sequential:
     """Create two linear layers, whose values `LDC.reset` draws."""
-    first, last = (skip_init(nn.Linear, *widths, bias=False) for widths in ((inputs, hidden), (hidden, outputs)))
+    first = skip_init(nn.Linear, inputs, hidden, bias=False)
+    last = skip_init(nn.Linear, hidden, outputs, bias=False)
     return nn.Sequential(first, nn.BatchNorm1d(hidden), nn.ReLU(), last)

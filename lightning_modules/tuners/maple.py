@@ -39,6 +39,12 @@ class MaPLe(DasslTraining, Tuner):
 
     Raises:
         DtrapError: A number is below 1, or the initial words are empty.
+
+    Attributes:
+        context: The prompt [n, C] of the text tower before block 0.
+        projection: The linear map from C to the width of the image tower, for `context`.
+        deep_context: The prompts [n, C] of the blocks 1 .. depth - 1.
+        deep_projections: Their linear maps.
     """
 
     name = "maple"
