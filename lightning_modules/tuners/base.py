@@ -195,7 +195,10 @@ class Tuner(nn.Module, ABC):
 
     @contextmanager
     def disabled(self) -> Iterator[None]:
-        """Within it, the backbone returns its zero-shot features: `image_features` reads `_is_disabled`, or override."""
+        """Within it, the backbone returns its zero-shot features.
+
+        By default this only sets `_is_disabled`, for tuners whose `image_features` skips their change then.
+        """
         self._is_disabled = True
         try:
             yield
