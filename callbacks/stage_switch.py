@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from fractions import Fraction
 from math import floor, isfinite
 from typing import Any, Literal
@@ -86,15 +87,13 @@ class StageSwitch(Callback):
 
 
 def _fraction(name: str, value: float | str) -> Fraction:
-    try:
+    with suppress(ValueError, ZeroDivisionError):
         fraction = Fraction(str(value))
-    except (ValueError, ZeroDivisionError):
-        raise DtrapError(
-            f"StageSwitch: {name} is {value!r}; expected a fraction of the run such as 0.6 or 3/5."
-        ) from None
-    if not 0 <= fraction <= 1:
-        raise DtrapError(f"StageSwitch: {name} is {value}; expected a fraction of the run between 0 and 1.")
-    return fraction
+        if 0 <= fraction <= 1:
+            return fraction
+    raise DtrapError(
+        f"StageSwitch: {name} is {value!r}; expected a fraction of the run between 0 and 1, such as 0.6 or 3/5."
+    )
 
 
 def _set_stage(pl_module: LightningModule) -> Any:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from typing import Literal, NamedTuple, get_args
+from typing import Any, Literal, NamedTuple, get_args
 
 import torch
 from torch import Generator, Tensor, nn
@@ -176,29 +176,15 @@ class Objective(nn.Module):
         return {"total": total, **terms}
 
     def _visual_term(self, features: Tensor, labels: Tensor, num_classes: int, plain: PlainRows) -> Tensor:
-        scale = self.logit_scale
+        shared: dict[str, Any] = {"num_classes": num_classes, "logit_scale": self.logit_scale}
         if self.visual_term == "anti_visual":
-            indices, self.next_prototypes = self.next_prototypes, None
+            drawn, self.next_prototypes = self.next_prototypes, None
             return losses.anti_visual_loss(
-                features,
-                labels,
-                num_classes=num_classes,
-                prototype_indices=indices,
-                logit_scale=scale,
-                generator=self.generator,
+                features, labels, prototype_indices=drawn, generator=self.generator, **shared
             )
         if self.visual_term == "noise":
-            return losses.noise_prototype_loss(
-                features, labels, num_classes=num_classes, logit_scale=scale, generator=self.generator
-            )
-        own = losses.visual_loss(
-            features,
-            labels,
-            num_classes=num_classes,
-            plain_features=plain.features,
-            plain_labels=plain.labels,
-            logit_scale=scale,
-        )
+            return losses.noise_prototype_loss(features, labels, generator=self.generator, **shared)
+        own = losses.visual_loss(features, labels, plain_features=plain.features, plain_labels=plain.labels, **shared)
         return -own if self.visual_term == "negated_visual" else own
 
     def _relation_term(

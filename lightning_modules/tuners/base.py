@@ -5,15 +5,17 @@ from __future__ import annotations
 import inspect
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
-from typing import Any, Protocol
+from functools import partial, wraps
+from typing import Any, Protocol, TypeVar
 
 import torch
-from torch import Tensor, nn
+from torch import Generator, Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
+from torch.utils.hooks import RemovableHandle
 
 from ...errors import DtrapError
 from .. import losses
@@ -27,23 +29,19 @@ ENCODERS: dict[str, tuple[Tower, ...]] = {"vision": ("vision",), "text": ("text"
 
 
 class SteppedModule(Protocol):
-    """The part of a LightningModule that a tuner with its own steps uses."""
+    """The part of a LightningModule that a tuner with its own steps uses.
 
-    @property
-    def backbone(self) -> Any:
-        """The frozen `Backbone`."""
+    Attributes:
+        backbone: The frozen `Backbone`.
+        objective: The `Objective` with the staged losses.
+        image_chunk: Number of images per pass through the image tower; None means all.
+        trainer: Lightning's Trainer.
+    """
 
-    @property
-    def objective(self) -> Any:
-        """The `Objective` with the staged losses."""
-
-    @property
-    def image_chunk(self) -> int | None:
-        """Number of images per pass through the image tower; None means all."""
-
-    @property
-    def trainer(self) -> Any:
-        """Lightning's Trainer."""
+    backbone: Any
+    objective: Any
+    image_chunk: int | None
+    trainer: Any
 
     def optimizers(self) -> Any:
         """Return the tuner's optimizers, in the order of `Tuner.optimizer`."""
@@ -109,6 +107,8 @@ class Tuner(nn.Module, ABC):
     own_prompts: bool = False
     chooses: bool = False
     merges_into_backbone: bool = False
+    _attached_to: tuple[Backbone, ...] = ()  # in a tuple, so that the backbone is not a submodule of the tuner
+    _is_disabled = False
 
     @property
     @abstractmethod
@@ -138,9 +138,14 @@ class Tuner(nn.Module, ABC):
     def reset(self, seed: int, num_classes: int) -> None:
         """Reset for a task of `num_classes` classes; all random numbers depend on `seed` only."""
 
-    @abstractmethod
     def adapter_state(self) -> dict[str, Tensor]:
-        """Return all tensors to save, by name: the trained ones as the parameters themselves, others as buffers."""
+        """Return all tensors to save, by name: the trained ones as the parameters themselves, others as buffers.
+
+        By default these are all parameters and persistent buffers of this module.
+        """
+        state = self.state_dict(keep_vars=True)
+        # A batch norm with a momentum counts its batches, but does not use the number.
+        return {name: value for name, value in state.items() if not name.endswith("num_batches_tracked")}
 
     def make_room(self, state: dict[str, Tensor]) -> None:
         """Allocate tensors whose shape depends on the task in the shapes of a saved state; nothing by default."""
@@ -190,8 +195,15 @@ class Tuner(nn.Module, ABC):
 
     @contextmanager
     def disabled(self) -> Iterator[None]:
-        """Within it, the backbone returns its zero-shot features."""
-        yield
+        """Within it, the backbone returns its zero-shot features.
+
+        By default this only sets `_is_disabled`, for tuners whose `image_features` skips their change then.
+        """
+        self._is_disabled = True
+        try:
+            yield
+        finally:
+            self._is_disabled = False
 
     def image_features(self, backbone: Backbone, images: Tensor) -> Tensor:
         """Return the image tower's features [B, F] of images [B, 3, H, W]."""
@@ -259,14 +271,72 @@ class DasslTraining:
         return torch.optim.SGD(parameters, lr=learning_rate, momentum=0.9, weight_decay=5e-4)
 
     def scheduler(self, optimizer: Optimizer, total_steps: int, steps_per_epoch: int) -> LRScheduler:
-        """Return one epoch at 1e-5, then a cosine per epoch; see `warmup_cosine`."""
-        return warmup_cosine(optimizer, total_steps, steps_per_epoch)
+        """Return CoOp's schedule, stepped every step but changing per epoch: one epoch at 1e-5, then a cosine.
+
+        With E epochs in total, epoch e >= 1 has the rate lr / 2 * (1 + cos(pi * (e - 1) / E)). The cosine starts after
+        the warm-up but spans all E epochs, so it never reaches 0 (Dassl's schedule, as CoOp uses it).
+        """
+        epochs = max(-(-total_steps // steps_per_epoch), 1)
+
+        def factor(rate: float, step: int) -> float:
+            epoch = step // steps_per_epoch
+            return 1e-5 / rate if epoch == 0 else 0.5 * (1 + math.cos(math.pi * (epoch - 1) / epochs))
+
+        return torch.optim.lr_scheduler.LambdaLR(optimizer, [partial(factor, g["lr"]) for g in optimizer.param_groups])
 
 
-def another_backbone(tuner: Tuner) -> DtrapError:
-    """Build the error for a tuner that is attached to another backbone."""
-    name = type(tuner).__name__
-    return DtrapError(f"{name}: this tuner is attached to another backbone; create a new {name}() for this one.")
+class ClassHead(Tuner):
+    """A trained head on the frozen image feature, allocated for the number of classes.
+
+    Attributes:
+        per_class: Names of its parameters [W].
+        weight: [W, D]; without rows before `reset`.
+    """
+
+    trains: frozenset[Tower] = frozenset()
+    per_class: tuple[str, ...] = ("bias",)
+    weight: nn.Parameter
+
+    def attach(self, backbone: Backbone) -> None:
+        """Create a head of the feature width, without classes.
+
+        Raises:
+            DtrapError: This tuner is attached to a backbone with another feature width.
+        """
+        if hasattr(self, "weight"):
+            check_width(self, self.weight.shape[1], backbone)
+        else:
+            self.weight = nn.Parameter(next(backbone.parameters()).new_empty(0, backbone.feature_dim))
+
+    def make_head(self, num_classes: int) -> None:
+        """Allocate the head for this number of classes, unless it has that number."""
+        if len(self.weight) != num_classes:
+            self.weight = nn.Parameter(self.weight.new_empty(num_classes, self.weight.shape[1]))
+            for name in self.per_class:
+                setattr(self, name, nn.Parameter(self.weight.new_empty(num_classes)))
+
+    def make_room(self, state: dict[str, Tensor]) -> None:
+        """Allocate the head for the saved number of classes."""
+        if "weight" in state:
+            self.make_head(len(state["weight"]))
+
+
+AnyTuner = TypeVar("AnyTuner", bound=Tuner)
+
+
+def attach_once(attach: Callable[[AnyTuner, Backbone], None]) -> Callable[[AnyTuner, Backbone], None]:
+    """Let a tuner's `attach` do nothing on a second call, and raise a DtrapError for another backbone."""
+
+    @wraps(attach)
+    def checked(tuner: AnyTuner, backbone: Backbone) -> None:
+        if not tuner._attached_to:
+            attach(tuner, backbone)
+            tuner._attached_to = (backbone,)
+        elif tuner._attached_to[0] is not backbone:
+            name = type(tuner).__name__
+            raise DtrapError(f"{name}: this tuner is attached to another backbone; create a new {name}() for this one.")
+
+    return checked
 
 
 def check_width(tuner: Tuner, width: int, backbone: Backbone) -> None:
@@ -279,22 +349,19 @@ def check_width(tuner: Tuner, width: int, backbone: Backbone) -> None:
         )
 
 
-def warmup_cosine(
-    optimizer: Optimizer, total_steps: int, steps_per_epoch: int, *, warmup_rate: float = 1e-5
-) -> LRScheduler:
-    """Return CoOp's schedule, stepped every step but changing per epoch: one epoch at `warmup_rate`, then a cosine.
+def draw(parameter: Tensor, initialize: Callable[..., Tensor], *arguments: float, generator: Generator) -> None:
+    """Fill a parameter by a function of `torch.nn.init`, which receives the arguments and the generator.
 
-    With E epochs in total, epoch e >= 1 has the rate lr / 2 * (1 + cos(pi * (e - 1) / E)). The cosine starts after the
-    warm-up but spans all E epochs, so it never reaches 0 (Dassl's schedule, as CoOp uses it).
+    The numbers are drawn on the CPU in torch's default type: other devices and types draw others from the same seed.
     """
-    epochs = max(-(-total_steps // steps_per_epoch), 1)
-    factors: list[Callable[[int], float]] = []
-    for group in optimizer.param_groups:
-        rate = group["lr"]
+    with torch.no_grad():
+        parameter.copy_(initialize(torch.empty(parameter.shape), *arguments, generator=generator))
 
-        def factor(step: int, rate: float = rate) -> float:
-            epoch = step // steps_per_epoch
-            return warmup_rate / rate if epoch == 0 else 0.5 * (1 + math.cos(math.pi * (epoch - 1) / epochs))
 
-        factors.append(factor)
-    return torch.optim.lr_scheduler.LambdaLR(optimizer, factors)
+@contextmanager
+def hooked(handles: Iterable[RemovableHandle]) -> Iterator[None]:
+    """Within it, the hooks of these handles are registered; a generator registers them on entry."""
+    with ExitStack() as stack:
+        for handle in handles:
+            stack.enter_context(handle)
+        yield

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from math import sqrt
 
-import torch
 from torch import Generator, Tensor, nn
 
 from ...errors import DtrapError, check_at_least
 from ..backbones.base import Backbone, Tower
-from .base import DasslTraining, Tuner, check_width
+from .base import DasslTraining, Tuner, check_width, draw
 
 
 class CLIPAdapter(DasslTraining, Tuner):
@@ -64,13 +63,8 @@ class CLIPAdapter(DasslTraining, Tuner):
     def reset(self, seed: int, num_classes: int) -> None:
         """Start as torch starts linear layers."""
         generator = Generator().manual_seed(seed)
-        with torch.no_grad():
-            for parameter in (self.down, self.up):
-                parameter.copy_(nn.init.kaiming_uniform_(torch.empty(parameter.shape), a=sqrt(5), generator=generator))
-
-    def adapter_state(self) -> dict[str, Tensor]:
-        """Return `down` and `up`."""
-        return {"down": self.down, "up": self.up}
+        for parameter in (self.down, self.up):
+            draw(parameter, nn.init.kaiming_uniform_, sqrt(5), generator=generator)
 
     def adapter_output(self, features: Tensor) -> Tensor:
         """Return the adapter's output [B, D] for image features [B, D], without the residual; never negative."""

@@ -12,7 +12,7 @@ from ...errors import DtrapError, check_at_least, check_one_of
 from ..backbones.base import Backbone, Tower
 from ..chunking import encode_in_chunks
 from ..text_head import ClassPrompts
-from .base import DasslTraining, Tuner, another_backbone
+from .base import DasslTraining, Tuner, attach_once, draw
 
 ClassPosition = Literal["end", "front", "middle"]
 
@@ -104,7 +104,10 @@ class CoOp(DasslTraining, Tuner):
             a normal distribution with standard deviation 0.02.
         class_position: Position of the class name: after the context ("end"), before it ("front"), or after its first
             n // 2 vectors ("middle").
-        class_specific: Train a separate context for each class, [W, n, C] instead of [n, C].
+        class_specific: Train a separate context for each class.
+
+    Attributes:
+        context: [n, C], or [W, n, C] if it is class-specific.
 
     Raises:
         DtrapError: An argument has no valid value.
@@ -132,57 +135,46 @@ class CoOp(DasslTraining, Tuner):
         self.initial_words = initial_words
         self.class_position = class_position
         self.class_specific = class_specific
-        self._backbones: list[Backbone] = []  # in a list, so that the backbone is not a submodule of the tuner
-        self._word_tokens: Tensor | None = None
+        self._start: Tensor | None = None
         self._prompts: ContextPrompts | None = None
 
+    @attach_once
     def attach(self, backbone: Backbone) -> None:
         """Allocate the context; the backbone is not changed.
 
         Raises:
             DtrapError: This tuner is attached to another backbone, or the tokenizer does not support placeholders.
         """
-        if self._backbones:
-            if self._backbones[0] is not backbone:
-                raise another_backbone(self)
-            return
         self._placeholder = find_placeholder(backbone)
         if self.initial_words is not None:
             words = " ".join(self.initial_words.replace("_", " ").split())
-            self._word_tokens = word_tokens(backbone, self._placeholder, words)
-            self.context_tokens = len(self._word_tokens)
-        self._backbones.append(backbone)
+            self._start = context_embedding(backbone, word_tokens(backbone, self._placeholder, words))
+            self.context_tokens = len(self._start)
         weight = text_weight(backbone)
-        self.context = nn.Parameter(weight.new_zeros(self._shape(1, weight.shape[1])))
+        self.context = nn.Parameter(weight.new_zeros(self.context_tokens, weight.shape[1]))
         self.reset(0, 1)
 
-    def _shape(self, num_classes: int, width: int) -> tuple[int, ...]:
-        own = (num_classes,) if self.class_specific else ()
-        return (*own, self.context_tokens, width)
-
-    def _allocate(self, shape: tuple[int, ...]) -> None:
+    def _make_context(self, num_classes: int) -> None:
+        """Allocate the context, for each class if it is class-specific, unless it has this shape."""
+        of_class = (num_classes,) if self.class_specific else ()
+        shape = (*of_class, self.context_tokens, self.context.shape[-1])
         if self.context.shape != shape:
             self.context = nn.Parameter(self.context.new_zeros(shape))
 
     def reset(self, seed: int, num_classes: int) -> None:
         """Start from the embeddings of the initial words, or from normal draws with standard deviation 0.02."""
-        self._allocate(self._shape(num_classes, self.context.shape[-1]))
-        with torch.no_grad():
-            if self._word_tokens is not None:
-                self.context.copy_(context_embedding(self._backbones[0], self._word_tokens))
-            else:
-                generator = Generator().manual_seed(seed)
-                self.context.copy_(torch.empty(self.context.shape).normal_(std=0.02, generator=generator))
-
-    def adapter_state(self) -> dict[str, Tensor]:
-        """Return `context`: [n, C], or [W, n, C] if it is class-specific."""
-        return {"context": self.context}
+        self._make_context(num_classes)
+        if self._start is None:
+            draw(self.context, nn.init.normal_, 0.0, 0.02, generator=Generator().manual_seed(seed))
+        else:
+            with torch.no_grad():
+                self.context.copy_(self._start)
 
     def make_room(self, state: dict[str, Tensor]) -> None:
         """Allocate a class-specific context for the saved number of classes."""
         saved = state.get("context")
         if self.class_specific and saved is not None and saved.ndim == 3:
-            self._allocate(self._shape(len(saved), self.context.shape[-1]))
+            self._make_context(len(saved))
 
     def text_features(self, backbone: Backbone, prompts: ClassPrompts, chunk: int | None = None) -> Tensor:
         """Return class text features [W, D] with the current context, at most `chunk` classes per pass.

@@ -13,7 +13,7 @@ from ...errors import DtrapError, check_one_of
 from ..backbones.base import Backbone, Tower
 from ..chunking import encode_in_chunks
 from ..text_head import ClassPrompts, average_prompts
-from .base import ENCODERS, Tuner, another_backbone
+from .base import ENCODERS, Tuner, attach_once
 
 
 class FullFineTuning(Tuner):
@@ -39,44 +39,35 @@ class FullFineTuning(Tuner):
         check_one_of("FullFineTuning: encoder", encoder, ENCODERS)
         self.encoder = encoder
         self.parameters_trained = nn.ParameterList()
-        self._names: list[str] = []
-        self._originals: Callable[[Tower], dict[str, nn.Parameter]] | None = None
+        self._originals: dict[str, nn.Parameter] = {}
 
     @property
     def trains(self) -> frozenset[Tower]:
         """The towers of `encoder`."""
         return frozenset(ENCODERS[self.encoder])
 
+    @attach_once
     def attach(self, backbone: Backbone) -> None:
         """Copy the towers' parameters.
 
         Raises:
             DtrapError: This tuner is attached to another backbone.
         """
-        if self._originals is not None:
-            if self._originals != backbone.tower_parameters:
-                raise another_backbone(self)
-            return
-        self._originals = backbone.tower_parameters
-        for name, parameter in self._original_parameters().items():
-            self._names.append(name)
-            self.parameters_trained.append(nn.Parameter(parameter.detach().clone()))
-
-    def _original_parameters(self) -> dict[str, nn.Parameter]:
-        if self._originals is None:
-            raise DtrapError("FullFineTuning: the tuner has no backbone; call attach(backbone) first.")
-        return {name: value for tower in ENCODERS[self.encoder] for name, value in self._originals(tower).items()}
+        for tower in ENCODERS[self.encoder]:
+            self._originals |= backbone.tower_parameters(tower)
+        self.parameters_trained.extend(nn.Parameter(value.detach().clone()) for value in self._originals.values())
 
     def reset(self, seed: int, num_classes: int) -> None:
         """Copy the backbone's weights; nothing is random."""
-        originals = self._original_parameters()
+        if not self._originals:
+            raise DtrapError("FullFineTuning: the tuner has no backbone; call attach(backbone) first.")
         with torch.no_grad():
             for name, parameter in self.adapter_state().items():
-                parameter.copy_(originals[name])
+                parameter.copy_(self._originals[name])
 
     def adapter_state(self) -> dict[str, Tensor]:
         """Return the trained parameters by their names in the backbone."""
-        return dict(zip(self._names, self.parameters_trained, strict=True))
+        return dict(zip(self._originals, self.parameters_trained, strict=True))
 
     def image_features(self, backbone: Backbone, images: Tensor) -> Tensor:
         """Return features [B, D] of the trained image tower, or of the frozen one if only the text tower is trained."""

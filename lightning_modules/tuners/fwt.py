@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -13,7 +13,7 @@ from torch import Generator, Tensor, nn
 from ...errors import DtrapError
 from ..backbones.base import Backbone
 from ..chunking import pass_seed
-from .base import Tuner
+from .base import Tuner, hooked
 
 # The dropout layers of `chunking` use seeds below it, so that no layer here repeats their draws.
 _SEED_OFFSET = 2**62
@@ -112,7 +112,6 @@ class FWT(Tuner):
         self.layers = nn.ModuleList()
         self.name = f"fwt-{tuner.name}"
         self._norms: list[nn.Module] = []
-        self._disabled = False
 
     def attach(self, backbone: Backbone) -> None:
         """Attach the inner tuner and create a layer for each of the backbone's last norms.
@@ -135,52 +134,31 @@ class FWT(Tuner):
 
     def image_features(self, backbone: Backbone, images: Tensor) -> Tensor:
         """The inner tuner's features [B, F], in training mode with the layers in the tower."""
-        if not self.training or self._disabled:
+        if not self.training or self._is_disabled:
             return self.inner.image_features(backbone, images)
-        with ExitStack() as hooks:
-            for norm, layer in zip(self._norms, self.layers, strict=True):
-                hooks.enter_context(norm.register_forward_hook(_behind(layer)))
+        pairs = zip(self._norms, self.layers, strict=True)
+        with hooked(norm.register_forward_hook(_behind(layer)) for norm, layer in pairs):
             return self.inner.image_features(backbone, images)
 
     @contextmanager
     def disabled(self) -> Iterator[None]:
         """Within it, the backbone returns its zero-shot features."""
-        self._disabled = True
-        try:
-            with self.inner.disabled():
-                yield
-        finally:
-            self._disabled = False
+        with super().disabled(), self.inner.disabled():
+            yield
 
     def make_room(self, state: dict[str, Tensor]) -> None:
         """Prepare the inner tuner for a saved state; in a module's state its names start with "inner."."""
         self.inner.make_room({name.removeprefix("inner."): value for name, value in state.items()})
 
-    # Everything else is the inner tuner's. Each name is listed: the methods of the base class would hide the inner ones
-    # from a `__getattr__`.
     trains = _of_inner("trains")
-    transductive = _of_inner("transductive")
-    needs_task = _of_inner("needs_task")
-    query_views = _of_inner("query_views")
-    learning_rate = _of_inner("learning_rate")
-    own_prompts = _of_inner("own_prompts")
-    chooses = _of_inner("chooses")
-    merges_into_backbone = _of_inner("merges_into_backbone")
-    settings = _of_inner("settings")
     reset = _of_inner("reset")
-    adapter_state = _of_inner("adapter_state")  # the layers act in training only and are not saved
-    load_adapter_state = _of_inner("load_adapter_state")
-    trained_parameters = _of_inner("trained_parameters")
-    prepare_task = _of_inner("prepare_task")
-    choose = _of_inner("choose")
-    adapt_image_features = _of_inner("adapt_image_features")
-    zero_shot_features = _of_inner("zero_shot_features")
-    related_features = _of_inner("related_features")
-    text_features = _of_inner("text_features")
-    logits = _of_inner("logits")
-    classification_loss = _of_inner("classification_loss")
-    optimizer = _of_inner("optimizer")
-    scheduler = _of_inner("scheduler")
+
+
+# All other methods and attributes of a tuner are the inner one's as well. A `__getattr__` would not be called for them,
+# since FWT inherits from Tuner. The adapter's state has no layers: they act in training only.
+for _name in vars(Tuner).keys() - vars(FWT).keys():
+    if not _name.startswith("_"):
+        setattr(FWT, _name, _of_inner(_name))
 
 
 def _layer_behind(norm: nn.Module, position: int) -> FeatureWiseTransformation:

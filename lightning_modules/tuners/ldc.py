@@ -10,13 +10,14 @@ from typing import Any, NamedTuple
 import torch
 from torch import Generator, Tensor, nn
 from torch.nn import functional
+from torch.nn.utils import skip_init
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import CosineAnnealingLR, LRScheduler
 
 from ...errors import DtrapError
 from .. import losses
 from ..backbones.base import Backbone, Tower
-from .base import Tuner, another_backbone
+from .base import Tuner, attach_once, draw, hooked
 
 _LEVEL_WEIGHTS = (0.1, 0.2, 0.3, 0.4)
 _VIT_HIDDEN = 2048
@@ -60,19 +61,19 @@ class LDC(Tuner):
 
     Raises:
         DtrapError: `beta` is not in [0, 1].
+
+    Attributes:
+        levels: The four adapters.
+        mlp, of_clip, of_fused, correction, gate: The MLPs, allocated for the number of classes in `reset`.
     """
 
     name = "ldc"
     chooses = True
     learning_rate = 1e-4
     trains: frozenset[Tower] = frozenset()  # the adapters are applied to levels of a frozen tower
+    _project: Callable[[Tensor], Tensor]
     beta: Tensor
     levels: nn.ModuleList
-    mlp: nn.Sequential
-    of_clip: nn.Sequential
-    of_fused: nn.Sequential
-    correction: nn.Sequential
-    gate: nn.Sequential
 
     def __init__(self, beta: float = 0.5) -> None:
         super().__init__()
@@ -80,12 +81,12 @@ class LDC(Tuner):
             raise DtrapError(f"LDC: beta is {beta}; expected a share between 0 and 1.")
         self.initial_beta = beta
         self.register_buffer("beta", torch.tensor(beta))
-        self._project: Callable[[Tensor], Tensor] | None = None
         self._shapes: list[torch.Size] = []
         self._width = self._classes = 0
 
     # Start
 
+    @attach_once
     def attach(self, backbone: Backbone) -> None:
         """Create the adapters of the levels; one blank image shows the levels' shapes.
 
@@ -93,10 +94,6 @@ class LDC(Tuner):
             DtrapError: The image tower has fewer than four levels, their widths differ, or this tuner is attached to
                 another backbone.
         """
-        if self._project is not None:
-            if self._project != backbone.project_image:
-                raise another_backbone(self)
-            return
         taps, parameter = tapped_modules(backbone), next(backbone.parameters())
         blank = parameter.new_zeros(1, 3, backbone.image_size, backbone.image_size)
         backbone.eval()
@@ -104,9 +101,8 @@ class LDC(Tuner):
             backbone.encode_image(blank)
         self._shapes = [level.shape[1:] for level in levels]
         self._width, self._project = backbone.feature_dim, backbone.project_image
-        with torch.random.fork_rng(devices=[]):  # torch draws values that `reset` replaces
-            adapters = nn.ModuleList(_level_adapter(shape, self._shapes[-1]) for shape in self._shapes)
-        self.levels = adapters.to(parameter.device, parameter.dtype).train(self.training)
+        adapters = nn.ModuleList(_level_adapter(shape, self._shapes[-1]) for shape in self._shapes)
+        self.levels = adapters.to(parameter).train(self.training)
 
     def _make_heads(self, classes: int) -> None:
         """Create the layers whose shapes depend on the number of classes, unless they have these shapes."""
@@ -116,16 +112,13 @@ class LDC(Tuner):
         width = self._width
         hidden = _VIT_HIDDEN if len(self._shapes[0]) == 2 else width
         parameter = next(self.levels.parameters())
-        with torch.random.fork_rng(devices=[]):
-            heads = {
-                "mlp": _bottleneck(width, hidden, classes),
-                "of_clip": _bottleneck(classes, width, width),
-                "of_fused": _bottleneck(width, width, width),
-                "correction": _bottleneck(width, width, classes),
-                "gate": _bottleneck(width, width, 1),
-            }
-        for name, head in heads.items():
-            self.add_module(name, head.to(parameter.device, parameter.dtype).train(self.training))
+        self.mlp = _bottleneck(width, hidden, classes)
+        self.of_clip = _bottleneck(classes, width, width)
+        self.of_fused = _bottleneck(width, width, width)
+        self.correction = _bottleneck(width, width, classes)
+        self.gate = _bottleneck(width, width, 1)
+        for head in (self.mlp, self.of_clip, self.of_fused, self.correction, self.gate):
+            head.to(parameter).train(self.training)
 
     def reset(self, seed: int, num_classes: int) -> None:
         """Reset linear layers and convolutions to torch's default, and norms and beta to their initial values."""
@@ -134,16 +127,9 @@ class LDC(Tuner):
         self.beta.fill_(self.initial_beta)
         for module in self.modules():
             if isinstance(module, (nn.Linear, nn.Conv2d)):
-                start = nn.init.kaiming_uniform_(torch.empty(module.weight.shape), a=sqrt(5), generator=generator)
-                with torch.no_grad():
-                    module.weight.copy_(start)
+                draw(module.weight, nn.init.kaiming_uniform_, sqrt(5), generator=generator)
             elif isinstance(module, (nn.LayerNorm, nn.BatchNorm1d, nn.BatchNorm2d)):
                 module.reset_parameters()
-
-    def adapter_state(self) -> dict[str, Tensor]:
-        """Return the adapters, the running statistics of their batch norms, and beta."""
-        state = self.state_dict(keep_vars=True)
-        return {name: value for name, value in state.items() if not name.endswith("num_batches_tracked")}
 
     def make_room(self, state: dict[str, Tensor]) -> None:
         """Allocate the layers for the saved number of classes."""
@@ -174,7 +160,7 @@ class LDC(Tuner):
     def adapt_image_features(self, features: Tensor) -> Tensor:
         """Return [B, 2D]: x, then z, the projection of the weighted sum of the levels."""
         levels = zip(_LEVEL_WEIGHTS, self.level_features(features), strict=True)
-        fused = self._project(sum(weight * level for weight, level in levels))  # type: ignore[misc, arg-type]
+        fused = self._project(sum(weight * level for weight, level in levels))  # type: ignore[arg-type]
         return torch.cat([self.zero_shot_features(features), fused], dim=1)
 
     def related_features(self, image_features: Tensor) -> Tensor:
@@ -263,22 +249,18 @@ def _outputs_of(modules: list[nn.Module]) -> Iterator[list[Tensor]]:
     def keep(module: nn.Module, inputs: Any, output: Any) -> None:
         outputs.append(output[0] if isinstance(output, tuple) else output)
 
-    handles = [module.register_forward_hook(keep) for module in modules]
-    try:
+    with hooked(module.register_forward_hook(keep) for module in modules):
         yield outputs
-    finally:
-        for handle in handles:
-            handle.remove()
 
 
 def _level_adapter(shape: torch.Size, last: torch.Size) -> nn.Sequential:
     """Create the adapter of a level: tokens [B, T, C] keep their shape, maps [B, C, H, W] get the last level's."""
     if len(shape) == 3 == len(last):
         channels, size = last[0], tuple(last[1:])
-        convolution = nn.Conv2d(shape[0], channels, kernel_size=1, bias=False)
+        convolution = skip_init(nn.Conv2d, shape[0], channels, kernel_size=1, bias=False)
         return nn.Sequential(convolution, nn.BatchNorm2d(channels), nn.ReLU(), nn.AdaptiveAvgPool2d(size))
     if len(shape) == 2 and shape[-1] == last[-1]:
-        return nn.Sequential(nn.Linear(shape[1], shape[1], bias=False), nn.LayerNorm(shape[1]), nn.ReLU())
+        return nn.Sequential(skip_init(nn.Linear, shape[1], shape[1], bias=False), nn.LayerNorm(shape[1]), nn.ReLU())
     raise DtrapError(
         f"LDC: a level of the image tower has the shape {list(shape)}, the last one {list(last)}; expected tokens "
         "[T, C] of one width C, or the maps [C, H, W] of a ResNet's stages. Use another backbone or another tuner."
@@ -286,9 +268,7 @@ def _level_adapter(shape: torch.Size, last: torch.Size) -> nn.Sequential:
 
 
 def _bottleneck(inputs: int, hidden: int, outputs: int) -> nn.Sequential:
-    return nn.Sequential(
-        nn.Linear(inputs, hidden, bias=False),
-        nn.BatchNorm1d(hidden),
-        nn.ReLU(),
-        nn.Linear(hidden, outputs, bias=False),
-    )
+    """Create two linear layers, whose values `LDC.reset` draws."""
+    first = skip_init(nn.Linear, inputs, hidden, bias=False)
+    last = skip_init(nn.Linear, hidden, outputs, bias=False)
+    return nn.Sequential(first, nn.BatchNorm1d(hidden), nn.ReLU(), last)

@@ -10,14 +10,13 @@ from torch import Generator, Tensor, nn
 from torch.nn import functional
 
 from ...errors import check_one_of
-from ..backbones.base import Backbone, Tower
 from ..losses import normalize
-from .base import TaskData, Tuner, check_width
+from .base import ClassHead, TaskData, draw
 
 Start = Literal["text", "random"]
 
 
-class LinearHead(Tuner):
+class LinearHead(ClassHead):
     """Linear classification of the normalized image feature x: tau * (V x + b) with V [W, D] and b [W] trained.
 
     Both towers stay frozen, so L_ad and L_ra are constant.
@@ -28,12 +27,14 @@ class LinearHead(Tuner):
 
     Raises:
         DtrapError: `start` is unknown.
+
+    Attributes:
+        weight: V [W, D].
+        bias: b [W].
     """
 
     name = "linear-head"
     learning_rate = 1e-3
-    trains: frozenset[Tower] = frozenset()
-    weight: nn.Parameter
     bias: nn.Parameter
 
     def __init__(self, start: Start = "text") -> None:
@@ -42,48 +43,20 @@ class LinearHead(Tuner):
         self.start = start
         self.needs_task = start == "text"
 
-    def attach(self, backbone: Backbone) -> None:
-        """Create a head of the feature width, without classes.
-
-        Raises:
-            DtrapError: This tuner is attached to a backbone with another feature width.
-        """
-        if hasattr(self, "weight"):
-            check_width(self, self.weight.shape[1], backbone)
-            return
-        parameter = next(backbone.parameters())
-        self.weight = nn.Parameter(parameter.new_empty(0, backbone.feature_dim))
-        self.bias = nn.Parameter(parameter.new_empty(0))
-
-    def _make_head(self, classes: int) -> None:
-        if len(self.weight) != classes:
-            self.weight = nn.Parameter(self.weight.new_empty(classes, self.weight.shape[1]))
-            self.bias = nn.Parameter(self.bias.new_empty(classes))
-
     def reset(self, seed: int, num_classes: int) -> None:
         """Start from a random head, or from zeros that `prepare_task` replaces with the texts."""
-        self._make_head(num_classes)
+        self.make_head(num_classes)
         generator, bound = Generator().manual_seed(seed), 1 / sqrt(self.weight.shape[1])
-        with torch.no_grad():
-            for parameter in (self.weight, self.bias):
-                start = torch.zeros(parameter.shape)
-                if self.start == "random":
-                    start.uniform_(-bound, bound, generator=generator)
-                parameter.copy_(start)
+        for parameter in (self.weight, self.bias):
+            if self.start == "text":
+                nn.init.zeros_(parameter)
+            else:
+                draw(parameter, nn.init.uniform_, -bound, bound, generator=generator)
 
     def prepare_task(self, task: TaskData) -> None:
         """Copy the class texts."""
         with torch.no_grad():
             self.weight.copy_(normalize(task.text_features))
-
-    def adapter_state(self) -> dict[str, Tensor]:
-        """Return V [W, D] and b [W]."""
-        return {"weight": self.weight, "bias": self.bias}
-
-    def make_room(self, state: dict[str, Tensor]) -> None:
-        """Allocate the head for the saved number of classes."""
-        if "weight" in state:
-            self._make_head(len(state["weight"]))
 
     def logits(self, image_features: Tensor, text_features: Tensor, logit_scale: float) -> Tensor:
         """Return the logits [B, W]: tau * (V x + b); the texts are not used."""

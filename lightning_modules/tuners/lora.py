@@ -7,7 +7,6 @@ from contextlib import contextmanager
 from math import sqrt
 from typing import Literal
 
-import torch
 from peft import LoraConfig, inject_adapter_in_model
 from peft.tuners.lora import LoraLayer
 from torch import Generator, Tensor, nn
@@ -15,7 +14,7 @@ from torch import Generator, Tensor, nn
 from ...errors import DtrapError, check_at_least, check_one_of
 from ..backbones.base import Backbone, Tower
 from ..chunking import RowDropout
-from .base import ENCODERS, Tuner, another_backbone
+from .base import ENCODERS, Tuner, attach_once, draw
 
 _ADAPTER = "default"
 _LAYERS = {"q": "q_proj", "k": "k_proj", "v": "v_proj", "o": "out_proj"}
@@ -71,6 +70,7 @@ class LoRA(Tuner):
         """The towers with adapters."""
         return frozenset(ENCODERS[self.encoder])
 
+    @attach_once
     def attach(self, backbone: Backbone) -> None:
         """Wrap the chosen projections with adapters, unless they are already wrapped.
 
@@ -79,10 +79,6 @@ class LoRA(Tuner):
                 backbone, or the backbone has adapters of another tuner.
         """
         adapted = {module for module in backbone.modules() if isinstance(module, LoraLayer)}
-        if self._layers:
-            if not adapted.issuperset(self._layers.values()):
-                raise another_backbone(self)
-            return
         if adapted:
             raise DtrapError(
                 f"LoRA: {backbone.identifier} already has {len(adapted)} layers adapted by another tuner, which would "
@@ -130,15 +126,10 @@ class LoRA(Tuner):
 
     def reset(self, seed: int, num_classes: int) -> None:
         """Draw A from kaiming-uniform(a=sqrt 5) and set B to zero."""
-        # Always drawn in float32 on the CPU: from the same seed, other types and devices draw other numbers.
         generator = Generator().manual_seed(seed)
         for layer in self._layers.values():
-            down, up = layer.lora_A[_ADAPTER].weight, layer.lora_B[_ADAPTER].weight
-            start = torch.empty(down.shape)
-            nn.init.kaiming_uniform_(start, a=sqrt(5), generator=generator)
-            with torch.no_grad():
-                down.copy_(start)
-                up.zero_()
+            draw(layer.lora_A[_ADAPTER].weight, nn.init.kaiming_uniform_, sqrt(5), generator=generator)
+            nn.init.zeros_(layer.lora_B[_ADAPTER].weight)
 
     def adapter_state(self) -> dict[str, Tensor]:
         """Return the matrices A [rank, in] and B [out, rank] of every adapted layer."""

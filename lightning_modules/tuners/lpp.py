@@ -11,9 +11,8 @@ from torch import Generator, Tensor, nn
 from torch.optim import Optimizer
 
 from ...errors import check_at_least
-from ..backbones.base import Backbone, Tower
 from ..losses import normalize
-from .base import TaskData, Tuner, check_width
+from .base import ClassHead, TaskData, draw
 
 _MOMENTUM = 0.9
 
@@ -52,7 +51,7 @@ class BlockDescent(Optimizer):
         return loss
 
 
-class LPPlusPlus(Tuner):
+class LPPlusPlus(ClassHead):
     """LP++ (Huang et al., "LP++: A Surprisingly Strong Linear Probe for Few-Shot CLIP", CVPR 2024).
 
     The logits of a normalized image feature x are x Wc^T + b + alpha * (x t^T), with class weights Wc [W, D], a bias
@@ -85,7 +84,9 @@ class LPPlusPlus(Tuner):
     name = "lpp"
     needs_task = True
     learning_rate = 1.0
-    trains: frozenset[Tower] = frozenset()
+    per_class = ("bias", "alpha")
+    bias: nn.Parameter
+    alpha: nn.Parameter
     weight_step: Tensor
     alpha_step: Tensor
 
@@ -98,34 +99,13 @@ class LPPlusPlus(Tuner):
 
     # Start
 
-    def attach(self, backbone: Backbone) -> None:
-        """Create a probe of the feature width, without classes.
-
-        Raises:
-            DtrapError: This tuner is attached to a backbone with another feature width.
-        """
-        if not hasattr(self, "weight"):
-            self._make_probe(next(backbone.parameters()).detach().new_empty(0, backbone.feature_dim))
-        else:
-            check_width(self, self.weight.shape[1], backbone)
-
-    def _make_probe(self, weight: Tensor) -> None:
-        self.weight = nn.Parameter(weight)
-        self.bias = nn.Parameter(weight.new_empty(len(weight)))
-        self.alpha = nn.Parameter(weight.new_empty(len(weight)))
-
-    def _give_room(self, classes: int) -> None:
-        if len(self.weight) != classes:
-            self._make_probe(self.weight.detach().new_empty(classes, self.weight.shape[1]))
-
     def reset(self, seed: int, num_classes: int) -> None:
         """Draw the bias and set the rest to zero; `prepare_task` derives it."""
-        self._give_room(num_classes)
-        bound, generator = 1 / sqrt(self.weight.shape[1]), Generator().manual_seed(seed)
-        with torch.no_grad():
-            self.bias.copy_(torch.empty(num_classes).uniform_(-bound, bound, generator=generator))
-            for value in (self.weight, self.alpha, self.weight_step, self.alpha_step):
-                value.zero_()
+        self.make_head(num_classes)
+        bound = 1 / sqrt(self.weight.shape[1])
+        draw(self.bias, nn.init.uniform_, -bound, bound, generator=Generator().manual_seed(seed))
+        for value in (self.weight, self.alpha, self.weight_step, self.alpha_step):
+            nn.init.zeros_(value)
 
     def prepare_task(self, task: TaskData) -> None:
         """Derive the start of Wc and alpha, and both step sizes, from the support rows."""
@@ -139,17 +119,6 @@ class LPPlusPlus(Tuner):
             largest = torch.linalg.eigvalsh(features.T @ features)[-1]
             self.weight_step.copy_(4 * len(features) / largest)
             self.alpha_step.copy_(len(features) / (4 * similarities.square().sum(dim=0).max()))
-
-    # State
-
-    def adapter_state(self) -> dict[str, Tensor]:
-        """Return Wc, b, alpha and the step sizes."""
-        return {name: getattr(self, name) for name in ("weight", "bias", "alpha", "weight_step", "alpha_step")}
-
-    def make_room(self, state: dict[str, Tensor]) -> None:
-        """Allocate the probe for the saved number of classes."""
-        if "weight" in state:
-            self._give_room(len(state["weight"]))
 
     # From features to logits
 
@@ -175,4 +144,3 @@ class LPPlusPlus(Tuner):
 
     def scheduler(self, optimizer: Optimizer, total_steps: int, steps_per_epoch: int) -> None:
         """Return None: the step sizes are constant."""
-        return

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 from typing import Any
 
 import torch
@@ -14,7 +14,7 @@ from ...errors import DtrapError, check_at_least
 from ..backbones.base import Backbone, Tower
 from ..chunking import encode_in_chunks
 from ..text_head import ClassPrompts, tokenize_classes
-from .base import DasslTraining, Tuner, another_backbone
+from .base import DasslTraining, Tuner, attach_once, draw, hooked
 from .coop import check_words, context_embedding, find_placeholder, text_weight, word_tokens
 
 Hook = Callable[[nn.Module, tuple[Any, ...]], tuple[Any, ...]]
@@ -39,6 +39,12 @@ class MaPLe(DasslTraining, Tuner):
 
     Raises:
         DtrapError: A number is below 1, or the initial words are empty.
+
+    Attributes:
+        context: The prompt [n, C] of the text tower before block 0.
+        projection: The linear map from C to the width of the image tower, for `context`.
+        deep_context: The prompts [n, C] of the blocks 1 .. depth - 1.
+        deep_projections: Their linear maps.
     """
 
     name = "maple"
@@ -60,10 +66,10 @@ class MaPLe(DasslTraining, Tuner):
         self.depth = depth
         self.deep_context = nn.ParameterList()
         self.deep_projections = nn.ModuleList()
-        self._backbones: list[Backbone] = []  # in a list, so that the backbone is not a submodule of the tuner
-        self._word_tokens: Tensor | None = None
+        self._start: Tensor | None = None
         self._tokens: tuple[tuple[str, ...], Tensor] | None = None
 
+    @attach_once
     def attach(self, backbone: Backbone) -> None:
         """Allocate prompts and projections; the backbone is not changed.
 
@@ -71,10 +77,6 @@ class MaPLe(DasslTraining, Tuner):
             DtrapError: The image tower is not a transformer, the initial words have fewer tokens than the context, or
                 this tuner is attached to another backbone.
         """
-        if self._backbones:
-            if self._backbones[0] is not backbone:
-                raise another_backbone(self)
-            return
         layers = backbone.attention_layers("vision")
         if not layers or not backbone.blocks("vision") or getattr(backbone, "image_entrance", None) is None:
             raise DtrapError(
@@ -86,8 +88,13 @@ class MaPLe(DasslTraining, Tuner):
         self._first, self._words = placeholder.first, " ".join([placeholder.word] * self.context_tokens)
         if self.initial_words is not None:
             self._words = " ".join(self.initial_words.replace("_", " ").split())
-            self._word_tokens = self._initial_tokens(word_tokens(backbone, placeholder, self._words))
-        self._backbones.append(backbone)
+            tokens = word_tokens(backbone, placeholder, self._words)
+            if len(tokens) < self.context_tokens:
+                raise DtrapError(
+                    f"MaPLe: context_tokens is {self.context_tokens}, but the initial words {self.initial_words!r} "
+                    f"have {len(tokens)} tokens; expected at most as many. Use initial_words: null for a random start."
+                )
+            self._start = context_embedding(backbone, tokens[: self.context_tokens])
         image_width = backbone.get_submodule(f"{layers[0]}.q_proj").in_features
         weight = text_weight(backbone)
 
@@ -103,14 +110,6 @@ class MaPLe(DasslTraining, Tuner):
             self.deep_projections.append(projection())
         self.reset(0, 1)
 
-    def _initial_tokens(self, tokens: Tensor) -> Tensor:
-        if len(tokens) < self.context_tokens:
-            raise DtrapError(
-                f"MaPLe: context_tokens is {self.context_tokens}, but the initial words {self.initial_words!r} have "
-                f"{len(tokens)} tokens; expected at most as many. Use initial_words: null for a random start."
-            )
-        return tokens[: self.context_tokens]
-
     @torch.no_grad()
     def reset(self, seed: int, num_classes: int) -> None:
         """Set the context to words or normal draws, deep prompts to normal draws, linear maps to torch's default.
@@ -119,12 +118,12 @@ class MaPLe(DasslTraining, Tuner):
         """
         generator = Generator().manual_seed(seed)
         prompts = list(self.deep_context)
-        if self._word_tokens is None:
+        if self._start is None:
             prompts.insert(0, self.context)
         else:
-            self.context.copy_(context_embedding(self._backbones[0], self._word_tokens))
+            self.context.copy_(self._start)
         for prompt in prompts:
-            prompt.copy_(torch.empty(prompt.shape).normal_(std=0.02, generator=generator))
+            draw(prompt, nn.init.normal_, 0.0, 0.02, generator=generator)
         shape = self.projection.weight.shape
         bound = shape[1] ** -0.5
         for projections in ([self.projection], list(self.deep_projections)):
@@ -132,10 +131,6 @@ class MaPLe(DasslTraining, Tuner):
             bias = torch.empty(shape[0]).uniform_(-bound, bound, generator=generator)
             for projection in projections:
                 projection.load_state_dict({"weight": weight, "bias": bias})
-
-    def adapter_state(self) -> dict[str, Tensor]:
-        """Return the prompts [n, C] of the text tower and the linear maps from C to the image tower's width."""
-        return dict(self.named_parameters())
 
     def image_features(self, backbone: Backbone, images: Tensor) -> Tensor:
         """Return features [B, D] of images [B, 3, H, W] with the prompts among the image tokens."""
@@ -145,7 +140,7 @@ class MaPLe(DasslTraining, Tuner):
         hooks = {block: _replace(projection(prompt), -count) for block, projection, prompt in deep}
         hooks[backbone.image_entrance] = _append(self.projection(self.context))
         # The prompts are removed after the last block, so that no pooling head sees them.
-        with _hooked(hooks), blocks[-1].register_forward_hook(_remove_last(count)):
+        with _inputs_changed(hooks), blocks[-1].register_forward_hook(_remove_last(count)):
             return backbone.encode_image(images)
 
     def text_features(self, backbone: Backbone, prompts: ClassPrompts, chunk: int | None = None) -> Tensor:
@@ -160,7 +155,7 @@ class MaPLe(DasslTraining, Tuner):
         def encode(rows: Tensor) -> Tensor:
             embeddings = _with_rows(backbone.token_embedding(rows), self.context, first)
             deep = zip(backbone.blocks("text")[1:], self.deep_context, strict=False)
-            with _hooked({block: _replace(prompt, first) for block, prompt in deep}):
+            with _inputs_changed({block: _replace(prompt, first) for block, prompt in deep}):
                 return backbone.encode_text_embeddings(embeddings, rows)
 
         return encode_in_chunks(encode, tokens, chunk)
@@ -175,13 +170,9 @@ class MaPLe(DasslTraining, Tuner):
         return known[1]
 
 
-@contextmanager
-def _hooked(hooks: dict[nn.Module, Hook]) -> Iterator[None]:
+def _inputs_changed(hooks: dict[nn.Module, Hook]) -> AbstractContextManager[None]:
     """Within it, the hooks change the modules' inputs."""
-    with ExitStack() as stack:
-        for module, hook in hooks.items():
-            stack.enter_context(module.register_forward_pre_hook(hook))
-        yield
+    return hooked(module.register_forward_pre_hook(hook) for module, hook in hooks.items())
 
 
 def _with_rows(tokens: Tensor, rows: Tensor, first: int) -> Tensor:

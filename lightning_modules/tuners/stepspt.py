@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
+from math import sqrt
 from typing import TYPE_CHECKING, cast
 
 import torch
@@ -15,7 +14,7 @@ from torch.optim import SGD, Optimizer
 from ...errors import DtrapError
 from ..backbones.base import Backbone, Tower
 from ..chunking import encode_in_chunks
-from .base import Batch, SteppedModule, TaskData, Tuner, check_width
+from .base import Batch, SteppedModule, TaskData, Tuner, check_width, draw
 from .distribution_alignment import confident_rows, diversity_loss, find_partners, information_loss
 
 if TYPE_CHECKING:
@@ -46,6 +45,8 @@ class StepSPT(Tuner):
     episode's support rows. These rows are also the plain ones, since each image has only one view there.
 
     Attributes:
+        batch_norm: The style prompt; its running statistics are saved with its weight and bias, all [3].
+        head: Weight [W, D] and bias [W]; None before the number of classes is known.
         next_permutation: The order [N] of the support rows that the next internal step uses instead of a drawn one;
             reset by that step.
     """
@@ -64,7 +65,6 @@ class StepSPT(Tuner):
         self.head: nn.Linear | None = None
         self.next_permutation: Tensor | None = None
         self._width = 0
-        self._disabled = False
         self._queries: Tensor | None = None
         self._seed = 0
 
@@ -91,23 +91,9 @@ class StepSPT(Tuner):
         self.next_permutation = self._queries = None
         self.batch_norm.reset_parameters()
         head = self._make_head(num_classes)
-        weight, bias = torch.empty(num_classes, self._width), torch.empty(num_classes)
-        nn.init.kaiming_uniform_(weight, a=math.sqrt(5), generator=generator)
-        bound = 1 / math.sqrt(self._width)
-        nn.init.uniform_(bias, -bound, bound, generator=generator)
-        with torch.no_grad():
-            head.weight.copy_(weight)
-            head.bias.copy_(bias)
-
-    def adapter_state(self) -> dict[str, Tensor]:
-        """Return weight, bias and running statistics [3] of the batch norm, weight [W, D] and bias [W] of the head."""
-        state: dict[str, Tensor] = {
-            f"batch_norm.{name}": getattr(self.batch_norm, name)
-            for name in ("weight", "bias", "running_mean", "running_var")
-        }
-        if self.head is not None:
-            state |= {"head.weight": self.head.weight, "head.bias": self.head.bias}
-        return state
+        bound = 1 / sqrt(self._width)
+        draw(head.weight, nn.init.kaiming_uniform_, sqrt(5), generator=generator)
+        draw(head.bias, nn.init.uniform_, -bound, bound, generator=generator)
 
     def make_room(self, state: dict[str, Tensor]) -> None:
         """Allocate the head for the saved number of classes."""
@@ -135,18 +121,9 @@ class StepSPT(Tuner):
             )
         self._queries = task.query_images[-(rows // views) :].clone()
 
-    @contextmanager
-    def disabled(self) -> Iterator[None]:
-        """Within it, images skip the batch norm."""
-        self._disabled = True
-        try:
-            yield
-        finally:
-            self._disabled = False
-
     def image_features(self, backbone: Backbone, images: Tensor) -> Tensor:
-        """Return features [B, D] of images [B, 3, H, W] after the style prompt."""
-        return backbone.encode_image(images if self._disabled else self.batch_norm(images))
+        """Return features [B, D] of images [B, 3, H, W] after the style prompt, which is skipped while disabled."""
+        return backbone.encode_image(images if self._is_disabled else self.batch_norm(images))
 
     def logits(self, image_features: Tensor, text_features: Tensor, logit_scale: float) -> Tensor:
         """Return the head's logits [B, W] of raw features [B, D], in at least float32; the texts are not used."""
@@ -159,15 +136,10 @@ class StepSPT(Tuner):
     def optimizer(self, parameters: list[nn.Parameter], learning_rate: float) -> list[Optimizer]:
         """Return SGD for the head (momentum, dampening 0.9, weight decay 0.001) and plain SGD for the style prompt."""
         style = {id(parameter) for parameter in self.batch_norm.parameters()}
+        head = [parameter for parameter in parameters if id(parameter) not in style]
         return [
-            SGD(
-                [parameter for parameter in parameters if id(parameter) not in style],
-                lr=learning_rate,
-                momentum=0.9,
-                dampening=0.9,
-                weight_decay=1e-3,
-            ),
-            SGD([parameter for parameter in parameters if id(parameter) in style], lr=learning_rate),
+            SGD(head, lr=learning_rate, momentum=0.9, dampening=0.9, weight_decay=1e-3),
+            SGD(self.batch_norm.parameters(), lr=learning_rate),
         ]
 
     def scheduler(self, optimizer: Optimizer, total_steps: int, steps_per_epoch: int) -> None:
@@ -183,7 +155,9 @@ class StepSPT(Tuner):
         head_optimizer, style_optimizer = cast("list[LightningOptimizer]", module.optimizers())
         images, labels = batch["images"], batch["labels"]
         support = _last_view(batch)
-        episode = torch.cat([images[support], self._unlabeled()])
+        if self._queries is None:
+            raise DtrapError("StepSPT: own_step was called before prepare_task, which sets the queries.")
+        episode = torch.cat([images[support], self._queries])
         with torch.no_grad():
             bank = self._encode(module, [episode])
             confident = confident_rows(self._probabilities(bank))
@@ -233,11 +207,6 @@ class StepSPT(Tuner):
 
     def _probabilities(self, features: Tensor) -> Tensor:
         return self.logits(features, features, 1.0).softmax(dim=1)
-
-    def _unlabeled(self) -> Tensor:
-        if self._queries is None:
-            raise DtrapError("StepSPT: own_step was called before prepare_task, which sets the queries.")
-        return self._queries
 
 
 def _last_view(batch: Batch) -> Tensor:

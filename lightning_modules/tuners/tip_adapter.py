@@ -114,10 +114,6 @@ class TipAdapter(Tuner):
 
     # State
 
-    def adapter_state(self) -> dict[str, Tensor]:
-        """Return keys, values, alpha and beta."""
-        return {"keys": self.keys, "values": self.values, "alpha": self.alpha, "beta": self.beta}
-
     def make_room(self, state: dict[str, Tensor]) -> None:
         """Allocate the cache for the saved numbers of images and classes."""
         if not {"keys", "values"} <= state.keys():
@@ -176,10 +172,10 @@ class TipAdapter(Tuner):
     def choose(self, image_features: Tensor, text_features: Tensor, labels: Tensor, logit_scale: float) -> None:
         """Choose the first of the most accurate pairs; beta is the outer loop."""
         betas, alphas = self.grids()
-        correct = self.search(image_features, text_features, labels, logit_scale).flatten().tolist()
-        first = correct.index(max(correct))
-        self.beta.fill_(betas[first // len(alphas)])
-        self.alpha.fill_(alphas[first % len(alphas)])
+        correct = self.search(image_features, text_features, labels, logit_scale)
+        beta, alpha = divmod(int(correct.argmax()), len(alphas))  # argmax returns the first of equal counts
+        self.beta.fill_(betas[beta])
+        self.alpha.fill_(alphas[alpha])
 
 
 class TipAdapterF(TipAdapter):
