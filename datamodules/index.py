@@ -13,6 +13,8 @@ from pathlib import Path
 from ..errors import DtrapError, nearest
 from .images import list_images
 
+SPLITS = ("train", "val", "test")
+
 
 @dataclass(frozen=True)
 class ImageIndex:

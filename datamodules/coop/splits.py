@@ -14,9 +14,8 @@ import numpy as np
 
 from ...errors import DtrapError
 from ..images import list_images
-from ..index import ImageIndex, listing
+from ..index import SPLITS, ImageIndex, listing
 
-SPLITS = ("train", "val", "test")
 SEED = 1
 
 

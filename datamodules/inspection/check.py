@@ -8,7 +8,6 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from itertools import islice
 from pathlib import Path
 
 from rich import box
@@ -22,11 +21,12 @@ from ...errors import DtrapError
 from ..catalogue import SETS, find_set
 from ..findings import Finding, Findings, counted, relative
 from ..images import ImageError, open_image
-from ..index import DataNotFound, ImageIndex
+from ..index import SPLITS, DataNotFound, ImageIndex
 
 CASES = 3
 DECODED_TOGETHER = 256
-SPLITS = ("train", "val", "test")
+COLUMNS = ("set", "images", "classes", "per class", "found / published", "missing", "unreadable", "verdict")
+NUMBERS = ("images", "classes", "per class", "missing", "unreadable")
 
 
 @dataclass
@@ -156,18 +156,13 @@ def find_unreadable(paths: Iterable[str], console: Console) -> dict[str, str]:
     ):
         warnings.simplefilter("ignore")
         task = progress.add_task("", total=len(ordered))
-        for part in _parts(ordered):
+        for start in range(0, len(ordered), DECODED_TOGETHER):
+            part = ordered[start : start + DECODED_TOGETHER]
             for path, reason in zip(part, pool.map(_why_unreadable, part), strict=True):
                 if reason:
                     found[path] = reason
                 progress.advance(task)
     return found
-
-
-def _parts(paths: list[str]) -> Iterator[list[str]]:
-    remaining = iter(paths)
-    while part := list(islice(remaining, DECODED_TOGETHER)):
-        yield part
 
 
 def _why_unreadable(path: str) -> str:
@@ -182,33 +177,25 @@ def _why_unreadable(path: str) -> str:
 
 
 def _print_table(reports: list[SetReport], console: Console) -> None:
-    table = Table(box=box.SIMPLE)
-    table.add_column("set", no_wrap=True)
-    for title in ("images", "classes", "per class"):
-        table.add_column(title, justify="right", no_wrap=True)
-    table.add_column("found / published", no_wrap=True)
-    for title in ("missing", "unreadable"):
-        table.add_column(title, justify="right", no_wrap=True)
-    table.add_column("verdict", no_wrap=True)
+    table = Table(*COLUMNS, box=box.SIMPLE)
+    for column in table.columns:
+        column.justify = "right" if column.header in NUMBERS else "left"
     for report in reports:
         table.add_row(*(Text(cell) for cell in _cells(report)))
     print_table(table, console)
 
 
 def _cells(report: SetReport) -> list[str]:
-    counts = [count for count in report.images_per_class().values() if count] or [0]
-    least, most = min(counts), max(counts)
-    found = report.found()
-    splits = [
-        f"{'' if split == 'all' else split + ' '}{count:,} / {report.published[split]:,}"
-        if split in report.published
-        else f"{'' if split == 'all' else split + ' '}{count:,}"
-        for split, count in found.items()
-    ]
+    counts = [count for count in report.images_per_class().values() if count]
+    least, most = min(counts, default=0), max(counts, default=0)
+    splits = []
+    for split, count in report.found().items():
+        published = f" / {report.published[split]:,}" if split in report.published else ""
+        splits.append(f"{'' if split == 'all' else split + ' '}{count:,}{published}")
     return [
         report.name,
         f"{len(report.index.paths):,}",
-        f"{sum(map(bool, report.images_per_class().values())):,}",
+        f"{len(counts):,}",
         f"{least:,}" if least == most else f"{least:,}..{most:,}",
         " · ".join(splits),
         f"{len(report.index.missing):,}",
@@ -221,10 +208,10 @@ def _print_findings(report: SetReport, console: Console, *, classes: bool, most:
     lines = []
     for kind, findings in (("fault", report.faults), ("note", report.notes)):
         for finding in findings:
-            lines.append(f"  {kind:6}{finding.text}")
-            lines += [f"          {case}" for case in finding.cases[:most]]
-            rest = len(finding.cases) - (len(finding.cases) if most is None else most)
-            lines += [f"          and {rest:,} more"] if rest > 0 else []
+            shown = finding.cases[:most]
+            lines += [f"  {kind:6}{finding.text}", *(f"          {case}" for case in shown)]
+            if len(shown) < len(finding.cases):
+                lines.append(f"          and {len(finding.cases) - len(shown):,} more")
     if classes:
         lines += ["  images per class", *(f"    {n:>7,}  {name}" for name, n in report.images_per_class().items())]
     for line in [report.name, *lines] if lines else []:

@@ -96,7 +96,7 @@ def make_sheet(data: FewShotDataModule, seed: int) -> Sheet:
         chosen = rng.choice(positions, size=min(IMAGES_PER_CLASS, len(positions)), replace=False)
         images = [_load(data, int(position)) for position in chosen]
         readable += [int(number) for number, image in zip(chosen, images, strict=True) if image is not None]
-        classes.append(ClassImages(_readable(name), len(positions), [_small(image) for image in images]))
+        classes.append(ClassImages(_readable(name), len(positions), images))
     if not readable:
         raise DtrapError(f"{data}: no image can be read. Run dtrap data check {data.root}.")
     support = int(rng.choice(readable))
@@ -120,14 +120,10 @@ def _notes(data: FewShotDataModule, seed: int) -> str:
 
 def _load(data: FewShotDataModule, position: int) -> Image.Image | None:
     try:
-        return data.load_image(position)
+        image = data.load_image(position)
     except ImageError:
         return None
-
-
-def _small(image: Image.Image | None) -> Image.Image | None:
-    if image is not None:
-        image.thumbnail((PIXELS, PIXELS))
+    image.thumbnail((PIXELS, PIXELS))
     return image
 
 
