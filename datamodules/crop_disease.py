@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import ClassVar
 
 from .findings import COMPLETE, Findings, empty_folders, missing_folders, unknown_folders, unused_folders
 from .index import ImageIndex, class_folders, index_class_folders, not_found
-from .published import PublishedDataModule
+from .published import Published, PublishedDataModule
 
 _FOLDERS = (
     "dataset/train",
@@ -68,8 +67,7 @@ class CropDiseaseDataModule(PublishedDataModule):
     """
 
     title = "CropDisease"
-    published: ClassVar[dict[str, int]] = {"all": 43456}
-    class_count = 38
+    published = Published(38, all=43_456)
 
     def read(self, findings: Findings) -> ImageIndex:
         """List the class folders."""

@@ -6,9 +6,10 @@ import hashlib
 import os
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 from ..errors import DtrapError, nearest
 from .images import list_images
@@ -53,15 +54,11 @@ class ImageIndex:
 
     def position(self, relative: str) -> int | None:
         """Return the position of the image with a relative path; None if there is none."""
-        number, _, rest = relative.partition("/")
-        root = self.roots[int(number)] if number.isdecimal() and int(number) < len(self.roots) else None
-        place = relative if root is None else rest.replace("/", os.sep)
-        position = self._positions.get(place if root in (None, os.curdir) else f"{root}{os.sep}{place}")
-        return position if position is not None and self.relative(position) == relative else None
+        return self._positions.get(relative)
 
     @cached_property
     def _positions(self) -> dict[str, int]:
-        return {path: position for position, path in enumerate(self.paths)}
+        return {self._relative(path): position for position, path in enumerate(self.paths)}
 
     def _relative(self, path: str) -> str:
         for number, root in enumerate(self.roots):
@@ -106,6 +103,11 @@ def not_found(root: Path, looked_for: Sequence[str], title: str, what: str) -> D
         f"{title}: no {what} under {root}. Looked for: {', '.join(looked_for)}. "
         "Set data.root to the folder that holds one of these."
     )
+
+
+def join(first: ImageIndex, second: ImageIndex, **changes: Any) -> ImageIndex:
+    """Return the images of two indexes with the same classes, with changes of other fields."""
+    return replace(first, paths=first.paths + second.paths, labels=first.labels + second.labels, **changes)
 
 
 def index_class_folders(root: Path, folders: Sequence[str], class_names: Sequence[str]) -> ImageIndex:

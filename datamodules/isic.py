@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from pathlib import Path
-from typing import ClassVar
 
 from .findings import Findings, counted
 from .index import first_of
+from .published import Published
 from .tables import CORRECT, LabeledRow, TableDataModule, read_table
 
 CLASS_NAMES = {
@@ -36,8 +36,7 @@ class ISICDataModule(TableDataModule):
     """
 
     title = "ISIC"
-    published: ClassVar[dict[str, int]] = {"all": 10015}
-    class_count = 7
+    published = Published(7, all=10_015)
     tables = tuple(str(Path(f, g, f"{_GROUND_TRUTH}.csv")) for f in _FOLDERS for g in (_GROUND_TRUTH, ""))
     image_folders = tuple(str(Path(folder, _IMAGES)) for folder in _FOLDERS)
     ending = ".jpg"

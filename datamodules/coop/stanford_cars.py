@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import ClassVar
 
 from ...errors import DtrapError
 from ..findings import Findings
+from ..published import Published
 from .base import CoOpDataModule
 from .releases import read_mat
 from .splits import Row, Split, draw_validation
@@ -28,8 +28,7 @@ class StanfordCarsDataModule(CoOpDataModule):
     split_file = "split_zhou_StanfordCars.json"
     image_folder = ""
     signs = ("cars_train", "cars_test")
-    published: ClassVar[dict[str, int]] = {"train": 6509, "val": 1635, "test": 8041}
-    class_count = 196
+    published = Published(196, train=6509, val=1635, test=8041)
 
     def make_split(self, folder: Path, findings: Findings) -> Split:
         """Take the published test images; a fifth of each class of the others is for validation."""

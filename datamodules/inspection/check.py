@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import warnings
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,6 +22,7 @@ from ..catalogue import SETS, find_set
 from ..findings import Finding, Findings, counted, relative
 from ..images import ImageError, open_image
 from ..index import SPLITS, DataNotFound, ImageIndex
+from ..published import Published
 
 CASES = 3
 DECODED_TOGETHER = 256
@@ -36,7 +37,7 @@ class SetReport:
     Attributes:
         name: Its name in the catalogue.
         index: Images that are there and have a label.
-        published: Published numbers of images by split, or of "all".
+        published: Published numbers.
         faults: What is wrong: what stops a run, then what differs from the published set, then unreadable images.
         notes: What else a user should know.
         unreadable: Number of images that cannot be decoded; None where decoding was not tried.
@@ -44,7 +45,7 @@ class SetReport:
 
     name: str
     index: ImageIndex
-    published: Mapping[str, int]
+    published: Published
     faults: list[Finding]
     notes: list[Finding]
     unreadable: int | None = None
@@ -60,7 +61,7 @@ class SetReport:
         if self.index.splits is None:
             return {"all": len(self.index.paths)}
         counts = Counter(self.index.splits)
-        return {split: counts[split] for split in SPLITS if split in counts or split in self.published}
+        return {split: counts[split] for split in SPLITS if split in counts or split in self.published.images}
 
     def images_per_class(self) -> dict[str, int]:
         """Return the number of images of each class, in the order of the labels; a class may have none."""
@@ -112,19 +113,19 @@ def _read(name: str, root: Path) -> SetReport | None:
         findings.faults.append(Finding(str(error)))
     report = SetReport(name, index, module.published, [*findings.faults, *findings.differences], findings.notes)
     if index.class_names:
-        report.faults += _count_faults(report, module.class_count)
+        report.faults += _count_faults(report)
     return report
 
 
-def _count_faults(report: SetReport, class_count: int) -> Iterator[Finding]:
+def _count_faults(report: SetReport) -> Iterator[Finding]:
     """Yield which numbers of classes and images differ from the published ones."""
     without = [label for label, count in report.images_per_class().items() if not count]
     filled = len(report.index.class_names) - len(without)
-    if filled != class_count:
-        text = f"{filled} class{'' if filled == 1 else 'es'} with images, {class_count} published"
+    if filled != report.published.classes:
+        text = f"{filled} class{'' if filled == 1 else 'es'} with images, {report.published.classes} published"
         yield Finding(text, [f"class '{label}': no image" for label in without])
     counts = {"all": len(report.index.paths), **report.found()}
-    for split, number in report.published.items():
+    for split, number in report.published.images.items():
         if counts.get(split, number) != number:
             where = "" if split == "all" else f"{split}: "
             yield Finding(f"{where}{counts[split]:,} images found, {number:,} published")
@@ -188,9 +189,9 @@ def _print_table(reports: list[SetReport], console: Console) -> None:
 def _cells(report: SetReport) -> list[str]:
     counts = [count for count in report.images_per_class().values() if count]
     least, most = min(counts, default=0), max(counts, default=0)
-    splits = []
+    splits, numbers = [], report.published.images
     for split, count in report.found().items():
-        published = f" / {report.published[split]:,}" if split in report.published else ""
+        published = f" / {numbers[split]:,}" if split in numbers else ""
         splits.append(f"{'' if split == 'all' else split + ' '}{count:,}{published}")
     return [
         report.name,
