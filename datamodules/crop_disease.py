@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from .findings import COMPLETE, Findings, empty_folders, missing_folders, unknown_folders, unused_folders
+from .findings import Findings, check_class_folders, missing_folders, unknown_folders
 from .index import ImageIndex, class_folders, index_class_folders, not_found
 from .published import Published, PublishedDataModule
 
@@ -79,9 +79,7 @@ class CropDiseaseDataModule(PublishedDataModule):
             looked_for = [str(Path(name, "Plant___Disease")) + "/ ..." for name in _FOLDERS]
             raise not_found(self.root, looked_for, self.title, "class folders")
         index = index_class_folders(folder, classes, classes)
-        findings.fault(empty_folders(folder, index, classes, self.root), COMPLETE, "small_classes")
+        check_class_folders(findings, folder, index, classes, self.root)
         findings.difference(missing_folders(folder, CLASS_FOLDERS, self.root))
         findings.difference(unknown_folders(folder, classes, CLASS_FOLDERS, self.root))
-        if not findings.stop:
-            findings.note(unused_folders(folder, classes, self.root))
         return index

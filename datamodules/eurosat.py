@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from .findings import COMPLETE, Findings, empty_folders, missing_folders, unused_folders
+from .findings import COMPLETE, Findings, check_class_folders, missing_folders
 from .index import ImageIndex, index_class_folders, not_found
 from .published import Published, PublishedDataModule
 
@@ -46,7 +46,5 @@ class EuroSATDataModule(PublishedDataModule):
             raise not_found(self.root, looked_for, self.title, "class folders")
         index = index_class_folders(folder, list(CLASS_NAMES), list(CLASS_NAMES.values()))
         findings.fault(missing_folders(folder, CLASS_NAMES, self.root), COMPLETE, "small_classes")
-        findings.fault(empty_folders(folder, index, CLASS_NAMES, self.root), COMPLETE, "small_classes")
-        if not findings.stop:
-            findings.note(unused_folders(folder, CLASS_NAMES, self.root))
+        check_class_folders(findings, folder, index, CLASS_NAMES, self.root)
         return index

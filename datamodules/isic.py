@@ -67,13 +67,11 @@ class ISICDataModule(TableDataModule):
                 without.append(f"{where}: expected one 1, found none")
             else:
                 good.append(LabeledRow(line, name, list(CLASS_NAMES).index(ones[0])))
-        for found in (
-            counted(empty, "column is empty", "columns are empty"),
-            counted(without, "row has no label", "rows have no label"),
-            counted(several, "row has several labels", "rows have several labels"),
-            counted(other, "row has a value other than 0 and 1", "rows have values other than 0 and 1"),
-        ):
-            findings.fault(found, CORRECT)
+        findings.fault(counted(empty, "column is empty", "columns are empty"), CORRECT)
+        findings.fault(counted(without, "row has no label", "rows have no label"), CORRECT)
+        findings.fault(counted(several, "row has several labels", "rows have several labels"), CORRECT)
+        odd = counted(other, "row has a value other than 0 and 1", "rows have values other than 0 and 1")
+        findings.fault(odd, CORRECT)
         return good
 
 

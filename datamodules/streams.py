@@ -124,7 +124,8 @@ class TrainingStream(EpochLoader):
         first = begin + (done if done < self.steps else 0)
         # One loader serves all epochs: workers would have to start again with every new one.
         if self._next != first:
-            loader = DataLoader(self.dataset, batch_size=None, sampler=count(first), **_workers(self.data))
+            workers = self.data.num_workers
+            loader = DataLoader(self.dataset, batch_size=None, sampler=count(first), num_workers=workers)
             self._batches = iter(loader)
         for step in range(first, begin + self.steps):
             batch = next(self._batches)
@@ -179,9 +180,5 @@ def stream_plain(data: ImageCollection, images: Positions, share: slice = WHOLE)
     rows = range(len(dataset))
     # Batches without a row of this process are left out.
     batches = [list(own) for i in rows[::TEST_BATCH] if (own := rows[i : i + TEST_BATCH][share])]
-    return Streamed(DataLoader(dataset, batch_sampler=batches, collate_fn=collate, **_workers(data)), data)
-
-
-def _workers(data: ImageCollection) -> dict[str, Any]:
-    workers = data.num_workers
-    return {"num_workers": workers, "prefetch_factor": 2 if workers else None}
+    loader = DataLoader(dataset, batch_sampler=batches, collate_fn=collate, num_workers=data.num_workers)
+    return Streamed(loader, data)

@@ -50,12 +50,6 @@ class SetReport:
     notes: list[Finding]
     unreadable: int | None = None
 
-    @property
-    def verdict(self) -> str:
-        """Number of faults for the table, or "ok"."""
-        count = len(self.faults)
-        return f"{count} fault{'s' * (count > 1)}" if count else "ok"
-
     def found(self) -> dict[str, int]:
         """Return the numbers of images: of each split, or of "all" without a split."""
         if self.index.splits is None:
@@ -188,6 +182,7 @@ def _print_table(reports: list[SetReport], console: Console) -> None:
 
 def _cells(report: SetReport) -> list[str]:
     counts = [count for count in report.images_per_class().values() if count]
+    faults = len(report.faults)
     least, most = min(counts, default=0), max(counts, default=0)
     splits, numbers = [], report.published.images
     for split, count in report.found().items():
@@ -201,7 +196,7 @@ def _cells(report: SetReport) -> list[str]:
         " · ".join(splits),
         f"{len(report.index.missing):,}",
         "not tried" if report.unreadable is None else f"{report.unreadable:,}",
-        report.verdict,
+        f"{faults} fault{'s' * (faults > 1)}" if faults else "ok",
     ]
 
 
