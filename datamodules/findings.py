@@ -171,12 +171,10 @@ def missing_images(findings: Findings, index: ImageIndex, root: Path, rows: Mapp
         for path in index.missing
         if not by_folder[os.path.dirname(path)]
     ]
-    for found in (
-        counted(gone, "folder is missing", "folders are missing"),
-        counted(empty, "folder is empty", "folders are empty"),
-        counted(single, "image is named but does not exist", "images are named but do not exist"),
-    ):
-        findings.fault(found, COMPLETE, "bad_images")
+    findings.fault(counted(gone, "folder is missing", "folders are missing"), COMPLETE, "bad_images")
+    findings.fault(counted(empty, "folder is empty", "folders are empty"), COMPLETE, "bad_images")
+    absent = counted(single, "image is named but does not exist", "images are named but do not exist")
+    findings.fault(absent, COMPLETE, "bad_images")
 
 
 def _used_folders(index: ImageIndex) -> set[str]:

@@ -44,13 +44,19 @@ class ImageIndex:
         """Return the SHA-256 of the relative paths, labels and splits, by which a run recognizes its data."""
         digest = hashlib.sha256()
         splits = [""] * len(self.paths) if self.splits is None else [f"\t{split}" for split in self.splits]
-        for path, label, split in zip(self.paths, self.labels, splits, strict=True):
-            digest.update(f"{label}\t{self._relative(path)}{split}\n".encode(errors="surrogateescape"))
+        for position, (label, split) in enumerate(zip(self.labels, splits, strict=True)):
+            digest.update(f"{label}\t{self.relative(position)}{split}\n".encode(errors="surrogateescape"))
         return digest.hexdigest()
 
     def relative(self, position: int) -> str:
         """Return the path of an image without the place of the data: number of the root, then the path in it."""
-        return self._relative(self.paths[position])
+        path = self.paths[position]
+        for number, root in enumerate(self.roots):
+            if root == os.curdir and not os.path.isabs(path):
+                return f"{number}/{path.replace(os.sep, '/')}"
+            if path.startswith(root + os.sep):
+                return f"{number}/{path[len(root) + 1 :].replace(os.sep, '/')}"
+        return path
 
     def position(self, relative: str) -> int | None:
         """Return the position of the image with a relative path; None if there is none."""
@@ -58,15 +64,7 @@ class ImageIndex:
 
     @cached_property
     def _positions(self) -> dict[str, int]:
-        return {self._relative(path): position for position, path in enumerate(self.paths)}
-
-    def _relative(self, path: str) -> str:
-        for number, root in enumerate(self.roots):
-            if root == os.curdir and not os.path.isabs(path):
-                return f"{number}/{path.replace(os.sep, '/')}"
-            if path.startswith(root + os.sep):
-                return f"{number}/{path[len(root) + 1 :].replace(os.sep, '/')}"
-        return path
+        return {self.relative(position): position for position in range(len(self.paths))}
 
 
 def listing(names: Sequence[str], most: int = 5) -> str:

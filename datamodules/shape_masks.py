@@ -98,10 +98,6 @@ def _patch(x: Tensor, y: Tensor) -> Tensor:
     return torch.maximum(x.abs(), y.abs()) < 1
 
 
-def _stripes(x: Tensor, y: Tensor, variation: Tensor) -> Tensor:
-    return _patch(x, y) & (torch.remainder(y * (2 + 0.5 * variation), 1.0) < 0.5)
-
-
 def _checkerboard(x: Tensor, y: Tensor, variation: Tensor) -> Tensor:
     cells = 1.8 + 0.5 * variation
     return _patch(x, y) & (torch.remainder(torch.floor(x * cells) + torch.floor(y * cells), 2.0) < 1)
@@ -156,7 +152,7 @@ MASKS: dict[str, Mask] = {
     "target": _target,
     "asterisk": _asterisk,
     "frame": _frame,
-    "stripes": _stripes,
+    "stripes": lambda x, y, variation: _patch(x, y) & (torch.remainder(y * (2 + 0.5 * variation), 1.0) < 0.5),
     "checkerboard": _checkerboard,
     "dots": _dots,
     "grid": _grid,

@@ -67,9 +67,7 @@ class UnlabelledBatches:
 
     def __init__(self, dataset: UnlabelledImages, batch_size: int, num_workers: int) -> None:
         self.dataset = dataset
-        self.loader: DataLoader[Any] = DataLoader(
-            dataset, batch_size=batch_size, num_workers=num_workers, collate_fn=collate
-        )
+        self.loader = DataLoader(dataset, batch_size=batch_size, num_workers=num_workers, collate_fn=collate)
 
     def __len__(self) -> int:
         return len(self.loader)

@@ -64,11 +64,10 @@ class ImageNetDataModule(CoOpDataModule):
                 raise DtrapError(f"{place}: expected {expected}, found '{line}'. Correct the line.")
             names[wnid] = name.replace("_", " ")
         counts = Counter(names.values())
-        replaced = [wnid for wnid in OTHER_NAMES if counts[names.get(wnid, "")] > 1]
-        for wnid in replaced:
-            text = f"{wnid} '{names[wnid]}' is called '{OTHER_NAMES[wnid]}': another class has its name"
-            findings.note(Finding(text))
-            names[wnid] = OTHER_NAMES[wnid]
+        for wnid, other in OTHER_NAMES.items():
+            if counts[names.get(wnid, "")] > 1:
+                findings.note(Finding(f"{wnid} '{names[wnid]}' is called '{other}': another class has its name"))
+                names[wnid] = other
         twice = [name for name, count in Counter(names.values()).items() if count > 1]
         if twice:
             owners = [wnid for wnid, name in names.items() if name == twice[0]]

@@ -32,12 +32,11 @@ class StanfordCarsDataModule(CoOpDataModule):
 
     def make_split(self, folder: Path, findings: Findings) -> Split:
         """Take the published test images; a fifth of each class of the others is for validation."""
-        names = read_mat(self.file_in(folder, "devkit/cars_meta.mat"), "class_names")
+        names = list(read_mat(self.file_in(folder, "devkit/cars_meta.mat"), "class_names"))
         training = self.file_in(folder, "devkit/cars_train_annos.mat")
         test = self.file_in(folder, "cars_test_annos_withlabels.mat", "devkit/cars_test_annos_withlabels.mat")
-        return draw_validation(
-            _read_annotations(training, "cars_train", list(names)), _read_annotations(test, "cars_test", list(names))
-        )
+        files = ((training, "cars_train"), (test, "cars_test"))
+        return draw_validation(*(_read_annotations(file, images, names) for file, images in files))
 
 
 def _read_annotations(path: Path, images: str, names: list[str]) -> list[Row]:

@@ -137,7 +137,9 @@ def sheet_figure(sheet: Sheet) -> Figure:
     Classes are arranged in parts of at most 40, each up to four classes wide; many parts are arranged in rows.
     """
     parts = [sheet.classes[i : i + CLASSES_PER_PART] for i in range(0, len(sheet.classes), CLASSES_PER_PART)]
-    columns, head = _columns(len(parts[0])), PART_HEAD if len(parts) > 1 else 0.0
+    # Classes in a row of a part, for pages that are about as high as wide.
+    columns = next((columns for columns, most in ((1, 3), (2, 12), (3, 24)) if len(parts[0]) <= most), 4)
+    head = PART_HEAD if len(parts) > 1 else 0.0
     across = min(math.ceil(math.sqrt(len(parts))), MAX_PARTS_PER_ROW)
     part_width = columns * (BLOCK_WIDTH + BETWEEN)
     # No part of a row has more classes than the first one.
@@ -145,10 +147,8 @@ def sheet_figure(sheet: Sheet) -> Figure:
     top = HEAD - 0.1 + VIEW_CELL + 0.65
     width = max(across * part_width - BETWEEN, len(VIEW_NAMES) * (VIEW_CELL + 2 * SPACE)) + 2 * MARGIN
     height = top + sum(heights) + MARGIN
-    title, notes = (
-        fitted(text, width - 2 * MARGIN, *style) for text, *style in ((sheet.title, 12, "bold"), (sheet.notes, 8))
-    )
-    figure, axes = new_page(width, height, title, notes)
+    title = fitted(sheet.title, width - 2 * MARGIN, 12, "bold")
+    figure, axes = new_page(width, height, title, fitted(sheet.notes, width - 2 * MARGIN, 8))
     _draw_views(axes, sheet, HEAD - 0.1, width)
     for number, part in enumerate(parts):
         row, column = divmod(number, across)
@@ -159,11 +159,6 @@ def sheet_figure(sheet: Sheet) -> Figure:
             draw_text(axes, left, above + 0.04, heading, size=9, weight="bold", color=GREY)
         _draw_part(axes, part, left, above + head, columns)
     return figure
-
-
-def _columns(classes: int) -> int:
-    """Return how many classes a row of a part has, for pages that are about as high as wide."""
-    return next((columns for columns, most in ((1, 3), (2, 12), (3, 24)) if classes <= most), 4)
 
 
 def _draw_views(axes: Axes, sheet: Sheet, top: float, width: float) -> None:
