@@ -13,7 +13,7 @@ from .collection import ImageCollection
 from .episode import Episode, Task
 from .sampler import TaskSampler
 from .streams import Streamed, TrainingSteps, TrainingStream, stream_plain
-from .subset import Positions, Subset, choose_subset
+from .subset import Subset, choose_subset
 
 
 @dataclass
@@ -96,22 +96,18 @@ class AllWaySampler(TaskSampler):
 
     def train_batches(self, episode: Episode, steps: int) -> TrainingStream:
         """Return batches of an endless stream of the training images, each drawn from (seed, step) alone."""
-        seed = self.seed_of(episode.number)
-        crops, images = self.settings.augmentation == "crop", self.subset_of(seed).train
-        dataset = TrainingSteps(self.data, images, seed, self.settings.batch_size, crops, self.share)
+        seed, crops = self.seed_of(episode.number), self.settings.augmentation == "crop"
+        dataset = TrainingSteps(self.data, episode.task.support, seed, self.settings.batch_size, crops, self.share)
         return TrainingStream(self.data, dataset, steps)
 
     def support_batches(self, episode: Episode) -> Iterable[Batch]:
         """Return every training image once, plain."""
-        return stream_plain(self.data, self.subset_of(self.seed_of(episode.number)).train)
+        return stream_plain(self.data, episode.task.support)
 
     def validation_batches(self, episode: Episode) -> Streamed:
         """Return min(K, 4) images per class, plain."""
-        return self._share(self.subset_of(self.seed_of(episode.number)).val)
+        return stream_plain(self.data, self.subset_of(self.seed_of(episode.number)).val, self.share)
 
     def test_batches(self, episode: Episode) -> Streamed:
         """Return every test image once, plain."""
-        return self._share(self.subset_of(self.seed_of(episode.number)).test)
-
-    def _share(self, images: Positions) -> Streamed:
-        return stream_plain(self.data, images, self.share)
+        return stream_plain(self.data, episode.task.query, self.share)

@@ -2,36 +2,46 @@
 
 from __future__ import annotations
 
+from collections import UserList
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
+from torch.utils.data import default_collate
 
 from .images import ImageError
 from .views import Preprocessing
 
 Batch = dict[str, Tensor]
+Collated = tuple[Batch | None, list[dict[str, Any]]]  # a batch of the readable items, if any, and the others
 Views = list[Image.Image]
 WHOLE = slice(None)  # all rows of a batch, where one process does all the work
 
 
-class Batches:
-    """A fixed series of batches with the interface that Lightning expects of a loader."""
-
-    def __init__(self, batches: Sequence[Batch]) -> None:
-        self.batches = batches
-
-    def __len__(self) -> int:
-        return len(self.batches)
-
-    def __iter__(self) -> Iterator[Batch]:
-        return iter(self.batches)
+class Batches(UserList[Batch]):
+    """A fixed series of batches; Lightning would take a list for several loaders."""
 
 
-class MiniBatches:
+class EpochLoader:
+    """A loader whose batches depend on the number of the epoch, which Lightning sets."""
+
+    epoch = 0
+
+    @property
+    def sampler(self) -> EpochLoader:
+        """This object: Lightning calls `set_epoch` of a loader's sampler."""
+        return self
+
+    def set_epoch(self, epoch: int) -> None:
+        """Switch to another epoch."""
+        self.epoch = epoch
+
+
+class MiniBatches(EpochLoader):
     """The rows of a batch in mini-batches, shuffled in every epoch; an incomplete last one is dropped.
 
     A batch with fewer rows than one mini-batch is returned whole.
@@ -46,16 +56,6 @@ class MiniBatches:
         self.batch, self.order = batch, order
         self.rows = len(batch["labels"])
         self.size = min(size, self.rows)
-        self.epoch = 0
-
-    @property
-    def sampler(self) -> MiniBatches:
-        """This object: Lightning calls `set_epoch` of a loader's sampler."""
-        return self
-
-    def set_epoch(self, epoch: int) -> None:
-        """Switch to the order of another epoch."""
-        self.epoch = epoch
 
     def __len__(self) -> int:
         return self.rows // self.size
@@ -103,6 +103,20 @@ def decode(
         return {position: attempt(position) for position in positions}
     with ThreadPoolExecutor(num_workers) as pool:
         return dict(zip(positions, pool.map(attempt, positions), strict=True))
+
+
+def read_item(item: dict[str, int], read: Callable[[], Tensor]) -> dict[str, Any]:
+    """Return an item of a data set with its `images` [3, S, S], or with `fault`, the reason, if it cannot be read."""
+    try:
+        return item | {"images": read()}
+    except ImageError as error:
+        return item | {"fault": str(error)}
+
+
+def collate(items: Sequence[dict[str, Any]]) -> Collated:
+    """Return the batch of the readable items, if any, and the items with a fault."""
+    readable = [item for item in items if "fault" not in item]
+    return default_collate(readable) if readable else None, [item for item in items if "fault" in item]
 
 
 def to_batch(images: Sequence[Sequence[int]], views: dict[int, Views], preprocessing: Preprocessing) -> Batch:

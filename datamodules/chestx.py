@@ -11,6 +11,7 @@ from PIL import Image
 
 from ..errors import nearest
 from .findings import Finding, Findings, counted
+from .published import Published
 from .tables import CORRECT, LabeledRow, Table, TableDataModule, read_table
 
 CLASS_NAMES = ("Atelectasis", "Cardiomegaly", "Effusion", "Infiltration", "Mass", "Nodule", "Pneumothorax")
@@ -36,7 +37,7 @@ class ChestXDataModule(TableDataModule):
     """
 
     title = "ChestX"
-    class_count = 7
+    published = Published(7)
     published_rows: ClassVar[int] = 112_120
     tables = tuple(str(Path(folder, name)) for folder in ("", "ChestX", "chestX", "CXR8") for name in _TABLES)
     image_folders = ("images", *(f"images_{number:03d}/images" for number in range(1, 13)))

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import ClassVar
 
-from .findings import COMPLETE, Findings, empty_folders, missing_folders, unknown_folders, unused_folders
+from .findings import Findings, check_class_folders, missing_folders, unknown_folders
 from .index import ImageIndex, class_folders, index_class_folders, not_found
-from .published import PublishedDataModule
+from .published import Published, PublishedDataModule
 
 _FOLDERS = (
     "dataset/train",
@@ -68,8 +67,7 @@ class CropDiseaseDataModule(PublishedDataModule):
     """
 
     title = "CropDisease"
-    published: ClassVar[dict[str, int]] = {"all": 43456}
-    class_count = 38
+    published = Published(38, all=43_456)
 
     def read(self, findings: Findings) -> ImageIndex:
         """List the class folders."""
@@ -81,9 +79,7 @@ class CropDiseaseDataModule(PublishedDataModule):
             looked_for = [str(Path(name, "Plant___Disease")) + "/ ..." for name in _FOLDERS]
             raise not_found(self.root, looked_for, self.title, "class folders")
         index = index_class_folders(folder, classes, classes)
-        findings.fault(empty_folders(folder, index, classes, self.root), COMPLETE, "small_classes")
+        check_class_folders(findings, folder, index, classes, self.root)
         findings.difference(missing_folders(folder, CLASS_FOLDERS, self.root))
         findings.difference(unknown_folders(folder, classes, CLASS_FOLDERS, self.root))
-        if not findings.stop:
-            findings.note(unused_folders(folder, classes, self.root))
         return index

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import ClassVar
 
-from .findings import COMPLETE, Findings, empty_folders, missing_folders, unused_folders
+from .findings import COMPLETE, Findings, check_class_folders, missing_folders
 from .index import ImageIndex, index_class_folders, not_found
-from .published import PublishedDataModule
+from .published import Published, PublishedDataModule
 
 CLASS_NAMES = {
     "AnnualCrop": "Annual Crop Land",
@@ -36,8 +35,7 @@ class EuroSATDataModule(PublishedDataModule):
     """
 
     title = "EuroSAT"
-    published: ClassVar[dict[str, int]] = {"all": 27000}
-    class_count = 10
+    published = Published(10, all=27_000)
 
     def read(self, findings: Findings) -> ImageIndex:
         """List the ten class folders."""
@@ -48,7 +46,5 @@ class EuroSATDataModule(PublishedDataModule):
             raise not_found(self.root, looked_for, self.title, "class folders")
         index = index_class_folders(folder, list(CLASS_NAMES), list(CLASS_NAMES.values()))
         findings.fault(missing_folders(folder, CLASS_NAMES, self.root), COMPLETE, "small_classes")
-        findings.fault(empty_folders(folder, index, CLASS_NAMES, self.root), COMPLETE, "small_classes")
-        if not findings.stop:
-            findings.note(unused_folders(folder, CLASS_NAMES, self.root))
+        check_class_folders(findings, folder, index, CLASS_NAMES, self.root)
         return index

@@ -47,12 +47,6 @@ class AnyShotOptions(TaskOptions, CollectionOptions, total=False):
     subset: str | Path | None
 
 
-class FewShotOptions(AnyShotOptions, total=False):
-    """All arguments of `FewShotDataModule` except `root`."""
-
-    shot: int
-
-
 class FewShotDataModule(ImageCollection):
     """N-way K-shot episodes of an image collection; episode k is the same in any order and on any machine.
 
@@ -144,17 +138,13 @@ class FewShotDataModule(ImageCollection):
 
     # The current task
 
-    def draw_task(self) -> Task:
-        """Draw classes and images of the current episode."""
-        return self.sampler.draw(self.episode)
-
     @property
     def current(self) -> Episode:
         """The current episode with its decoded images."""
         if self._current is None:
             views_generator = partial(self.sampler.generator, self.episode, VIEWS)
-            numbers = self.views, self.query_views, self.fixed_numbers
-            self._current = Episode(self, self.draw_task(), self.episode, views_generator, *numbers)
+            task, numbers = self.sampler.draw(self.episode), (self.views, self.query_views, self.fixed_numbers)
+            self._current = Episode(self, task, self.episode, views_generator, *numbers)
         return self._current
 
     @property

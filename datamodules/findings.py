@@ -109,12 +109,26 @@ def missing_folders(folder: Path, expected: Collection[str], root: Path) -> Find
     return counted(cases, "class folder is missing", "class folders are missing")
 
 
-def empty_folders(folder: Path, index: ImageIndex, expected: Iterable[str], root: Path) -> Finding | None:
-    """Find class folders without an image."""
+def check_class_folders(
+    findings: Findings, folder: Path, index: ImageIndex, classes: Collection[str], root: Path
+) -> None:
+    """Record class folders without an image, and note folders next to them whose images belong to no class.
+
+    Args:
+        findings: Where they are recorded.
+        folder: Folder of the class folders.
+        index: Images of the class folders.
+        classes: Names of the class folders.
+        root: Folder that paths are shown from.
+    """
     used = _used_folders(index)
-    empty = [folder / name for name in expected if str(folder / name) not in used and (folder / name).is_dir()]
+    empty = [folder / name for name in classes if str(folder / name) not in used and (folder / name).is_dir()]
     cases = [f"{relative(path, root)}: no image in it" for path in empty]
-    return counted(cases, "class folder is empty", "class folders are empty")
+    findings.fault(counted(cases, "class folder is empty", "class folders are empty"), COMPLETE, "small_classes")
+    if not findings.stop:
+        others = [folder / name for name in class_folders(folder) if name not in classes]
+        cases = [f"{relative(path, root)}: {len(list_images(path)):,} image(s)" for path in others]
+        findings.note(counted(cases, "folder is of no class and not used", "folders are of no class and not used"))
 
 
 def unknown_folders(folder: Path, classes: Iterable[str], expected: Collection[str], root: Path) -> Finding | None:
@@ -127,13 +141,6 @@ def unknown_folders(folder: Path, classes: Iterable[str], expected: Collection[s
         if name not in renamed
     ]
     return counted(cases, "folder is not a class of the published set", "folders are not classes of the published set")
-
-
-def unused_folders(folder: Path, classes: Collection[str], root: Path) -> Finding | None:
-    """Find folders next to the class folders whose images belong to no class."""
-    others = [folder / name for name in class_folders(folder) if name not in classes]
-    cases = [f"{relative(path, root)}: {len(list_images(path)):,} image(s)" for path in others]
-    return counted(cases, "folder is of no class and not used", "folders are of no class and not used")
 
 
 def missing_images(findings: Findings, index: ImageIndex, root: Path, rows: Mapping[str, str]) -> None:
@@ -164,12 +171,10 @@ def missing_images(findings: Findings, index: ImageIndex, root: Path, rows: Mapp
         for path in index.missing
         if not by_folder[os.path.dirname(path)]
     ]
-    for found in (
-        counted(gone, "folder is missing", "folders are missing"),
-        counted(empty, "folder is empty", "folders are empty"),
-        counted(single, "image is named but does not exist", "images are named but do not exist"),
-    ):
-        findings.fault(found, COMPLETE, "bad_images")
+    findings.fault(counted(gone, "folder is missing", "folders are missing"), COMPLETE, "bad_images")
+    findings.fault(counted(empty, "folder is empty", "folders are empty"), COMPLETE, "bad_images")
+    absent = counted(single, "image is named but does not exist", "images are named but do not exist")
+    findings.fault(absent, COMPLETE, "bad_images")
 
 
 def _used_folders(index: ImageIndex) -> set[str]:

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import replace
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +12,7 @@ from ..errors import DtrapError, nearest
 from ..keywords import Unpack
 from .episode import Task
 from .few_shot import AnyShotOptions, FewShotDataModule
-from .index import ImageIndex, class_folders, index_class_folders, listing, names_of_folders, no_folder
+from .index import ImageIndex, class_folders, index_class_folders, join, listing, names_of_folders, no_folder
 from .sampler import CLASSES, EpisodeSampler
 
 # Arguments that have no effect on one task, and their defaults.
@@ -110,12 +108,7 @@ class FolderDataModule(FewShotDataModule):
         queries = index_class_folders(self.query_root, folders, names)
         if not queries.paths:
             raise DtrapError(f"No images in the class folders of query_root {self.query_root}. Add some.")
-        return replace(
-            index,
-            paths=index.paths + queries.paths,
-            labels=index.labels + queries.labels,
-            roots=index.roots + queries.roots,
-        )
+        return join(index, queries, roots=index.roots + queries.roots)
 
     @property
     def own_positions(self) -> list[np.ndarray]:
@@ -154,38 +147,30 @@ class OneTaskSampler(EpisodeSampler):
         self.description = "one task"
         self.has_query = data.query_root is not None or data.held_out is not None
 
-    @cached_property
-    def usable_classes(self) -> list[int]:
-        """Classes with an image under the root."""
-        return self.data.large_classes([len(found) for found in self.data.own_positions], 1, "for the support")
-
     def draw(self, number: int) -> Task:
         """Return all classes; support and query images as the folders or the held-out share say."""
-        data, usable = self.data, self.usable_classes
-        own = data.own_positions
-        support = {label: own[label] for label in usable}
-        query = {label: data.positions[label][len(own[label]) :] for label in usable}
-        if data.held_out is not None:
-            rng = self.generator(number, CLASSES)
-            for label in usable:
-                order = rng.permutation(own[label])
+        data, own = self.data, self.data.own_positions
+        usable = data.large_classes([len(found) for found in own], 1, "for the support")
+        task = Task(usable, support=[], query=[], spare=[[] for _ in usable])
+        rng = self.generator(number, CLASSES)
+        for label in usable:
+            support, query = own[label], data.positions[label][len(own[label]) :]
+            if data.held_out is not None:
+                order = rng.permutation(support)
                 count = min(round(data.held_out * len(order)), len(order) - 1)
-                support[label], query[label] = np.sort(order[count:]), np.sort(order[:count])
+                support, query = np.sort(order[count:]), np.sort(order[:count])
+            task.support.append(support.tolist())
+            task.query.append(query.tolist())
         if len(usable) < 2:
             raise DtrapError(
                 f"{data.root} has images of {len(usable)} class(es); expected 2 or more folders of images."
             )
-        if self.has_query and not sum(map(len, query.values())):
+        if self.has_query and not any(task.query):
             raise DtrapError(
                 f"held_out {data.held_out} leaves no query image: the classes under {data.root} have "
                 f"{min(map(len, own))} to {max(map(len, own))} images. Raise it, or give a query_root."
             )
-        return Task(
-            classes=usable,
-            support=[support[label].tolist() for label in usable],
-            query=[query[label].tolist() for label in usable],
-            spare=[[] for _ in usable],
-        )
+        return task
 
 
 def _no_images(root: Path, folders: list[str]) -> DtrapError:

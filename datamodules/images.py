@@ -6,26 +6,12 @@ import os
 
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
+from torchvision.datasets.folder import IMG_EXTENSIONS
 
 from ..errors import DtrapError
 
 # Pillow reads HEIC with a plugin only. Without it such a file is reported as unreadable instead of being ignored.
-IMAGE_ENDINGS = (
-    ".jpg",
-    ".jpeg",
-    ".png",
-    ".bmp",
-    ".tif",
-    ".tiff",
-    ".webp",
-    ".gif",
-    ".ppm",
-    ".pgm",
-    ".jp2",
-    ".avif",
-    ".heic",
-    ".heif",
-)
+IMAGE_ENDINGS = (*IMG_EXTENSIONS, ".gif", ".jp2", ".avif", ".heic", ".heif")
 
 
 class ImageError(DtrapError):

@@ -6,12 +6,15 @@ import hashlib
 import os
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 from ..errors import DtrapError, nearest
 from .images import list_images
+
+SPLITS = ("train", "val", "test")
 
 
 @dataclass(frozen=True)
@@ -41,33 +44,27 @@ class ImageIndex:
         """Return the SHA-256 of the relative paths, labels and splits, by which a run recognizes its data."""
         digest = hashlib.sha256()
         splits = [""] * len(self.paths) if self.splits is None else [f"\t{split}" for split in self.splits]
-        for path, label, split in zip(self.paths, self.labels, splits, strict=True):
-            digest.update(f"{label}\t{self._relative(path)}{split}\n".encode(errors="surrogateescape"))
+        for position, (label, split) in enumerate(zip(self.labels, splits, strict=True)):
+            digest.update(f"{label}\t{self.relative(position)}{split}\n".encode(errors="surrogateescape"))
         return digest.hexdigest()
 
     def relative(self, position: int) -> str:
         """Return the path of an image without the place of the data: number of the root, then the path in it."""
-        return self._relative(self.paths[position])
-
-    def position(self, relative: str) -> int | None:
-        """Return the position of the image with a relative path; None if there is none."""
-        number, _, rest = relative.partition("/")
-        root = self.roots[int(number)] if number.isdecimal() and int(number) < len(self.roots) else None
-        place = relative if root is None else rest.replace("/", os.sep)
-        position = self._positions.get(place if root in (None, os.curdir) else f"{root}{os.sep}{place}")
-        return position if position is not None and self.relative(position) == relative else None
-
-    @cached_property
-    def _positions(self) -> dict[str, int]:
-        return {path: position for position, path in enumerate(self.paths)}
-
-    def _relative(self, path: str) -> str:
+        path = self.paths[position]
         for number, root in enumerate(self.roots):
             if root == os.curdir and not os.path.isabs(path):
                 return f"{number}/{path.replace(os.sep, '/')}"
             if path.startswith(root + os.sep):
                 return f"{number}/{path[len(root) + 1 :].replace(os.sep, '/')}"
         return path
+
+    def position(self, relative: str) -> int | None:
+        """Return the position of the image with a relative path; None if there is none."""
+        return self._positions.get(relative)
+
+    @cached_property
+    def _positions(self) -> dict[str, int]:
+        return {self.relative(position): position for position in range(len(self.paths))}
 
 
 def listing(names: Sequence[str], most: int = 5) -> str:
@@ -104,6 +101,11 @@ def not_found(root: Path, looked_for: Sequence[str], title: str, what: str) -> D
         f"{title}: no {what} under {root}. Looked for: {', '.join(looked_for)}. "
         "Set data.root to the folder that holds one of these."
     )
+
+
+def join(first: ImageIndex, second: ImageIndex, **changes: Any) -> ImageIndex:
+    """Return the images of two indexes with the same classes, with changes of other fields."""
+    return replace(first, paths=first.paths + second.paths, labels=first.labels + second.labels, **changes)
 
 
 def index_class_folders(root: Path, folders: Sequence[str], class_names: Sequence[str]) -> ImageIndex:

@@ -9,9 +9,8 @@ from collections.abc import Iterator
 import numpy as np
 
 from ..errors import DtrapError
-from .index import ImageIndex, listing
+from .index import SPLITS, ImageIndex, listing
 
-SPLITS = ("train", "val", "test")
 _CONTRACT = (
     "An ImageIndex has strings as paths, class_names and roots, one integer label per path with 0 <= label < "
     "len(class_names), no duplicates, roots (if any) that the paths start with, without a trailing separator, and "

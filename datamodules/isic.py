@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from pathlib import Path
-from typing import ClassVar
 
 from .findings import Findings, counted
 from .index import first_of
+from .published import Published
 from .tables import CORRECT, LabeledRow, TableDataModule, read_table
 
 CLASS_NAMES = {
@@ -36,8 +36,7 @@ class ISICDataModule(TableDataModule):
     """
 
     title = "ISIC"
-    published: ClassVar[dict[str, int]] = {"all": 10015}
-    class_count = 7
+    published = Published(7, all=10_015)
     tables = tuple(str(Path(f, g, f"{_GROUND_TRUTH}.csv")) for f in _FOLDERS for g in (_GROUND_TRUTH, ""))
     image_folders = tuple(str(Path(folder, _IMAGES)) for folder in _FOLDERS)
     ending = ".jpg"
@@ -68,13 +67,11 @@ class ISICDataModule(TableDataModule):
                 without.append(f"{where}: expected one 1, found none")
             else:
                 good.append(LabeledRow(line, name, list(CLASS_NAMES).index(ones[0])))
-        for found in (
-            counted(empty, "column is empty", "columns are empty"),
-            counted(without, "row has no label", "rows have no label"),
-            counted(several, "row has several labels", "rows have several labels"),
-            counted(other, "row has a value other than 0 and 1", "rows have values other than 0 and 1"),
-        ):
-            findings.fault(found, CORRECT)
+        findings.fault(counted(empty, "column is empty", "columns are empty"), CORRECT)
+        findings.fault(counted(without, "row has no label", "rows have no label"), CORRECT)
+        findings.fault(counted(several, "row has several labels", "rows have several labels"), CORRECT)
+        odd = counted(other, "row has a value other than 0 and 1", "rows have values other than 0 and 1")
+        findings.fault(odd, CORRECT)
         return good
 
 

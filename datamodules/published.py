@@ -11,16 +11,26 @@ from .findings import Findings
 from .index import ImageIndex
 
 
+class Published:
+    """Published numbers of a data set.
+
+    Args:
+        classes: Number of classes.
+        **images: Number of images of "all", or of "train", "val" and "test"; none where these are not published.
+    """
+
+    def __init__(self, classes: int, **images: int) -> None:
+        self.classes, self.images = classes, images
+
+
 class PublishedDataModule(FewShotDataModule):
     """Episodes of a published data set; a subclass reads it in `read`.
 
     Attributes:
-        published: Published numbers of images: "all", or "train", "val" and "test"; empty where there are none.
-        class_count: Published number of classes.
+        published: Published numbers of classes and images.
     """
 
-    published: ClassVar[dict[str, int]] = {}
-    class_count: ClassVar[int]
+    published: ClassVar[Published]
 
     @abstractmethod
     def read(self, findings: Findings) -> ImageIndex:

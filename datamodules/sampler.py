@@ -165,9 +165,8 @@ class EpisodeSampler(TaskSampler):
         if data.index.splits is None:
             counts = [len(found) for found in data.positions]
         else:  # a surplus of one split cannot make up for a lack of the other
-            parts = ((data.positions_in("train"), self.shot), (data.positions_in("test"), self.query))
-            least = zip(*([min(len(found), most) for found in positions] for positions, most in parts), strict=True)
-            counts = [sum(numbers) for numbers in least]
+            splits = zip(data.positions_in("train"), data.positions_in("test"), strict=True)
+            counts = [min(len(train), self.shot) + min(len(test), self.query) for train, test in splits]
         usable = data.large_classes(counts, needed, f"shot {self.shot} + query {self.query}")
         if len(usable) < self.way:
             raise DtrapError(

@@ -113,14 +113,12 @@ def _axes() -> tuple[Tensor, Tensor]:
     return steps[None, None, :], -steps[None, :, None]
 
 
-def _silhouettes(
-    labels: Tensor, generator: Generator | None, turn: float, size: tuple[float, float] = (0.5, 0.85)
-) -> Tensor:
-    """Return masks [B, 1, 96, 96] of shapes in random poses: rotated by up to `turn` degrees, radius in `size`."""
+def _silhouettes(labels: Tensor, generator: Generator | None, turn: float) -> Tensor:
+    """Return masks [B, 1, 96, 96] of shapes in random poses: rotated by up to `turn` degrees, of different sizes."""
     count = len(labels)
     shape = (count, 1, 1)
     angle = _uniform(-turn, turn, shape, generator) * math.pi / 180
-    radius = _uniform(*size, shape, generator)
+    radius = _uniform(0.5, 0.85, shape, generator)
     stretch = _uniform(0.87, 1.15, shape, generator)
     offset_x, offset_y = (_uniform(-0.2, 0.2, shape, generator) for _ in range(2))
     variation = torch.rand(shape, generator=generator)
@@ -157,22 +155,20 @@ def _blend(below: Tensor, above: Tensor, mask: Tensor) -> Tensor:
 def _source(labels: Tensor, colors: Tensor, generator: Generator | None) -> Tensor:
     """Draw a shape in one of twelve colors on a flat or cloudy background of another, with distractors."""
     count = len(labels)
+    column = (count, 1, 1, 1)
     other = (colors + torch.randint(1, len(COLORS), (count,), generator=generator)) % len(COLORS)
     jitter = _uniform(-0.06, 0.06, (2, count, 3, 1, 1), generator)
     ink = _PALETTE[colors][..., None, None] + jitter[0]
     paper = _PALETTE[other][..., None, None] + jitter[1]
 
-    cloudiness = _uniform(0, 0.5, (count, 1, 1, 1), generator) * (torch.rand(count, generator=generator) < 0.6).view(
-        -1, 1, 1, 1
-    )
-    cloud = _noise(count, 3, 4, generator) - 0.5
-    images = paper + cloudiness * cloud
+    cloudiness = _uniform(0, 0.5, column, generator) * (torch.rand(column, generator=generator) < 0.6)
+    images = paper + cloudiness * (_noise(count, 3, 4, generator) - 0.5)
     for disc in _discs(count, 3, (0.05, 0.2), generator):
-        shown = disc * (torch.rand(count, generator=generator) < 0.4).float().view(-1, 1, 1, 1)
+        shown = disc * (torch.rand(column, generator=generator) < 0.4)
         images = _blend(images, _pick(_PALETTE, count, generator), shown)
     shade = 1 + 0.3 * (_noise(count, 1, 3, generator) - 0.5)
     images = _blend(images, ink * shade, _silhouettes(labels, generator, turn=35))
-    return _grain(images, _uniform(0, 0.06, (count, 1, 1, 1), generator), generator)
+    return _grain(images, _uniform(0, 0.06, column, generator), generator)
 
 
 def _xray(labels: Tensor, colors: Tensor, generator: Generator | None) -> Tensor:

@@ -31,30 +31,14 @@ def _star(x: Tensor, y: Tensor, variation: Tensor) -> Tensor:
     return (1 - along) * notch_across > across * (1 - notch_along)
 
 
-def _circle(x: Tensor, y: Tensor, variation: Tensor) -> Tensor:
-    return torch.hypot(x, y) < 0.9
-
-
 def _ring(x: Tensor, y: Tensor, variation: Tensor) -> Tensor:
     radius = torch.hypot(x, y)
     return (radius < 0.95) & (radius > 0.55 + 0.12 * variation)
 
 
-def _square(x: Tensor, y: Tensor, variation: Tensor) -> Tensor:
-    return torch.maximum(x.abs(), y.abs()) < 0.8
-
-
-def _triangle(x: Tensor, y: Tensor, variation: Tensor) -> Tensor:
-    return _polygon(x, y + 0.15, 3, 1.1)
-
-
 def _cross(x: Tensor, y: Tensor, variation: Tensor) -> Tensor:
     thin, long = torch.minimum(x.abs(), y.abs()), torch.maximum(x.abs(), y.abs())
     return (thin < 0.22 + 0.1 * variation) & (long < 0.95)
-
-
-def _crescent(x: Tensor, y: Tensor, variation: Tensor) -> Tensor:
-    return (torch.hypot(x, y) < 0.95) & (torch.hypot(x - 0.45, y) > 0.7 + 0.1 * variation)
 
 
 def _spiral(x: Tensor, y: Tensor, variation: Tensor) -> Tensor:
@@ -73,14 +57,6 @@ def _arrow(x: Tensor, y: Tensor, variation: Tensor) -> Tensor:
     return shaft | ((x > 0.1) & (y.abs() < (0.95 - x) * 0.85))
 
 
-def _hexagon(x: Tensor, y: Tensor, variation: Tensor) -> Tensor:
-    return _polygon(x, y, 6, 0.95)
-
-
-def _diamond(x: Tensor, y: Tensor, variation: Tensor) -> Tensor:
-    return x.abs() / (0.5 + 0.12 * variation) + y.abs() < 1
-
-
 def _flower(x: Tensor, y: Tensor, variation: Tensor) -> Tensor:
     radius = torch.hypot(x, y)
     petals = 0.65 + 0.33 * torch.cos(5 * torch.atan2(x, y))
@@ -93,18 +69,6 @@ def _gear(x: Tensor, y: Tensor, variation: Tensor) -> Tensor:
     return (radius < teeth) & (radius > 0.3 + 0.1 * variation)
 
 
-def _bar(x: Tensor, y: Tensor, variation: Tensor) -> Tensor:
-    return (x.abs() < 1) & (y.abs() < 0.17 + 0.1 * variation)
-
-
-def _ellipse(x: Tensor, y: Tensor, variation: Tensor) -> Tensor:
-    return torch.hypot(x, y / (0.48 + 0.12 * variation)) < 1
-
-
-def _semicircle(x: Tensor, y: Tensor, variation: Tensor) -> Tensor:
-    return (torch.hypot(x, y + 0.4) < 0.95) & (y > -0.4)
-
-
 def _corner(x: Tensor, y: Tensor, variation: Tensor) -> Tensor:
     inside = torch.maximum(x.abs(), y.abs()) < 0.85
     return inside & (torch.minimum(x, y) < -0.35 + 0.15 * variation)
@@ -113,14 +77,6 @@ def _corner(x: Tensor, y: Tensor, variation: Tensor) -> Tensor:
 def _hammer(x: Tensor, y: Tensor, variation: Tensor) -> Tensor:
     handle = (x.abs() < 0.12 + 0.06 * variation) & (y > -0.95) & (y < 0.5)
     return handle | ((x.abs() < 0.75) & ((y - 0.62).abs() < 0.28))
-
-
-def _chevron(x: Tensor, y: Tensor, variation: Tensor) -> Tensor:
-    return ((y + x.abs() - 0.45).abs() < 0.26 + 0.1 * variation) & (x.abs() < 0.9)
-
-
-def _hourglass(x: Tensor, y: Tensor, variation: Tensor) -> Tensor:
-    return (x.abs() < 0.8 * y.abs() + 0.04 + 0.06 * variation) & (y.abs() < 0.9)
 
 
 def _target(x: Tensor, y: Tensor, variation: Tensor) -> Tensor:
@@ -140,10 +96,6 @@ def _frame(x: Tensor, y: Tensor, variation: Tensor) -> Tensor:
 
 def _patch(x: Tensor, y: Tensor) -> Tensor:
     return torch.maximum(x.abs(), y.abs()) < 1
-
-
-def _stripes(x: Tensor, y: Tensor, variation: Tensor) -> Tensor:
-    return _patch(x, y) & (torch.remainder(y * (2 + 0.5 * variation), 1.0) < 0.5)
 
 
 def _checkerboard(x: Tensor, y: Tensor, variation: Tensor) -> Tensor:
@@ -176,31 +128,31 @@ def _bricks(x: Tensor, y: Tensor, variation: Tensor) -> Tensor:
 
 
 MASKS: dict[str, Mask] = {
-    "circle": _circle,
+    "circle": lambda x, y, variation: torch.hypot(x, y) < 0.9,
     "ring": _ring,
-    "square": _square,
-    "triangle": _triangle,
+    "square": lambda x, y, variation: torch.maximum(x.abs(), y.abs()) < 0.8,
+    "triangle": lambda x, y, variation: _polygon(x, y + 0.15, 3, 1.1),
     "star": _star,
     "cross": _cross,
-    "crescent": _crescent,
+    "crescent": lambda x, y, variation: (torch.hypot(x, y) < 0.95) & (torch.hypot(x - 0.45, y) > 0.7 + 0.1 * variation),
     "spiral": _spiral,
     "heart": _heart,
     "arrow": _arrow,
-    "hexagon": _hexagon,
-    "diamond": _diamond,
+    "hexagon": lambda x, y, variation: _polygon(x, y, 6, 0.95),
+    "diamond": lambda x, y, variation: x.abs() / (0.5 + 0.12 * variation) + y.abs() < 1,
     "flower": _flower,
     "gear": _gear,
-    "bar": _bar,
-    "ellipse": _ellipse,
-    "semicircle": _semicircle,
+    "bar": lambda x, y, variation: (x.abs() < 1) & (y.abs() < 0.17 + 0.1 * variation),
+    "ellipse": lambda x, y, variation: torch.hypot(x, y / (0.48 + 0.12 * variation)) < 1,
+    "semicircle": lambda x, y, variation: (torch.hypot(x, y + 0.4) < 0.95) & (y > -0.4),
     "corner": _corner,
     "hammer": _hammer,
-    "chevron": _chevron,
-    "hourglass": _hourglass,
+    "chevron": lambda x, y, variation: ((y + x.abs() - 0.45).abs() < 0.26 + 0.1 * variation) & (x.abs() < 0.9),
+    "hourglass": lambda x, y, variation: (x.abs() < 0.8 * y.abs() + 0.04 + 0.06 * variation) & (y.abs() < 0.9),
     "target": _target,
     "asterisk": _asterisk,
     "frame": _frame,
-    "stripes": _stripes,
+    "stripes": lambda x, y, variation: _patch(x, y) & (torch.remainder(y * (2 + 0.5 * variation), 1.0) < 0.5),
     "checkerboard": _checkerboard,
     "dots": _dots,
     "grid": _grid,

@@ -18,8 +18,6 @@ from .views import Preprocessing
 
 Domain = Literal["source", "xray", "satellite", "stain"]
 
-_TITLES = {"xray": "x-ray"}
-
 
 class ShapesDataModule(FewShotDataModule):
     """Episodes of 30 classes of shapes and textures at 48 pixels, in one of four domains.
@@ -69,7 +67,7 @@ class ShapesDataModule(FewShotDataModule):
         check_at_least("images_per_class", images_per_class, needed, f"(shot {self.shot} + query {self.query_shot})")
         self.domain = domain
         self.images_per_class = images_per_class
-        self.title = f"Shapes ({_TITLES.get(domain, domain)})"
+        self.title = f"Shapes ({domain.replace('xray', 'x-ray')})"
 
     def scan(self) -> ImageIndex:
         """Return the names of the images that can be drawn, such as "xray/heart/17"; nothing is drawn."""

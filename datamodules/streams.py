@@ -2,28 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator
 from itertools import count
 from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image
-from torch.utils.data import DataLoader, Dataset, Sampler, default_collate
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
 from torchvision import transforms
 from torchvision.transforms import InterpolationMode
 
 from ..errors import DtrapError
-from .batches import WHOLE, Batch
+from .batches import WHOLE, Batch, Collated, EpochLoader, collate, read_item
 from .collection import ImageCollection
-from .images import ImageError
 from .subset import Positions
 
 TEST_BATCH = 128
 _STREAM = 11  # first part of the spawn key, different from those of episodes and subsets
 
 
-class TrainingSteps(Dataset[dict[str, Any]]):
+class TrainingSteps(Dataset[Collated]):
     """Training batches by step number: step s has rows s*B to (s+1)*B of an endless series of shuffled passes.
 
     All random numbers come from (seed, step) alone, so that a step is the same in any worker and after a resume.
@@ -59,25 +58,26 @@ class TrainingSteps(Dataset[dict[str, Any]]):
     def _generator(self, *purpose: int) -> np.random.Generator:
         return np.random.default_rng(np.random.SeedSequence(self.seed, spawn_key=(_STREAM, *purpose)))
 
-    def __getitem__(self, step: int) -> dict[str, Any]:
+    def __getitem__(self, step: int) -> Collated:
         rows = self.rows(step)
         # Drawn for the whole batch before it is shared out: a row looks the same in whichever process has it.
         seeds = self._generator(1, step).integers(2**62, size=len(rows)).tolist()
         chosen = list(zip(rows, seeds, strict=True))[self.share]
-        items = [
-            _item(self, int(self.positions[row]), seed) | {"labels": int(self.labels[row])} for row, seed in chosen
-        ]
-        return collate(items)
+        return collate([self._item(row, seed) for row, seed in chosen])
 
-    def picture(self, position: int, seed: int) -> Image.Image:
-        """Return the picture of a row, augmented with random numbers from the seed."""
-        image = self.load_image(position)
-        if not self.crops:
-            return self.preprocessing.resize(image)
-        with torch.random.fork_rng(devices=[]):
-            # torch.manual_seed would also look for every kind of device, for each image.
-            torch.default_generator.manual_seed(seed)
-            return self.augment(image)
+    def _item(self, row: int, seed: int) -> dict[str, Any]:
+        position = int(self.positions[row])
+
+        def read() -> Tensor:
+            image = self.load_image(position)
+            if self.crops:
+                with torch.random.fork_rng(devices=[]):
+                    # torch.manual_seed would also look for every kind of device, for each image.
+                    torch.default_generator.manual_seed(seed)
+                    image = self.augment(image)
+            return self.preprocessing.to_tensor(image)
+
+        return read_item({"sample_id": position, "labels": int(self.labels[row])}, read)
 
 
 class PlainImages(Dataset[dict[str, Any]]):
@@ -92,43 +92,11 @@ class PlainImages(Dataset[dict[str, Any]]):
 
     def __getitem__(self, number: int) -> dict[str, Any]:
         position, label = self.rows[number]
-        return _item(self, position, 0) | {"labels": label}
-
-    def picture(self, position: int, seed: int) -> Image.Image:
-        """Return the resized picture; the seed is not used."""
-        return self.preprocessing.resize(self.load_image(position))
+        item = {"sample_id": position, "labels": label}
+        return read_item(item, lambda: self.preprocessing.to_tensor(self.load_image(position)))
 
 
-def _item(dataset: TrainingSteps | PlainImages, position: int, seed: int) -> dict[str, Any]:
-    try:
-        pixels = dataset.preprocessing.to_tensor(dataset.picture(position, seed))
-    except ImageError as error:
-        return {"sample_id": position, "fault": str(error)}
-    return {"sample_id": position, "images": pixels}
-
-
-def collate(items: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """Return a batch of the readable items, with `faults` [(position, reason)] of the others."""
-    sound = [item for item in items if "fault" not in item]
-    batch: dict[str, Any] = {
-        name: torch.tensor([item[name] for item in sound], dtype=torch.int64) for name in ("labels", "sample_id")
-    }
-    # default_collate stacks into shared memory in a worker; torch.stack would copy the pixels once more.
-    batch["images"] = default_collate([item["images"] for item in sound]) if sound else torch.empty(0)
-    return batch | {"faults": [(item["sample_id"], item["fault"]) for item in items if "fault" in item]}
-
-
-class _From(Sampler[int]):
-    """Step numbers from `first` on, without end."""
-
-    def __init__(self, first: int) -> None:
-        self.first = first
-
-    def __iter__(self) -> Iterator[int]:
-        return count(self.first)
-
-
-class TrainingStream:
+class TrainingStream(EpochLoader):
     """Training batches, a fixed number of steps per epoch; workers decode ahead into the next epoch.
 
     After a resume in the middle of an epoch it yields the remaining batches of that epoch.
@@ -141,18 +109,9 @@ class TrainingStream:
 
     def __init__(self, data: ImageCollection, dataset: TrainingSteps, steps: int) -> None:
         self.data, self.dataset = data, dataset
-        self.steps, self.epoch = steps, 0
-        self._batches: Iterator[dict[str, Any]] = iter(())
+        self.steps = steps
+        self._batches: Iterator[Collated] = iter(())
         self._next = -1
-
-    @property
-    def sampler(self) -> TrainingStream:
-        """This object: Lightning calls `set_epoch` of a loader's sampler."""
-        return self
-
-    def set_epoch(self, epoch: int) -> None:
-        """Switch to another epoch."""
-        self.epoch = epoch
 
     def __len__(self) -> int:
         return self.steps
@@ -165,8 +124,9 @@ class TrainingStream:
         first = begin + (done if done < self.steps else 0)
         # One loader serves all epochs: workers would have to start again with every new one.
         if self._next != first:
-            sampler = _From(first)
-            self._batches = iter(DataLoader(self.dataset, batch_size=None, sampler=sampler, **_workers(self.data)))
+            workers = self.data.num_workers
+            loader = DataLoader(self.dataset, batch_size=None, sampler=count(first), num_workers=workers)
+            self._batches = iter(loader)
         for step in range(first, begin + self.steps):
             batch = next(self._batches)
             self._next = step + 1
@@ -177,11 +137,11 @@ class Streamed:
     """Batches of a loader with workers, in order.
 
     Args:
-        loader: Yields batches with `faults`.
+        loader: Yields what `collate` returns.
         data: Records the unreadable images.
     """
 
-    def __init__(self, loader: DataLoader[dict[str, Any]], data: ImageCollection) -> None:
+    def __init__(self, loader: DataLoader[Any], data: ImageCollection) -> None:
         self.loader, self.data = loader, data
 
     def __len__(self) -> int:
@@ -199,11 +159,12 @@ class Streamed:
             )
 
 
-def sound_batch(batch: dict[str, Any], data: ImageCollection) -> Iterator[Batch]:
-    """Yield the batch without its `faults`, unless it is empty; record the faults in the main process."""
-    for position, reason in batch.pop("faults"):
-        data.unreadable(position, reason)
-    if len(batch["labels"]):
+def sound_batch(collated: Collated, data: ImageCollection) -> Iterator[Batch]:
+    """Yield the batch of the readable images, if any; record the others in the main process."""
+    batch, faults = collated
+    for item in faults:
+        data.unreadable(item["sample_id"], item["fault"])
+    if batch is not None:
         yield batch | {"view": torch.zeros_like(batch["labels"])}
 
 
@@ -219,9 +180,5 @@ def stream_plain(data: ImageCollection, images: Positions, share: slice = WHOLE)
     rows = range(len(dataset))
     # Batches without a row of this process are left out.
     batches = [list(own) for i in rows[::TEST_BATCH] if (own := rows[i : i + TEST_BATCH][share])]
-    return Streamed(DataLoader(dataset, batch_sampler=batches, collate_fn=collate, **_workers(data)), data)
-
-
-def _workers(data: ImageCollection) -> dict[str, Any]:
-    workers = data.num_workers
-    return {"num_workers": workers, "prefetch_factor": 2 if workers else None}
+    loader = DataLoader(dataset, batch_sampler=batches, collate_fn=collate, num_workers=data.num_workers)
+    return Streamed(loader, data)

@@ -162,6 +162,7 @@ def read_subset(data: ImageCollection, shot: int, seed: int, path: Path) -> Subs
         DtrapError: It is not a subset file, lacks the seed, or lists classes or images that the data do not have.
     """
     index, positions = data.index, {}
+    used: set[int] = set()
     for part, classes in _chosen_files(data, shot, seed, path).items():
         odd = set(classes) - set(index.class_names)
         if data.small_classes == "error":
@@ -173,10 +174,9 @@ def read_subset(data: ImageCollection, shot: int, seed: int, path: Path) -> Subs
         if many:
             count = len(classes[many[0]])
             raise DtrapError(f"subset {path}: {count} training images of class {many[0]!r}; expected at most {shot}.")
-        positions[part] = [_positions(data, path, name, classes.get(name, [])) for name in index.class_names]
-    _check_labels(data, path, positions)
+        files = [classes.get(name, []) for name in index.class_names]
+        positions[part] = [_positions(data, path, label, of_class, used) for label, of_class in enumerate(files)]
     train, val = (_readable(data, positions[part], len(index.paths)) for part in PARTS)
-    used = {position for part in positions.values() for of_class in part for position in of_class}
     rest = data.positions_in("test") if index.splits is not None else data.positions
     test = [[position for position in of_class.tolist() if position not in used] for of_class in rest]
     return Subset([*range(len(index.class_names))], train, val, test)
@@ -215,30 +215,28 @@ def _lists(classes: Mapping[str, Any]) -> dict[str, Sequence[str]]:
     return dict(classes)
 
 
-def _positions(data: ImageCollection, path: Path, name: str, files: Sequence[str]) -> list[int]:
-    """Return the positions of the files of a class; raise a DtrapError if one is not among the data."""
-    found = {file: data.index.position(file) for file in files}
-    lost = [file for file, position in found.items() if position is None]
+def _positions(data: ImageCollection, path: Path, label: int, files: Sequence[str], used: set[int]) -> list[int]:
+    """Return the positions of the files of a class and add them to those that are used.
+
+    Raises:
+        DtrapError: A file is not among the data, of another class, of the published test split, or listed twice.
+    """
+    index, name = data.index, data.index.class_names[label]
+    lost = [file for file in files if index.position(file) is None]
     if lost:
         raise DtrapError(
             f"subset {path}: image {lost[0]!r} of class {name!r} is not under {data.root} ({len(lost)} such image(s) "
             "of this class). Use the data that the subset was drawn from."
         )
-    return [position for file in files if (position := found[file]) is not None]
-
-
-def _check_labels(data: ImageCollection, path: Path, positions: Mapping[str, Positions]) -> None:
-    """Raise a DtrapError for an image of another class, of the published test split, or listed twice."""
-    index, seen = data.index, set()
-    for of_part in positions.values():
-        for label, images in enumerate(of_part):
-            for position in images:
-                wrong = index.labels[position] != label
-                tested = index.splits is not None and index.splits[position] == "test"
-                if wrong or tested or position in seen:
-                    fault = "of another class" if wrong else "of the test split" if tested else "listed twice"
-                    raise DtrapError(
-                        f"subset {path}: image {index.relative(position)!r} of class {index.class_names[label]!r} is "
-                        f"{fault}. Use the file as a run wrote it."
-                    )
-                seen.add(position)
+    positions = [position for file in files if (position := index.position(file)) is not None]
+    for position in positions:
+        wrong = index.labels[position] != label
+        tested = index.splits is not None and index.splits[position] == "test"
+        if wrong or tested or position in used:
+            fault = "of another class" if wrong else "of the test split" if tested else "listed twice"
+            file = index.relative(position)
+            raise DtrapError(
+                f"subset {path}: image {file!r} of class {name!r} is {fault}. Use the file as a run wrote it."
+            )
+        used.add(position)
+    return positions

@@ -86,9 +86,8 @@ class TableDataModule(PublishedDataModule):
             for folder in folders
             for path in list_images(folder)
         }
-        absent = {
-            str(Path(*folders[:1], row.name + self.ending)): row for row in rows if row.name not in files
-        }  # without an image folder the names alone
+        # Without an image folder these are the names alone.
+        absent = {str(Path(*folders[:1], row.name + self.ending)): row for row in rows if row.name not in files}
         index = ImageIndex(
             paths=[files[row.name] for row in rows if row.name in files],
             labels=[row.label for row in rows if row.name in files],

@@ -6,12 +6,11 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch.utils.data import DataLoader, Dataset
 
 from ..errors import DtrapError
-from .batches import Batch
-from .images import ImageError, list_images, open_image
+from .batches import Batch, collate, read_item
+from .images import list_images, open_image
 from .index import no_folder
 from .views import Preprocessing
 
@@ -48,10 +47,7 @@ class UnlabelledImages(Dataset[dict[str, Any]]):
         return len(self.paths)
 
     def __getitem__(self, index: int) -> dict[str, Any]:
-        try:
-            return {"images": self.preprocessing.to_tensor(open_image(self.paths[index])), "index": index}
-        except ImageError as error:
-            return {"index": index, "fault": str(error)}
+        return read_item({"index": index}, lambda: self.preprocessing.to_tensor(open_image(self.paths[index])))
 
     def batches(self, batch_size: int = 64, num_workers: int = 0) -> UnlabelledBatches:
         """Return batches of the readable images, for `Trainer.predict` or a plain loop.
@@ -71,9 +67,7 @@ class UnlabelledBatches:
 
     def __init__(self, dataset: UnlabelledImages, batch_size: int, num_workers: int) -> None:
         self.dataset = dataset
-        self.loader: DataLoader[Any] = DataLoader(
-            dataset, batch_size=batch_size, num_workers=num_workers, collate_fn=_collate
-        )
+        self.loader = DataLoader(dataset, batch_size=batch_size, num_workers=num_workers, collate_fn=collate)
 
     def __len__(self) -> int:
         return len(self.loader)
@@ -81,16 +75,6 @@ class UnlabelledBatches:
     def __iter__(self) -> Iterator[Batch]:
         self.dataset.unreadable.clear()
         for batch, faults in self.loader:
-            self.dataset.unreadable += [(self.dataset.paths[index], reason) for index, reason in faults]
+            self.dataset.unreadable += [(self.dataset.paths[item["index"]], item["fault"]) for item in faults]
             if batch is not None:
                 yield batch
-
-
-def _collate(items: list[dict[str, Any]]) -> tuple[Batch | None, list[tuple[int, str]]]:
-    """Return the batch of the readable items, if any, and index and reason of the others."""
-    faults = [(item["index"], item["fault"]) for item in items if "fault" in item]
-    readable = [item for item in items if "fault" not in item]
-    if not readable:
-        return None, faults
-    images = torch.stack([item["images"] for item in readable])
-    return {"images": images, "index": torch.tensor([item["index"] for item in readable])}, faults

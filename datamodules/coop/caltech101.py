@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import ClassVar
 
+from ..published import Published
 from .base import CoOpDataModule
 
 
@@ -30,5 +31,4 @@ class Caltech101DataModule(CoOpDataModule):
         "Leopards": "leopard",
         "Motorbikes": "motorbike",
     }
-    published: ClassVar[dict[str, int]] = {"train": 4128, "val": 1649, "test": 2465}
-    class_count = 100
+    published = Published(100, train=4128, val=1649, test=2465)

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from typing import ClassVar
-
+from ..published import Published
 from .base import CoOpDataModule
 
 
@@ -22,5 +21,4 @@ class DTDDataModule(CoOpDataModule):
     folders = ("dtd", "DTD", "dtd/dtd")
     split_file = "split_zhou_DescribableTextures.json"
     signs = ("images/banded", "labels/labels_joint_anno.txt")
-    published: ClassVar[dict[str, int]] = {"train": 2820, "val": 1128, "test": 1692}
-    class_count = 47
+    published = Published(47, train=2820, val=1128, test=1692)

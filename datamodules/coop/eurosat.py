@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from typing import ClassVar
-
 from ..eurosat import CLASS_NAMES
+from ..published import Published
 from .base import CoOpDataModule
 
 
@@ -26,8 +25,7 @@ class CoOpEuroSATDataModule(CoOpDataModule):
     image_folder = "2750"
     signs = ("2750",)
     renamed = CLASS_NAMES
-    published: ClassVar[dict[str, int]] = {"train": 13500, "val": 5400, "test": 8100}
-    class_count = 10
+    published = Published(10, train=13_500, val=5400, test=8100)
 
 
 EuroSATDataModule = CoOpEuroSATDataModule  # the former name, in older configs and run folders

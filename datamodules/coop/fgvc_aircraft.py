@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import ClassVar
 
 from ...errors import DtrapError, nearest
 from ..findings import Findings
+from ..published import Published
 from .base import CoOpDataModule
 from .releases import numbered_lines
 from .splits import SPLITS, Row, Split
@@ -27,8 +27,7 @@ class FGVCAircraftDataModule(CoOpDataModule):
     default_template = "a photo of a {}, a type of aircraft."
     folders = ("fgvc_aircraft", "FGVCAircraft", "fgvc-aircraft-2013b/data")
     signs = ("variants.txt", "images_variant_train.txt")
-    published: ClassVar[dict[str, int]] = {"train": 3334, "val": 3333, "test": 3333}
-    class_count = 100
+    published = Published(100, train=3334, val=3333, test=3333)
 
     def make_split(self, folder: Path, findings: Findings) -> Split:
         """Read the published lists."""

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import ClassVar
 
 from ...errors import DtrapError
 from ..findings import Findings
+from ..published import Published
 from .base import CoOpDataModule
 from .releases import read_mat
 from .splits import Split, draw_split, read_json
@@ -29,8 +29,7 @@ class Flowers102DataModule(CoOpDataModule):
     split_file = "split_zhou_OxfordFlowers.json"
     image_folder = "jpg"
     signs = ("imagelabels.mat",)
-    published: ClassVar[dict[str, int]] = {"train": 4093, "val": 1633, "test": 2463}
-    class_count = 102
+    published = Published(102, train=4093, val=1633, test=2463)
 
     def make_split(self, folder: Path, findings: Findings) -> Split:
         """Split every class into 50% training, 20% validation and 30% test images."""

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from typing import ClassVar
-
+from ..published import Published
 from .base import CoOpDataModule
 
 
@@ -22,5 +21,4 @@ class Food101DataModule(CoOpDataModule):
     folders = ("food-101", "Food101")
     split_file = "split_zhou_Food101.json"
     signs = ("images/apple_pie", "meta/classes.txt")
-    published: ClassVar[dict[str, int]] = {"train": 50500, "val": 20200, "test": 30300}
-    class_count = 101
+    published = Published(101, train=50_500, val=20_200, test=30_300)

@@ -5,18 +5,18 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Collection
 from pathlib import Path
-from typing import ClassVar
 
 from ...errors import DtrapError, nearest
 from ..findings import COMPLETE, HINTS, Finding, Findings, counted, missing_folders, relative
-from ..index import ImageIndex, class_folders, index_class_folders, no_folder
+from ..index import ImageIndex, class_folders, index_class_folders, join, no_folder
+from ..published import Published
 from .base import CoOpDataModule
 from .releases import numbered_lines
 
 # CLIP's list calls two pairs of classes "sunglasses" and "missile"; these are the words of WordNet.
 OTHER_NAMES = {"n04355933": "sunglass", "n04008634": "projectile"}
 _IMAGES = ("images", "", "ILSVRC/Data/CLS-LOC")
-_PARTS = {"train": "train", "val": "test"}
+_PARTS = ("train", "val")
 
 
 class ImageNetDataModule(CoOpDataModule):
@@ -35,24 +35,18 @@ class ImageNetDataModule(CoOpDataModule):
     title = "ImageNet"
     folders = ("imagenet", "ImageNet")
     signs = ("classnames.txt",)
-    published: ClassVar[dict[str, int]] = {"train": 1281167, "test": 50000}
-    class_count = 1000
+    published = Published(1000, train=1_281_167, test=50_000)
 
     def read(self, findings: Findings) -> ImageIndex:
         """List the class folders of both parts, each once."""
         folder = self.find_folder()
         names = self._class_names(folder, findings)
         images = next((folder / name for name in _IMAGES if (folder / name / "train").is_dir()), folder / "images")
-        paths: list[str] = []
-        labels: list[int] = []
-        splits: list[str] = []
-        for part, split in _PARTS.items():
+        for part in _PARTS:
             self._check_folders(images / part, names, findings)
-            found = index_class_folders(images / part, list(names), list(names.values()))
-            paths += found.paths
-            labels += found.labels
-            splits += [split] * len(found.paths)
-        return ImageIndex(paths, labels, list(names.values()), roots=(str(images),), splits=splits)
+        train, test = (index_class_folders(images / part, list(names), list(names.values())) for part in _PARTS)
+        splits = ["train"] * len(train.paths) + ["test"] * len(test.paths)
+        return join(train, test, roots=(str(images),), splits=splits)
 
     def _class_names(self, folder: Path, findings: Findings) -> dict[str, str]:
         """Return the class name of each wnid, sorted by wnid, and note the names that were replaced."""
@@ -70,11 +64,10 @@ class ImageNetDataModule(CoOpDataModule):
                 raise DtrapError(f"{place}: expected {expected}, found '{line}'. Correct the line.")
             names[wnid] = name.replace("_", " ")
         counts = Counter(names.values())
-        replaced = [wnid for wnid in OTHER_NAMES if counts[names.get(wnid, "")] > 1]
-        for wnid in replaced:
-            text = f"{wnid} '{names[wnid]}' is called '{OTHER_NAMES[wnid]}': another class has its name"
-            findings.note(Finding(text))
-            names[wnid] = OTHER_NAMES[wnid]
+        for wnid, other in OTHER_NAMES.items():
+            if counts[names.get(wnid, "")] > 1:
+                findings.note(Finding(f"{wnid} '{names[wnid]}' is called '{other}': another class has its name"))
+                names[wnid] = other
         twice = [name for name, count in Counter(names.values()).items() if count > 1]
         if twice:
             owners = [wnid for wnid, name in names.items() if name == twice[0]]

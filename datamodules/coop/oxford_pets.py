@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import ClassVar
 
 from ...errors import DtrapError
 from ..findings import Findings
+from ..published import Published
 from .base import CoOpDataModule
 from .releases import numbered_lines
 from .splits import Row, Split, draw_validation
@@ -28,8 +28,7 @@ class OxfordPetsDataModule(CoOpDataModule):
     folders = ("oxford_pets", "OxfordPets", "oxford-iiit-pet")
     split_file = "split_zhou_OxfordPets.json"
     signs = ("annotations/trainval.txt",)
-    published: ClassVar[dict[str, int]] = {"train": 2944, "val": 736, "test": 3669}
-    class_count = 37
+    published = Published(37, train=2944, val=736, test=3669)
 
     def make_split(self, folder: Path, findings: Findings) -> Split:
         """Take the published test images; a fifth of each class of the others is for validation."""

@@ -14,9 +14,8 @@ import numpy as np
 
 from ...errors import DtrapError
 from ..images import list_images
-from ..index import ImageIndex, listing
+from ..index import SPLITS, ImageIndex, listing
 
-SPLITS = ("train", "val", "test")
 SEED = 1
 
 
@@ -57,19 +56,30 @@ def read_split(path: Path) -> Split:
         raise DtrapError(f"{path}: expected the lists 'train', 'val' and 'test', found {found}. Use CoOp's file.")
     split: Split = {name: [] for name in SPLITS}
     places: dict[str, str] = {}
+    names: dict[int, str] = {}
+    labels: dict[str, int] = {}
     for name in SPLITS:
-        for number, row in enumerate(content[name], 1):
+        for number, cells in enumerate(content[name], 1):
             place = f"'{name}' row {number}"
-            checked = _row(row, f"{path}, {place}")
-            if checked.path in places:
-                raise DtrapError(
-                    f"{path}, {place}: '{checked.path}' is also in {places[checked.path]}. Remove one of them."
-                )
-            places[checked.path] = place
-            split[name].append(checked)
+            row = _row(cells, f"{path}, {place}")
+            fault = None
+            if places.setdefault(row.path, place) != place:
+                fault = f"'{row.path}' is also in {places[row.path]}. Remove one of them."
+            elif (other := names.setdefault(row.label, row.name)) != row.name:
+                fault = f"label {row.label} is '{row.name}' here and '{other}' in a row before. Correct the row."
+            elif (first := labels.setdefault(row.name, row.label)) != row.label:
+                fault = f"'{row.name}' has label {row.label} here and {first} in a row before. Correct the row."
+            if fault is not None:
+                raise DtrapError(f"{path}, {place}: {fault}")
+            split[name].append(row)
     if not places:
         raise DtrapError(f"{path} has no rows. Download it again.")
-    _check_labels(split, path)
+    absent = [str(label) for label in range(len(names)) if label not in names]
+    if absent:
+        raise DtrapError(
+            f"{path}: {len(names)} classes with labels up to {max(names)}, but none has label {listing(absent)}. "
+            "Expected 0, 1, 2, ... without a gap; use CoOp's file."
+        )
     return split
 
 
@@ -83,31 +93,6 @@ def _row(row: Any, place: str) -> Row:
     if parts.is_absolute() or ".." in parts.parts or "\0" in path:
         raise DtrapError(f"{place}: the path {path!r} leads out of the image folder. Correct the row.")
     return Row(str(parts), int(label), " ".join(name.replace("_", " ").split()))
-
-
-def _check_labels(split: Split, file: Path) -> None:
-    """Raise a DtrapError unless the labels are 0, 1, 2, ... with one class name each."""
-    names: dict[int, str] = {}
-    labels: dict[str, int] = {}
-    for part in SPLITS:
-        for number, row in enumerate(split[part], 1):
-            place = f"{file}, '{part}' row {number}"
-            if names.setdefault(row.label, row.name) != row.name:
-                raise DtrapError(
-                    f"{place}: label {row.label} is '{row.name}' here and '{names[row.label]}' in a row before. "
-                    "Correct the row."
-                )
-            if labels.setdefault(row.name, row.label) != row.label:
-                raise DtrapError(
-                    f"{place}: '{row.name}' has label {row.label} here and {labels[row.name]} in a row before. "
-                    "Correct the row."
-                )
-    absent = [str(label) for label in range(len(names)) if label not in names]
-    if absent:
-        raise DtrapError(
-            f"{file}: {len(names)} classes with labels up to {max(names)}, but none has label {listing(absent)}. "
-            "Expected 0, 1, 2, ... without a gap; use CoOp's file."
-        )
 
 
 def index_split(split: Split, images: Path) -> ImageIndex:

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import ClassVar
 
 from ...errors import DtrapError
 from ..findings import Findings
+from ..published import Published
 from .base import CoOpDataModule
 from .releases import read_mat
 from .splits import Row, Split, draw_validation
@@ -28,17 +28,15 @@ class StanfordCarsDataModule(CoOpDataModule):
     split_file = "split_zhou_StanfordCars.json"
     image_folder = ""
     signs = ("cars_train", "cars_test")
-    published: ClassVar[dict[str, int]] = {"train": 6509, "val": 1635, "test": 8041}
-    class_count = 196
+    published = Published(196, train=6509, val=1635, test=8041)
 
     def make_split(self, folder: Path, findings: Findings) -> Split:
         """Take the published test images; a fifth of each class of the others is for validation."""
-        names = read_mat(self.file_in(folder, "devkit/cars_meta.mat"), "class_names")
+        names = list(read_mat(self.file_in(folder, "devkit/cars_meta.mat"), "class_names"))
         training = self.file_in(folder, "devkit/cars_train_annos.mat")
         test = self.file_in(folder, "cars_test_annos_withlabels.mat", "devkit/cars_test_annos_withlabels.mat")
-        return draw_validation(
-            _read_annotations(training, "cars_train", list(names)), _read_annotations(test, "cars_test", list(names))
-        )
+        files = ((training, "cars_train"), (test, "cars_test"))
+        return draw_validation(*(_read_annotations(file, images, names) for file, images in files))
 
 
 def _read_annotations(path: Path, images: str, names: list[str]) -> list[Row]:

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import ClassVar
 
 from ...errors import DtrapError, nearest
 from ..findings import Findings
 from ..images import list_images
+from ..published import Published
 from .base import CoOpDataModule
 from .releases import numbered_lines
 from .splits import Row, Split, draw_split, draw_validation
@@ -31,8 +31,7 @@ class SUN397DataModule(CoOpDataModule):
     split_file = "split_zhou_SUN397.json"
     image_folder = "SUN397"
     signs = ("ClassName.txt", "Partitions/ClassName.txt", "SUN397/ClassName.txt")
-    published: ClassVar[dict[str, int]] = {"train": 15880, "val": 3970, "test": 19850}
-    class_count = 397
+    published = Published(397, train=15_880, val=3970, test=19_850)
 
     def make_split(self, folder: Path, findings: Findings) -> Split:
         """Take the published test images of the first partition, or split all images."""

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
-from typing import ClassVar
 
 from ...errors import DtrapError
 from ..findings import Findings
+from ..published import Published
 from .base import CoOpDataModule
 from .splits import Row, Split, draw_validation
 
@@ -32,8 +32,7 @@ class UCF101DataModule(CoOpDataModule):
     split_file = "split_zhou_UCF101.json"
     image_folder = "UCF-101-midframes"
     signs = ("UCF-101-midframes",)
-    published: ClassVar[dict[str, int]] = {"train": 7639, "val": 1898, "test": 3783}
-    class_count = 101
+    published = Published(101, train=7639, val=1898, test=3783)
 
     def class_name(self, folder: str) -> str:
         """Return the words of a class folder for the prompt."""

@@ -5,10 +5,9 @@ from __future__ import annotations
 import os
 import warnings
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from itertools import islice
 from pathlib import Path
 
 from rich import box
@@ -22,11 +21,13 @@ from ...errors import DtrapError
 from ..catalogue import SETS, find_set
 from ..findings import Finding, Findings, counted, relative
 from ..images import ImageError, open_image
-from ..index import DataNotFound, ImageIndex
+from ..index import SPLITS, DataNotFound, ImageIndex
+from ..published import Published
 
 CASES = 3
 DECODED_TOGETHER = 256
-SPLITS = ("train", "val", "test")
+COLUMNS = ("set", "images", "classes", "per class", "found / published", "missing", "unreadable", "verdict")
+NUMBERS = ("images", "classes", "per class", "missing", "unreadable")
 
 
 @dataclass
@@ -36,7 +37,7 @@ class SetReport:
     Attributes:
         name: Its name in the catalogue.
         index: Images that are there and have a label.
-        published: Published numbers of images by split, or of "all".
+        published: Published numbers.
         faults: What is wrong: what stops a run, then what differs from the published set, then unreadable images.
         notes: What else a user should know.
         unreadable: Number of images that cannot be decoded; None where decoding was not tried.
@@ -44,23 +45,17 @@ class SetReport:
 
     name: str
     index: ImageIndex
-    published: Mapping[str, int]
+    published: Published
     faults: list[Finding]
     notes: list[Finding]
     unreadable: int | None = None
-
-    @property
-    def verdict(self) -> str:
-        """Number of faults for the table, or "ok"."""
-        count = len(self.faults)
-        return f"{count} fault{'s' * (count > 1)}" if count else "ok"
 
     def found(self) -> dict[str, int]:
         """Return the numbers of images: of each split, or of "all" without a split."""
         if self.index.splits is None:
             return {"all": len(self.index.paths)}
         counts = Counter(self.index.splits)
-        return {split: counts[split] for split in SPLITS if split in counts or split in self.published}
+        return {split: counts[split] for split in SPLITS if split in counts or split in self.published.images}
 
     def images_per_class(self) -> dict[str, int]:
         """Return the number of images of each class, in the order of the labels; a class may have none."""
@@ -112,19 +107,19 @@ def _read(name: str, root: Path) -> SetReport | None:
         findings.faults.append(Finding(str(error)))
     report = SetReport(name, index, module.published, [*findings.faults, *findings.differences], findings.notes)
     if index.class_names:
-        report.faults += _count_faults(report, module.class_count)
+        report.faults += _count_faults(report)
     return report
 
 
-def _count_faults(report: SetReport, class_count: int) -> Iterator[Finding]:
+def _count_faults(report: SetReport) -> Iterator[Finding]:
     """Yield which numbers of classes and images differ from the published ones."""
     without = [label for label, count in report.images_per_class().items() if not count]
     filled = len(report.index.class_names) - len(without)
-    if filled != class_count:
-        text = f"{filled} class{'' if filled == 1 else 'es'} with images, {class_count} published"
+    if filled != report.published.classes:
+        text = f"{filled} class{'' if filled == 1 else 'es'} with images, {report.published.classes} published"
         yield Finding(text, [f"class '{label}': no image" for label in without])
     counts = {"all": len(report.index.paths), **report.found()}
-    for split, number in report.published.items():
+    for split, number in report.published.images.items():
         if counts.get(split, number) != number:
             where = "" if split == "all" else f"{split}: "
             yield Finding(f"{where}{counts[split]:,} images found, {number:,} published")
@@ -156,18 +151,13 @@ def find_unreadable(paths: Iterable[str], console: Console) -> dict[str, str]:
     ):
         warnings.simplefilter("ignore")
         task = progress.add_task("", total=len(ordered))
-        for part in _parts(ordered):
+        for start in range(0, len(ordered), DECODED_TOGETHER):
+            part = ordered[start : start + DECODED_TOGETHER]
             for path, reason in zip(part, pool.map(_why_unreadable, part), strict=True):
                 if reason:
                     found[path] = reason
                 progress.advance(task)
     return found
-
-
-def _parts(paths: list[str]) -> Iterator[list[str]]:
-    remaining = iter(paths)
-    while part := list(islice(remaining, DECODED_TOGETHER)):
-        yield part
 
 
 def _why_unreadable(path: str) -> str:
@@ -182,38 +172,31 @@ def _why_unreadable(path: str) -> str:
 
 
 def _print_table(reports: list[SetReport], console: Console) -> None:
-    table = Table(box=box.SIMPLE)
-    table.add_column("set", no_wrap=True)
-    for title in ("images", "classes", "per class"):
-        table.add_column(title, justify="right", no_wrap=True)
-    table.add_column("found / published", no_wrap=True)
-    for title in ("missing", "unreadable"):
-        table.add_column(title, justify="right", no_wrap=True)
-    table.add_column("verdict", no_wrap=True)
+    table = Table(*COLUMNS, box=box.SIMPLE)
+    for column in table.columns:
+        column.justify = "right" if column.header in NUMBERS else "left"
     for report in reports:
         table.add_row(*(Text(cell) for cell in _cells(report)))
     print_table(table, console)
 
 
 def _cells(report: SetReport) -> list[str]:
-    counts = [count for count in report.images_per_class().values() if count] or [0]
-    least, most = min(counts), max(counts)
-    found = report.found()
-    splits = [
-        f"{'' if split == 'all' else split + ' '}{count:,} / {report.published[split]:,}"
-        if split in report.published
-        else f"{'' if split == 'all' else split + ' '}{count:,}"
-        for split, count in found.items()
-    ]
+    counts = [count for count in report.images_per_class().values() if count]
+    faults = len(report.faults)
+    least, most = min(counts, default=0), max(counts, default=0)
+    splits, numbers = [], report.published.images
+    for split, count in report.found().items():
+        published = f" / {numbers[split]:,}" if split in numbers else ""
+        splits.append(f"{'' if split == 'all' else split + ' '}{count:,}{published}")
     return [
         report.name,
         f"{len(report.index.paths):,}",
-        f"{sum(map(bool, report.images_per_class().values())):,}",
+        f"{len(counts):,}",
         f"{least:,}" if least == most else f"{least:,}..{most:,}",
         " · ".join(splits),
         f"{len(report.index.missing):,}",
         "not tried" if report.unreadable is None else f"{report.unreadable:,}",
-        report.verdict,
+        f"{faults} fault{'s' * (faults > 1)}" if faults else "ok",
     ]
 
 
@@ -221,10 +204,10 @@ def _print_findings(report: SetReport, console: Console, *, classes: bool, most:
     lines = []
     for kind, findings in (("fault", report.faults), ("note", report.notes)):
         for finding in findings:
-            lines.append(f"  {kind:6}{finding.text}")
-            lines += [f"          {case}" for case in finding.cases[:most]]
-            rest = len(finding.cases) - (len(finding.cases) if most is None else most)
-            lines += [f"          and {rest:,} more"] if rest > 0 else []
+            shown = finding.cases[:most]
+            lines += [f"  {kind:6}{finding.text}", *(f"          {case}" for case in shown)]
+            if len(shown) < len(finding.cases):
+                lines.append(f"          and {len(finding.cases) - len(shown):,} more")
     if classes:
         lines += ["  images per class", *(f"    {n:>7,}  {name}" for name, n in report.images_per_class().items())]
     for line in [report.name, *lines] if lines else []:

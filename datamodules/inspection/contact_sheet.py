@@ -51,7 +51,7 @@ class Sheet:
         title: First line.
         notes: Second line.
         classes: The classes.
-        views: The fixed views of one image, the plain view first; may be empty.
+        views: The fixed views of one image, the plain view first.
         views_title: Heading of the views, which names the image.
     """
 
@@ -78,7 +78,7 @@ def show(name: str, root: Path, output: Path, seed: int, console: Console) -> in
     if output.suffix.lower() != ".png":
         raise DtrapError(f"--output {output}: expected a name that ends in .png.")
     sheet = make_sheet(find_set(name)(root, bad_images="skip", small_classes="skip", seed=seed), seed)
-    save_sheet(output, sheet)
+    save_png(output, sheet_figure(sheet), "or name another file with --output.")
     console.print(f"{sheet.title}: {output}", soft_wrap=True, markup=False)
     return 0
 
@@ -96,7 +96,7 @@ def make_sheet(data: FewShotDataModule, seed: int) -> Sheet:
         chosen = rng.choice(positions, size=min(IMAGES_PER_CLASS, len(positions)), replace=False)
         images = [_load(data, int(position)) for position in chosen]
         readable += [int(number) for number, image in zip(chosen, images, strict=True) if image is not None]
-        classes.append(ClassImages(_readable(name), len(positions), [_small(image) for image in images]))
+        classes.append(ClassImages(_readable(name), len(positions), images))
     if not readable:
         raise DtrapError(f"{data}: no image can be read. Run dtrap data check {data.root}.")
     support = int(rng.choice(readable))
@@ -120,28 +120,15 @@ def _notes(data: FewShotDataModule, seed: int) -> str:
 
 def _load(data: FewShotDataModule, position: int) -> Image.Image | None:
     try:
-        return data.load_image(position)
+        image = data.load_image(position)
     except ImageError:
         return None
-
-
-def _small(image: Image.Image | None) -> Image.Image | None:
-    if image is not None:
-        image.thumbnail((PIXELS, PIXELS))
+    image.thumbnail((PIXELS, PIXELS))
     return image
 
 
 def _readable(name: str) -> str:
     return " ".join(name.replace("_", " ").split()) or name
-
-
-def save_sheet(path: Path, sheet: Sheet) -> None:
-    """Write a contact sheet as a PNG file.
-
-    Raises:
-        DtrapError: The file cannot be written.
-    """
-    save_png(path, sheet_figure(sheet), "or name another file with --output.")
 
 
 def sheet_figure(sheet: Sheet) -> Figure:
@@ -150,22 +137,19 @@ def sheet_figure(sheet: Sheet) -> Figure:
     Classes are arranged in parts of at most 40, each up to four classes wide; many parts are arranged in rows.
     """
     parts = [sheet.classes[i : i + CLASSES_PER_PART] for i in range(0, len(sheet.classes), CLASSES_PER_PART)]
-    columns, head = _columns(len(parts[0])), PART_HEAD if len(parts) > 1 else 0.0
+    # Classes in a row of a part, for pages that are about as high as wide.
+    columns = next((columns for columns, most in ((1, 3), (2, 12), (3, 24)) if len(parts[0]) <= most), 4)
+    head = PART_HEAD if len(parts) > 1 else 0.0
     across = min(math.ceil(math.sqrt(len(parts))), MAX_PARTS_PER_ROW)
     part_width = columns * (BLOCK_WIDTH + BETWEEN)
-    heights = [
-        head + max(math.ceil(len(part) / columns) for part in parts[i : i + across]) * BLOCK_HEIGHT
-        for i in range(0, len(parts), across)
-    ]
-    top = HEAD - 0.1 + (VIEW_CELL + 0.65 if sheet.views else 0.0)
+    # No part of a row has more classes than the first one.
+    heights = [head + math.ceil(len(part) / columns) * BLOCK_HEIGHT for part in parts[::across]]
+    top = HEAD - 0.1 + VIEW_CELL + 0.65
     width = max(across * part_width - BETWEEN, len(VIEW_NAMES) * (VIEW_CELL + 2 * SPACE)) + 2 * MARGIN
     height = top + sum(heights) + MARGIN
-    title, notes = (
-        fitted(text, width - 2 * MARGIN, *style) for text, *style in ((sheet.title, 12, "bold"), (sheet.notes, 8))
-    )
-    figure, axes = new_page(width, height, title, notes)
-    if sheet.views:
-        _draw_views(axes, sheet, HEAD - 0.1, width)
+    title = fitted(sheet.title, width - 2 * MARGIN, 12, "bold")
+    figure, axes = new_page(width, height, title, fitted(sheet.notes, width - 2 * MARGIN, 8))
+    _draw_views(axes, sheet, HEAD - 0.1, width)
     for number, part in enumerate(parts):
         row, column = divmod(number, across)
         left, above = MARGIN + column * part_width, top + sum(heights[:row])
@@ -177,15 +161,10 @@ def sheet_figure(sheet: Sheet) -> Figure:
     return figure
 
 
-def _columns(classes: int) -> int:
-    """Return how many classes a row of a part has, for pages that are about as high as wide."""
-    return next((columns for columns, most in ((1, 3), (2, 12), (3, 24)) if classes <= most), 4)
-
-
 def _draw_views(axes: Axes, sheet: Sheet, top: float, width: float) -> None:
     draw_text(axes, MARGIN, top, fitted(sheet.views_title, width - 2 * MARGIN, 9, "bold"), size=9, weight="bold")
     plain = np.asarray(sheet.views[0])
-    for number, (name, view) in enumerate(zip(VIEW_NAMES, sheet.views, strict=False)):
+    for number, (name, view) in enumerate(zip(VIEW_NAMES, sheet.views, strict=True)):
         x = MARGIN + number * (VIEW_CELL + 2 * SPACE)
         _draw_image(axes, view, x, top + 0.22, VIEW_CELL)
         unchanged = name == "flip" and np.array_equal(np.asarray(view), plain)

@@ -78,9 +78,10 @@ def test_a_dataset_goes_to_a_process_that_is_not_forked(root):
     module = data(root, seeds=[1], batch_size=6)
     module.setup()
     module.trainer = SimpleNamespace(fit_loop=SimpleNamespace(running=(number for number in range(3))))
-    for dataset in (module.train_dataloader().dataset, module.test_dataloader().loader.dataset):
-        sent = pickle.loads(pickle.dumps(dataset))
-        assert torch.equal(sent[1]["images"], dataset[1]["images"])
+    training, test = module.train_dataloader().dataset, module.test_dataloader().loader.dataset
+    sent_training, sent_test = pickle.loads(pickle.dumps((training, test)))
+    assert torch.equal(sent_training[1][0]["images"], training[1][0]["images"])
+    assert torch.equal(sent_test[1]["images"], test[1]["images"])
 
 
 def test_validation_is_offered_only_where_it_is_asked_for(root):

@@ -108,7 +108,7 @@ def test_configs(name, shot):
     assert config["data"]["init_args"] == {"way": 5, "shot": shot, "query": 15}
     assert (config["protocol"]["episodes"], config["trainer"]["max_epochs"]) == (episodes, 250)
     title = text.split("\n")[0]
-    assert title.endswith(f" {COOP[name].class_count:,} classes; 5-way {shot}-shot, {episodes} episodes")
+    assert title.endswith(f" {COOP[name].published.classes:,} classes; 5-way {shot}-shot, {episodes} episodes")
 
 
 def test_eurosat_with_coops_split_has_a_name_of_its_own_and_the_former_one(dtrap):
@@ -124,8 +124,8 @@ def test_catalogue():
     assert len(SETS) == 15
     assert find_set("coop/dtd").__name__ == "DTDDataModule"
     for cls in SETS.values():
-        assert cls.class_count > 1
-        assert set(cls.published) <= {"all", "train", "val", "test"}
+        assert cls.published.classes > 1
+        assert set(cls.published.images) <= {"all", "train", "val", "test"}
     with pytest.raises(DtrapError, match=r"'coop/dtt'; expected one of isic, .*Did you mean 'coop/dtd'"):
         find_set("coop/dtt")
 
@@ -474,9 +474,9 @@ def test_official_split_file(real_splits, name):
     path = real_splits / f"split_zhou_{REAL_SPLITS[name]}.json.gz"
     assert path.name == f"{cls.split_file}.gz"
     split = read_split(path)
-    assert {part: len(rows) for part, rows in split.items()} == cls.published
+    assert {part: len(rows) for part, rows in split.items()} == cls.published.images
     names = {row.label: row.name for rows in split.values() for row in rows}
-    assert sorted(names) == list(range(cls.class_count))
+    assert sorted(names) == list(range(cls.published.classes))
     assert not any("_" in class_name for class_name in names.values())
 
 
@@ -494,8 +494,8 @@ def test_official_split_file_over_empty_image_files(real_splits, tmp_path, name)
         (folder / cls.image_folder / row.path).touch()
     index = cls(tmp_path, bad_images="skip").scan()
     assert len(index.paths) == len(kept)
-    assert len(index.missing) == sum(cls.published.values()) - len(kept)
-    assert len(index.class_names) == cls.class_count
+    assert len(index.missing) == sum(cls.published.images.values()) - len(kept)
+    assert len(index.class_names) == cls.published.classes
     assert [index.class_names[label] for label in index.labels] == [row.name for row in kept]
 
 
@@ -563,4 +563,4 @@ TEST_SIZES = {
 
 def test_templates_and_published_test_sizes():
     assert {name: cls.default_template for name, cls in COOP.items()} == TEMPLATES
-    assert {name: cls.published["test"] for name, cls in COOP.items()} == TEST_SIZES
+    assert {name: cls.published.images["test"] for name, cls in COOP.items()} == TEST_SIZES

@@ -9,6 +9,7 @@ import pytest
 from dtrap.datamodules import ChestXDataModule, crop_disease
 from dtrap.datamodules.catalogue import SETS
 from dtrap.datamodules.inspection.check import find_unreadable
+from dtrap.datamodules.published import Published
 from dtrap.errors import DtrapError
 from layouts import (
     CROP_FOLDERS,
@@ -55,8 +56,7 @@ def sets(tmp_path, monkeypatch):
 
     def make(name):
         maker, published, classes = MAKERS[name]
-        monkeypatch.setattr(SETS[name], "published", published)
-        monkeypatch.setattr(SETS[name], "class_count", classes)
+        monkeypatch.setattr(SETS[name], "published", Published(classes, **published))
         return maker(tmp_path / "data")
 
     return make
@@ -268,7 +268,7 @@ def test_a_wrong_number_of_chestx_rows(sets, check, monkeypatch):
 def test_a_wrong_count(sets, check, name, monkeypatch):
     root = sets(name)
     published = {split: count + 1000 for split, count in MAKERS[name][1].items()}
-    monkeypatch.setattr(SETS[name], "published", published)
+    monkeypatch.setattr(SETS[name], "published", Published(MAKERS[name][2], **published))
     _, out = check(name, root)
     for split, count in published.items():
         assert f"{'' if split == 'all' else split + ': '}{count - 1000:,} images found, {count:,} published" in out

@@ -7,14 +7,15 @@ from dtrap.datamodules.inspection.contact_sheet import (
     Sheet,
     fitted,
     make_sheet,
-    save_sheet,
     sheet_figure,
+    show,
 )
 from dtrap.datamodules.views import draw_views
 from dtrap.errors import DtrapError
 from layouts import make_chestx, make_eurosat, make_isic, picture, truncate
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from PIL import Image
+from rich.console import Console
 
 NAMES = ["short", "W" * 80, "Tomato___a_rather_long_name_of_a_disease_of_the_lower_side_of_older_leaves", "$x_{$", "雲"]
 
@@ -162,5 +163,6 @@ def test_the_command_writes_a_png_file(tmp_path, dtrap):
 
 def test_a_file_that_cannot_be_written_is_an_error(tmp_path):
     (tmp_path / "file").touch()
+    root = make_eurosat(tmp_path / "data")
     with pytest.raises(DtrapError, match=r"cannot write .*name another file with --output"):
-        save_sheet(tmp_path / "file" / "a.png", sheet(1))
+        show("eurosat", root, tmp_path / "file" / "a.png", 1, Console())
