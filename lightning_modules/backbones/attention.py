@@ -49,7 +49,12 @@ class SeparateAttention(nn.Module):
         out_dropout: Dropout rate after the output projection.
         rotated_from: Number of prefix tokens without rotary position.
         rotate_half: Rotary layout "half" instead of "interleaved".
+
+    Attributes:
+        fused: Whether the layer that this one replaces has one weight for queries, keys and values.
     """
+
+    fused: bool = True
 
     def __init__(
         self,
@@ -206,7 +211,8 @@ def separate_attention(module: nn.Module) -> list[str]:
     """
     names, unknown = [], {}
     for name, parent, child in list(_descendants(module)):
-        separate = _CONVERTERS.get(type(child), _not_replaceable)(child)
+        convert = _CONVERTERS.get(type(child))
+        separate = convert(child) if convert is not None else None
         if separate is not None:
             setattr(parent, name.rpartition(".")[2], separate.train(child.training))
             names.append(name)
@@ -249,20 +255,20 @@ def _linear(weight: Tensor, bias: Tensor | None, requires_grad: bool) -> nn.Line
     return layer
 
 
-def _cut(weight: Tensor, bias: Tensor | None) -> list[nn.Linear]:
+def _cut(weight: Tensor, bias: Tensor | None) -> tuple[nn.Linear, nn.Linear, nn.Linear]:
     """Split a fused weight [3*H*d, C] into query, key and value layers."""
+    weights = weight.chunk(3)
     biases = (None, None, None) if bias is None else bias.chunk(3)
-    parts = zip(weight.chunk(3), biases, strict=True)
-    return [_linear(part, part_bias, weight.requires_grad) for part, part_bias in parts]
+    q, k, v = (_linear(*parts, weight.requires_grad) for parts in zip(weights, biases, strict=True))
+    return q, k, v
 
 
 def _from_multihead(layer: nn.MultiheadAttention) -> SeparateAttention | None:
     # Private in torch: the only attribute that shows whether the three weights are fused.
     if not layer._qkv_same_embed_dim or layer.bias_k is not None or layer.add_zero_attn:
         return None
-    query, key, value = _cut(layer.in_proj_weight, layer.in_proj_bias)
-    output = _linear(layer.out_proj.weight, layer.out_proj.bias, layer.out_proj.weight.requires_grad)
-    separate = SeparateMultiheadAttention((query, key, value, output), layer.num_heads, dropout=layer.dropout)
+    projections = (*_cut(layer.in_proj_weight, layer.in_proj_bias), layer.out_proj)
+    separate = SeparateMultiheadAttention(projections, layer.num_heads, dropout=layer.dropout)
     separate.batch_first = layer.batch_first
     return separate
 
@@ -270,9 +276,8 @@ def _from_multihead(layer: nn.MultiheadAttention) -> SeparateAttention | None:
 def _from_open_clip(layer: OpenClipAttention) -> SeparateAttention | None:
     if layer.logit_scale is not None or layer.head_scale is not None:
         return None
-    query, key, value = _cut(layer.in_proj_weight, layer.in_proj_bias)
     return SeparateOpenClipAttention(
-        (query, key, value, layer.out_proj),
+        (*_cut(layer.in_proj_weight, layer.in_proj_bias), layer.out_proj),
         layer.num_heads,
         dropout=layer.attn_drop.p,
         q_norm=layer.ln_q,
@@ -291,7 +296,7 @@ def _from_timm(layer: Any) -> SeparateAttention:
     if getattr(layer, "q_bias", None) is not None:
         query = _linear(query.weight, layer.q_bias, query.weight.requires_grad)
         value = _linear(value.weight, layer.v_bias, value.weight.requires_grad)
-    return SeparateTimmAttention(
+    separate = SeparateTimmAttention(
         (query, key, value, layer.proj),
         layer.num_heads,
         num_kv_heads=getattr(layer, "num_kv_heads", None),
@@ -304,10 +309,8 @@ def _from_timm(layer: Any) -> SeparateAttention:
         rotated_from=getattr(layer, "num_prefix_tokens", 0),
         rotate_half=getattr(layer, "rotate_half", False),
     )
-
-
-def _not_replaceable(layer: nn.Module) -> None:
-    return None
+    separate.fused = layer.qkv is not None
+    return separate
 
 
 _CONVERTERS: dict[type, Callable[..., SeparateAttention | None]] = {
