@@ -199,17 +199,15 @@ class FewShotClassifier(TunedModel):
         return islice(iter(loader), int(length))
 
     def _task_data(self, batches: Any, query: Batch | None) -> TaskData:
-        kept: dict[str, list[Tensor]] = {}
+        parts = []
         for batch in self._on_device(batches):
-            for name in ("labels", "view", "sample_id"):
-                if name in batch:
-                    kept.setdefault(name, []).append(batch[name])
+            part = {name: batch[name] for name in ("labels", "view", "sample_id") if name in batch}
             if "vision" in self.tuner.trains:
-                kept.setdefault("images", []).append(batch["images"])
+                part["images"] = batch["images"]
             else:
-                encoded = self.encode_images(batch["images"], self._rows_of(batch).ids)
-                kept.setdefault("encoded", []).append(encoded)
-        columns = {name: torch.cat(parts) for name, parts in kept.items()}
+                part["encoded"] = self.encode_images(batch["images"], self._rows_of(batch).ids)
+            parts.append(part)
+        columns = {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
         query_images = None if query is None else next(self._on_device([query]))["images"]
         return TaskData(**columns, text_features=self.text_features(), query_images=query_images)
 
@@ -330,11 +328,7 @@ class FewShotClassifier(TunedModel):
         if views == 1:
             return logits, labels
         images = rows.sample_id
-        if (
-            images is None
-            or len(labels) % views
-            or not torch.equal(images, images[: len(images) // views].repeat(views))
-        ):
+        if images is None or not torch.equal(images, images[: len(images) // views].repeat(views)):
             raise DtrapError(
                 f"the tuner {self.tuner.name} adds up the views of a query, but a batch of {len(labels)} rows is not "
                 f"{views} views of the same images, view slowest. Use all views of every image, or no `view`."

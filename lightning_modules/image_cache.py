@@ -45,18 +45,14 @@ class FrozenImageFeatures:
         missing = [number for number, key in enumerate(keys) if key not in self._rows]
         # Lightning tests in inference mode, and a later training step must not use tensors that were made in it.
         with torch.inference_mode(False), torch.no_grad():
-            known = {} if len(missing) == len(keys) else {key: self._rows[key] for key in keys if key in self._rows}
-            encoded = encode(torch.tensor(missing, device=ids.device)) if missing else None
-            if encoded is not None:
-                fresh = dict(zip([keys[number] for number in missing], encoded, strict=True))
+            fresh: dict[tuple[int, ...], Tensor] = {}
+            if missing:
+                encoded = encode(torch.tensor(missing, device=ids.device))
+                fresh = dict(zip((keys[number] for number in missing), encoded, strict=True))
                 if not while_room or self._bytes + encoded.nbytes <= self.most_bytes:
                     self._rows.update(fresh)
                     self._bytes += encoded.nbytes
-                known |= fresh
-            if encoded is not None and len(missing) == len(keys):
-                features = encoded
-            else:
-                features = torch.stack([known[key] for key in keys])
+            features = torch.stack([fresh[key] if key in fresh else self._rows[key] for key in keys])
         if not while_room:
             self._last = ids, features
         return features

@@ -30,8 +30,8 @@ ANSWER_SECONDS = 4.0
 CONVERSION_BOT = "SFconvertbot"
 CONVERSION_TITLE = "Adding `safetensors` variant of this model"
 TOKENIZER_CONFIG = "tokenizer_config.json"
-VOCABULARY = ["tokenizer.json", "vocab.json", "spiece.model", "tokenizer.model"]
-TOKENIZER_EXTRAS = ["merges.txt", "vocab.txt", "special_tokens_map.json", "added_tokens.json", "config.json"]
+VOCABULARY = ["tokenizer.json", "vocab.json", "vocab.txt", "spiece.model", "tokenizer.model"]
+TOKENIZER_EXTRAS = ["merges.txt", "special_tokens_map.json", "added_tokens.json", "config.json"]
 
 
 @dataclass(frozen=True)
