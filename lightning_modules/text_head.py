@@ -78,14 +78,14 @@ def prompt_texts(
     repeated = [name for name, count in Counter(class_names).items() if count > 1]
     if repeated:
         raise DtrapError(f"duplicate class name {repeated[0]!r}; expected a name for each class. Rename one of them.")
-    missing = [name for name in class_names if descriptions is not None and name not in descriptions]
-    if descriptions is not None and missing:
+    texts: Descriptions = dict.fromkeys(class_names, templates) if descriptions is None else descriptions
+    missing = [name for name in class_names if name not in texts]
+    if missing:
         more = f" and {len(missing) - 5} more" if len(missing) > 5 else ""
         raise DtrapError(
             f"descriptions: none for the class {', '.join(map(repr, missing[:5]))}{more}."
-            f"{nearest(missing[0], list(descriptions))} Expected sentences for every class name of the data."
+            f"{nearest(missing[0], texts)} Expected sentences for every class name of the data."
         )
-    texts = {name: templates if descriptions is None else descriptions[name] for name in class_names}
     return {name: [text.replace("{}", name.replace("_", " ")) for text in texts[name]] for name in class_names}
 
 

@@ -90,17 +90,15 @@ def load_weights(model: nn.Module, weights: dict[str, Tensor], *, path: Path, ta
     Raises:
         DtrapError: Parameters are missing, unknown or of another shape; the message names some.
     """
-    expected = model.state_dict()
+    expected = {name: list(value.shape) for name, value in model.state_dict().items()}
+    given = {name: list(value.shape) for name, value in weights.items()}
+    reshaped = [name for name, shape in expected.items() if given.get(name, shape) != shape]
     faults = {
-        "missing": [key for key in expected if key not in weights],
-        "unknown": [key for key in weights if key not in expected],
-        "of another shape": [
-            f"{key} {list(weights[key].shape)} instead of {list(expected[key].shape)}"
-            for key in expected
-            if key in weights and weights[key].shape != expected[key].shape
-        ],
+        "missing": [name for name in expected if name not in given],
+        "unknown": [name for name in given if name not in expected],
+        "of another shape": [f"{name} {given[name]} instead of {expected[name]}" for name in reshaped],
     }
-    found = [f"{len(keys)} {fault} ({', '.join(keys[:2])})" for fault, keys in faults.items() if keys]
+    found = [f"{len(names)} {fault} ({', '.join(names[:2])})" for fault, names in faults.items() if names]
     if found:
         raise DtrapError(f"{path}: these weights do not fit {target}: parameters {'; '.join(found)}. {remedy}")
     model.load_state_dict(weights)

@@ -15,17 +15,13 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from ...errors import DtrapError
-from .attention import SeparateAttention, SeparateOpenClipAttention, SeparateTimmAttention
+from .attention import SeparateAttention
 from .base import Backbone
 from .hub import TOKENIZER_CONFIG
 from .open_clip import OpenCLIP, find_architecture
 from .transformers import Transformers
 
 _QKV = ("q_proj", "k_proj", "v_proj")
-_LIBRARY_NAMES = {
-    SeparateOpenClipAttention: {"q_norm": "ln_q", "k_norm": "ln_k", "inner_norm": "ln_inner"},
-    SeparateTimmAttention: {"out_proj": "proj", "inner_norm": "norm"},
-}
 _BILINEAR = 2
 
 
@@ -52,26 +48,24 @@ def plain_state(backbone: Backbone) -> dict[str, Tensor]:
         for name, layer in model.named_modules():
             if isinstance(layer, SeparateAttention):
                 _rename(state, name, layer)
-                if isinstance(layer, SeparateTimmAttention) and layer.fused:
-                    _fuse(state, name, "qkv.weight", "qkv.bias")
-                elif layer.fused:
-                    _fuse(state, name, "in_proj_weight", "in_proj_bias")
+                if layer.fused_as is not None:
+                    _fuse(state, name, layer.fused_as)
     return {name: value.detach().cpu().contiguous() for name, value in state.items()}
 
 
 def _rename(state: dict[str, Tensor], name: str, layer: SeparateAttention) -> None:
-    for ours, theirs in _LIBRARY_NAMES.get(type(layer), {}).items():
+    for ours, theirs in layer.replaced_names.items():
         for key in [key for key in state if key.startswith(f"{name}.{ours}.")]:
             state[f"{name}.{theirs}.{key.rpartition('.')[2]}"] = state.pop(key)
 
 
-def _fuse(state: dict[str, Tensor], name: str, weight: str, bias: str) -> None:
+def _fuse(state: dict[str, Tensor], name: str, fused_as: str) -> None:
     """Fuse q_proj, k_proj and v_proj; if the keys have no bias, the others keep theirs separately (EVA)."""
-    state[f"{name}.{weight}"] = torch.cat([state.pop(f"{name}.{part}.weight") for part in _QKV])
+    state[f"{name}.{fused_as}weight"] = torch.cat([state.pop(f"{name}.{part}.weight") for part in _QKV])
     biases = [state.pop(f"{name}.{part}.bias", None) for part in _QKV]
     given = [value for value in biases if value is not None]
     if len(given) == len(_QKV):
-        state[f"{name}.{bias}"] = torch.cat(given)
+        state[f"{name}.{fused_as}bias"] = torch.cat(given)
     elif given:
         state[f"{name}.q_bias"], state[f"{name}.v_bias"] = given
 

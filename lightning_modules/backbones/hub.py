@@ -5,8 +5,10 @@ Of the hub's files those in the local cache are used first; without network ther
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from itertools import product
 from pathlib import Path
 from threading import Thread
 
@@ -39,17 +41,14 @@ class FolderFiles:
     """The files of a model in a folder.
 
     Attributes:
-        folder: The folder.
+        label: The folder's name.
         remedy: What to do if a file is missing, for the error.
+        folder: The folder.
     """
 
-    folder: Path
+    label: str
     remedy: str
-
-    @property
-    def label(self) -> str:
-        """The folder's name."""
-        return self.folder.resolve().name
+    folder: Path
 
     def require(self, filenames: list[str], *, converted: bool = False) -> Path:
         """Return the first of `filenames` that exists.
@@ -107,11 +106,8 @@ class HubFiles:
         Raises:
             DtrapError: None is cached, and the hub cannot be reached or has none of them.
         """
-        for revision in (None, *(self._cached_pull_requests() if converted else [])):
-            cached = self.on_disk(filenames, revision)
-            if cached is not None:
-                return cached
-        found = self._download(filenames, converted)
+        pull_requests = self._cached_pull_requests() if converted else []
+        found = self.on_disk(filenames, [None, *pull_requests]) or self._download(filenames, converted)
         if found is None:
             raise self._unreachable(filenames, FileNotFoundError(f"it has no {' or '.join(filenames)}"))
         return found
@@ -128,10 +124,10 @@ class HubFiles:
             return cached
         return self._download(filenames, converted=False)
 
-    def on_disk(self, filenames: list[str], revision: str | None = None) -> Path | None:
+    def on_disk(self, filenames: list[str], revisions: Sequence[str | None] = (None,)) -> Path | None:
         """Return the local path of the first of `filenames` that is cached, or None; never uses the network."""
         # The hub's download functions are not used here: they may ask the network even with `local_files_only`.
-        for filename in filenames:
+        for revision, filename in product(revisions, filenames):
             cached = try_to_load_from_cache(self.label, filename, cache_dir=self.cache_dir, revision=revision)
             if isinstance(cached, str):
                 return Path(cached)

@@ -176,8 +176,7 @@ class OpenCLIP(Backbone):
     def stages(self) -> list[nn.Module]:
         """See `Backbone.stages`."""
         visual = self.model.visual
-        names = ("layer1", "layer2", "layer3", "layer4")
-        return [getattr(visual, name) for name in names] if isinstance(visual, ModifiedResNet) else []
+        return [getattr(visual, f"layer{n}") for n in range(1, 5)] if isinstance(visual, ModifiedResNet) else []
 
     def project_image(self, pooled: Tensor) -> Tensor:
         """See `Backbone.project_image`."""
@@ -255,10 +254,12 @@ def find_weights(architecture: Architecture, pretrained: str | None, cache_dir: 
     for path in (Path(pretrained).expanduser(), ASSETS / pretrained):
         if path.is_file():
             checksum = sha256(path)
-            known = [entry for entry in architecture.tags.values() if checksum in entry["url"]]
-            for entry in known:
-                _check_activation(architecture, entry, pretrained)
-            return Weights(f"{path.stem}-{checksum[:8]}", path, known[0] if known else None)
+            label = f"{path.stem}-{checksum[:8]}"
+            for published in architecture.tags.values():
+                if checksum in published["url"]:
+                    _check_activation(architecture, published, pretrained)
+                    return Weights(label, path, published)
+            return Weights(label, path, None)
     raise _unknown_weights(architecture, pretrained)
 
 
@@ -269,14 +270,14 @@ def _unknown_weights(architecture: Architecture, pretrained: str) -> DtrapError:
             f"Weights file '{pretrained}' (model.backbone.pretrained) not found in {Path.cwd()} or among the shipped "
             f"files ({', '.join(shipped) or 'none'})."
         )
-    if not architecture.tags:
-        known = f"'{architecture.name}' has no published weights. Use a file, or null for random weights."
-    else:
-        tags = ", ".join(architecture.tags)
-        known = f"'{architecture.name}' has {tags}.{nearest(pretrained, architecture.tags)}"
+    known = "no published weights. Use a file, or null for random weights."
+    if architecture.tags:
+        known = f"{', '.join(architecture.tags)}.{nearest(pretrained, architecture.tags)}"
     others = open_clip.list_pretrained_models_by_tag(pretrained)
     hint = f" The tag belongs to {', '.join(others[:4])}." if others else ""
-    return DtrapError(f"Unknown weights '{pretrained}' (model.backbone.pretrained): {known}{hint}")
+    return DtrapError(
+        f"Unknown weights '{pretrained}' (model.backbone.pretrained): '{architecture.name}' has {known}{hint}"
+    )
 
 
 def _read_architecture(path: Path) -> Architecture:

@@ -117,7 +117,9 @@ class Transformers(Backbone):
 
     def tokenize(self, prompts: list[str]) -> Tensor:
         """See `Backbone.tokenize`; text is cleaned and padded as in the model's training."""
-        texts = _canonical(prompts) if self._canonical else prompts
+        from open_clip.tokenizer import canonicalize_text  # here, since CLIP does not need it
+
+        texts = [canonicalize_text(prompt) for prompt in prompts] if self._canonical else prompts
         for prompt, ids in zip(prompts, self._tokenizer(texts, verbose=False).input_ids, strict=True):
             self._check_length(prompt, len(ids))
         padded = self._tokenizer(texts, padding="max_length", max_length=self.context_length, return_tensors="pt")
@@ -179,7 +181,7 @@ def find_files(name: str, cache_dir: str | None) -> FolderFiles | HubFiles:
     """
     folder = Path(name).expanduser()
     if folder.is_dir():
-        return FolderFiles(folder, LAYOUT)
+        return FolderFiles(folder.resolve().name, LAYOUT, folder)
     if not re.fullmatch(r"[A-Za-z0-9][\w.-]*/[\w.-]+", name):
         raise DtrapError(
             f"Backbone '{name}' (model.backbone.name) is neither a folder in {Path.cwd()} nor a repository of the hub, "
@@ -281,10 +283,3 @@ def _read_tokenizer(folder: Path) -> Any:
         tokenizer.add_bos_token = bool(settings.get("add_bos_token"))
         tokenizer.add_eos_token = True
     return tokenizer
-
-
-def _canonical(prompts: list[str]) -> list[str]:
-    """Prompts in lower case without punctuation, as SigLIP was trained with."""
-    from open_clip.tokenizer import canonicalize_text
-
-    return [canonicalize_text(prompt) for prompt in prompts]
