@@ -9,7 +9,7 @@ from torch import Tensor
 
 
 class FrozenImageFeatures:
-    """Cache the features of rows that were asked for.
+    """A cache of the features of rows, each encoded when it is first requested.
 
     A row is identified by its ids (the image and its view) within one source.
 
@@ -25,7 +25,7 @@ class FrozenImageFeatures:
         self._last: tuple[Tensor, Tensor] | None = None
 
     def of(self, source: Hashable) -> FrozenImageFeatures:
-        """Return this cache, emptied if `source` changed and the ids now mean other images, as in another episode."""
+        """Return this cache, emptied if `source` changed: in another episode the ids mean other images."""
         if source != self._source:
             self._source, self._rows, self._bytes, self._last = source, {}, 0, None
         return self

@@ -42,7 +42,7 @@ def class_prompts(
     backbone: Backbone,
     descriptions: Descriptions | None = None,
 ) -> ClassPrompts:
-    """Build and tokenize prompts; `{}` in a template or description stands for the class name, `_` read as a space.
+    """Build and tokenize prompts; the class name, with spaces for `_`, replaces `{}` in a template or description.
 
     Args:
         class_names: The W names.
@@ -140,8 +140,8 @@ def average_prompts(prompt_features: Tensor, per_class: Sequence[int]) -> Tensor
 class FrozenTextFeatures:
     """A cache of the prompt features of a frozen text tower, so that each prompt is encoded once.
 
-    Prompts are encoded one at a time. In a batch the last bits of a feature depend on the other prompts, so that the
-    result of an episode would depend on the episodes before it.
+    Prompts are encoded one at a time. In a batch the last bits of a feature depend on the other prompts, and the result
+    of an episode would depend on the episodes before it.
     """
 
     def __init__(self) -> None:

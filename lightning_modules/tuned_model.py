@@ -202,7 +202,7 @@ class TunedModel(LightningModule):
         if kind not in self._checked:
             self._checked.add(kind)
             method = f"{kind}_features"
-            # FWT's methods are bound to its inner tuner, so that the function behind the method is compared.
+            # The functions are compared, not the methods: FWT's methods are bound to its inner tuner.
             by_tuner = getattr(getattr(self.tuner, method), "__func__", None) is not getattr(Tuner, method)
             if by_tuner and (kind == "image" or "text" in self.tuner.trains):
                 source, width = f"{type(self.tuner).__name__}.{method}", None

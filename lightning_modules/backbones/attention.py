@@ -240,7 +240,7 @@ def _allowed(mask: Tensor | None, num_heads: int) -> Tensor | None:
 
 def _linear(weight: Tensor, bias: Tensor | None, requires_grad: bool) -> nn.Linear:
     """Return a Linear layer with a copy of the weight."""
-    # On the meta device, so that no random numbers are drawn: they would change what is drawn after it.
+    # The meta device draws no random numbers for the new layer; they would change all later draws.
     layer = nn.Linear(weight.shape[1], weight.shape[0], bias=bias is not None, device="meta")
     layer.weight = nn.Parameter(weight.detach().clone(), requires_grad)
     if bias is not None:

@@ -1,6 +1,6 @@
 """Files of a model, in a folder or in the Hugging Face hub.
 
-Of the hub's files those in the local cache are used first; without network there is one error within seconds.
+Files of the hub come from the local cache if possible. Without network there is one error within seconds.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from huggingface_hub.file_download import repo_folder_name
 
 from ...errors import DtrapError, first_line
 
-# Seconds to wait for the hub's first answer, so that the whole error comes within 5 s.
+# Seconds to wait for the hub's first answer; the error is then raised within 5 s.
 ANSWER_SECONDS = 4.0
 CONVERSION_BOT = "SFconvertbot"
 CONVERSION_TITLE = "Adding `safetensors` variant of this model"
@@ -169,7 +169,10 @@ class HubFiles:
         )
 
 
-def tokenizer_folder(files: FolderFiles | HubFiles) -> Path:
+ModelFiles = FolderFiles | HubFiles
+
+
+def tokenizer_folder(files: ModelFiles) -> Path:
     """Return the folder with the tokenizer's files, after downloading those that exist."""
     if files.on_disk([TOKENIZER_CONFIG]) is None or files.on_disk(VOCABULARY) is None:
         for filename in (*VOCABULARY, *TOKENIZER_EXTRAS):

@@ -23,7 +23,7 @@ from transformers.utils.constants import (
 from ...errors import DtrapError, first_line
 from .base import Backbone, Tower, square_side
 from .checkpoint import load_weights, read_json, read_weights, sha256
-from .hub import TOKENIZER_CONFIG, VOCABULARY, FolderFiles, HubFiles, tokenizer_folder
+from .hub import TOKENIZER_CONFIG, VOCABULARY, FolderFiles, HubFiles, ModelFiles, tokenizer_folder
 
 WEIGHTS = ["model.safetensors", "model.safetensors.index.json"]
 PREPROCESSOR = ["preprocessor_config.json", "processor_config.json"]
@@ -126,7 +126,7 @@ class Transformers(Backbone):
         remedy = f"Put this model's own tokenizer files into {self._files.label}."
         self._check_vocabulary(padded.input_ids, "The tokenizer", remedy)
         end = self.model.config.text_config.eos_token_id
-        # Older configs say 2; transformers then reads the feature at the highest token, whatever the end token is.
+        # Older configs contain 2; transformers then reads the feature at the highest token instead of the end token.
         if not self._canonical and end != 2 and not (padded.input_ids == end).any(dim=1).all():
             raise DtrapError(
                 f"The tokenizer of {self.identifier} does not end prompts with token {end}, where the model reads the "
@@ -173,7 +173,7 @@ class Transformers(Backbone):
         return self.model.visual_projection(pooled) if hasattr(self.model, "visual_projection") else pooled
 
 
-def find_files(name: str, cache_dir: str | None) -> FolderFiles | HubFiles:
+def find_files(name: str, cache_dir: str | None) -> ModelFiles:
     """Return the files of a folder or of a repository of the hub.
 
     Raises:
@@ -231,7 +231,7 @@ def _checksum(paths: list[Path]) -> str:
     return hashlib.sha256("".join(sha256(path) for path in paths).encode()).hexdigest()[:8]
 
 
-def _load(model: nn.Module, files: FolderFiles | HubFiles) -> list[Path]:
+def _load(model: nn.Module, files: ModelFiles) -> list[Path]:
     """Load weights from one safetensors file, or from those that an index names; return these files."""
     path = files.require(WEIGHTS, converted=True)
     paths = [path]
@@ -245,7 +245,7 @@ def _load(model: nn.Module, files: FolderFiles | HubFiles) -> list[Path]:
     return paths
 
 
-def _image_statistics(family: Family, files: FolderFiles | HubFiles, *, only_local: bool) -> tuple[Triple, Triple]:
+def _image_statistics(family: Family, files: ModelFiles, *, only_local: bool) -> tuple[Triple, Triple]:
     """Return mean and std of the folder, or those of the family if it has none."""
     path = files.on_disk(PREPROCESSOR) if only_local else files.optional(PREPROCESSOR)
     content = {} if path is None else read_json(path)
