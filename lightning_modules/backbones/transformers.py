@@ -30,6 +30,7 @@ PREPROCESSOR = ["preprocessor_config.json", "processor_config.json"]
 LAYOUT = (
     "Expected config.json, model.safetensors, tokenizer.json and tokenizer_config.json, as save_pretrained() writes."
 )
+
 Triple = tuple[float, float, float]
 
 
