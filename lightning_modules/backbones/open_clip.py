@@ -248,18 +248,15 @@ def find_weights(architecture: Architecture, pretrained: str | None, cache_dir: 
         return Weights("random", None, None)
     tag = pretrained.lower().replace("-", "_")
     if tag in architecture.tags:
-        published = architecture.tags[tag]
-        _check_activation(architecture, published, pretrained)
-        return Weights(tag, _published_file(architecture, tag, cache_dir), published)
+        _check_activation(architecture, architecture.tags[tag], pretrained)
+        return Weights(tag, _published_file(architecture, tag, cache_dir), architecture.tags[tag])
     for path in (Path(pretrained).expanduser(), ASSETS / pretrained):
         if path.is_file():
             checksum = sha256(path)
-            label = f"{path.stem}-{checksum[:8]}"
-            for published in architecture.tags.values():
-                if checksum in published["url"]:
-                    _check_activation(architecture, published, pretrained)
-                    return Weights(label, path, published)
-            return Weights(label, path, None)
+            published = next((entry for entry in architecture.tags.values() if checksum in entry["url"]), None)
+            if published is not None:
+                _check_activation(architecture, published, pretrained)
+            return Weights(f"{path.stem}-{checksum[:8]}", path, published)
     raise _unknown_weights(architecture, pretrained)
 
 
@@ -311,12 +308,11 @@ def _published_file(architecture: Architecture, tag: str, cache_dir: str | None)
     openai = Path(cache_dir or OPENAI_CACHE).expanduser() / url.rpartition("/")[2]
     if "openaipublic" in url and openai.is_file() and sha256(openai) in url:
         return openai
-    what = f"Weights '{tag}' of '{architecture.name}' are"
     remedy = (
         f"Download {filenames[0]} from https://huggingface.co/{repo} on a machine with network and set "
         "--model.backbone.pretrained to its path, or set HF_HOME to a cache that has it."
     )
-    return HubFiles(repo, remedy, cache_dir, what).require(filenames)
+    return HubFiles(repo, remedy, cache_dir, f"Weights '{tag}' of '{architecture.name}' are").require(filenames)
 
 
 def _build(architecture: Architecture) -> nn.Module:
@@ -327,8 +323,7 @@ def _build(architecture: Architecture) -> nn.Module:
             f"'{architecture.name}': its text tower is {config['text_cfg']['hf_model_name']} (transformers), which is "
             "not supported. Use a model with open_clip's own text tower, such as ViT-B-16-quickgelu."
         )
-    if "timm_model_name" in config["vision_cfg"]:
-        config["vision_cfg"]["timm_model_pretrained"] = False
+    config["vision_cfg"]["timm_model_pretrained"] = False
     model_class = open_clip.CLIP
     if config.pop("custom_text", False):
         model_class = open_clip.CoCa if "multimodal_cfg" in config else open_clip.CustomTextCLIP
