@@ -10,6 +10,11 @@ class DtrapError(Exception):
     """A mistake in a config, a value, a file or the data; the message says what was expected and the remedy."""
 
 
+def first_line(error: Exception) -> str:
+    """Return the first line of an exception's message, or its type if it has none."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
+
+
 def nearest(value: str, options: Iterable[str]) -> str:
     """Return a sentence that names the option most like `value`, or an empty string where none is near."""
     found = get_close_matches(value, list(options), n=1, cutoff=0.5)

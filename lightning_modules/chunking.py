@@ -7,10 +7,10 @@ checkpointing can: only one chunk's activations are in memory at a time, at the 
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable
+from contextlib import suppress
 from contextvars import ContextVar
-from functools import cache
+from functools import cache, partial
 from typing import NamedTuple
 
 import torch
@@ -34,15 +34,6 @@ class _Rows(NamedTuple):
 
 
 _rows: ContextVar[_Rows | None] = ContextVar("rows", default=None)
-
-
-@contextmanager
-def _chunk_rows(rows: _Rows) -> Iterator[None]:
-    token = _rows.set(rows)
-    try:
-        yield
-    finally:
-        _rows.reset(token)
 
 
 def pass_seed() -> int | None:
@@ -71,23 +62,24 @@ def encode_in_chunks(encode: Callable[[Tensor], Tensor], images: Tensor, chunk: 
     With gradients enabled, the backward pass computes each chunk again (`torch.utils.checkpoint`). `RowDropout` layers
     draw the same masks with and without chunks. On a CPU this sets an option of glibc's malloc permanently.
     """
-    total = len(images)
     # Nothing is drawn without gradient: whether features come from the cache must not change later random numbers.
     seed = int(torch.randint(2**62, ())) if torch.is_grad_enabled() else 0
 
     def encode_rows(part: Tensor, first: int) -> Tensor:
-        with _chunk_rows(_Rows(first, len(part), seed)):
+        token = _rows.set(_Rows(first, len(part), seed))
+        try:
             return encode(part)
+        finally:
+            _rows.reset(token)
 
-    if chunk is None or total <= chunk:
+    if chunk is None or len(images) <= chunk:
         return encode_rows(images, 0)
-    if not torch.is_grad_enabled():
-        return torch.cat([encode_rows(images[i : i + chunk], i) for i in range(0, total, chunk)])
-    if images.device.type == "cpu":
-        _give_freed_memory_back()
-    return torch.cat(
-        [checkpoint(encode_rows, images[i : i + chunk], i, use_reentrant=False) for i in range(0, total, chunk)]
-    )
+    run: Callable[..., Tensor] = encode_rows
+    if torch.is_grad_enabled():
+        run = partial(checkpoint, encode_rows, use_reentrant=False)
+        if images.device.type == "cpu":
+            _give_freed_memory_back()
+    return torch.cat([run(images[first : first + chunk], first) for first in range(0, len(images), chunk)])
 
 
 class RowDropout(nn.Module):
@@ -109,10 +101,8 @@ class RowDropout(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """In training, zero elements of the input [rows, ...] and scale the others by 1 / (1 - p)."""
         rows = _rows.get()
-        if not self.training or self.p == 0:
-            return x
-        if rows is None:
-            return nn.functional.dropout(x, self.p)
+        if rows is None or not self.training or self.p == 0:
+            return nn.functional.dropout(x, self.p, self.training)
         return x * self._kept(x, rows) / (1 - self.p)
 
     def _kept(self, x: Tensor, rows: _Rows) -> Tensor:

@@ -1,4 +1,4 @@
-"""What backbones and tuners of other projects must offer and return; a violation is an error with the contract."""
+"""Checks of what backbones and tuners of other projects offer and return; each error states the contract."""
 
 from __future__ import annotations
 
@@ -35,10 +35,10 @@ def check_backbone(backbone: Any) -> None:
 
 
 def check_tuner(tuner: Any) -> None:
-    """Check what a tuner says of itself before it is attached.
+    """Check the attributes of a tuner before it is attached.
 
     Raises:
-        DtrapError: It is not a `Tuner`, or its `name` or `trains` are not as `Tuner` documents them.
+        DtrapError: It is not a `Tuner`, or its `name` or `trains` is missing or of another type.
     """
     from .tuners.base import Tuner
 
@@ -89,9 +89,9 @@ def check_rows(source: str, value: Any, rows: int, of: str, width: int | None = 
     Args:
         source: The method, such as "LoRA.image_features".
         value: What it returned.
-        rows: The number of rows that it has to have.
-        of: What a row stands for, such as "images".
-        width: The number of columns that it has to have; None for any.
+        rows: The expected number of rows.
+        of: What each row belongs to, such as "images".
+        width: The expected number of columns; None for any.
         finite: Check the values too, which waits for the device.
 
     Raises:

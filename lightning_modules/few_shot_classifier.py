@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from itertools import islice
 from math import isfinite
 from typing import Any, Literal
@@ -124,7 +124,6 @@ class FewShotClassifier(TunedModel):
         self.tuner.reset(seed if self.start_seed is None else self.start_seed, len(self.class_prompts.class_names))
         self._train_what_is_trained()
         self.objective.start(seed)
-        self._rows = None
         self._prepared = False
 
     # Training
@@ -198,19 +197,17 @@ class FewShotClassifier(TunedModel):
         loader: Any = self.trainer.train_dataloader
         return islice(iter(loader), int(length))
 
-    def _task_data(self, batches: Any, query: Batch | None) -> TaskData:
-        kept: dict[str, list[Tensor]] = {}
-        for batch in self._on_device(batches):
-            for name in ("labels", "view", "sample_id"):
-                if name in batch:
-                    kept.setdefault(name, []).append(batch[name])
+    def _task_data(self, batches: Iterable[Batch], query: Batch | None) -> TaskData:
+        parts = []
+        for batch in map(self._on_device, batches):
+            part = {name: batch[name] for name in ("labels", "view", "sample_id") if name in batch}
             if "vision" in self.tuner.trains:
-                kept.setdefault("images", []).append(batch["images"])
+                part["images"] = batch["images"]
             else:
-                encoded = self.encode_images(batch["images"], self._rows_of(batch).ids)
-                kept.setdefault("encoded", []).append(encoded)
-        columns = {name: torch.cat(parts) for name, parts in kept.items()}
-        query_images = None if query is None else next(self._on_device([query]))["images"]
+                part["encoded"] = self.encode_images(batch["images"], self._rows_of(batch).ids)
+            parts.append(part)
+        columns = {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
+        query_images = None if query is None else self._on_device(query)["images"]
         return TaskData(**columns, text_features=self.text_features(), query_images=query_images)
 
     def _query_batch(self) -> Batch:
@@ -222,11 +219,10 @@ class FewShotClassifier(TunedModel):
             )
         return datamodule.query_in_views()
 
-    def _on_device(self, batches: Any) -> Iterator[Batch]:
-        """Convert and move batches as the Trainer does before a step."""
-        for batch in batches:
-            converted = self.trainer.precision_plugin.convert_input(batch)
-            yield self.trainer.strategy.batch_to_device(converted, self.device)
+    def _on_device(self, batch: Batch) -> Any:
+        """Convert and move a batch as the Trainer does before a step."""
+        converted = self.trainer.precision_plugin.convert_input(batch)
+        return self.trainer.strategy.batch_to_device(converted, self.device)
 
     def on_fit_start(self) -> None:
         """Set the tuner, but not the backbone, to training mode."""
@@ -285,7 +281,7 @@ class FewShotClassifier(TunedModel):
         features, labels = [], []
         loaders = CombinedLoader(self.trainer.val_dataloaders, mode="sequential")
         with torch.no_grad(), self.trainer.precision_plugin.forward_context():
-            for batch in self._on_device(batch for batch, _, _ in iter(loaders)):
+            for batch in map(self._on_device, (batch for batch, _, _ in iter(loaders))):
                 features.append(self.image_features(batch["images"], Rows.of(batch).ids))
                 labels.append(batch["labels"])
             texts, scale = self.text_features(), self.objective.logit_scale
@@ -322,26 +318,26 @@ class FewShotClassifier(TunedModel):
 
     # Evaluation
 
-    def _scores(self, batch: Batch) -> tuple[Tensor, Tensor]:
-        """Return scores [b, W] and labels [b] of the rows, or of the images if the tuner adds up views of each."""
+    def _count_predictions(self, batch: Batch) -> Tensor:
+        """Predict a class for each row, or for each image if the tuner adds up its views, and count in `confusion`."""
         rows = Rows.of(batch)
-        logits, labels = self(batch["images"], rows.ids), batch["labels"]
+        scores, labels = self(batch["images"], rows.ids), batch["labels"]
         views = int(rows.view.max()) + 1 if self.query_views > 1 and rows.view is not None else 1
-        if views == 1:
-            return logits, labels
-        images = rows.sample_id
-        if (
-            images is None
-            or len(labels) % views
-            or not torch.equal(images, images[: len(images) // views].repeat(views))
-        ):
+        if views > 1:
+            scores = self._add_views(scores, rows.sample_id, views)
+        predicted = scores.argmax(dim=-1)
+        self.confusion.update(predicted, labels[: len(predicted)])
+        return predicted
+
+    def _add_views(self, logits: Tensor, images: Tensor | None, views: int) -> Tensor:
+        """Return scores [b, W] of the images from logits [V*b, W] of their views."""
+        if images is None or not torch.equal(images, images[: len(images) // views].repeat(views)):
             raise DtrapError(
-                f"the tuner {self.tuner.name} adds up the views of a query, but a batch of {len(labels)} rows is not "
+                f"the tuner {self.tuner.name} adds up the views of a query, but a batch of {len(logits)} rows is not "
                 f"{views} views of the same images, view slowest. Use all views of every image, or no `view`."
             )
         per_view = logits.unflatten(0, (views, -1))
-        scores = per_view[0] if self._zero_shot else per_view.softmax(dim=-1).sum(dim=0)
-        return scores, labels[: len(scores)]
+        return per_view[0] if self._zero_shot else per_view.softmax(dim=-1).sum(dim=0)
 
     def _accuracy(self) -> Tensor:
         self._evaluation_texts = None
@@ -356,8 +352,7 @@ class FewShotClassifier(TunedModel):
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         """Count predictions in `confusion`."""
-        scores, labels = self._scores(batch)
-        self.confusion.update(scores.argmax(dim=-1), labels)
+        self._count_predictions(batch)
 
     def on_validation_epoch_end(self) -> None:
         """Log the accuracy in percent."""
@@ -370,10 +365,7 @@ class FewShotClassifier(TunedModel):
 
     def test_step(self, batch: Batch, batch_idx: int) -> None:
         """Count predictions in `confusion` [W, W] (rows true, columns predicted) and append to `test_predictions`."""
-        scores, labels = self._scores(batch)
-        predicted = scores.argmax(dim=-1)
-        self.test_predictions.append(predicted.cpu())
-        self.confusion.update(predicted, labels)
+        self.test_predictions.append(self._count_predictions(batch).cpu())
 
     def on_test_epoch_end(self) -> None:
         """Log the accuracy in percent."""

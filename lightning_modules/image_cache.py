@@ -9,7 +9,7 @@ from torch import Tensor
 
 
 class FrozenImageFeatures:
-    """Cache the features of rows that were asked for.
+    """A cache of the features of rows, each encoded when it is first requested.
 
     A row is identified by its ids (the image and its view) within one source.
 
@@ -25,7 +25,7 @@ class FrozenImageFeatures:
         self._last: tuple[Tensor, Tensor] | None = None
 
     def of(self, source: Hashable) -> FrozenImageFeatures:
-        """Return this cache, emptied if `source` changed and the ids now mean other images, as in another episode."""
+        """Return this cache, emptied if `source` changed: in another episode the ids mean other images."""
         if source != self._source:
             self._source, self._rows, self._bytes, self._last = source, {}, 0, None
         return self
@@ -45,18 +45,14 @@ class FrozenImageFeatures:
         missing = [number for number, key in enumerate(keys) if key not in self._rows]
         # Lightning tests in inference mode, and a later training step must not use tensors that were made in it.
         with torch.inference_mode(False), torch.no_grad():
-            known = {} if len(missing) == len(keys) else {key: self._rows[key] for key in keys if key in self._rows}
-            encoded = encode(torch.tensor(missing, device=ids.device)) if missing else None
-            if encoded is not None:
-                fresh = dict(zip([keys[number] for number in missing], encoded, strict=True))
+            fresh: dict[tuple[int, ...], Tensor] = {}
+            if missing:
+                encoded = encode(torch.tensor(missing, device=ids.device))
+                fresh = dict(zip((keys[number] for number in missing), encoded, strict=True))
                 if not while_room or self._bytes + encoded.nbytes <= self.most_bytes:
                     self._rows.update(fresh)
                     self._bytes += encoded.nbytes
-                known |= fresh
-            if encoded is not None and len(missing) == len(keys):
-                features = encoded
-            else:
-                features = torch.stack([known[key] for key in keys])
+            features = torch.stack([fresh[key] if key in fresh else self._rows[key] for key in keys])
         if not while_room:
             self._last = ids, features
         return features

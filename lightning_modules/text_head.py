@@ -42,7 +42,7 @@ def class_prompts(
     backbone: Backbone,
     descriptions: Descriptions | None = None,
 ) -> ClassPrompts:
-    """Build and tokenize prompts; `{}` in a template or description stands for the class name, `_` read as a space.
+    """Build and tokenize prompts; the class name, with spaces for `_`, replaces `{}` in a template or description.
 
     Args:
         class_names: The W names.
@@ -78,14 +78,14 @@ def prompt_texts(
     repeated = [name for name, count in Counter(class_names).items() if count > 1]
     if repeated:
         raise DtrapError(f"duplicate class name {repeated[0]!r}; expected a name for each class. Rename one of them.")
-    missing = [name for name in class_names if descriptions is not None and name not in descriptions]
-    if descriptions is not None and missing:
+    texts: Descriptions = dict.fromkeys(class_names, templates) if descriptions is None else descriptions
+    missing = [name for name in class_names if name not in texts]
+    if missing:
         more = f" and {len(missing) - 5} more" if len(missing) > 5 else ""
         raise DtrapError(
             f"descriptions: none for the class {', '.join(map(repr, missing[:5]))}{more}."
-            f"{nearest(missing[0], list(descriptions))} Expected sentences for every class name of the data."
+            f"{nearest(missing[0], texts)} Expected sentences for every class name of the data."
         )
-    texts = {name: templates if descriptions is None else descriptions[name] for name in class_names}
     return {name: [text.replace("{}", name.replace("_", " ")) for text in texts[name]] for name in class_names}
 
 
@@ -140,8 +140,8 @@ def average_prompts(prompt_features: Tensor, per_class: Sequence[int]) -> Tensor
 class FrozenTextFeatures:
     """A cache of the prompt features of a frozen text tower, so that each prompt is encoded once.
 
-    Prompts are encoded one at a time. In a batch the last bits of a feature depend on the other prompts, so that the
-    result of an episode would depend on the episodes before it.
+    Prompts are encoded one at a time. In a batch the last bits of a feature depend on the other prompts, and the result
+    of an episode would depend on the episodes before it.
     """
 
     def __init__(self) -> None:

@@ -134,8 +134,7 @@ class TunedModel(LightningModule):
             return f"{who}: built from each task's support images, frozen towers"
         # Parameters that are merged into the backbone, or copied from it, do not add to the size of the model.
         own = [] if self.tuner.merges_into_backbone else self.tuner.parameters()
-        parameters = {id(p): p.numel() for p in (*self.backbone.parameters(), *own)}
-        whole = sum(parameters.values())
+        whole = sum({id(p): p.numel() for p in (*self.backbone.parameters(), *own)}.values())
         towers = " and ".join(f"{tower} tower" for tower in sorted(self.tuner.trains)) or "frozen towers"
         share = f"{trained:,} of {whole:,} parameters ({100 * trained / whole:.2f} %)"
         return f"{who}: trains {share}, {towers}"
@@ -182,9 +181,9 @@ class TunedModel(LightningModule):
             ids: [B, k], the identity of each image within the data module. With ids a frozen tower encodes each image
                 once, except in tests whose features need more than 1 GiB.
         """
-        if "vision" in self.tuner.trains or ids is None or not self._fixed_views:
-            return self._encode(images)
         datamodule, device = self.data_source, images.device.type
+        if "vision" in self.tuner.trains or ids is None or not getattr(datamodule, "fixed_views", False):
+            return self._encode(images)
         half = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else None
         weight = next(self.backbone.parameters())
         source = (datamodule, getattr(datamodule, "episode", None), weight.device, weight.dtype, half)
@@ -203,7 +202,7 @@ class TunedModel(LightningModule):
         if kind not in self._checked:
             self._checked.add(kind)
             method = f"{kind}_features"
-            # FWT's methods are bound to its inner tuner, so that the function behind the method is compared.
+            # The functions are compared, not the methods: FWT's methods are bound to its inner tuner.
             by_tuner = getattr(getattr(self.tuner, method), "__func__", None) is not getattr(Tuner, method)
             if by_tuner and (kind == "image" or "text" in self.tuner.trains):
                 source, width = f"{type(self.tuner).__name__}.{method}", None
@@ -220,10 +219,6 @@ class TunedModel(LightningModule):
         loop = getattr(self._trainer, "_active_loop", None)
         source = getattr(getattr(loop, "_data_source", None), "instance", None)
         return source if isinstance(source, LightningDataModule) else None
-
-    @property
-    def _fixed_views(self) -> bool:
-        return getattr(self.data_source, "fixed_views", False)
 
     def image_features(self, images: Tensor, ids: Tensor | None = None) -> Tensor:
         """Return the current image features [B, A] of normalized images [B, 3, H, W]; see `encode_images`."""

@@ -7,8 +7,8 @@ the output.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from typing import Any
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any, ClassVar
 
 import torch
 from open_clip.modified_resnet import AttentionPool2d as ResNetAttentionPool
@@ -35,49 +35,42 @@ POOL_HEADS = (
 class SeparateAttention(nn.Module):
     """Multi-head scaled-dot-product attention with four separate Linear projections.
 
-    The `forward` of a subclass has the arguments of the layer that it replaces.
+    The `forward` of a subclass has the arguments of the layer that it replaces. The attributes are neutral at first.
 
     Args:
         projections: Linear layers for queries, keys, values and output.
         num_heads: Number of heads H.
-        num_kv_heads: Number of key and value heads (grouped queries); H if None.
         dropout: Dropout rate of the attention weights.
+
+    Attributes:
+        num_kv_heads: Number of key and value heads (fewer than H for grouped queries).
         q_norm: Norm of the queries, per head.
         k_norm: Norm of the keys, per head.
         inner_norm: Norm before the output projection.
-        gate: Projection of the input whose sigmoid multiplies the input of the output projection.
-        out_dropout: Dropout rate after the output projection.
+        gate: Projection of the input whose sigmoid multiplies the input of the output projection, or None.
+        out_dropout: Dropout after the output projection.
         rotated_from: Number of prefix tokens without rotary position.
-        rotate_half: Rotary layout "half" instead of "interleaved".
+        rotate_half: Whether the rotary layout is "half" instead of "interleaved".
+        fused_as: Name, up to "weight" and "bias", of the one projection for queries, keys and values in the layer that
+            this one replaces; None if that layer has three.
+        replaced_names: This layer's submodules with other names in the layer that it replaces.
     """
 
-    def __init__(
-        self,
-        projections: tuple[nn.Linear, nn.Linear, nn.Linear, nn.Linear],
-        num_heads: int,
-        *,
-        num_kv_heads: int | None = None,
-        dropout: float = 0.0,
-        q_norm: nn.Module | None = None,
-        k_norm: nn.Module | None = None,
-        inner_norm: nn.Module | None = None,
-        gate: nn.Module | None = None,
-        out_dropout: float = 0.0,
-        rotated_from: int = 0,
-        rotate_half: bool = False,
-    ) -> None:
+    rotated_from: int = 0
+    rotate_half: bool = False
+    fused_as: str | None = "in_proj_"
+    replaced_names: ClassVar[dict[str, str]] = {}
+
+    def __init__(self, projections: Iterable[nn.Linear], num_heads: int, dropout: float = 0.0) -> None:
         super().__init__()
         self.q_proj, self.k_proj, self.v_proj, self.out_proj = projections
-        self.num_heads = num_heads
-        self.num_kv_heads = num_kv_heads or num_heads
+        self.num_heads = self.num_kv_heads = num_heads
         self.dropout = dropout
-        self.q_norm = q_norm or nn.Identity()
-        self.k_norm = k_norm or nn.Identity()
-        self.inner_norm = inner_norm or nn.Identity()
-        self.gate = gate
-        self.out_dropout = nn.Dropout(out_dropout)
-        self.rotated_from = rotated_from
-        self.rotary_options = {"half": True} if rotate_half else {}
+        self.q_norm: nn.Module = nn.Identity()
+        self.k_norm: nn.Module = nn.Identity()
+        self.inner_norm: nn.Module = nn.Identity()
+        self.gate: nn.Module | None = None
+        self.out_dropout: nn.Module = nn.Identity()
 
     def attend(
         self,
@@ -126,7 +119,7 @@ class SeparateAttention(nn.Module):
         positions = rope.shape[-2]
         sizes = [self.rotated_from, positions, heads.shape[2] - self.rotated_from - positions]
         prefix, placed, appended = heads.split(sizes, dim=2)
-        return torch.cat([prefix, rotate(placed, rope, **self.rotary_options), appended], dim=2)
+        return torch.cat([prefix, rotate(placed, rope, half=self.rotate_half), appended], dim=2)
 
 
 class SeparateMultiheadAttention(SeparateAttention):
@@ -172,6 +165,8 @@ class SeparateMultiheadAttention(SeparateAttention):
 class SeparateOpenClipAttention(SeparateAttention):
     """Replacement of open_clip's own `Attention` in its `CustomResidualAttentionBlock`."""
 
+    replaced_names: ClassVar = {"q_norm": "ln_q", "k_norm": "ln_k", "inner_norm": "ln_inner"}
+
     def forward(self, x: Tensor, attn_mask: Tensor | None = None) -> Tensor:
         """Return the output [B, L, C] of tokens [B, L, C]; True in a mask [L, L] or [B*H, L, L] forbids attention."""
         return self.attend(x, x, x, attn_mask=_allowed(attn_mask, self.num_heads))
@@ -179,6 +174,9 @@ class SeparateOpenClipAttention(SeparateAttention):
 
 class SeparateTimmAttention(SeparateAttention):
     """Replacement of timm's `Attention`, `AttentionRope` and `EvaAttention`."""
+
+    fused_as: str | None = "qkv."
+    replaced_names: ClassVar = {"out_proj": "proj", "inner_norm": "norm"}
 
     def forward(
         self,
@@ -206,7 +204,8 @@ def separate_attention(module: nn.Module) -> list[str]:
     """
     names, unknown = [], {}
     for name, parent, child in list(_descendants(module)):
-        separate = _CONVERTERS.get(type(child), _not_replaceable)(child)
+        convert = _CONVERTERS.get(type(child))
+        separate = convert(child) if convert is not None else None
         if separate is not None:
             setattr(parent, name.rpartition(".")[2], separate.train(child.training))
             names.append(name)
@@ -241,7 +240,7 @@ def _allowed(mask: Tensor | None, num_heads: int) -> Tensor | None:
 
 def _linear(weight: Tensor, bias: Tensor | None, requires_grad: bool) -> nn.Linear:
     """Return a Linear layer with a copy of the weight."""
-    # On the meta device, so that no random numbers are drawn: they would change what is drawn after it.
+    # The meta device draws no random numbers for the new layer; they would change all later draws.
     layer = nn.Linear(weight.shape[1], weight.shape[0], bias=bias is not None, device="meta")
     layer.weight = nn.Parameter(weight.detach().clone(), requires_grad)
     if bias is not None:
@@ -260,9 +259,8 @@ def _from_multihead(layer: nn.MultiheadAttention) -> SeparateAttention | None:
     # Private in torch: the only attribute that shows whether the three weights are fused.
     if not layer._qkv_same_embed_dim or layer.bias_k is not None or layer.add_zero_attn:
         return None
-    query, key, value = _cut(layer.in_proj_weight, layer.in_proj_bias)
-    output = _linear(layer.out_proj.weight, layer.out_proj.bias, layer.out_proj.weight.requires_grad)
-    separate = SeparateMultiheadAttention((query, key, value, output), layer.num_heads, dropout=layer.dropout)
+    projections = [*_cut(layer.in_proj_weight, layer.in_proj_bias), layer.out_proj]
+    separate = SeparateMultiheadAttention(projections, layer.num_heads, layer.dropout)
     separate.batch_first = layer.batch_first
     return separate
 
@@ -270,16 +268,11 @@ def _from_multihead(layer: nn.MultiheadAttention) -> SeparateAttention | None:
 def _from_open_clip(layer: OpenClipAttention) -> SeparateAttention | None:
     if layer.logit_scale is not None or layer.head_scale is not None:
         return None
-    query, key, value = _cut(layer.in_proj_weight, layer.in_proj_bias)
-    return SeparateOpenClipAttention(
-        (query, key, value, layer.out_proj),
-        layer.num_heads,
-        dropout=layer.attn_drop.p,
-        q_norm=layer.ln_q,
-        k_norm=layer.ln_k,
-        inner_norm=layer.ln_inner,
-        out_dropout=layer.out_drop.p,
-    )
+    projections = [*_cut(layer.in_proj_weight, layer.in_proj_bias), layer.out_proj]
+    separate = SeparateOpenClipAttention(projections, layer.num_heads, layer.attn_drop.p)
+    separate.q_norm, separate.k_norm, separate.inner_norm = layer.ln_q, layer.ln_k, layer.ln_inner
+    separate.out_dropout = layer.out_drop
+    return separate
 
 
 def _from_timm(layer: Any) -> SeparateAttention:
@@ -291,23 +284,15 @@ def _from_timm(layer: Any) -> SeparateAttention:
     if getattr(layer, "q_bias", None) is not None:
         query = _linear(query.weight, layer.q_bias, query.weight.requires_grad)
         value = _linear(value.weight, layer.v_bias, value.weight.requires_grad)
-    return SeparateTimmAttention(
-        (query, key, value, layer.proj),
-        layer.num_heads,
-        num_kv_heads=getattr(layer, "num_kv_heads", None),
-        dropout=layer.attn_drop.p,
-        q_norm=layer.q_norm,
-        k_norm=layer.k_norm,
-        inner_norm=layer.norm,
-        gate=getattr(layer, "gate", None),
-        out_dropout=layer.proj_drop.p,
-        rotated_from=getattr(layer, "num_prefix_tokens", 0),
-        rotate_half=getattr(layer, "rotate_half", False),
-    )
-
-
-def _not_replaceable(layer: nn.Module) -> None:
-    return None
+    separate = SeparateTimmAttention([query, key, value, layer.proj], layer.num_heads, layer.attn_drop.p)
+    separate.q_norm, separate.k_norm, separate.inner_norm = layer.q_norm, layer.k_norm, layer.norm
+    separate.num_kv_heads = getattr(layer, "num_kv_heads", None) or layer.num_heads
+    separate.gate = getattr(layer, "gate", None)
+    separate.out_dropout = layer.proj_drop
+    separate.rotated_from = getattr(layer, "num_prefix_tokens", 0)
+    separate.rotate_half = getattr(layer, "rotate_half", False)
+    separate.fused_as = None if layer.qkv is None else "qkv."
+    return separate
 
 
 _CONVERTERS: dict[type, Callable[..., SeparateAttention | None]] = {

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from typing import Literal
 
 from torch import Tensor, nn
@@ -95,9 +96,9 @@ class Backbone(nn.Module, ABC):
         """The last norm of every residual block of the image tower; in a ResNet also those of the shortcuts."""
 
     @property
-    @abstractmethod
     def stages(self) -> list[nn.Module]:
-        """The four stages of a ResNet image tower, which return maps [B, C, H, W]; empty for other towers."""
+        """The four stages of a ResNet image tower, which return maps [B, C, H, W]; empty by default."""
+        return []
 
     @abstractmethod
     def project_image(self, pooled: Tensor) -> Tensor:
@@ -137,3 +138,11 @@ class Backbone(nn.Module, ABC):
                 f"{tokenizer} returned token {int(tokens.max())}, but {self.identifier} has {vocabulary} tokens. "
                 f"{remedy}"
             )
+
+
+def square_side(size: int | Sequence[int], name: str) -> int:
+    """Return the side of a model's input image; raise a DtrapError if the image is not square."""
+    height, width = (size, size) if isinstance(size, int) else size
+    if height != width:
+        raise DtrapError(f"'{name}' takes images of {height}x{width}; expected a model for square images.")
+    return height

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,21 @@ def sha256(path: Path) -> str:
         while block := file.read(1 << 22):
             digest.update(block)
     return digest.hexdigest()
+
+
+def read_json(path: Path, remedy: str = "Copy or download it again.") -> dict[str, Any]:
+    """Read a JSON file with names and values; `remedy` ends the error message.
+
+    Raises:
+        DtrapError: The file is not valid JSON, or not a mapping.
+    """
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise DtrapError(f"{path}: not a JSON file ({error}). {remedy}") from error
+    if not isinstance(content, dict):
+        raise DtrapError(f"{path}: contains a {type(content).__name__}; expected names with values. {remedy}")
+    return content
 
 
 def read_weights(path: Path, *, trust_torchscript: bool = False) -> dict[str, Tensor]:
@@ -61,46 +77,30 @@ def read_weights(path: Path, *, trust_torchscript: bool = False) -> dict[str, Te
     return {name.removeprefix("module."): value for name, value in content.items() if name not in OPENAI_EXTRAS}
 
 
-def load_weights(model: nn.Module, weights: dict[str, Tensor], *, path: Path, name: str) -> None:
-    """Load weights into an open_clip model, also in older layouts; every parameter must be present.
+def load_weights(model: nn.Module, weights: dict[str, Tensor], *, path: Path, target: str, remedy: str) -> None:
+    """Load weights; every parameter must be present.
 
     Args:
-        model: An open_clip model.
-        weights: Tensors by name, as open_clip saves them.
+        model: The model.
+        weights: Tensors by name.
         path: The file of the weights, for the error.
-        name: The model's name, for the error.
+        target: What the weights have to fit, for the error: "the model 'ViT-B-16'".
+        remedy: What to do if they do not, for the error.
 
     Raises:
         DtrapError: Parameters are missing, unknown or of another shape; the message names some.
     """
-    from open_clip.convert import convert_state_dict
-    from open_clip.model import convert_to_custom_text_state_dict
-
-    weights = convert_state_dict(model, weights)
-    if "positional_embedding" in weights and not hasattr(model, "positional_embedding"):
-        weights = convert_to_custom_text_state_dict(weights)
-    expected = model.state_dict()
-    # Some published weights lack the bias, which has no effect in a softmax, or have scalars of shape [1].
-    if "logit_bias" in expected:
-        weights = {"logit_bias": torch.zeros_like(expected["logit_bias"]), **weights}
-    for scalar in ("logit_scale", "logit_bias"):
-        if scalar in weights and scalar in expected:
-            weights[scalar] = weights[scalar].reshape(expected[scalar].shape)
+    expected = {name: list(value.shape) for name, value in model.state_dict().items()}
+    given = {name: list(value.shape) for name, value in weights.items()}
+    reshaped = [name for name, shape in expected.items() if given.get(name, shape) != shape]
     faults = {
-        "missing": [key for key in expected if key not in weights],
-        "unknown": [key for key in weights if key not in expected],
-        "of another shape": [
-            f"{key} {list(weights[key].shape)} instead of {list(expected[key].shape)}"
-            for key in expected
-            if key in weights and weights[key].shape != expected[key].shape
-        ],
+        "missing": [name for name in expected if name not in given],
+        "unknown": [name for name in given if name not in expected],
+        "of another shape": [f"{name} {given[name]} instead of {expected[name]}" for name in reshaped],
     }
-    found = [f"{len(keys)} {fault} ({', '.join(keys[:2])})" for fault, keys in faults.items() if keys]
+    found = [f"{len(names)} {fault} ({', '.join(names[:2])})" for fault, names in faults.items() if names]
     if found:
-        raise DtrapError(
-            f"{path}: these weights do not fit the model '{name}': parameters {'; '.join(found)}. "
-            "Use the open_clip name or JSON config that they were trained with."
-        )
+        raise DtrapError(f"{path}: these weights do not fit {target}: parameters {'; '.join(found)}. {remedy}")
     model.load_state_dict(weights)
 
 

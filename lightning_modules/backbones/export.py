@@ -15,17 +15,13 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from ...errors import DtrapError
-from .attention import SeparateAttention, SeparateOpenClipAttention, SeparateTimmAttention
+from .attention import SeparateAttention
 from .base import Backbone
+from .hub import TOKENIZER_CONFIG
 from .open_clip import OpenCLIP, find_architecture
 from .transformers import Transformers
 
-TOKENIZER_CONFIG = "tokenizer_config.json"
 _QKV = ("q_proj", "k_proj", "v_proj")
-_LIBRARY_NAMES = {
-    SeparateOpenClipAttention: {"q_norm": "ln_q", "k_norm": "ln_k", "inner_norm": "ln_inner"},
-    SeparateTimmAttention: {"out_proj": "proj", "inner_norm": "norm"},
-}
 _BILINEAR = 2
 
 
@@ -33,18 +29,12 @@ def merged_state(model: nn.Module) -> dict[str, Tensor]:
     """Return the state of a model with peft's LoRA layers merged, W + scale * B A; the model is not changed."""
     from peft.tuners.lora import LoraLayer
 
-    state = dict(model.state_dict())
-    for name, layer in model.named_modules():
-        if not isinstance(layer, LoraLayer):
-            continue
-        for key in [key for key in state if key.startswith(f"{name}.")]:
-            del state[key]
-        plain = {key: value.detach() for key, value in layer.get_base_layer().state_dict().items()}
-        with torch.no_grad():
-            for adapter in layer.active_adapters:
-                plain["weight"] = plain["weight"] + layer.get_delta_weight(adapter)
-        state |= {f"{name}.{key}": value for key, value in plain.items()}
-    return state
+    merged = copy.deepcopy(model)
+    for name, layer in list(merged.named_modules()):
+        if isinstance(layer, LoraLayer):
+            layer.merge()
+            merged.set_submodule(name, layer.get_base_layer())
+    return merged.state_dict()
 
 
 def plain_state(backbone: Backbone) -> dict[str, Tensor]:
@@ -55,41 +45,27 @@ def plain_state(backbone: Backbone) -> dict[str, Tensor]:
     model: Any = backbone.model
     state = merged_state(model)
     if isinstance(backbone, OpenCLIP):
-        fused_trunk = _fused_layers(model.visual.trunk) if hasattr(model.visual, "trunk") else set()
         for name, layer in model.named_modules():
-            if isinstance(layer, SeparateTimmAttention):
+            if isinstance(layer, SeparateAttention):
                 _rename(state, name, layer)
-                if name.removeprefix("visual.trunk.") in fused_trunk:
-                    _fuse(state, name, "qkv.weight", "qkv.bias")
-            elif isinstance(layer, SeparateAttention):
-                _rename(state, name, layer)
-                _fuse(state, name, "in_proj_weight", "in_proj_bias")
+                if layer.fused_as is not None:
+                    _fuse(state, name, layer.fused_as)
     return {name: value.detach().cpu().contiguous() for name, value in state.items()}
 
 
-def _fused_layers(trunk: Any) -> set[str]:
-    """Return the names of a timm trunk's attention layers with one weight for queries, keys and values."""
-    # The separate layers do not show whether they were fused, so a new trunk of the same architecture does.
-    import timm
-
-    with torch.device("meta"):
-        fresh = timm.create_model(trunk.pretrained_cfg["architecture"], pretrained=False)
-    return {name.removesuffix(".qkv") for name, _ in fresh.named_modules() if name.endswith(".qkv")}
-
-
 def _rename(state: dict[str, Tensor], name: str, layer: SeparateAttention) -> None:
-    for ours, theirs in _LIBRARY_NAMES.get(type(layer), {}).items():
+    for ours, theirs in layer.replaced_names.items():
         for key in [key for key in state if key.startswith(f"{name}.{ours}.")]:
             state[f"{name}.{theirs}.{key.rpartition('.')[2]}"] = state.pop(key)
 
 
-def _fuse(state: dict[str, Tensor], name: str, weight: str, bias: str) -> None:
+def _fuse(state: dict[str, Tensor], name: str, fused_as: str) -> None:
     """Fuse q_proj, k_proj and v_proj; if the keys have no bias, the others keep theirs separately (EVA)."""
-    state[f"{name}.{weight}"] = torch.cat([state.pop(f"{name}.{part}.weight") for part in _QKV])
+    state[f"{name}.{fused_as}weight"] = torch.cat([state.pop(f"{name}.{part}.weight") for part in _QKV])
     biases = [state.pop(f"{name}.{part}.bias", None) for part in _QKV]
     given = [value for value in biases if value is not None]
     if len(given) == len(_QKV):
-        state[f"{name}.{bias}"] = torch.cat(given)
+        state[f"{name}.{fused_as}bias"] = torch.cat(given)
     elif given:
         state[f"{name}.q_bias"], state[f"{name}.v_bias"] = given
 
@@ -140,7 +116,6 @@ def _save_open_clip(backbone: OpenCLIP, folder: Path, name: str) -> None:
     config = copy.deepcopy(find_architecture(name).config)
     if "timm_model_name" in config["vision_cfg"]:
         config["vision_cfg"]["timm_model_pretrained"] = False
-    backbone.tokenize([""])
     tokenizer = backbone._tokenizer
     if isinstance(tokenizer, HFTokenizer):
         tokenizer.tokenizer.save_pretrained(folder)
@@ -164,7 +139,6 @@ def _save_open_clip(backbone: OpenCLIP, folder: Path, name: str) -> None:
 def _save_transformers(backbone: Transformers, folder: Path) -> None:
     import transformers
 
-    backbone.tokenize([""])
     backbone._tokenizer.save_pretrained(folder)
     kind = {"clip": transformers.CLIPImageProcessor, "siglip": transformers.SiglipImageProcessor}
     size = {"height": backbone.image_size, "width": backbone.image_size}

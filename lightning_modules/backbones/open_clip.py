@@ -3,24 +3,27 @@
 from __future__ import annotations
 
 import copy
-import json
 import warnings
 from dataclasses import asdict, dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import open_clip
+import torch
 from open_clip.constants import HF_SAFE_WEIGHTS_NAME, HF_WEIGHTS_NAME
+from open_clip.convert import convert_state_dict
+from open_clip.model import convert_to_custom_text_state_dict
 from open_clip.modified_resnet import ModifiedResNet
 from open_clip.tokenizer import HFTokenizer, SimpleTokenizer
 from open_clip.transform import PreprocessCfg, merge_preprocess_dict
 from torch import Tensor, nn
 
-from ...errors import DtrapError, nearest
+from ...errors import DtrapError, first_line, nearest
 from .attention import separate_attention
-from .base import Backbone, Tower
-from .checkpoint import load_weights, read_weights, sha256
-from .hub import cached_file, hub_file, require_reachable, unreachable
+from .base import Backbone, Tower, square_side
+from .checkpoint import load_weights, read_json, read_weights, sha256
+from .hub import HubFiles, tokenizer_folder
 
 ASSETS = Path(__file__).parents[2] / "assets"
 OPENAI_CACHE = Path("~/.cache/clip")
@@ -94,19 +97,20 @@ class OpenCLIP(Backbone):
         if weights.path is None:
             warnings.warn("The backbone has random weights (pretrained: null): expect chance accuracy.", stacklevel=2)
         else:
-            tensors = read_weights(weights.path, trust_torchscript=weights.verified)
-            load_weights(self.model, tensors, path=weights.path, name=architecture.name)
+            _load(self.model, weights.path, weights.verified, architecture.name)
         self.identifier = f"{architecture.name}/{weights.label}"
-        self.image_size = _square(self.model.visual.image_size, architecture.name)
+        self.image_size = square_side(self.model.visual.image_size, architecture.name)
         self.image_mean, self.image_std = _image_statistics(architecture, weights)
         self.context_length = self._text_tower.context_length
         self.feature_dim = architecture.config["embed_dim"]
         self.logit_bias = self.model.logit_bias.item() if getattr(self.model, "logit_bias", None) is not None else None
-        text = "text" if hasattr(self.model, "text") else "transformer"
-        self._attention_layers = {"vision": _separate(self.model, "visual"), "text": _separate(self.model, text)}
+        parts = {"vision": "visual", "text": "text" if hasattr(self.model, "text") else "transformer"}
+        self._attention_layers = {
+            tower: [f"model.{part}.{name}" for name in separate_attention(self.model.get_submodule(part))]
+            for tower, part in parts.items()
+        }
         self._text_config = architecture.config["text_cfg"]
         self._tokenizer_folder, self._cache_dir = tokenizer, cache_dir
-        self._tokenizer: SimpleTokenizer | HFTokenizer | None = None
         self.requires_grad_(False)
         self.eval()
 
@@ -120,8 +124,6 @@ class OpenCLIP(Backbone):
 
     def tokenize(self, prompts: list[str]) -> Tensor:
         """See `Backbone.tokenize`; text is cleaned and padded as in the model's training."""
-        if self._tokenizer is None:
-            self._tokenizer = self._load_tokenizer()
         for prompt in prompts:
             self._check_length(prompt, _token_count(self._tokenizer, prompt))
         tokens = self._tokenizer(prompts, context_length=self.context_length)
@@ -174,8 +176,7 @@ class OpenCLIP(Backbone):
     def stages(self) -> list[nn.Module]:
         """See `Backbone.stages`."""
         visual = self.model.visual
-        names = ("layer1", "layer2", "layer3", "layer4")
-        return [getattr(visual, name) for name in names] if isinstance(visual, ModifiedResNet) else []
+        return [getattr(visual, f"layer{n}") for n in range(1, 5)] if isinstance(visual, ModifiedResNet) else []
 
     def project_image(self, pooled: Tensor) -> Tensor:
         """See `Backbone.project_image`."""
@@ -190,7 +191,8 @@ class OpenCLIP(Backbone):
     def _text_tower(self) -> Any:
         return getattr(self.model, "text", self.model)
 
-    def _load_tokenizer(self) -> SimpleTokenizer | HFTokenizer:
+    @cached_property
+    def _tokenizer(self) -> SimpleTokenizer | HFTokenizer:
         options = dict(self._text_config.get("tokenizer_kwargs") or {})
         repo = self._text_config.get("hf_tokenizer_name")
         if self._tokenizer_folder is None and not repo:
@@ -203,22 +205,12 @@ class OpenCLIP(Backbone):
         if self._tokenizer_folder is not None:
             options = {"clean": "whitespace" if repo else "lower"} | options
             return _read_tokenizer(Path(self._tokenizer_folder).expanduser(), options)
-        cached = cached_file(repo, ["tokenizer_config.json"], self._cache_dir)
-        if cached is not None:
-            return _read_tokenizer(cached.parent, options)
-        return self._download_tokenizer(repo, options)
-
-    def _download_tokenizer(self, repo: str, options: dict[str, Any]) -> HFTokenizer:
-        try:
-            require_reachable(repo, "tokenizer_config.json")
-            return HFTokenizer(repo, cache_dir=self._cache_dir, **options)
-        except Exception as error:
-            remedy = (
-                f"Download https://huggingface.co/{repo} on a machine with network (tokenizer.json, "
-                "tokenizer_config.json) and set --model.backbone.tokenizer to its folder, or set HF_HOME to a cache "
-                "that has it."
-            )
-            raise unreachable(f"The tokenizer of {self.identifier} is", repo, error, remedy) from error
+        remedy = (
+            f"Download https://huggingface.co/{repo} on a machine with network (tokenizer.json, tokenizer_config.json) "
+            "and set --model.backbone.tokenizer to its folder, or set HF_HOME to a cache that has it."
+        )
+        files = HubFiles(repo, remedy, self._cache_dir, what=f"The tokenizer of {self.identifier} is")
+        return _read_tokenizer(tokenizer_folder(files), options)
 
 
 def find_architecture(name: str) -> Architecture:
@@ -256,16 +248,15 @@ def find_weights(architecture: Architecture, pretrained: str | None, cache_dir: 
         return Weights("random", None, None)
     tag = pretrained.lower().replace("-", "_")
     if tag in architecture.tags:
-        published = architecture.tags[tag]
-        _check_activation(architecture, published, pretrained)
-        return Weights(tag, _published_file(architecture, tag, cache_dir), published)
+        _check_activation(architecture, architecture.tags[tag], pretrained)
+        return Weights(tag, _published_file(architecture, tag, cache_dir), architecture.tags[tag])
     for path in (Path(pretrained).expanduser(), ASSETS / pretrained):
         if path.is_file():
             checksum = sha256(path)
-            known = [entry for entry in architecture.tags.values() if checksum in entry["url"]]
-            for entry in known:
-                _check_activation(architecture, entry, pretrained)
-            return Weights(f"{path.stem}-{checksum[:8]}", path, known[0] if known else None)
+            published = next((entry for entry in architecture.tags.values() if checksum in entry["url"]), None)
+            if published is not None:
+                _check_activation(architecture, published, pretrained)
+            return Weights(f"{path.stem}-{checksum[:8]}", path, published)
     raise _unknown_weights(architecture, pretrained)
 
 
@@ -276,22 +267,19 @@ def _unknown_weights(architecture: Architecture, pretrained: str) -> DtrapError:
             f"Weights file '{pretrained}' (model.backbone.pretrained) not found in {Path.cwd()} or among the shipped "
             f"files ({', '.join(shipped) or 'none'})."
         )
-    if not architecture.tags:
-        known = f"'{architecture.name}' has no published weights. Use a file, or null for random weights."
-    else:
-        tags = ", ".join(architecture.tags)
-        known = f"'{architecture.name}' has {tags}.{nearest(pretrained, architecture.tags)}"
+    known = "no published weights. Use a file, or null for random weights."
+    if architecture.tags:
+        known = f"{', '.join(architecture.tags)}.{nearest(pretrained, architecture.tags)}"
     others = open_clip.list_pretrained_models_by_tag(pretrained)
     hint = f" The tag belongs to {', '.join(others[:4])}." if others else ""
-    return DtrapError(f"Unknown weights '{pretrained}' (model.backbone.pretrained): {known}{hint}")
+    return DtrapError(
+        f"Unknown weights '{pretrained}' (model.backbone.pretrained): '{architecture.name}' has {known}{hint}"
+    )
 
 
 def _read_architecture(path: Path) -> Architecture:
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise DtrapError(f"{path}: not a JSON file ({error}). Expected a model config of open_clip.") from error
-    config = content.get("model_cfg", content) if isinstance(content, dict) else {}
+    content = read_json(path, "Expected a model config of open_clip.")
+    config = content.get("model_cfg", content)
     missing = [key for key in ("embed_dim", "vision_cfg", "text_cfg") if key not in config]
     if missing:
         raise DtrapError(f"{path}: not a model config of open_clip; {', '.join(missing)} missing.")
@@ -320,12 +308,11 @@ def _published_file(architecture: Architecture, tag: str, cache_dir: str | None)
     openai = Path(cache_dir or OPENAI_CACHE).expanduser() / url.rpartition("/")[2]
     if "openaipublic" in url and openai.is_file() and sha256(openai) in url:
         return openai
-    what = f"Weights '{tag}' of '{architecture.name}' are"
     remedy = (
         f"Download {filenames[0]} from https://huggingface.co/{repo} on a machine with network and set "
         "--model.backbone.pretrained to its path, or set HF_HOME to a cache that has it."
     )
-    return hub_file(repo, filenames, what=what, remedy=remedy, cache_dir=cache_dir)
+    return HubFiles(repo, remedy, cache_dir, f"Weights '{tag}' of '{architecture.name}' are").require(filenames)
 
 
 def _build(architecture: Architecture) -> nn.Module:
@@ -336,8 +323,7 @@ def _build(architecture: Architecture) -> nn.Module:
             f"'{architecture.name}': its text tower is {config['text_cfg']['hf_model_name']} (transformers), which is "
             "not supported. Use a model with open_clip's own text tower, such as ViT-B-16-quickgelu."
         )
-    if "timm_model_name" in config["vision_cfg"]:
-        config["vision_cfg"]["timm_model_pretrained"] = False
+    config["vision_cfg"]["timm_model_pretrained"] = False
     model_class = open_clip.CLIP
     if config.pop("custom_text", False):
         model_class = open_clip.CoCa if "multimodal_cfg" in config else open_clip.CustomTextCLIP
@@ -350,15 +336,20 @@ def _build(architecture: Architecture) -> nn.Module:
         ) from error
 
 
-def _separate(model: nn.Module, part: str) -> list[str]:
-    return [f"model.{part}.{name}" for name in separate_attention(model.get_submodule(part))]
-
-
-def _square(size: int | tuple[int, int], name: str) -> int:
-    height, width = (size, size) if isinstance(size, int) else size
-    if height != width:
-        raise DtrapError(f"'{name}' takes images of {height}x{width}; expected a model for square images.")
-    return height
+def _load(model: nn.Module, path: Path, verified: bool, name: str) -> None:
+    """Load weights, also in older layouts."""
+    weights = convert_state_dict(model, read_weights(path, trust_torchscript=verified))
+    if "positional_embedding" in weights and not hasattr(model, "positional_embedding"):
+        weights = convert_to_custom_text_state_dict(weights)
+    expected = model.state_dict()
+    # Some published weights lack the bias, which has no effect in a softmax, or have scalars of shape [1].
+    if "logit_bias" in expected:
+        weights = {"logit_bias": torch.zeros_like(expected["logit_bias"]), **weights}
+    for scalar in ("logit_scale", "logit_bias"):
+        if scalar in weights and scalar in expected:
+            weights[scalar] = weights[scalar].reshape(expected[scalar].shape)
+    remedy = "Use the open_clip name or JSON config that they were trained with."
+    load_weights(model, weights, path=path, target=f"the model '{name}'", remedy=remedy)
 
 
 def _image_statistics(
@@ -382,10 +373,9 @@ def _read_tokenizer(folder: Path, options: dict[str, Any]) -> HFTokenizer:
     try:
         return HFTokenizer(str(folder), local_files_only=True, **options)
     except Exception as error:
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise DtrapError(
-            f"Tokenizer folder {folder}: not readable as a transformers tokenizer ({reason}). Expected tokenizer.json "
-            "and tokenizer_config.json, as save_pretrained() writes them."
+            f"Tokenizer folder {folder}: not readable as a transformers tokenizer ({first_line(error)}). Expected "
+            "tokenizer.json and tokenizer_config.json, as save_pretrained() writes them."
         ) from error
 
 

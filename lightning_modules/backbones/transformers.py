@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import re
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -20,15 +20,13 @@ from transformers.utils.constants import (
     OPENAI_CLIP_STD,
 )
 
-from ...errors import DtrapError
-from .base import Backbone, Tower
-from .checkpoint import read_weights, sha256
-from .hub import cached_file, hub_file, optional_hub_file
+from ...errors import DtrapError, first_line
+from .base import Backbone, Tower, square_side
+from .checkpoint import load_weights, read_json, read_weights, sha256
+from .hub import TOKENIZER_CONFIG, VOCABULARY, FolderFiles, HubFiles, ModelFiles, tokenizer_folder
 
 WEIGHTS = ["model.safetensors", "model.safetensors.index.json"]
 PREPROCESSOR = ["preprocessor_config.json", "processor_config.json"]
-VOCABULARY = ["tokenizer.json", "vocab.json", "spiece.model", "tokenizer.model"]
-TOKENIZER_EXTRAS = ["merges.txt", "special_tokens_map.json", "added_tokens.json"]
 LAYOUT = (
     "Expected config.json, model.safetensors, tokenizer.json and tokenizer_config.json, as save_pretrained() writes."
 )
@@ -38,17 +36,16 @@ Triple = tuple[float, float, float]
 
 @dataclass(frozen=True)
 class Family:
-    """A model family: its classes in transformers, and the image statistics of its published checkpoints."""
+    """A model family: its class in transformers, and the image statistics of its published checkpoints."""
 
-    config: str
     model: str
     image_mean: Sequence[float]
     image_std: Sequence[float]
 
 
 FAMILIES = {
-    "clip": Family("CLIPConfig", "CLIPModel", OPENAI_CLIP_MEAN, OPENAI_CLIP_STD),
-    "siglip": Family("SiglipConfig", "SiglipModel", IMAGENET_STANDARD_MEAN, IMAGENET_STANDARD_STD),
+    "clip": Family("CLIPModel", OPENAI_CLIP_MEAN, OPENAI_CLIP_STD),
+    "siglip": Family("SiglipModel", IMAGENET_STANDARD_MEAN, IMAGENET_STANDARD_STD),
 }
 
 
@@ -81,9 +78,9 @@ class Transformers(Backbone):
     ) -> None:
         super().__init__()
         files = find_files(name, cache_dir)
-        content = files.read_json(files.require(["config.json"]))
+        content = read_json(files.require(["config.json"]))
         family = _family(content, files.label)
-        config, self.model = _build(family, content, files.label)
+        self.model = _build(family, content, files.label)
         if random_weights:
             warnings.warn(
                 "The backbone has random weights (random_weights: true): expect chance accuracy.", stacklevel=2
@@ -91,15 +88,14 @@ class Transformers(Backbone):
             self.identifier = f"{files.label}/random"
         else:
             paths = _load(self.model, files)
-            self.identifier = files.label if files.folder is None else f"{files.label}-{_checksum(paths)}"
-        self.image_size = _image_size(config, files.label)
+            self.identifier = files.label if isinstance(files, HubFiles) else f"{files.label}-{_checksum(paths)}"
+        self.image_size = square_side(self.model.config.vision_config.image_size, files.label)
         self.image_mean, self.image_std = _image_statistics(family, files, only_local=random_weights)
-        self.context_length = config.text_config.max_position_embeddings
+        self.context_length = self.model.config.text_config.max_position_embeddings
         self.feature_dim = _feature_dim(self.model, files.label)
         self.logit_bias = self.model.logit_bias.item() if hasattr(self.model, "logit_bias") else None
         self._canonical = content["model_type"] == "siglip"
         self._files = files
-        self._tokenizer: Any = None
         embeddings = self.model.vision_model.embeddings
         if not hasattr(self.model.vision_model, "pre_layrnorm"):
             embeddings.entrance = nn.Identity()
@@ -122,22 +118,26 @@ class Transformers(Backbone):
 
     def tokenize(self, prompts: list[str]) -> Tensor:
         """See `Backbone.tokenize`; text is cleaned and padded as in the model's training."""
-        if self._tokenizer is None:
-            self._tokenizer = _read_tokenizer(self._files)
-        texts = _canonical(prompts) if self._canonical else prompts
+        from open_clip.tokenizer import canonicalize_text  # here, since CLIP does not need it
+
+        texts = [canonicalize_text(prompt) for prompt in prompts] if self._canonical else prompts
         for prompt, ids in zip(prompts, self._tokenizer(texts, verbose=False).input_ids, strict=True):
             self._check_length(prompt, len(ids))
         padded = self._tokenizer(texts, padding="max_length", max_length=self.context_length, return_tensors="pt")
         remedy = f"Put this model's own tokenizer files into {self._files.label}."
         self._check_vocabulary(padded.input_ids, "The tokenizer", remedy)
         end = self.model.config.text_config.eos_token_id
-        # Older configs say 2; transformers then reads the feature at the highest token, whatever the end token is.
+        # Older configs contain 2; transformers then reads the feature at the highest token instead of the end token.
         if not self._canonical and end != 2 and not (padded.input_ids == end).any(dim=1).all():
             raise DtrapError(
                 f"The tokenizer of {self.identifier} does not end prompts with token {end}, where the model reads the "
                 f"feature. {remedy}"
             )
         return padded.input_ids
+
+    @cached_property
+    def _tokenizer(self) -> Any:
+        return _read_tokenizer(tokenizer_folder(self._files))
 
     def attention_layers(self, tower: Tower) -> list[str]:
         """See `Backbone.attention_layers`."""
@@ -169,74 +169,9 @@ class Transformers(Backbone):
         """See `Backbone.last_norms`."""
         return [block.layer_norm2 for block in self.model.vision_model.encoder.layers]
 
-    @property
-    def stages(self) -> list[nn.Module]:
-        """See `Backbone.stages`; always empty."""
-        return []
-
     def project_image(self, pooled: Tensor) -> Tensor:
         """See `Backbone.project_image`; the identity for SigLIP, which has no projection."""
         return self.model.visual_projection(pooled) if hasattr(self.model, "visual_projection") else pooled
-
-
-@dataclass(frozen=True)
-class ModelFiles:
-    """The files of one model, in `folder`, or in the hub's repository `label` if that is None."""
-
-    label: str
-    folder: Path | None
-    cache_dir: str | None
-
-    def require(self, filenames: list[str], *, converted: bool = False) -> Path:
-        """Return the first of `filenames` that exists.
-
-        Raises:
-            DtrapError: None exists; if there is only a pickle, the message says how to convert it.
-        """
-        if self.folder is None:
-            return hub_file(
-                self.label, filenames, **self._words(filenames), cache_dir=self.cache_dir, converted=converted
-            )
-        found = self._local(filenames)
-        if found is None:
-            hint = _pickle_hint(self.folder) if filenames == WEIGHTS else ""
-            raise DtrapError(f"{self.folder}: no {' or '.join(filenames)}. {LAYOUT}{hint}")
-        return found
-
-    def optional(self, filenames: list[str]) -> Path | None:
-        """Return the first of `filenames` that exists, or None."""
-        if self.folder is None:
-            return optional_hub_file(self.label, filenames, **self._words(filenames), cache_dir=self.cache_dir)
-        return self._local(filenames)
-
-    def on_disk(self, filenames: list[str]) -> Path | None:
-        """Return the first of `filenames` that is on the disk, or None; never uses the network."""
-        return cached_file(self.label, filenames, self.cache_dir) if self.folder is None else self._local(filenames)
-
-    def read_json(self, path: Path) -> dict[str, Any]:
-        """Read a JSON file with names and values.
-
-        Raises:
-            DtrapError: The file is not valid JSON, or not a mapping.
-        """
-        try:
-            content = json.loads(path.read_text(encoding="utf-8"))
-        except (OSError, ValueError) as error:
-            raise DtrapError(f"{path}: not a JSON file ({error}). Copy or download it again.") from error
-        if not isinstance(content, dict):
-            raise DtrapError(f"{path}: contains a {type(content).__name__}; expected names with values.")
-        return content
-
-    def _local(self, filenames: list[str]) -> Path | None:
-        paths = [] if self.folder is None else [self.folder / name for name in filenames]
-        return next((path for path in paths if path.is_file()), None)
-
-    def _words(self, filenames: list[str]) -> dict[str, str]:
-        return {
-            "what": f"{filenames[0]} of '{self.label}' is",
-            "remedy": f"Download https://huggingface.co/{self.label} on a machine with network and set "
-            "--model.backbone.name to its folder, or set HF_HOME to a cache that has it.",
-        }
 
 
 def find_files(name: str, cache_dir: str | None) -> ModelFiles:
@@ -247,24 +182,17 @@ def find_files(name: str, cache_dir: str | None) -> ModelFiles:
     """
     folder = Path(name).expanduser()
     if folder.is_dir():
-        return ModelFiles(folder.resolve().name, folder, cache_dir)
+        return FolderFiles(folder.resolve().name, LAYOUT, folder)
     if not re.fullmatch(r"[A-Za-z0-9][\w.-]*/[\w.-]+", name):
         raise DtrapError(
             f"Backbone '{name}' (model.backbone.name) is neither a folder in {Path.cwd()} nor a repository of the hub, "
             "such as 'openai/clip-vit-base-patch16'."
         )
-    return ModelFiles(name, None, cache_dir)
-
-
-def _pickle_hint(folder: Path) -> str:
-    pickles = sorted(path.name for ending in ("*.bin", "*.pt", "*.pth") for path in folder.glob(ending))
-    if not pickles:
-        return ""
-    return (
-        f" {pickles[0]} is not read, since a pickle can run code. If you trust it, convert it once: "
-        f"python -c \"from transformers import AutoModel as M; M.from_pretrained('{folder}')"
-        f".save_pretrained('{folder}')\""
+    remedy = (
+        f"Download https://huggingface.co/{name} on a machine with network and set --model.backbone.name to its "
+        "folder, or set HF_HOME to a cache that has it."
     )
+    return HubFiles(name, remedy, cache_dir)
 
 
 def _enter(module: nn.Module, inputs: tuple[Tensor, ...], tokens: Tensor) -> Tensor:
@@ -287,18 +215,16 @@ def _family(content: dict[str, Any], label: str) -> Family:
     )
 
 
-def _build(family: Family, content: dict[str, Any], label: str) -> tuple[Any, Any]:
-    """Build config and model with random weights."""
+def _build(family: Family, content: dict[str, Any], label: str) -> Any:
+    """Build the model with random weights."""
+    model_class = getattr(transformers, family.model)
     try:
-        config = getattr(transformers, family.config).from_dict(content)
-        model = getattr(transformers, family.model)(config)
+        return model_class(model_class.config_class.from_dict(content))
     except Exception as error:
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise DtrapError(
-            f"transformers {transformers.__version__} cannot build '{label}' from its config.json ({reason}). Correct "
-            "it, or upgrade transformers."
+            f"transformers {transformers.__version__} cannot build '{label}' from its config.json "
+            f"({first_line(error)}). Correct it, or upgrade transformers."
         ) from error
-    return config, model
 
 
 def _checksum(paths: list[Path]) -> str:
@@ -311,32 +237,19 @@ def _load(model: nn.Module, files: ModelFiles) -> list[Path]:
     path = files.require(WEIGHTS, converted=True)
     paths = [path]
     if path.suffix == ".json":
-        shards = set(files.read_json(path).get("weight_map", {}).values())
+        shards = set(read_json(path).get("weight_map", {}).values())
         paths = [files.require([shard], converted=True) for shard in sorted(shards)]
     tensors = {name: value for part in paths for name, value in read_weights(part).items()}
     # Older files contain these buffers, which the models no longer have.
     tensors = {name: value for name, value in tensors.items() if not name.endswith("position_ids")}
-    try:
-        model.load_state_dict(tensors)
-    except RuntimeError as error:
-        reason = " ".join(str(error).split())[:300]
-        raise DtrapError(
-            f"{path}: these weights do not fit config.json: {reason} … Use both files of the same model."
-        ) from error
+    load_weights(model, tensors, path=path, target="config.json", remedy="Use both files of the same model.")
     return paths
-
-
-def _image_size(config: Any, label: str) -> int:
-    size = config.vision_config.image_size
-    if not isinstance(size, int):
-        raise DtrapError(f"'{label}' has image_size {size}; expected one number, for square images.")
-    return size
 
 
 def _image_statistics(family: Family, files: ModelFiles, *, only_local: bool) -> tuple[Triple, Triple]:
     """Return mean and std of the folder, or those of the family if it has none."""
     path = files.on_disk(PREPROCESSOR) if only_local else files.optional(PREPROCESSOR)
-    content = {} if path is None else files.read_json(path)
+    content = {} if path is None else read_json(path)
     content = content.get("image_processor", content)
     mean, std = (content.get(key) for key in ("image_mean", "image_std"))
     return tuple(mean or family.image_mean), tuple(std or family.image_std)
@@ -354,39 +267,20 @@ def _feature_dim(model: Any, label: str) -> int:
     return width
 
 
-def _read_tokenizer(files: ModelFiles) -> Any:
-    folder = _tokenizer_folder(files)
+def _read_tokenizer(folder: Path) -> Any:
     try:
         tokenizer = transformers.AutoTokenizer.from_pretrained(
             str(folder), local_files_only=True, trust_remote_code=False
         )
         tokens = tokenizer("a", padding="max_length", max_length=8).input_ids
     except Exception as error:
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise DtrapError(
-            f"The tokenizer in {folder} is not usable ({reason}). Expected {VOCABULARY[0]} and tokenizer_config.json "
-            "with a padding token, as save_pretrained() writes them."
+            f"The tokenizer in {folder} is not usable ({first_line(error)}). Expected {VOCABULARY[0]} and "
+            f"{TOKENIZER_CONFIG} with a padding token, as save_pretrained() writes them."
         ) from error
-    settings = files.read_json(folder / "tokenizer_config.json")
+    settings = read_json(folder / TOKENIZER_CONFIG)
     if settings.get("add_eos_token") and tokenizer.eos_token_id not in tokens:
         # transformers 5 reads the end token from tokenizer.json only, transformers 4 from these settings.
         tokenizer.add_bos_token = bool(settings.get("add_bos_token"))
         tokenizer.add_eos_token = True
     return tokenizer
-
-
-def _canonical(prompts: list[str]) -> list[str]:
-    """Prompts in lower case without punctuation, as SigLIP was trained with."""
-    from open_clip.tokenizer import canonicalize_text
-
-    return [canonicalize_text(prompt) for prompt in prompts]
-
-
-def _tokenizer_folder(files: ModelFiles) -> Path:
-    """Return the folder with the tokenizer's files, after downloading those that exist."""
-    config = ["tokenizer_config.json"]
-    if files.folder is None and not (files.on_disk(config) and files.on_disk(VOCABULARY)):
-        for filename in (*VOCABULARY, *TOKENIZER_EXTRAS):
-            files.optional([filename])
-    files.require(VOCABULARY)
-    return files.require(config).parent

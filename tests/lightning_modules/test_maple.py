@@ -291,7 +291,8 @@ def test_unknown_settings_are_named(settings):
 @pytest.mark.parametrize("prefix", [0, 1])
 def test_appended_tokens_are_not_rotated(prefix):
     layers = tuple(nn.Linear(16, 16) for _ in range(4))
-    attention = SeparateTimmAttention(layers, num_heads=2, rotated_from=prefix)
+    attention = SeparateTimmAttention(layers, num_heads=2)
+    attention.rotated_from = prefix
     tokens, angles = torch.randn(2, prefix + 6 + 2, 16), torch.randn(6, 8)
     rope = torch.cat([angles.sin(), angles.cos()], dim=-1)
     none = torch.cat([torch.zeros(2, 8), torch.ones(2, 8)], dim=-1)

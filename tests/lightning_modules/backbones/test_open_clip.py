@@ -289,11 +289,11 @@ MIRROR_SCRIPT = """
 import time
 from dtrap.errors import DtrapError
 from dtrap.lightning_modules.backbones import OpenCLIP
-from dtrap.lightning_modules.backbones.hub import hub_file
+from dtrap.lightning_modules.backbones.hub import HubFiles
 
 names = ["model.safetensors", "model.bin"]
-print(hub_file("some/repo", names, what="It is", remedy="").read_bytes())
-for load in (OpenCLIP, lambda: hub_file("some/slow", names, what="It is", remedy="Mend it.")):
+print(HubFiles("some/repo", "", what="It is").require(names).read_bytes())
+for load in (OpenCLIP, lambda: HubFiles("some/slow", "Fix it.", what="It is").require(names)):
     start = time.perf_counter()
     try:
         load()
@@ -317,5 +317,5 @@ def test_mirror_cache_and_timeout(tmp_path, monkeypatch):
     assert weights.startswith("in time Weights 'openai'")
     assert slow.startswith(f"in time It is not cached and could not be downloaded from {address}/some/")
     monkeypatch.setattr(hub, "hf_hub_download", None)
-    cached = hub.hub_file("some/repo", ["model.bin"], what="", remedy="", cache_dir=str(tmp_path / "hub"))
+    cached = hub.HubFiles("some/repo", "", str(tmp_path / "hub")).require(["model.bin"])
     assert cached.read_bytes() == b"weights"

@@ -13,8 +13,8 @@ import pytest
 import torch
 import transformers
 from dtrap.errors import DtrapError
-from dtrap.lightning_modules.backbones import Transformers, hub
-from dtrap.tests.lightning_modules.backbones.conftest import change
+from dtrap.lightning_modules.backbones import OpenCLIP, Transformers, hub
+from dtrap.tests.lightning_modules.backbones.conftest import change, write_config
 from small_backbones import clip_config, gemma_tokenizer, save_transformers, siglip_config
 
 PROMPTS = ["a photo of a sea or lake", "a drawing of a Cat"]
@@ -248,3 +248,13 @@ def test_a_download_takes_safetensors_from_the_bots_pull_request(folders, tmp_pa
     monkeypatch.setattr(hub, "hf_hub_download", None)
     monkeypatch.setattr(hub, "require_reachable", None)
     loaded()
+
+
+@pytest.mark.usefixtures("mirror")
+@pytest.mark.filterwarnings("ignore:The backbone has random weights")
+def test_a_model_of_open_clip_downloads_its_tokenizer_once(folders, tmp_path, monkeypatch):
+    config = write_config(tmp_path, text_cfg={"hf_tokenizer_name": "some/model"})
+    expected = OpenCLIP(config, None, tokenizer=str(folders / "siglip")).tokenize(["a sea"])
+    assert torch.equal(OpenCLIP(config, None, cache_dir=str(tmp_path)).tokenize(["a sea"]), expected)
+    monkeypatch.setattr(hub, "hf_hub_download", None)
+    assert torch.equal(OpenCLIP(config, None, cache_dir=str(tmp_path)).tokenize(["a sea"]), expected)
