@@ -1,6 +1,7 @@
 """Full fine-tuning: which parameters are a tower's, what is trained, what stays as it was."""
 
 import json
+from functools import partial
 
 import pytest
 import torch
@@ -145,7 +146,9 @@ def test_at_the_start_and_while_disabled_it_is_the_frozen_model(tiny_backbone, t
     images, tokens = frozen.encode_image(IMAGES), module.prompts.tokens
     with module.zero_shot():
         zero_shot = module(IMAGES)
-    assert torch.equal(module(IMAGES), zero_shot)
+    # A trained text tower takes its prompts together, a frozen one each alone: matrix kernels round differently.
+    start = partial(torch.testing.assert_close, expected=zero_shot, atol=1e-4, rtol=0)
+    start(module(IMAGES))
     assert torch.equal(module.image_features(IMAGES), images)
     torch.testing.assert_close(module.text_features(), frozen.encode_text(tokens))
     disturb(module.tuner)
@@ -154,7 +157,7 @@ def test_at_the_start_and_while_disabled_it_is_the_frozen_model(tiny_backbone, t
     with module.zero_shot():
         assert torch.equal(module(IMAGES), zero_shot)
     module.start_task(1)
-    assert torch.equal(module(IMAGES), zero_shot)
+    start(module(IMAGES))
 
 
 @pytest.mark.parametrize("precision", ["32-true", "64-true", "bf16-mixed"])
