@@ -12,7 +12,7 @@ import torch
 from rich.console import Console
 
 from ..console import say
-from ..datamodules.unlabelled import UnlabelledImages
+from ..datamodules.unlabeled import UnlabeledImages
 from ..datamodules.views import Preprocessing
 from ..errors import DtrapError
 from ..files import cannot_write, write_atomically
@@ -42,7 +42,7 @@ def predict(arguments: list[str], console: Console) -> int:
     if not is_standalone(adapter):
         load_adapter(adapter, module, card)
     preprocessing = Preprocessing.of(module.backbone) or Preprocessing()
-    images = UnlabelledImages(config.images, preprocessing)
+    images = UnlabeledImages(config.images, preprocessing)
     with without_expected_warnings():
         trainer = episode_trainer(build_trainer_arguments(config), [], progress=console.is_terminal)
         batches: Any = trainer.predict(module, images.batches())

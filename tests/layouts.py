@@ -92,7 +92,7 @@ def make_crop_disease(root: Path, per_class: int = 4, layout: str = "dataset/tra
 
 
 def make_chestx(root: Path, per_class: int = 4, numbered_folders: bool = False) -> Path:
-    """ChestX-ray14: grey PNG files, two of which have no finding and two have several or another one."""
+    """ChestX-ray14: gray PNG files, two of which have no finding and two have several or another one."""
     findings = [finding for finding in CHESTX_FINDINGS for _ in range(per_class)]
     findings += ["No Finding", "No Finding", "Effusion|Mass", "Hernia"]
     rows = [CHESTX_HEADER]

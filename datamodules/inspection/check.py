@@ -18,7 +18,7 @@ from rich.text import Text
 
 from ...console import print_table
 from ...errors import DtrapError
-from ..catalogue import SETS, find_set
+from ..catalog import SETS, find_set
 from ..findings import Finding, Findings, counted, relative
 from ..images import ImageError, open_image
 from ..index import SPLITS, DataNotFound, ImageIndex
@@ -35,7 +35,7 @@ class SetReport:
     """What was found of one set.
 
     Attributes:
-        name: Its name in the catalogue.
+        name: Its name in the catalog.
         index: Images that are there and have a label.
         published: Published numbers.
         faults: What is wrong: what stops a run, then what differs from the published set, then unreadable images.

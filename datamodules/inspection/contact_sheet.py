@@ -16,7 +16,7 @@ from rich.console import Console
 from ...drawing import GREY, HEAD, MARGIN, draw_frame, draw_pixels, draw_text, fitted, new_page, save_png
 from ...errors import DtrapError
 from .. import FewShotDataModule, Preprocessing
-from ..catalogue import find_set
+from ..catalog import find_set
 from ..images import ImageError
 from ..views import draw_views
 
@@ -63,7 +63,7 @@ class Sheet:
 
 
 def show(name: str, root: Path, output: Path, seed: int, console: Console) -> int:
-    """Write the contact sheet of a set of the catalogue.
+    """Write the contact sheet of a set of the catalog.
 
     Args:
         name: Name of the set.

@@ -53,7 +53,7 @@ def test_the_first_three_fifths_are_suppressed():
     assert calls == [None, *(i / 6 for i in range(6)), None, None, None, None]
 
 
-def test_steps_are_optimiser_steps_so_accumulated_batches_share_one():
+def test_steps_are_optimizer_steps_so_accumulated_batches_share_one():
     calls = fit(Foreign(Recorder()), StageSwitch(), batches=4, accumulate_grad_batches=2).objective.calls
     assert calls == [None, 0.0, 0.0, 0.5, 0.5, None, None, None, None]
 
@@ -69,16 +69,16 @@ class TwoOptimisers(Foreign):
         self.automatic_optimization = False
 
     def training_step(self, batch, batch_idx):
-        for optimiser in self.optimizers():
+        for optimizer in self.optimizers():
             self.manual_backward(self.layer(batch).sum())
-            optimiser.step()
+            optimizer.step()
 
     def configure_optimizers(self):
         return [torch.optim.SGD([parameter], lr=0.1) for parameter in self.layer.parameters()]
 
 
 @pytest.mark.parametrize("length", [{"max_epochs": 2}, {"max_epochs": -1, "max_steps": 20}])
-def test_two_optimisers_that_step_in_each_batch_do_not_shorten_the_stage(length):
+def test_two_optimizers_that_step_in_each_batch_do_not_shorten_the_stage(length):
     calls = fit(TwoOptimisers(Recorder()), StageSwitch(), batches=5, **length).objective.calls
     assert calls == [None, *(i / 6 for i in range(6)), None, None, None, None]
 

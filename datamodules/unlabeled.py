@@ -15,7 +15,7 @@ from .index import no_folder
 from .views import Preprocessing
 
 
-class UnlabelledImages(Dataset[dict[str, Any]]):
+class UnlabeledImages(Dataset[dict[str, Any]]):
     """All images in a folder and its sub-folders, sorted by path.
 
     An item is a dictionary of `images` [3, S, S] (normalized) and `index` (position in `paths`), or of
@@ -49,23 +49,23 @@ class UnlabelledImages(Dataset[dict[str, Any]]):
     def __getitem__(self, index: int) -> dict[str, Any]:
         return read_item({"index": index}, lambda: self.preprocessing.to_tensor(open_image(self.paths[index])))
 
-    def batches(self, batch_size: int = 64, num_workers: int = 0) -> UnlabelledBatches:
+    def batches(self, batch_size: int = 64, num_workers: int = 0) -> UnlabeledBatches:
         """Return batches of the readable images, for `Trainer.predict` or a plain loop.
 
         Args:
             batch_size: Most images of a batch.
             num_workers: Processes that decode.
         """
-        return UnlabelledBatches(self, batch_size, num_workers)
+        return UnlabeledBatches(self, batch_size, num_workers)
 
 
-class UnlabelledBatches:
+class UnlabeledBatches:
     """Batches of `images` [B, 3, S, S] and `index` [B]; unreadable files are left out and listed in the data set.
 
     The length counts all batches; a batch without any readable file is not yielded.
     """
 
-    def __init__(self, dataset: UnlabelledImages, batch_size: int, num_workers: int) -> None:
+    def __init__(self, dataset: UnlabeledImages, batch_size: int, num_workers: int) -> None:
         self.dataset = dataset
         self.loader = DataLoader(dataset, batch_size=batch_size, num_workers=num_workers, collate_fn=collate)
 
@@ -78,3 +78,6 @@ class UnlabelledBatches:
             self.dataset.unreadable += [(self.dataset.paths[item["index"]], item["fault"]) for item in faults]
             if batch is not None:
                 yield batch
+
+
+UnlabelledImages = UnlabeledImages  # the name in dtrap 0.1.0
