@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 from pathlib import Path
 
 from jsonargparse import Namespace
@@ -23,9 +24,13 @@ def find_adapters(arguments: list[str], command: str) -> tuple[DtrapCLI, list[Pa
     Raises:
         DtrapError: A mistake in the config or the command line, or a folder without adapters.
     """
-    if not any(word in ("--config", "-c") or word.startswith("--config=") for word in arguments):
-        saved = _saved_config(arguments, command)
-        arguments = [*(["--config", str(saved)] if saved else []), *arguments]
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    parser.add_argument("--config", "-c", nargs="?")
+    parser.add_argument("--adapter", nargs="?")
+    given, _ = parser.parse_known_args(arguments)
+    if given.adapter and not given.config:
+        saved = _saved_config(Path(given.adapter), command)
+        arguments = ["--config", str(saved), *arguments] if saved else arguments
     cli = DtrapCLI(arguments, command)
     path = Path(cli.config.adapter)
     if not path.is_dir() or is_exported(path):
@@ -56,13 +61,7 @@ def without_description_file(config: Namespace, card: AdapterCard) -> Namespace:
     return config
 
 
-def _saved_config(arguments: list[str], command: str) -> Path | None:
-    value = next((w.partition("=")[2] for w in arguments if w.startswith("--adapter=")), None)
-    if value is None and "--adapter" in arguments[:-1]:
-        value = arguments[arguments.index("--adapter") + 1]
-    if value is None:
-        return None
-    path = Path(value)
+def _saved_config(path: Path, command: str) -> Path | None:
     if command == "predict" and is_standalone(path):
         return None
     names = [CONFIG]

@@ -35,12 +35,7 @@ def report(arguments: list[str], console: Console) -> int:
     Raises:
         DtrapError: An option is unknown, a folder has no valid summary, or two have the same method on the same task.
     """
-    try:
-        options, unknown = _parser().parse_known_args(arguments)
-    except SystemExit:  # argparse has printed the text of --help
-        return 0
-    if unknown:
-        raise DtrapError(f"report: unknown option '{unknown[0]}'. See dtrap report --help.")
+    options = _parser().parse_args(arguments)
     lines = report_lines([Path(run).expanduser() for run in options.runs])
     print_table(_table(lines), console)
     if options.csv is not None:

@@ -22,7 +22,7 @@ from .configuration import MethodConfig
 from .episode import ZeroShots, episode_trainer, run_episode
 from .folder_identity import FolderIdentity, Method
 from .identity import default_folder_name
-from .loggers import ProtocolLogger, prepare_logger
+from .loggers import ProtocolLogger
 from .module_method import ModuleMethod
 from .progress import EpisodeProgress
 from .result import ProtocolResult
@@ -178,9 +178,10 @@ class ProtocolRun:
         self._say(f"Results: {self.folder.path}")
         self.record.record_subsets(episodes)
         rows = [row for row in self.folder.rows.read() if row["episode"] < self.episodes]
-        arguments = {method.name: self._trainer_arguments(method) for method in self.methods}
+        arguments = {method.name: method.trainer_arguments() for method in self.methods}
         configs = {method.name: method.values for method in self.methods}
-        logger = ProtocolLogger(arguments[self.main.name].get("logger"), self.folder, configs, self._warn)
+        configured = arguments[self.main.name].get("logger")
+        logger = ProtocolLogger(configured, self.folder, configs, self._warn, self.data.description, self._tags())
         logger.log_earlier(rows)
         progress = EpisodeProgress(self.episodes, self.names, rows=rows, unit=self.data.unit, console=self.console)
         status = "failed"
@@ -198,12 +199,6 @@ class ProtocolRun:
             status = "success"
         finally:
             logger.finish(status)
-
-    def _trainer_arguments(self, method: Method) -> dict[str, Any]:
-        if method is self.main and isinstance(method, MethodConfig):
-            configs = {each.name: each.values for each in self.methods}
-            prepare_logger(method.parsed.trainer, self.folder, self.data.description, self._tags(), configs)
-        return method.trainer_arguments()
 
     def _tags(self) -> list[str]:
         shot = [f"{self.data.shot}-shot"] if self.data.fixed_numbers else []
