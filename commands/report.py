@@ -160,8 +160,8 @@ def read_entries(folder: Path) -> list[dict[str, Any]]:
 
 
 def _entry(method: dict[str, Any], asked: int) -> dict[str, Any]:
-    accuracy, episodes = method["accuracy"], int(_number(method["episodes"]))
-    accuracy = {"mean": None, "half_width": None} if accuracy is None else accuracy
+    episodes = int(_number(method["episodes"]))
+    accuracy = method["accuracy"] or {"mean": None, "half_width": None}
     return {
         "backbone": str(method.get("backbone", "")),
         "tuner": str(method.get("tuner", "")),

@@ -76,12 +76,11 @@ class AdapterCard:
     @classmethod
     def of(cls, module: FewShotClassifier, data: FewShotDataModule, row: Row) -> AdapterCard:
         """Describe the module after the episode of a row."""
-        template = module.template or data.template
         return cls(
             backbone=module.backbone.identifier,
             tuner=module.tuner.name,
             class_names=row["classes"],
-            template=template if isinstance(template, str) else list(template),
+            template=to_json_values(module.template or data.template),
             dataset=data.description,
             seed=row["seed"],
             episode=row["episode"],
@@ -116,11 +115,9 @@ def save_adapter(path: Path, module: FewShotClassifier, card: AdapterCard) -> No
     Raises:
         DtrapError: The files cannot be written.
     """
-    card = replace(
-        card, settings=to_json_values(module.tuner.settings), logit_scale=float(module.objective.logit_scale)
-    )
-    if module.descriptions is not None:
-        card = replace(card, prompts=class_sentences(module))
+    prompts = None if module.descriptions is None else class_sentences(module)
+    settings, scale = to_json_values(module.tuner.settings), float(module.objective.logit_scale)
+    card = replace(card, prompts=prompts, settings=settings, logit_scale=scale)
     state = {name: value.detach().cpu().contiguous() for name, value in module.tuner.adapter_state().items()}
     write_atomically(card_path(path), card_content(card), RESUMES)
     write_atomically(path, save(state, metadata={"format": CARD_FORMAT}), RESUMES)
@@ -157,23 +154,19 @@ def read_card(path: Path) -> AdapterCard:
         raise DtrapError(f"{card}: not an adapter card ({error}). Expected the format {CARD_FORMAT}.") from error
 
 
-def read_tensors(path: Path) -> dict[str, Tensor]:
-    """Read the tensors of a safetensors file.
+def _read_state(path: Path) -> dict[str, Tensor]:
+    """Read the tuner's values, by the tuner's names, from an adapter file or a folder in peft's form.
 
     Raises:
         DtrapError: The file is not readable as safetensors.
     """
+    file = path / PEFT_WEIGHTS if path.is_dir() else path
     try:
-        return load_file(path)
+        state = load_file(file)
     except (OSError, SafetensorError) as error:
-        raise DtrapError(f"{path}: not a readable safetensors file ({error}).") from error
-
-
-def _read_state(path: Path) -> dict[str, Tensor]:
-    """Read the tuner's values, by the tuner's names, from an adapter file or a folder in peft's form."""
-    if not path.is_dir():
-        return read_tensors(path)
-    state = read_tensors(path / PEFT_WEIGHTS)
+        raise DtrapError(f"{file}: not a readable safetensors file ({error}).") from error
+    if file == path:
+        return state
     return {f"model.{name.removeprefix(PEFT_PREFIX).removesuffix('.weight')}": value for name, value in state.items()}
 
 

@@ -115,10 +115,10 @@ class ModuleMethod:
         """Return the callback of the stage of SVL and RA."""
         return self.switch
 
-    def shares_model_with(self, other: Any) -> bool:
-        """Whether another method's module has the same backbone and tuner objects."""
-        module = getattr(other, "module", None)
-        return module is not None and (self.module.backbone, self.module.tuner) == (module.backbone, module.tuner)
+    @property
+    def shared_parts(self) -> list[Any]:
+        """Backbone and tuner; methods with the same ones share their frozen features."""
+        return [self.module.backbone, self.module.tuner]
 
     def build(self, shared: FewShotClassifier | None = None) -> FewShotClassifier:
         """Return the module."""

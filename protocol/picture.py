@@ -173,7 +173,7 @@ def _draw_band(axes: Axes, band: _Band, top: float, width: float) -> None:
 def _band_note(band: _Band) -> str:
     notes = []
     shots, queries = band.support.shape[1], len(band.queries)
-    notes.append(f"{min(shots, MAX_SHOTS)} of {shots} shots" if shots > MAX_SHOTS else "")
+    notes.append(f"{MAX_SHOTS} of {shots} shots" if shots > MAX_SHOTS else "")
     notes.append(f"{int(band.right.sum())} of {queries} right" if queries else "")
     notes.append(f"first {MAX_QUERIES} queries shown" if queries > MAX_QUERIES else "")
     return "\n".join(note for note in notes if note)
@@ -200,13 +200,10 @@ def _draw_image(axes: Axes, image: Images, x: float, y: float, frame: str = "non
 def _wrapped(text: str, width: int, lines: int) -> list[str]:
     """Wrap a text into at most `lines` lines of `width` characters; a longer text loses its middle."""
     found = textwrap.wrap(text, width)
-    if len(found) <= lines:
-        return found
-    length = lines * width - 2
+    kept = lines * width - 1
     while len(found) > lines:
-        head = length // 2
-        found = textwrap.wrap(f"{text[:head]}…{text[len(text) - (length - head) :]}", width)
-        length -= 1
+        kept -= 1
+        found = textwrap.wrap(f"{text[: kept // 2]}…{text[kept // 2 - kept :]}", width)
     return found
 
 

@@ -231,9 +231,9 @@ class ProtocolRun:
     def _build_modules(self) -> dict[str, FewShotClassifier]:
         """Return a module for each method; methods with the same backbone and tuner share both."""
         modules: dict[str, FewShotClassifier] = {}
-        for position, method in enumerate(self.methods):
-            known = next((other for other in self.methods[:position] if method.shares_model_with(other)), None)
-            shared = None if known is None else modules[known.name]
+        for method in self.methods:
+            first = next(other for other in self.methods if other.shared_parts == method.shared_parts)
+            shared = modules.get(first.name)
             modules[method.name] = method.build(shared)
             if shared is not None:
                 modules[method.name].share_frozen(shared)
