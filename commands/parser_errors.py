@@ -70,8 +70,7 @@ def explain(error: Exception, parser: ArgumentParser, files: Sequence[str] = ())
 def _place(name: str, files: Sequence[str]) -> str:
     """Return a sentence with the config that has the key, except for shipped configs."""
     line = re.compile(rf"^\s*['\"]?{re.escape(name)}['\"]?\s*:", re.MULTILINE)
-    own = [path for path in files if not is_shipped(path)]
-    holders = [path for path in own if line.search(Path(path).read_text(encoding="utf-8"))]
+    holders = [path for path in files if not is_shipped(path) and line.search(Path(path).read_text(encoding="utf-8"))]
     return f" See {holders[-1]}." if holders else ""
 
 
@@ -140,7 +139,7 @@ def _wrong_type(match: re.Match[str], text: str, key: str, parser: ArgumentParse
 
 
 def _key_and_value(text: str) -> tuple[str, str]:
-    """Return the whole key, whose parts stand one inside the other, and the innermost value."""
+    """Return the full dotted key and the innermost value that an error text names."""
     key = ".".join(dict.fromkeys(re.findall(r'Parser key "([^"]*)"', text)))
     value = re.search(r"Got value: ([^\n]*)", text) or re.search(r"Given value: ([^\n]*)", text)
     return key, value.group(1).strip()[:120] if value else ""

@@ -179,13 +179,9 @@ def load_adapter(path: Path, module: FewShotClassifier, card: AdapterCard) -> No
         DtrapError: The backbone, the tuner, its settings, the classes, their prompts or the logit scale differ from the
             card, or the file does not fit.
     """
-    backbone, tuner = module.backbone.identifier, module.tuner.name
-    if card.backbone != backbone:
-        raise DtrapError(
-            f"{path}: trained on the backbone {card.backbone}, but the config has {backbone}. An adapter fits only the "
-            "weights that it was trained on. Use the run's config.yaml and the same weights."
-        )
-    check_tuner(path, tuner, card)
+    remedy = "An adapter fits only the weights that it was trained on. Use the run's config.yaml and the same weights."
+    _check_same(path, "on the backbone", card.backbone, module.backbone.identifier, remedy)
+    check_tuner(path, module.tuner.name, card)
     if module.prompts is None:
         module.template, module.descriptions = card.template, card.prompts
         module.set_classes(card.class_names)
@@ -201,27 +197,24 @@ def load_adapter(path: Path, module: FewShotClassifier, card: AdapterCard) -> No
 
 def _check_settings(path: Path, module: FewShotClassifier, card: AdapterCard) -> None:
     """Raise a DtrapError for settings that would give other predictions without any other error."""
-    settings = to_json_values(module.tuner.settings)
-    known, own = dict(card.settings), {name: settings.get(name) for name in card.settings}
+    known, own = dict(card.settings), to_json_values(module.tuner.settings)
     if card.logit_scale is not None:
         known["logit scale"], own["logit scale"] = card.logit_scale, float(module.objective.logit_scale)
     if not module.tuner.own_prompts:
         known["class prompts"] = prompt_texts(card.class_names, card.template, card.prompts)
         own["class prompts"] = class_sentences(module)
     for name, value in known.items():
-        if own[name] != value:
-            raise DtrapError(
-                f"{path}: trained with {name} {str(value)[:200]}, but here it is {str(own[name])[:200]}. Use the "
-                "config of the run."
-            )
+        _check_same(path, f"with {name}", value, own.get(name))
 
 
 def check_tuner(path: Path, tuner: str, card: AdapterCard) -> None:
     """Raise a DtrapError if the tuner differs from the card's."""
-    if card.tuner != tuner:
-        raise DtrapError(
-            f"{path}: trained with the tuner {card.tuner}, but the config has {tuner}. Use the run's config."
-        )
+    _check_same(path, "with the tuner", card.tuner, tuner)
+
+
+def _check_same(path: Path, what: str, trained: Any, here: Any, remedy: str = "Use the config of the run.") -> None:
+    if trained != here:
+        raise DtrapError(f"{path}: trained {what} {str(trained)[:200]}, but here it is {str(here)[:200]}. {remedy}")
 
 
 def check_classes(path: Path, names: Sequence[str], card: AdapterCard) -> None:

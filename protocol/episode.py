@@ -46,8 +46,7 @@ _EXPECTED_WARNINGS = (
 def without_expected_warnings() -> Iterator[None]:
     """Hide Lightning warnings that do not apply here."""
     with warnings.catch_warnings():
-        for message in _EXPECTED_WARNINGS:
-            warnings.filterwarnings("ignore", message=message)
+        warnings.filterwarnings("ignore", message="|".join(_EXPECTED_WARNINGS))
         yield
 
 

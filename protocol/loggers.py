@@ -41,16 +41,6 @@ def _wandb_id(folder: RunFolder) -> str:
     return new
 
 
-def logged_config(configs: Mapping[str, dict[str, Any]]) -> dict[str, Any]:
-    """Return the main method's config with its name as `method`, and the other configs under `compared`.
-
-    Args:
-        configs: The resolved config of each method, the main one first.
-    """
-    main, *others = configs
-    return {**configs[main], "method": main, "compared": {name: configs[name] for name in others}}
-
-
 class ProtocolLogger:
     """Logs one row per episode with the running means and intervals; a failing logger never stops the run.
 
@@ -80,12 +70,15 @@ class ProtocolLogger:
     ) -> None:
         self.methods = list(configs)
         self.folder, self.warn = folder, warn
-        self.config = logged_config(configs)
+        main, *others = self.methods
+        self.config = {**configs[main], "method": main, "compared": {name: configs[name] for name in others}}
         self.wandb_defaults = {
+            "name": folder.path.resolve().name[:WANDB_NAME_CHARACTERS],
             "group": group and group[:WANDB_NAME_CHARACTERS],
-            "job_type": self.methods[0][:WANDB_TAG_CHARACTERS],
+            "job_type": main[:WANDB_TAG_CHARACTERS],
             "tags": list(dict.fromkeys(tag[:WANDB_TAG_CHARACTERS] for tag in tags if tag)),
             "config": self.config,
+            "resume": "allow",
         }
         self.wandb_runs: dict[Logger, Any] = {}
         self.loggers: list[Logger] = []
@@ -193,7 +186,7 @@ def complete_wandb(logger: WandbLogger, folder: RunFolder, defaults: Mapping[str
     Args:
         logger: The logger, whose run has not started.
         folder: The run folder.
-        defaults: Further arguments of `wandb.init`.
+        defaults: Arguments of `wandb.init` for those that the user has not set.
     """
     import wandb
 
@@ -203,8 +196,7 @@ def complete_wandb(logger: WandbLogger, folder: RunFolder, defaults: Mapping[str
         options["dir"] = str(folder.path)
     if options.get("id") is None:
         options["id"] = _wandb_id(folder)
-    name = folder.path.resolve().name[:WANDB_NAME_CHARACTERS]
-    for option, default in {"name": name, "resume": "allow", **defaults}.items():
+    for option, default in defaults.items():
         if options.get(option) is None:
             options[option] = default
     settings, unset = options.get("settings"), wandb.Settings()
@@ -258,5 +250,4 @@ def _numbers(row: Row) -> dict[str, float]:
 
 
 def _reason(error: Exception) -> str:
-    lines = str(error).strip().splitlines()
-    return lines[0] if lines else type(error).__name__
+    return next(iter(str(error).strip().splitlines()), type(error).__name__)

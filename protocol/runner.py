@@ -73,7 +73,7 @@ def run_protocol(
     chosen = [
         replace(method, name=name)
         if isinstance(method, MethodConfig)
-        else ModuleMethod.of(name, method, data, trainer, stage_switch)
+        else ModuleMethod(name, method, data, trainer, stage_switch)
         for name, method in methods.items()
     ]
     return ProtocolRun(chosen, data, ProtocolSettings(**settings), console or Console()).run()
