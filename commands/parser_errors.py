@@ -77,7 +77,7 @@ def _place(name: str, files: Sequence[str]) -> str:
 def _unknown_option(match: re.Match[str], text: str, key: str, parser: ArgumentParser) -> str:
     name = match.group(1)
     class_path = re.search(r"given class_path '([^']*)'", text)
-    owner = _import(class_path.group(1)) if class_path else None
+    owner: Any = _import(class_path.group(1)) if class_path else None
     valid = accepted_keywords(owner) if owner else []
     shown = f" {owner.__name__} accepts: {', '.join(valid)}." if valid else ""
     return f"{key}.{name}: unknown option.{nearest(name, valid)}{shown}".removeprefix(".")
