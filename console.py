@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import argparse
 import io
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from .errors import DtrapError
+from .errors import DtrapError, nearest
 
 TABLE_WIDTH = 10_000
 
@@ -21,6 +21,16 @@ class CommandParser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         """Raise a DtrapError with the message."""
         raise DtrapError(f"{self.prog.removeprefix('dtrap ')}: {message}. See {self.prog} --help.")
+
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
+        """Parse the words; raise a DtrapError for an unknown one, with the option that is nearest to it."""
+        options, unknown = super().parse_known_args(args, namespace)
+        if unknown:
+            # Private attribute of argparse: the only list of a parser's options.
+            near = nearest(unknown[0], self._option_string_actions)
+            name = self.prog.removeprefix("dtrap ")
+            raise DtrapError(f"{name}: unknown option '{unknown[0]}'.{near} See {self.prog} --help.")
+        return options, unknown
 
 
 def say(console: Console, text: str) -> None:

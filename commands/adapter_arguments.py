@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 from pathlib import Path
 
 from jsonargparse import Namespace
@@ -18,14 +19,18 @@ from .parser import DtrapCLI
 def find_adapters(arguments: list[str], command: str) -> tuple[DtrapCLI, list[Path]]:
     """Parse the command line and find its adapters; without `--config`, the config of their run is read.
 
-    Predictions of a standalone checkpoint need no config.
+    Predictions of a standalone checkpoint need no config. Only `dtrap test` takes several adapters.
 
     Raises:
-        DtrapError: A mistake in the config or the command line, or a folder without adapters.
+        DtrapError: A mistake in the config or the command line, or a folder without adapters or with too many.
     """
-    if not any(word in ("--config", "-c") or word.startswith("--config=") for word in arguments):
-        saved = _saved_config(arguments, command)
-        arguments = [*(["--config", str(saved)] if saved else []), *arguments]
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    parser.add_argument("--config", "-c", nargs="?")
+    parser.add_argument("--adapter", nargs="?")
+    given, _ = parser.parse_known_args(arguments)
+    if given.adapter and not given.config:
+        saved = _saved_config(Path(given.adapter), command)
+        arguments = ["--config", str(saved), *arguments] if saved else arguments
     cli = DtrapCLI(arguments, command)
     path = Path(cli.config.adapter)
     if not path.is_dir() or is_exported(path):
@@ -35,34 +40,12 @@ def find_adapters(arguments: list[str], command: str) -> tuple[DtrapCLI, list[Pa
         raise DtrapError(
             f"{path}: no adapters (.safetensors) found. `dtrap fit --protocol.save_adapters true` saves them."
         )
+    if len(found) > 1 and command != "test":
+        raise DtrapError(f"{path} holds {len(found)} adapters; name the one to {command} with.")
     return cli, found
 
 
-def only_adapter(cli: DtrapCLI, adapters: list[Path]) -> Path:
-    """Return the adapter of a command that takes a single one.
-
-    Raises:
-        DtrapError: There are several.
-    """
-    if len(adapters) > 1:
-        raise DtrapError(f"{cli.config.adapter} holds {len(adapters)} adapters; name the one to {cli.command} with.")
-    return adapters[0]
-
-
-def without_description_file(config: Namespace, card: AdapterCard) -> Namespace:
-    """Remove the file of descriptions from the config if the card has the sentences."""
-    if card.prompts is not None:
-        config.model.descriptions = None
-    return config
-
-
-def _saved_config(arguments: list[str], command: str) -> Path | None:
-    value = next((w.partition("=")[2] for w in arguments if w.startswith("--adapter=")), None)
-    if value is None and "--adapter" in arguments[:-1]:
-        value = arguments[arguments.index("--adapter") + 1]
-    if value is None:
-        return None
-    path = Path(value)
+def _saved_config(path: Path, command: str) -> Path | None:
     if command == "predict" and is_standalone(path):
         return None
     names = [CONFIG]
@@ -76,5 +59,7 @@ def build_adapted(config: Namespace, adapter: Path, card: AdapterCard) -> FewSho
     """Build the module of the config, or load it from a standalone folder."""
     if is_standalone(adapter):
         return load_exported(adapter, card)
+    if card.prompts is not None:  # the card has the sentences of a file that may be gone
+        config.model.descriptions = None
     check_tuner(adapter, build_part(Tuner, config.model.tuner).name, card)
-    return build_module(without_description_file(config, card))
+    return build_module(config)

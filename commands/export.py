@@ -13,9 +13,9 @@ from ..files import replacing
 from ..lightning_modules.backbones.export import save_plain
 from ..lightning_modules.tuners import Tuner
 from ..protocol.adapters import CONFIG, EXPORT_CARD, card_content, is_standalone, load_adapter, read_card
-from ..protocol.configuration import build_module, build_part
+from ..protocol.configuration import build_part
 from ..protocol.export import CLASS_FEATURES, save_class_features, save_peft, with_trained_weights
-from .adapter_arguments import find_adapters, only_adapter, without_description_file
+from .adapter_arguments import build_adapted, find_adapters
 from .parser import DtrapCLI, to_values
 
 ANOTHER_FOLDER = "or name another folder with --output."
@@ -28,15 +28,14 @@ def export(arguments: list[str], console: Console) -> int:
         DtrapError: The config or the adapter is not as expected, the tuner cannot be exported in this form, or the
             folder cannot be written.
     """
-    cli, adapters = find_adapters(arguments, "export")
+    cli, (adapter,) = find_adapters(arguments, "export")
     config, output = cli.config, Path(cli.config.output)
-    adapter = only_adapter(cli, adapters)
     if is_standalone(adapter):
         raise DtrapError(f"--adapter {adapter} is an exported standalone checkpoint already. Copy the folder instead.")
     card = read_card(adapter)
     _check_output(output, adapter)
     _check_tuner(build_part(Tuner, config.model.tuner))
-    module = build_module(without_description_file(config, card))
+    module = build_adapted(config, adapter, card)
     load_adapter(adapter, module, card)
     with replacing(output.resolve(), ANOTHER_FOLDER, (OSError, SafetensorError)) as folder:
         folder.mkdir()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import shlex
 
 from rich.console import Console
@@ -33,9 +34,6 @@ def fit(arguments: list[str], console: Console) -> int:
 
 def _resuming(arguments: list[str]) -> str:
     """The command without `--protocol.overwrite`, which would delete the results."""
-    words: list[str] = []
-    for number, word in enumerate(arguments):
-        value = number > 0 and arguments[number - 1] == "--protocol.overwrite" and not word.startswith("-")
-        if not value and not word.startswith("--protocol.overwrite"):
-            words.append(word)
-    return shlex.join(["dtrap", "fit", *words])
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    parser.add_argument("--protocol.overwrite", nargs="?")
+    return shlex.join(["dtrap", "fit", *parser.parse_known_args(arguments)[1]])

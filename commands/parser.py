@@ -120,16 +120,11 @@ _DESCRIPTIONS = {
 
 def _find_configs(arguments: list[str]) -> list[str]:
     """Replace every config's name by the path of its file."""
-    found: list[str] = []
+    words: list[str] = []
     for word in arguments:
-        option, equals, value = word.partition("=")
-        if found and found[-1] in CONFIG_OPTIONS:
-            found.append(_readable(find_config(word)))
-        elif equals and option in CONFIG_OPTIONS:
-            found += [option, _readable(find_config(value))]
-        else:
-            found.append(word)
-    return found
+        words += word.split("=", 1) if word.startswith(("--config=", "-c=")) else [word]
+    pairs = pairwise(["", *words])
+    return [_readable(find_config(word)) if option in CONFIG_OPTIONS else word for option, word in pairs]
 
 
 def _readable(path: str) -> str:

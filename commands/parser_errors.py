@@ -5,15 +5,16 @@ from __future__ import annotations
 import inspect
 import re
 from collections.abc import Sequence
-from importlib import import_module
+from contextlib import suppress
 from pathlib import Path
+from pkgutil import resolve_name
 from typing import Any
 
 from jsonargparse import ArgumentParser
 
 from ..configs import is_shipped, shipped_configs
-from ..datamodules import few_shot
-from ..errors import nearest
+from ..datamodules.few_shot import FewShotDataModule
+from ..errors import expected_one_of, nearest
 from ..keywords import accepted_keywords
 from ..lightning_modules import FewShotClassifier
 from ..lightning_modules.backbones import Backbone
@@ -24,6 +25,8 @@ _NOISE = re.compile(
     r"Expected a path but .* either not accessible or invalid"
 )
 _MOST_LINES = 7
+# Base class of the classes that a section can name.
+_BASES: dict[str, type] = {"model.tuner": Tuner, "model.backbone": Backbone, "data": FewShotDataModule}
 _TYPES = {
     "int": "a whole number",
     "float": "a number",
@@ -49,9 +52,11 @@ def explain(error: Exception, parser: ArgumentParser, files: Sequence[str] = ())
     text = str(error)
     found = re.search(r'Parser key "([^"]*)"', text)
     key = found.group(1) if found else ""
-    known = _known(text, key, parser)
-    if known is not None:
-        return known + _place(known.partition(": ")[0].rpartition(".")[2], files)
+    for pattern, message_of in _KINDS:
+        match = re.search(pattern, text, re.DOTALL)
+        if match:
+            known = message_of(match, text, key, parser)
+            return known + _place(known.partition(": ")[0].rpartition(".")[2], files)
     lines = [line.strip().removeprefix("- ") for line in text.splitlines()]
     kept = list(dict.fromkeys(line for line in lines if not _NOISE.search(line)))
     kept = [line for line in kept if not line.startswith("Parser key")] or lines[:1]
@@ -65,26 +70,17 @@ def explain(error: Exception, parser: ArgumentParser, files: Sequence[str] = ())
 def _place(name: str, files: Sequence[str]) -> str:
     """Return a sentence with the config that has the key, except for shipped configs."""
     line = re.compile(rf"^\s*['\"]?{re.escape(name)}['\"]?\s*:", re.MULTILINE)
-    own = [path for path in files if not is_shipped(path)]
-    holders = [path for path in own if line.search(Path(path).read_text(encoding="utf-8"))]
+    holders = [path for path in files if not is_shipped(path) and line.search(Path(path).read_text(encoding="utf-8"))]
     return f" See {holders[-1]}." if holders else ""
 
 
-def _known(text: str, key: str, parser: ArgumentParser) -> str | None:
-    for pattern, message in _KINDS:
-        match = re.search(pattern, text, re.DOTALL)
-        if match:
-            return message(match, text, key, parser)
-    return None
-
-
 def _unknown_option(match: re.Match[str], text: str, key: str, parser: ArgumentParser) -> str:
-    class_path = re.search(r"given class_path '([^']*)'", text)
     name = match.group(1)
-    owner = class_path.group(1) if class_path else key
-    valid = _parameters(_import(owner)) if class_path else []
-    shown = f" {owner.rpartition('.')[2]} accepts: {', '.join(valid)}." if valid else ""
-    return f"{key}.{name}: unknown option.{nearest(name, valid)}{shown}"
+    class_path = re.search(r"given class_path '([^']*)'", text)
+    owner: Any = _import(class_path.group(1)) if class_path else None
+    valid = accepted_keywords(owner) if owner else []
+    shown = f" {owner.__name__} accepts: {', '.join(valid)}." if valid else ""
+    return f"{key}.{name}: unknown option.{nearest(name, valid)}{shown}".removeprefix(".")
 
 
 def _group_option(match: re.Match[str], text: str, key: str, parser: ArgumentParser) -> str:
@@ -115,8 +111,7 @@ def _no_attribute(match: re.Match[str], text: str, key: str, parser: ArgumentPar
 
 def _no_class(match: re.Match[str], text: str, key: str, parser: ArgumentParser) -> str:
     name = match.group(1).strip()
-    bases = {"model.tuner": Tuner, "model.backbone": Backbone, "data": few_shot.FewShotDataModule}
-    classes = [c.__name__ for c in _subclasses(bases[key])] if key in bases else []
+    classes = [class_.__name__ for class_ in _subclasses(_BASES.get(key))]
     listed = f" Known: {', '.join(classes)}." if classes else ""
     return f"{key}: unknown class '{name}'.{nearest(name, classes)} Expected a class name or path.{listed}"
 
@@ -130,21 +125,24 @@ def _required(match: re.Match[str], text: str, key: str, parser: ArgumentParser)
 
 
 def _literal(match: re.Match[str], text: str, key: str, parser: ArgumentParser) -> str:
-    choices = re.findall(r"'([^']*)'|(?<=[\[ ])(\d+)(?=[,\]])", " ".join(re.findall(r"Literal\[([^\]]*\])", text)))
-    options = list(dict.fromkeys(first or second for first, second in choices))
-    inner = re.search(r'Parser key "([^"]*)":\s+Expected', text)
-    value = re.search(r"Got value: (\S+)", text) or re.search(r"Given value: (.*)", text)
-    full = f"{key}.{inner.group(1)}" if inner and inner.group(1) != key else key
-    got = value.group(1) if value else ""
-    return f"{full}: found '{got}', expected one of {', '.join(options)}.{nearest(got, options)}"
+    choices = ",".join(re.findall(r"Literal\[([^\]]*)\]", text)).split(",")
+    options = list(dict.fromkeys(choice.strip(" '") for choice in choices))
+    name, value = _key_and_value(text)
+    return f"{name}: found '{value}', {expected_one_of(value, options)}"
 
 
 def _wrong_type(match: re.Match[str], text: str, key: str, parser: ArgumentParser) -> str:
-    full = ".".join(dict.fromkeys(re.findall(r'Parser key "([^"]*)"', text)))
     kinds = dict.fromkeys(re.findall(r"Expected a <class '([\w.]+)'>", text))
     expected = " or ".join(_TYPES.get(kind, kind) for kind in kinds if kind != "NoneType")
-    value = re.search(r"(?:Got|Given) value: ([^\n]*)", text)
-    return f"{full}: found '{value.group(1).strip()[:120] if value else ''}', expected {expected}."
+    name, value = _key_and_value(text)
+    return f"{name}: found '{value}', expected {expected}."
+
+
+def _key_and_value(text: str) -> tuple[str, str]:
+    """Return the full dotted key and the innermost value that an error text names."""
+    key = ".".join(dict.fromkeys(re.findall(r'Parser key "([^"]*)"', text)))
+    value = re.search(r"Got value: ([^\n]*)", text) or re.search(r"Given value: ([^\n]*)", text)
+    return key, value.group(1).strip()[:120] if value else ""
 
 
 _KINDS: list[tuple[str, Any]] = [
@@ -152,7 +150,7 @@ _KINDS: list[tuple[str, Any]] = [
     (r"Option '([^']*)' is not accepted", _unknown_option),
     (r"[Uu]nrecognized arguments: (.*)", _unrecognized),
     (r"(?:module '|No )([\w.]+)(?:' has no)? attribute '?([^'\s]*)", _no_attribute),
-    (r"Expected a dot import path string: (.*?)\n", _no_class),
+    (r"Expected a dot import path string: ([^\n]*)", _no_class),
     (r"(?:following arguments are required: |Option ')([^'\n]*)(?:' is required)?", _required),
     (r"Literal\[", _literal),
     (r"Expected a <class '(?!NoneType)", _wrong_type),
@@ -162,28 +160,18 @@ _KINDS: list[tuple[str, Any]] = [
 def _keys(parser: ArgumentParser) -> list[str]:
     # Private attribute of argparse: the only list of the parser's options.
     keys = {action.dest for action in parser._actions if action.dest not in ("help", "print_config")}
-    keys.update(f"model.{name}" for name in _parameters(FewShotClassifier))
-    for part, base in (("tuner", Tuner), ("backbone", Backbone)):
-        keys.update(f"model.{part}.{n}" for c in _subclasses(base) for n in _parameters(c))
-    keys.update(f"data.{n}" for c in _subclasses(few_shot.FewShotDataModule) for n in _parameters(c))
+    keys.update(f"model.{name}" for name in accepted_keywords(FewShotClassifier))
+    for section, base in _BASES.items():
+        keys.update(f"{section}.{name}" for class_ in _subclasses(base) for name in accepted_keywords(class_))
     return sorted(keys)
 
 
-def _parameters(class_: Any) -> list[str]:
-    return [] if class_ is None else accepted_keywords(class_)
-
-
-def _subclasses(base: type) -> list[type]:
-    direct: list[type] = base.__subclasses__()
+def _subclasses(base: type | None) -> list[type]:
+    direct: list[type] = base.__subclasses__() if base else []
     return [*direct, *(deeper for child in direct for deeper in _subclasses(child))]
 
 
 def _import(path: str) -> Any:
-    try:
-        return import_module(path)
-    except ImportError:
-        module, _, name = path.rpartition(".")
-        try:
-            return getattr(import_module(module), name, None)
-        except (ImportError, ValueError):
-            return None
+    with suppress(ImportError, AttributeError, ValueError):
+        return resolve_name(path)
+    return None

@@ -19,7 +19,7 @@ from ..files import cannot_write, write_atomically
 from ..protocol.adapters import is_standalone, load_adapter, read_card
 from ..protocol.configuration import build_trainer_arguments
 from ..protocol.episode import episode_trainer, without_expected_warnings
-from .adapter_arguments import build_adapted, find_adapters, only_adapter
+from .adapter_arguments import build_adapted, find_adapters
 
 ANOTHER_FILE = "or name another file with --output."
 
@@ -33,9 +33,8 @@ def predict(arguments: list[str], console: Console) -> int:
     Raises:
         DtrapError: A config, the adapter or the folder are not as expected.
     """
-    cli, adapters = find_adapters(arguments, "predict")
-    config, adapter = cli.config, only_adapter(cli, adapters)
-    card = read_card(adapter)
+    cli, (adapter,) = find_adapters(arguments, "predict")
+    card, config = read_card(adapter), cli.config
     output = Path(config.output)
     _check_output(output)
     module = build_adapted(config, adapter, card)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import json
 import math
 import textwrap
@@ -35,12 +34,15 @@ def report(arguments: list[str], console: Console) -> int:
     Raises:
         DtrapError: An option is unknown, a folder has no valid summary, or two have the same method on the same task.
     """
-    try:
-        options, unknown = _parser().parse_known_args(arguments)
-    except SystemExit:  # argparse has printed the text of --help
-        return 0
-    if unknown:
-        raise DtrapError(f"report: unknown option '{unknown[0]}'. See dtrap report --help.")
+    parser = CommandParser(
+        prog="dtrap report",
+        description="Show the results of several runs in one table: a row per method, a column per set, accuracies in "
+        "percent with the 95% interval over episodes or seeds, and the mean over the sets.",
+        allow_abbrev=False,
+    )
+    parser.add_argument("runs", nargs="+", metavar="RUN", help="folder of a run, such as runs/my_run")
+    parser.add_argument("--csv", metavar="FILE", help="write the same numbers, not rounded, to this file")
+    options = parser.parse_args(arguments)
     lines = report_lines([Path(run).expanduser() for run in options.runs])
     print_table(_table(lines), console)
     if options.csv is not None:
@@ -165,8 +167,8 @@ def read_entries(folder: Path) -> list[dict[str, Any]]:
 
 
 def _entry(method: dict[str, Any], asked: int) -> dict[str, Any]:
-    accuracy, episodes = method["accuracy"], int(_number(method["episodes"]))
-    accuracy = {"mean": None, "half_width": None} if accuracy is None else accuracy
+    episodes = int(_number(method["episodes"]))
+    accuracy = method["accuracy"] or {"mean": None, "half_width": None}
     return {
         "backbone": str(method.get("backbone", "")),
         "tuner": str(method.get("tuner", "")),
@@ -181,15 +183,3 @@ def _number(value: Any) -> float:
     if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
         raise ValueError(f"found {value!r} instead of a number")
     return value
-
-
-def _parser() -> argparse.ArgumentParser:
-    parser = CommandParser(
-        prog="dtrap report",
-        description="Show the results of several runs in one table: a row per method, a column per set, accuracies in "
-        "percent with the 95% interval over episodes or seeds, and the mean over the sets.",
-        allow_abbrev=False,
-    )
-    parser.add_argument("runs", nargs="+", metavar="RUN", help="folder of a run, such as runs/my_run")
-    parser.add_argument("--csv", metavar="FILE", help="write the same numbers, not rounded, to this file")
-    return parser

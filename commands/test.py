@@ -42,15 +42,19 @@ def test(arguments: list[str], console: Console) -> int:
         for number, (path, card) in enumerate(cards.items()):
             progress.begin(number)
             data.set_episode(card.episode)
-            _check_seed(path, card, data)
+            if card.seed != data.seed:
+                raise DtrapError(
+                    f"{path}: trained with seed {card.seed}, but data.seed is {data.seed}, which draws other images. "
+                    f"Give --data.seed {card.seed}."
+                )
             check_classes(path, data.class_names, card)
             module.descriptions = card.prompts
             module.set_classes(data.class_names, data.template)
             rows.append(_tested(path, card, module, data, trainer))
             progress.finish(rows[-1] | {"method": "test"})
-    for path, card, row in zip(cards, cards.values(), rows, strict=True):
-        saved = "" if card.accuracy is None else f", {card.accuracy:.1f} % when it was saved"
-        if len(cards) <= 10:
+    if len(cards) <= 10:
+        for (path, card), row in zip(cards.items(), rows, strict=True):
+            saved = "" if card.accuracy is None else f", {card.accuracy:.1f} % when it was saved"
             say(console, f"{path}: {row['accuracy']:.1f} %{saved}")
     episodes = max(row["episode"] for row in rows) + 1
     summary = summarize(rows, data.description, methods, episodes=episodes, unit=data.unit)
@@ -73,11 +77,3 @@ def _tested(path: Path, card: AdapterCard, module: FewShotClassifier, data: FewS
 def _accuracy(trainer: Trainer, module: FewShotClassifier, data: FewShotDataModule) -> float:
     with without_expected_warnings():
         return float(trainer.test(module, datamodule=data, verbose=False)[0]["test/accuracy"])
-
-
-def _check_seed(path: Path, card: AdapterCard, data: FewShotDataModule) -> None:
-    if card.seed != data.seed:
-        raise DtrapError(
-            f"{path}: trained with seed {card.seed}, but data.seed is {data.seed}, which draws other images. "
-            f"Give --data.seed {card.seed}."
-        )

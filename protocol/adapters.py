@@ -76,12 +76,11 @@ class AdapterCard:
     @classmethod
     def of(cls, module: FewShotClassifier, data: FewShotDataModule, row: Row) -> AdapterCard:
         """Describe the module after the episode of a row."""
-        template = module.template or data.template
         return cls(
             backbone=module.backbone.identifier,
             tuner=module.tuner.name,
             class_names=row["classes"],
-            template=template if isinstance(template, str) else list(template),
+            template=to_json_values(module.template or data.template),
             dataset=data.description,
             seed=row["seed"],
             episode=row["episode"],
@@ -116,11 +115,9 @@ def save_adapter(path: Path, module: FewShotClassifier, card: AdapterCard) -> No
     Raises:
         DtrapError: The files cannot be written.
     """
-    card = replace(
-        card, settings=to_json_values(module.tuner.settings), logit_scale=float(module.objective.logit_scale)
-    )
-    if module.descriptions is not None:
-        card = replace(card, prompts=class_sentences(module))
+    prompts = None if module.descriptions is None else class_sentences(module)
+    settings, scale = to_json_values(module.tuner.settings), float(module.objective.logit_scale)
+    card = replace(card, prompts=prompts, settings=settings, logit_scale=scale)
     state = {name: value.detach().cpu().contiguous() for name, value in module.tuner.adapter_state().items()}
     write_atomically(card_path(path), card_content(card), RESUMES)
     write_atomically(path, save(state, metadata={"format": CARD_FORMAT}), RESUMES)
@@ -157,23 +154,19 @@ def read_card(path: Path) -> AdapterCard:
         raise DtrapError(f"{card}: not an adapter card ({error}). Expected the format {CARD_FORMAT}.") from error
 
 
-def read_tensors(path: Path) -> dict[str, Tensor]:
-    """Read the tensors of a safetensors file.
+def _read_state(path: Path) -> dict[str, Tensor]:
+    """Read the tuner's values, by the tuner's names, from an adapter file or a folder in peft's form.
 
     Raises:
         DtrapError: The file is not readable as safetensors.
     """
+    file = path / PEFT_WEIGHTS if path.is_dir() else path
     try:
-        return load_file(path)
+        state = load_file(file)
     except (OSError, SafetensorError) as error:
-        raise DtrapError(f"{path}: not a readable safetensors file ({error}).") from error
-
-
-def _read_state(path: Path) -> dict[str, Tensor]:
-    """Read the tuner's values, by the tuner's names, from an adapter file or a folder in peft's form."""
-    if not path.is_dir():
-        return read_tensors(path)
-    state = read_tensors(path / PEFT_WEIGHTS)
+        raise DtrapError(f"{file}: not a readable safetensors file ({error}).") from error
+    if file == path:
+        return state
     return {f"model.{name.removeprefix(PEFT_PREFIX).removesuffix('.weight')}": value for name, value in state.items()}
 
 
@@ -186,13 +179,9 @@ def load_adapter(path: Path, module: FewShotClassifier, card: AdapterCard) -> No
         DtrapError: The backbone, the tuner, its settings, the classes, their prompts or the logit scale differ from the
             card, or the file does not fit.
     """
-    backbone, tuner = module.backbone.identifier, module.tuner.name
-    if card.backbone != backbone:
-        raise DtrapError(
-            f"{path}: trained on the backbone {card.backbone}, but the config has {backbone}. An adapter fits only the "
-            "weights that it was trained on. Use the run's config.yaml and the same weights."
-        )
-    check_tuner(path, tuner, card)
+    remedy = "An adapter fits only the weights that it was trained on. Use the run's config.yaml and the same weights."
+    _check_same(path, "on the backbone", card.backbone, module.backbone.identifier, remedy)
+    check_tuner(path, module.tuner.name, card)
     if module.prompts is None:
         module.template, module.descriptions = card.template, card.prompts
         module.set_classes(card.class_names)
@@ -208,27 +197,24 @@ def load_adapter(path: Path, module: FewShotClassifier, card: AdapterCard) -> No
 
 def _check_settings(path: Path, module: FewShotClassifier, card: AdapterCard) -> None:
     """Raise a DtrapError for settings that would give other predictions without any other error."""
-    settings = to_json_values(module.tuner.settings)
-    known, own = dict(card.settings), {name: settings.get(name) for name in card.settings}
+    known, own = dict(card.settings), to_json_values(module.tuner.settings)
     if card.logit_scale is not None:
         known["logit scale"], own["logit scale"] = card.logit_scale, float(module.objective.logit_scale)
     if not module.tuner.own_prompts:
         known["class prompts"] = prompt_texts(card.class_names, card.template, card.prompts)
         own["class prompts"] = class_sentences(module)
     for name, value in known.items():
-        if own[name] != value:
-            raise DtrapError(
-                f"{path}: trained with {name} {str(value)[:200]}, but here it is {str(own[name])[:200]}. Use the "
-                "config of the run."
-            )
+        _check_same(path, f"with {name}", value, own.get(name))
 
 
 def check_tuner(path: Path, tuner: str, card: AdapterCard) -> None:
     """Raise a DtrapError if the tuner differs from the card's."""
-    if card.tuner != tuner:
-        raise DtrapError(
-            f"{path}: trained with the tuner {card.tuner}, but the config has {tuner}. Use the run's config."
-        )
+    _check_same(path, "with the tuner", card.tuner, tuner)
+
+
+def _check_same(path: Path, what: str, trained: Any, here: Any, remedy: str = "Use the config of the run.") -> None:
+    if trained != here:
+        raise DtrapError(f"{path}: trained {what} {str(trained)[:200]}, but here it is {str(here)[:200]}. {remedy}")
 
 
 def check_classes(path: Path, names: Sequence[str], card: AdapterCard) -> None:

@@ -19,6 +19,8 @@ from ..lightning_modules.backbones import Backbone
 from ..lightning_modules.tuners import Tuner
 from .settings import ProtocolSettings
 
+FILE_ENDINGS = (".json", ".safetensors", ".pt", ".pth", ".bin")
+
 
 @dataclass
 class MethodConfig:
@@ -47,8 +49,8 @@ class MethodConfig:
         name, weights = settings.get("name"), settings.get("pretrained")
         if name is None:
             return backbone.class_path.rpartition(".")[2]
-        stems = [Path(str(part)).stem if _is_file_name(part) else str(part) for part in (name, weights) if part]
-        return "/".join(dict.fromkeys(stems))
+        parts = [str(part) for part in (name, weights) if part]
+        return "/".join(dict.fromkeys(Path(part).stem if part.endswith(FILE_ENDINGS) else part for part in parts))
 
     @property
     def tuner(self) -> str:
@@ -68,11 +70,10 @@ class MethodConfig:
         """Return the callback of the stage of SVL and RA."""
         return StageSwitch(**self.parsed.stage_switch)
 
-    def shares_model_with(self, other: Any) -> bool:
-        """Whether another method has the same settings of backbone and tuner."""
-        if not isinstance(other, MethodConfig):
-            return False
-        return all(self.values["model"][part] == other.values["model"][part] for part in ("backbone", "tuner"))
+    @property
+    def shared_parts(self) -> list[Any]:
+        """Settings of backbone and tuner; methods with equal ones share both."""
+        return [self.values["model"][part] for part in ("backbone", "tuner")]
 
     def build(self, shared: FewShotClassifier | None = None) -> FewShotClassifier:
         """Return the module; see `build_module`."""
@@ -123,7 +124,3 @@ def build_module(config: Namespace, shared: FewShotClassifier | None = None) -> 
     parser = ArgumentParser(exit_on_error=False)
     parser.add_class_arguments(FewShotClassifier, "model")
     return _instantiate(parser, Namespace(model=model)).model
-
-
-def _is_file_name(value: object) -> bool:
-    return Path(str(value)).suffix in (".json", ".safetensors", ".pt", ".pth", ".bin")

@@ -46,8 +46,7 @@ _EXPECTED_WARNINGS = (
 def without_expected_warnings() -> Iterator[None]:
     """Hide Lightning warnings that do not apply here."""
     with warnings.catch_warnings():
-        for message in _EXPECTED_WARNINGS:
-            warnings.filterwarnings("ignore", message=message)
+        warnings.filterwarnings("ignore", message="|".join(_EXPECTED_WARNINGS))
         yield
 
 
@@ -245,16 +244,14 @@ def run_episode(
 
 def _zero_shot(trainer: Trainer, module: FewShotClassifier, data: FewShotDataModule, known: ZeroShots | None) -> Tensor:
     """Confusion of the backbone without the tuner, taken from `known` for the same classes and images."""
-    # Asked for only where results are kept: `query_ids` may decode the images of an episode.
-    images = None if known is None else (tuple(data.class_names), tuple(data.query_ids))
-    if known is not None and images in known:
-        return known[images]
-    with module.zero_shot():
-        trainer.test(module, datamodule=data, verbose=False)
-    counts = module.confusion.compute().cpu()
-    if known is not None and images is not None:
-        known[images] = counts
-    return counts
+    kept: ZeroShots = {} if known is None else known
+    # Only where results are kept: `query_ids` may decode the images of an episode.
+    images = ((), ()) if known is None else (tuple(data.class_names), tuple(data.query_ids))
+    if images not in kept:
+        with module.zero_shot():
+            trainer.test(module, datamodule=data, verbose=False)
+        kept[images] = module.confusion.compute().cpu()
+    return kept[images]
 
 
 def _accuracies(zero_shot: Tensor | None, module: FewShotClassifier, class_names: list[str]) -> Row:

@@ -88,16 +88,12 @@ class FolderIdentity:
         main = stored.get("main", self.methods[0].name)
         content = {"main": main, "data_files": self.data.fingerprint, "methods": methods}
         self.folder.write_json(self.folder.identity, content)
-        for method in self.methods:
+        for position, method in enumerate(self.methods):
             if isinstance(method, MethodConfig):
-                self._write_config(method)
-
-    def _write_config(self, method: MethodConfig) -> None:
-        main = method is self.methods[0]
-        path = self.folder.config if main else self.folder.path / f"config.{method.name}.yaml"
-        # A user who starts from this config wants to resume, not to delete the results.
-        values = {**method.values, "protocol": {**method.values["protocol"], "overwrite": False}}
-        self.folder.write_text(path, yaml.safe_dump(values, sort_keys=False, allow_unicode=True))
+                path = self.folder.path / f"config.{method.name}.yaml" if position else self.folder.config
+                # A user who starts from this config wants to resume, not to delete the results.
+                values = {**method.values, "protocol": {**method.values["protocol"], "overwrite": False}}
+                self.folder.write_text(path, yaml.safe_dump(values, sort_keys=False, allow_unicode=True))
 
     def _discard_checkpoints(self) -> None:
         """Delete the checkpoints of tasks that were started with another config or other data."""

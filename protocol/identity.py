@@ -215,13 +215,10 @@ def _shown(value: object) -> str:
 
 
 def _name_part(text: str) -> str:
-    words = [re.sub(r"[^\w.]+", "-", piece).strip("-._") for piece in _folded(text).split("/")]
+    pieces = unicodedata.normalize("NFKC", text).lower().split("/")
+    words = [re.sub(r"[^\w.]+", "-", piece).strip("-._") for piece in pieces]
     name = "_".join(word for word in words if word) or "unnamed"
     if len(name.encode()) <= NAME_PART_BYTES:
         return name
     digest = hashlib.sha256(text.encode()).hexdigest()[:8]
     return f"{name.encode()[: NAME_PART_BYTES - 9].decode(errors='ignore')}-{digest}"
-
-
-def _folded(text: str) -> str:
-    return unicodedata.normalize("NFKC", text).lower()

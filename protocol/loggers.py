@@ -11,7 +11,6 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from jsonargparse import Namespace
 from lightning.pytorch.loggers import CSVLogger, Logger, WandbLogger
 
 from ..files import write_atomically
@@ -32,65 +31,6 @@ WANDB_NAME_CHARACTERS = 128
 AVERAGED = ("accuracy", "zero_shot_accuracy")
 
 
-def prepare_logger(
-    trainer: Namespace,
-    folder: RunFolder,
-    group: str,
-    tags: Iterable[str],
-    configs: Mapping[str, dict[str, Any]],
-) -> None:
-    """Complete the settings of a configured WandbLogger in place; the user's settings stay.
-
-    The W&B run is named after the run folder and writes into it. A resumed run keeps its W&B id, which is stored in the
-    folder; a run that starts over gets a new id.
-
-    Args:
-        trainer: The trainer section of the parsed config.
-        folder: The run folder.
-        group: W&B group: data set, way and shot, so that a dashboard compares methods on one task.
-        tags: W&B tags: data set, shot, backbone, tuner, methods.
-        configs: The resolved config of each method, the main one first.
-    """
-    defaults = {
-        "group": group[:WANDB_NAME_CHARACTERS],
-        "job_type": next(iter(configs))[:WANDB_TAG_CHARACTERS],
-        "tags": list(dict.fromkeys(tag[:WANDB_TAG_CHARACTERS] for tag in tags if tag)),
-        "config": logged_config(configs),
-        "resume": "allow",
-    }
-    configured = trainer.get("logger")
-    for settings in configured if isinstance(configured, list) else [configured]:
-        if isinstance(settings, Namespace) and settings.class_path.rpartition(".")[2] == "WandbLogger":
-            _complete_wandb(settings, folder, defaults)
-
-
-def _complete_wandb(settings: Namespace, folder: RunFolder, defaults: dict[str, Any]) -> None:
-    import wandb
-
-    own = settings.init_args
-    # "." is the working directory, and Lightning prefers save_dir to dir.
-    if own.get("save_dir") in (None, "."):
-        own["save_dir"] = own.get("dir") or str(folder.path)
-    if own.get("name") is None:
-        own["name"] = folder.path.resolve().name[:WANDB_NAME_CHARACTERS]
-    if own.get("id") is None and own.get("version") is None:
-        own["id"] = _wandb_id(folder)
-    unset = wandb.Settings()
-    limits = {name: value for name, value in WANDB_SETTINGS.items() if hasattr(unset, name)}
-    given_settings = own.get("settings")
-    if isinstance(given_settings, Namespace):  # the parser has filled in all that the user left out
-        for name, value in limits.items():
-            if given_settings.get(name) == getattr(unset, name):
-                given_settings[name] = value
-    # WandbLogger takes these as **kwargs: whether the parser lists them among init_args depends on versions.
-    given = dict(settings.get("dict_kwargs") or {})
-    for name, default in {**defaults, "settings": limits}.items():
-        if own.get(name) is None and given.get(name) is None:
-            own.pop(name, None)
-            given[name] = default
-    settings["dict_kwargs"] = given
-
-
 def _wandb_id(folder: RunFolder) -> str:
     """Return the id stored in the folder if it has rows, else a new one, which is stored."""
     path = folder.path / WANDB_ID_FILE
@@ -101,20 +41,11 @@ def _wandb_id(folder: RunFolder) -> str:
     return new
 
 
-def logged_config(configs: Mapping[str, dict[str, Any]]) -> dict[str, Any]:
-    """Return the main method's config with its name as `method`, and the other configs under `compared`.
-
-    Args:
-        configs: The resolved config of each method, the main one first.
-    """
-    main, *others = configs
-    return {**configs[main], "method": main, "compared": {name: configs[name] for name in others}}
-
-
 class ProtocolLogger:
     """Logs one row per episode with the running means and intervals; a failing logger never stops the run.
 
-    The names of the main method's numbers have no ending, so that runs of different methods share a chart: `accuracy`,
+    A W&B run is named after the run folder and belongs to it, also when the run is resumed; see `complete_wandb`. The
+    names of the main method's numbers have no ending, so that runs of different methods share a chart: `accuracy`,
     `zero_shot_accuracy`, both also as running `..._mean` and half width `..._interval`, `seconds`, and each loss at the
     stage boundary and at the end (`L_vlm_boundary`, `L_vlm_end`). The names of the other methods' numbers end with
     `/NAME`, as does the paired `difference`, main minus other. Accuracies are in percent, intervals 95%.
@@ -124,6 +55,8 @@ class ProtocolLogger:
         folder: The run folder.
         configs: The resolved config of each method, the main one first.
         warn: Shows one line to the user.
+        group: Group of a W&B run: data set, way and shot, so that a dashboard compares methods on one task.
+        tags: Tags of a W&B run: data set, shot, backbone, tuner, methods.
     """
 
     def __init__(
@@ -132,9 +65,21 @@ class ProtocolLogger:
         folder: RunFolder,
         configs: Mapping[str, dict[str, Any]],
         warn: Callable[[str], None],
+        group: str | None = None,
+        tags: Iterable[str] = (),
     ) -> None:
         self.methods = list(configs)
-        self.warn = warn
+        self.folder, self.warn = folder, warn
+        main, *others = self.methods
+        self.config = {**configs[main], "method": main, "compared": {name: configs[name] for name in others}}
+        self.wandb_defaults = {
+            "name": folder.path.resolve().name[:WANDB_NAME_CHARACTERS],
+            "group": group and group[:WANDB_NAME_CHARACTERS],
+            "job_type": main[:WANDB_TAG_CHARACTERS],
+            "tags": list(dict.fromkeys(tag[:WANDB_TAG_CHARACTERS] for tag in tags if tag)),
+            "config": self.config,
+            "resume": "allow",
+        }
         self.wandb_runs: dict[Logger, Any] = {}
         self.loggers: list[Logger] = []
         if configured is None or configured is True:
@@ -143,17 +88,17 @@ class ProtocolLogger:
             self.loggers = [CSVLogger(folder.path, name="", version="", flush_logs_every_n_steps=1)]
         elif configured:
             self.loggers = list(configured) if isinstance(configured, list | tuple) else [configured]
-            config = logged_config(configs)
             for logger in list(self.loggers):
-                self._attempt(logger, self._start, logger, config)
+                self._attempt(logger, self._start, logger)
 
-    def _start(self, logger: Logger, config: dict[str, Any]) -> None:
+    def _start(self, logger: Logger) -> None:
         if isinstance(logger, WandbLogger):
+            complete_wandb(logger, self.folder, self.wandb_defaults)
             self.wandb_runs[logger] = run = start_wandb(logger, self.warn)
             run.define_metric("episode", summary="none")
             run.define_metric("*", step_metric="episode", summary="none")
         else:
-            logger.log_hyperparams(config)
+            logger.log_hyperparams(self.config)
 
     def log_earlier(self, rows: Sequence[Row]) -> None:
         """Log the episodes that all methods finished in an earlier start.
@@ -232,6 +177,37 @@ class ProtocolLogger:
             )
 
 
+def complete_wandb(logger: WandbLogger, folder: RunFolder, defaults: Mapping[str, Any]) -> None:
+    """Complete the arguments of a logger's W&B run in place; the user's arguments stay.
+
+    The W&B run is named after the run folder and writes into it. A resumed run keeps its W&B id, which is stored in the
+    folder; a run that starts over gets a new id.
+
+    Args:
+        logger: The logger, whose run has not started.
+        folder: The run folder.
+        defaults: Arguments of `wandb.init` for those that the user has not set.
+    """
+    import wandb
+
+    # Private: the arguments of wandb.init, which cannot be changed in another way once the logger exists.
+    options = logger._wandb_init
+    if options.get("dir") in (None, "."):  # "." is WandbLogger's default
+        options["dir"] = str(folder.path)
+    if options.get("id") is None:
+        options["id"] = _wandb_id(folder)
+    for option, default in defaults.items():
+        if options.get(option) is None:
+            options[option] = default
+    settings, unset = options.get("settings"), wandb.Settings()
+    if isinstance(settings, wandb.Settings):  # the command's parser has filled in all that the user left out
+        for option, value in WANDB_SETTINGS.items():
+            if getattr(settings, option) == getattr(unset, option):
+                setattr(settings, option, value)
+    else:
+        options["settings"] = {**WANDB_SETTINGS, **(settings or {})}
+
+
 def start_wandb(logger: WandbLogger, warn: Callable[[str], None]) -> Any:
     """Start a logger's W&B run, offline if W&B cannot be reached or there is no API key.
 
@@ -240,7 +216,6 @@ def start_wandb(logger: WandbLogger, warn: Callable[[str], None]) -> Any:
     """
     import wandb
 
-    # Private: the arguments of wandb.init, which cannot be changed in another way once the logger exists.
     options = logger._wandb_init
     if options.get("anonymous") is None:
         options.pop("anonymous", None)  # W&B warns about this argument, even if it is None
@@ -275,5 +250,4 @@ def _numbers(row: Row) -> dict[str, float]:
 
 
 def _reason(error: Exception) -> str:
-    lines = str(error).strip().splitlines()
-    return lines[0] if lines else type(error).__name__
+    return next(iter(str(error).strip().splitlines()), type(error).__name__)

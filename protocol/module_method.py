@@ -5,9 +5,8 @@ from __future__ import annotations
 import functools
 import hashlib
 import inspect
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from contextlib import suppress
-from dataclasses import dataclass
 from operator import attrgetter
 from pathlib import Path
 from typing import Any
@@ -38,38 +37,28 @@ ATTRIBUTES = {
 IGNORED_OF_DATA = NEUTRAL_DATA_OPTIONS | {"preprocessing"}
 
 
-@dataclass
 class ModuleMethod:
-    """One method of a run, from a module that a caller's factory has returned.
+    """One method of a run, from a module that a caller's factory returns.
 
-    Attributes:
+    Args:
         name: Name in rows, tables and file names.
-        module: The module.
-        trainer: Arguments of the Trainer.
-        switch: The stage of SVL and RA.
-        values: Settings that identify the method, as values of JSON.
+        factory: Returns the module; called once.
+        data: The data module.
+        trainer: Arguments of the Trainer that differ from those of `dtrap fit`.
+        switch: The stage of SVL and RA; its first 3/5 if None.
+
+    Raises:
+        DtrapError: The name is not usable, or the factory does not return a FewShotClassifier.
     """
 
-    name: str
-    module: FewShotClassifier
-    trainer: dict[str, Any]
-    switch: StageSwitch
-    values: dict[str, Any]
-
-    @classmethod
-    def of(
-        cls,
+    def __init__(
+        self,
         name: str,
         factory: Callable[[], FewShotClassifier],
         data: FewShotDataModule,
         trainer: Mapping[str, Any] | None,
         switch: StageSwitch | None,
-    ) -> ModuleMethod:
-        """Call the factory and describe what it returns.
-
-        Raises:
-            DtrapError: The name is not usable, or the factory does not return a FewShotClassifier.
-        """
+    ) -> None:
         check_method_name(name)
         module = factory()
         if not isinstance(module, FewShotClassifier):
@@ -82,30 +71,19 @@ class ModuleMethod:
                 f"with others. Name the method '{name}-transductive'."
             )
         defaults = yaml.safe_load((SHIPPED / "defaults.yaml").read_text(encoding="utf-8"))["trainer"]
-        arguments, switch = {**defaults, **(trainer or {})}, switch or StageSwitch()
+        self.name, self.module = name, module
+        self.backbone, self.tuner = module.backbone.identifier, type(module.tuner).__name__
+        self.tuner_name = module.tuner.name  # the tuner's own name, for file names and tags
+        self.shared_parts = [module.backbone, module.tuner]  # methods with the same ones share their frozen features
+        self.trainer, self.switch = {**defaults, **(trainer or {})}, switch or StageSwitch()
         data.set_episode(0)  # in the all-way protocol, the module's seed is that of its episode
-        values = {
-            "trainer": describe({name: value for name, value in arguments.items() if name != "logger"}),
+        # Settings that identify the method, as values of JSON.
+        self.values = {
+            "trainer": describe({key: value for key, value in self.trainer.items() if key != "logger"}),
             "model": describe(module),
             "data": describe(data),
-            "stage_switch": describe(switch)["init_args"],
+            "stage_switch": describe(self.switch)["init_args"],
         }
-        return cls(name, module, arguments, switch, values)
-
-    @property
-    def backbone(self) -> str:
-        """Name and weights of the backbone."""
-        return self.module.backbone.identifier
-
-    @property
-    def tuner(self) -> str:
-        """Name of the tuner's class."""
-        return type(self.module.tuner).__name__
-
-    @property
-    def tuner_name(self) -> str:
-        """The tuner's own name, for file names and tags."""
-        return self.module.tuner.name
 
     def trainer_arguments(self, *, logger: bool = True) -> dict[str, Any]:
         """Return the Trainer's arguments, without loggers if they are not wanted."""
@@ -114,11 +92,6 @@ class ModuleMethod:
     def stage_switch(self) -> StageSwitch:
         """Return the callback of the stage of SVL and RA."""
         return self.switch
-
-    def shares_model_with(self, other: Any) -> bool:
-        """Whether another method's module has the same backbone and tuner objects."""
-        module = getattr(other, "module", None)
-        return module is not None and (self.module.backbone, self.module.tuner) == (module.backbone, module.tuner)
 
     def build(self, shared: FewShotClassifier | None = None) -> FewShotClassifier:
         """Return the module."""
@@ -158,7 +131,11 @@ def describe(value: Any) -> Any:
 
 def _arguments(value: Any) -> dict[str, Any]:
     """Arguments of an object's constructor that it keeps as attributes."""
-    names = {name for base in type(value).__mro__ for name in _parameters(base)} - {"self"}
+    names: set[str] = set()
+    for base in type(value).__mro__:
+        with suppress(ValueError):  # written in C without a signature
+            names.update(inspect.signature(base.__init__).parameters)  # type: ignore[misc]
+    names -= {"self"}
     if isinstance(value, FewShotDataModule):
         names -= IGNORED_OF_DATA
     found: dict[str, Any] = {}
@@ -167,10 +144,3 @@ def _arguments(value: Any) -> dict[str, Any]:
             with suppress(AttributeError):
                 found.setdefault(name, attrgetter(attribute)(value))
     return found
-
-
-def _parameters(base: type) -> Iterable[str]:
-    try:
-        return inspect.signature(base.__init__).parameters  # type: ignore[misc]
-    except ValueError:  # written in C without a signature
-        return ()

@@ -7,7 +7,7 @@ import textwrap
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
@@ -155,25 +155,20 @@ def _draw_band(axes: Axes, band: _Band, top: float, width: float) -> None:
     for number, image in enumerate(band.queries[:MAX_QUERIES]):
         row, column = divmod(number, QUERY_COLUMNS)
         x, y = left + column * CELL, top + row * (CELL + CAPTION)
-        right = bool(band.right[number])
-        _draw_image(axes, image, x, y, frame=RIGHT if right else WRONG, frame_width=1.5 if right else 3.0)
-        caption = band.predicted[number] if right else f"as: {band.predicted[number]}"
-        draw_text(
-            axes,
-            x + (CELL - 0.08) / 2,
-            y + CELL - 0.04,
-            "\n".join(_wrapped(caption, 15, 2)),
-            size=6,
-            weight="normal" if right else "bold",
-            color=GREY if right else "black",
-            horizontalalignment="center",
-        )
+        if band.right[number]:
+            caption, style, frame = band.predicted[number], {"color": GREY}, {"edgecolor": RIGHT, "linewidth": 1.5}
+        else:
+            caption, style = f"as: {band.predicted[number]}", {"color": "black", "weight": "bold"}
+            frame = {"edgecolor": WRONG, "linewidth": 3.0}
+        _draw_image(axes, image, x, y, **frame)
+        x, y = x + (CELL - 0.08) / 2, y + CELL - 0.04
+        draw_text(axes, x, y, "\n".join(_wrapped(caption, 15, 2)), size=6, horizontalalignment="center", **style)
 
 
 def _band_note(band: _Band) -> str:
     notes = []
     shots, queries = band.support.shape[1], len(band.queries)
-    notes.append(f"{min(shots, MAX_SHOTS)} of {shots} shots" if shots > MAX_SHOTS else "")
+    notes.append(f"{MAX_SHOTS} of {shots} shots" if shots > MAX_SHOTS else "")
     notes.append(f"{int(band.right.sum())} of {queries} right" if queries else "")
     notes.append(f"first {MAX_QUERIES} queries shown" if queries > MAX_QUERIES else "")
     return "\n".join(note for note in notes if note)
@@ -189,24 +184,21 @@ def _counts(true: npt.NDArray[np.integer], predicted: npt.NDArray[np.integer], c
     return " · ".join(parts) or "no held-out images"
 
 
-def _draw_image(axes: Axes, image: Images, x: float, y: float, frame: str = "none", frame_width: float = 0.0) -> None:
+def _draw_image(axes: Axes, image: Images, x: float, y: float, **frame: Any) -> None:
     side = CELL - 0.08
     pixels = np.clip(np.nan_to_num(np.moveaxis(image, 0, -1)), 0.0, 1.0).astype(np.float32)
     draw_pixels(axes, pixels, x, y, side, side)
-    if frame != "none":
-        draw_frame(axes, x, y, side, edgecolor=frame, linewidth=frame_width)
+    if frame:
+        draw_frame(axes, x, y, side, **frame)
 
 
 def _wrapped(text: str, width: int, lines: int) -> list[str]:
     """Wrap a text into at most `lines` lines of `width` characters; a longer text loses its middle."""
     found = textwrap.wrap(text, width)
-    if len(found) <= lines:
-        return found
-    length = lines * width - 2
+    kept = lines * width - 1
     while len(found) > lines:
-        head = length // 2
-        found = textwrap.wrap(f"{text[:head]}…{text[len(text) - (length - head) :]}", width)
-        length -= 1
+        kept -= 1
+        found = textwrap.wrap(f"{text[: kept // 2]}…{text[kept // 2 - kept :]}", width)
     return found
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable, Sequence
-from types import TracebackType
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn
@@ -45,32 +44,24 @@ class EpisodeProgress:
         named = len(methods) > 1 or methods[0].endswith("transductive")
         self.accuracy_title = methods[0] if named else "accuracy"
         self.total = episodes * len(methods)
-        self.console = console or Console()
-        self.clock = clock
+        self.console, self.clock = console or Console(), clock
         self.earlier = self.finished = len(earlier)
         self.accuracies = [row["accuracy"] for row in earlier if self._counts(row)]
         self.episode: int | None = None
         self.fraction = 0.0
         self.testing = ""
-        self.started = clock()
         self.last_line = ""
-        self.last_line_time = self.started
-        self.bar: Progress | None = None
-        if self.console.is_terminal:
-            columns = (BarColumn(), TextColumn("{task.description}", markup=False))
-            self.bar = Progress(*columns, console=self.console, refresh_per_second=4)
+        columns = (BarColumn(), TextColumn("{task.description}", markup=False))
+        self.bar = Progress(*columns, console=self.console, refresh_per_second=4, disable=not self.console.is_terminal)
 
     def __enter__(self) -> EpisodeProgress:
         self.started = self.clock()
-        if self.bar is not None:
-            self.task = self.bar.add_task(self.text(), total=self.total, completed=self.finished)
-            self.bar.start()
+        self.task = self.bar.add_task(self.text(), total=self.total, completed=self.finished)
+        self.bar.start()
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        if self.bar is not None:
+    def __exit__(self, *_: object) -> None:
+        if not self.bar.disable:  # rich before 14.3 ends an invisible bar with an empty line
             self.bar.stop()
         elif self.last_line and self.text() != self.last_line:
             self._print_line()
@@ -78,7 +69,6 @@ class EpisodeProgress:
     def begin(self, episode: int) -> None:
         """Start an episode (numbered from 0) of one method."""
         self.episode = episode
-        self.fraction = 0.0
         self._show()
 
     def advance(self, fraction: float) -> None:
@@ -128,9 +118,8 @@ class EpisodeProgress:
         return row["method"] == self.first_method and row.get("accuracy") is not None
 
     def _show(self) -> None:
-        if self.bar is not None:
-            done = self.finished + self.fraction
-            self.bar.update(self.task, completed=done, description=self.text())
+        if not self.bar.disable:
+            self.bar.update(self.task, completed=self.finished + self.fraction, description=self.text())
         elif not self.last_line or self.clock() - self.last_line_time >= SECONDS_BETWEEN_LINES:
             self._print_line()
 

@@ -74,11 +74,8 @@ class ResultRows:
             line = b"\n" + line
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
-            descriptor = os.open(self.path, os.O_RDWR | os.O_CREAT, 0o666)
-            try:
-                _write_from(descriptor, end, line)
-            finally:
-                os.close(descriptor)
+            with self.path.open("ab") as file:
+                _write_from(file.fileno(), end, line)
         except OSError as error:
             raise cannot_write(self.path, error, RESUMES) from error
 
@@ -164,9 +161,9 @@ class RunFolder:
             DtrapError: A file cannot be deleted.
         """
         results = (self.results, self.summary, self.adapters, self.pictures, self.subset, self.checkpoints)
-        configs = (self.config, *self.path.glob("config.*.yaml"))
+        others = (self.config, *self.path.glob("config.*.yaml"), self.path / "metrics.csv")
         # The identity last: a kill in between must not leave rows without one.
-        for path in (*results, *configs, self.path / "metrics.csv", self.identity):
+        for path in (*results, *others, self.identity):
             try:
                 if path.is_dir() and not path.is_symlink():
                     shutil.rmtree(path)
@@ -178,7 +175,6 @@ class RunFolder:
 
 def _write_from(descriptor: int, end: int, content: bytes) -> None:
     os.ftruncate(descriptor, end)
-    os.lseek(descriptor, end, os.SEEK_SET)
     try:
         while content:
             content = content[os.write(descriptor, content) :]

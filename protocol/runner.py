@@ -22,7 +22,7 @@ from .configuration import MethodConfig
 from .episode import ZeroShots, episode_trainer, run_episode
 from .folder_identity import FolderIdentity, Method
 from .identity import default_folder_name
-from .loggers import ProtocolLogger, prepare_logger
+from .loggers import ProtocolLogger
 from .module_method import ModuleMethod
 from .progress import EpisodeProgress
 from .result import ProtocolResult
@@ -73,7 +73,7 @@ def run_protocol(
     chosen = [
         replace(method, name=name)
         if isinstance(method, MethodConfig)
-        else ModuleMethod.of(name, method, data, trainer, stage_switch)
+        else ModuleMethod(name, method, data, trainer, stage_switch)
         for name, method in methods.items()
     ]
     return ProtocolRun(chosen, data, ProtocolSettings(**settings), console or Console()).run()
@@ -178,9 +178,10 @@ class ProtocolRun:
         self._say(f"Results: {self.folder.path}")
         self.record.record_subsets(episodes)
         rows = [row for row in self.folder.rows.read() if row["episode"] < self.episodes]
-        arguments = {method.name: self._trainer_arguments(method) for method in self.methods}
+        arguments = {method.name: method.trainer_arguments() for method in self.methods}
         configs = {method.name: method.values for method in self.methods}
-        logger = ProtocolLogger(arguments[self.main.name].get("logger"), self.folder, configs, self._warn)
+        configured = arguments[self.main.name].get("logger")
+        logger = ProtocolLogger(configured, self.folder, configs, self._warn, self.data.description, self._tags())
         logger.log_earlier(rows)
         progress = EpisodeProgress(self.episodes, self.names, rows=rows, unit=self.data.unit, console=self.console)
         status = "failed"
@@ -198,12 +199,6 @@ class ProtocolRun:
             status = "success"
         finally:
             logger.finish(status)
-
-    def _trainer_arguments(self, method: Method) -> dict[str, Any]:
-        if method is self.main and isinstance(method, MethodConfig):
-            configs = {each.name: each.values for each in self.methods}
-            prepare_logger(method.parsed.trainer, self.folder, self.data.description, self._tags(), configs)
-        return method.trainer_arguments()
 
     def _tags(self) -> list[str]:
         shot = [f"{self.data.shot}-shot"] if self.data.fixed_numbers else []
@@ -236,9 +231,9 @@ class ProtocolRun:
     def _build_modules(self) -> dict[str, FewShotClassifier]:
         """Return a module for each method; methods with the same backbone and tuner share both."""
         modules: dict[str, FewShotClassifier] = {}
-        for position, method in enumerate(self.methods):
-            known = next((other for other in self.methods[:position] if method.shares_model_with(other)), None)
-            shared = None if known is None else modules[known.name]
+        for method in self.methods:
+            first = next(other for other in self.methods if other.shared_parts == method.shared_parts)
+            shared = modules.get(first.name)
             modules[method.name] = method.build(shared)
             if shared is not None:
                 modules[method.name].share_frozen(shared)
