@@ -126,22 +126,23 @@ def _differences(old: object, new: object, path: tuple[str, ...], owner: Any) ->
     if isinstance(old, dict) and isinstance(new, dict):
         lines = []
         for key in dict.fromkeys([*old, *new]):
-            below = _owner_below(new, path, key, owner)
-            lines += _differences_of_key(old.get(key, ABSENT), new.get(key, ABSENT), (*path, key), (owner, below))
+            values = old.get(key, ABSENT), new.get(key, ABSENT)
+            if not _is_default(*values, (*path, key), owner):
+                lines += _differences(*values, (*path, key), _owner_below(new, path, key, owner))
         return lines
     if _equal(old, new) or (path[-1:] == ("class_path",) and old != ABSENT != new and _same_class(old, new)):
         return []
     return [f"{'.'.join(path)}: {_shown(old)} in the folder, {_shown(new)} now"]
 
 
-def _differences_of_key(old: object, new: object, path: tuple[str, ...], owners: tuple[Any, Any]) -> list[str]:
-    if ABSENT in (old, new):
-        default = _without_neutral(_option(owners[0], path[-1])[0], path)
-        if old is ABSENT:
-            default = VALUES_BEFORE.get(".".join(path), default)
-        if _equal(default, new if old is ABSENT else old):
-            return []
-    return _differences(old, new, path, owners[1])
+def _is_default(old: object, new: object, path: tuple[str, ...], owner: Any) -> bool:
+    """Whether one of the two values is absent and the other is the default of the owner's argument."""
+    if ABSENT not in (old, new):
+        return False
+    default = _without_neutral(_option(owner, path[-1])[0], path)
+    if old is ABSENT:
+        return _equal(VALUES_BEFORE.get(".".join(path), default), new)
+    return _equal(default, old)
 
 
 def _equal(old: object, new: object) -> bool:

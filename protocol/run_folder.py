@@ -112,16 +112,12 @@ class RunFolder:
         self.config = self.path / "config.yaml"
         self.identity = self.path / "identity.json"
         self.results = self.path / "results.jsonl"
+        self.rows = ResultRows(self.results)
         self.summary = self.path / "summary.json"
         self.adapters = self.path / "adapters"
         self.pictures = self.path / "pictures"
         self.subset = self.path / "subset.json"
         self.checkpoints = self.path / "checkpoints"
-
-    @property
-    def rows(self) -> ResultRows:
-        """The result rows of this folder."""
-        return ResultRows(self.results)
 
     @contextmanager
     def lock(self) -> Iterator[None]:
