@@ -31,8 +31,8 @@ def test(arguments: list[str], console: Console) -> int:
     data, module = build_data(config), build_adapted(config, *next(iter(cards.items())))
     if not data.has_query:
         raise DtrapError(
-            "no query images, so there is nothing to test on. Give --data.query_root FOLDER, or the --data.held_out "
-            "share of the run."
+            "no query images, so there is nothing to test on. Give --data.query_root FOLDER with images that were not "
+            "used in the training, or the value of --data.held_out that the run had."
         )
     rows: list[Row] = []
     methods = list(dict.fromkeys(card.method for card in cards.values()))

@@ -59,6 +59,11 @@ def _shipped_name(name: str) -> str:
     for candidate in (name, f"{name}.yaml"):
         if candidate in COOP_CONFIGS or (SHIPPED / candidate).is_file():
             return candidate
+    if Path(name).is_dir():
+        raise DtrapError(
+            f"config '{name}' is a folder; expected a YAML file or a shipped config. Images are given with "
+            f"--data.root {name}, such as after --config folder.yaml."
+        )
     raise DtrapError(
         f"config '{name}' not found: neither a file here ({Path.cwd()}) nor a shipped config."
         f"{nearest(name, shipped_configs())} `dtrap configs` lists the shipped ones."

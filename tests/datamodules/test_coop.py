@@ -25,7 +25,7 @@ from coop_layouts import (
 )
 from dtrap.configs import config_text
 from dtrap.datamodules import EuroSATDataModule, Preprocessing, coop
-from dtrap.datamodules.catalogue import SETS, find_set
+from dtrap.datamodules.catalog import SETS, find_set
 from dtrap.datamodules.coop.splits import draw_split, read_split
 from dtrap.errors import DtrapError
 from reference_files import NO_SAMPLES, REAL
@@ -120,7 +120,7 @@ def test_eurosat_with_coops_split_has_a_name_of_its_own_and_the_former_one(dtrap
     assert yaml.safe_load(out)["data"]["init_args"]["shot"] == 1
 
 
-def test_catalogue():
+def test_catalog():
     assert len(SETS) == 15
     assert find_set("coop/dtd").__name__ == "DTDDataModule"
     for cls in SETS.values():

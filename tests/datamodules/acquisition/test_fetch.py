@@ -12,7 +12,7 @@ import pytest
 import torchvision
 from dtrap.datamodules.acquisition.fetch import fetch
 from dtrap.datamodules.acquisition.sources import COOP_PAGE, SOURCES
-from dtrap.datamodules.catalogue import SETS
+from dtrap.datamodules.catalog import SETS
 from dtrap.datamodules.chestx import ChestXDataModule
 from dtrap.datamodules.eurosat import CLASS_NAMES, EuroSATDataModule
 from dtrap.datamodules.isic import ISICDataModule

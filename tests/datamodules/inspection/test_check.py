@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 from dtrap.datamodules import ChestXDataModule, crop_disease
-from dtrap.datamodules.catalogue import SETS
+from dtrap.datamodules.catalog import SETS
 from dtrap.datamodules.inspection.check import find_unreadable
 from dtrap.datamodules.published import Published
 from dtrap.errors import DtrapError
