@@ -168,7 +168,8 @@ def _keys(parser: ArgumentParser) -> list[str]:
 
 def _subclasses(base: type | None) -> list[type]:
     direct: list[type] = base.__subclasses__() if base else []
-    return [*direct, *(deeper for child in direct for deeper in _subclasses(child))]
+    found = [*direct, *(deeper for child in direct for deeper in _subclasses(child))]
+    return [child for child in found if not child.__name__.startswith("_")]
 
 
 def _import(path: str) -> Any:

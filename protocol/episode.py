@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import logging
 import signal
 import threading
 import time
@@ -44,10 +45,16 @@ _EXPECTED_WARNINGS = (
 
 @contextmanager
 def without_expected_warnings() -> Iterator[None]:
-    """Hide Lightning warnings that do not apply here."""
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="|".join(_EXPECTED_WARNINGS))
-        yield
+    """Hide Lightning warnings that do not apply here, and what each of its Trainers says of the device."""
+    logger = logging.getLogger("lightning.pytorch")
+    level = logger.level
+    logger.setLevel(max(level, logging.WARNING))
+    try:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message="|".join(_EXPECTED_WARNINGS))
+            yield
+    finally:
+        logger.setLevel(level)
 
 
 class EpisodeRecorder(Callback):

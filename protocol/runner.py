@@ -19,7 +19,7 @@ from ..lightning_modules import FewShotClassifier
 from .adapters import AdapterCard, save_adapter
 from .checkpoint import StepCheckpoint
 from .configuration import MethodConfig
-from .episode import ZeroShots, episode_trainer, run_episode
+from .episode import ZeroShots, episode_trainer, run_episode, without_expected_warnings
 from .folder_identity import FolderIdentity, Method
 from .identity import default_folder_name
 from .loggers import ProtocolLogger
@@ -127,7 +127,7 @@ class ProtocolRun:
         Raises:
             KeyboardInterrupt: The run was interrupted; the result so far has been printed.
         """
-        with self.folder.lock():
+        with self.folder.lock(), without_expected_warnings():
             overwrite = self.settings.overwrite and self.folder.identity.exists()
             if not overwrite:
                 self.record.check_methods()

@@ -285,7 +285,7 @@ class DasslTraining:
         return torch.optim.lr_scheduler.LambdaLR(optimizer, [partial(factor, g["lr"]) for g in optimizer.param_groups])
 
 
-class ClassHead(Tuner):
+class _ClassHead(Tuner):
     """A trained head on the frozen image feature, allocated for the number of classes.
 
     Attributes:

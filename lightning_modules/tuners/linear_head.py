@@ -11,12 +11,12 @@ from torch.nn import functional
 
 from ...errors import check_one_of
 from ..losses import normalize
-from .base import ClassHead, TaskData, draw
+from .base import TaskData, _ClassHead, draw
 
 Start = Literal["text", "random"]
 
 
-class LinearHead(ClassHead):
+class LinearHead(_ClassHead):
     """Linear classification of the normalized image feature x: tau * (V x + b) with V [W, D] and b [W] trained.
 
     Both towers stay frozen, so L_ad and L_ra are constant.

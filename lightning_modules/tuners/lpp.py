@@ -12,7 +12,7 @@ from torch.optim import Optimizer
 
 from ...errors import check_at_least
 from ..losses import normalize
-from .base import ClassHead, TaskData, draw
+from .base import TaskData, _ClassHead, draw
 
 _MOMENTUM = 0.9
 
@@ -51,7 +51,7 @@ class BlockDescent(Optimizer):
         return loss
 
 
-class LPPlusPlus(ClassHead):
+class LPPlusPlus(_ClassHead):
     """LP++ (Huang et al., "LP++: A Surprisingly Strong Linear Probe for Few-Shot CLIP", CVPR 2024).
 
     The logits of a normalized image feature x are x Wc^T + b + alpha * (x t^T), with class weights Wc [W, D], a bias

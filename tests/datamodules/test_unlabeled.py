@@ -1,6 +1,6 @@
 import pytest
 import torch
-from dtrap.datamodules import Preprocessing, UnlabelledImages
+from dtrap.datamodules import Preprocessing, UnlabeledImages
 from dtrap.errors import DtrapError
 from layouts import make_class_folders, picture, truncate
 from lightning.pytorch import LightningModule, Trainer
@@ -22,7 +22,7 @@ def test_unreadable_images_are_left_out_and_listed(new_images, num_workers):
     truncate(new_images / "a" / "1.PNG")
     truncate(new_images / "a" / "3.PNG")
     truncate(new_images / "b" / "c" / "4.PNG")
-    data = UnlabelledImages(new_images, SMALL)
+    data = UnlabeledImages(new_images, SMALL)
     batches = data.batches(batch_size=2, num_workers=num_workers)
     for _ in range(2):
         found = list(batches)
@@ -34,7 +34,7 @@ def test_unreadable_images_are_left_out_and_listed(new_images, num_workers):
 
 
 def test_items_are_the_preprocessed_images_in_the_order_of_their_paths(new_images):
-    data = UnlabelledImages(new_images, SMALL)
+    data = UnlabeledImages(new_images, SMALL)
     assert [path[-5:] for path in data.paths] == [f"{i}.PNG" for i in (1, 3, 5, 0, 2, 4, 6)]
     (batch,) = data.batches()
     assert torch.equal(batch["images"][3], SMALL.to_tensor(picture(0, (80, 60))))
@@ -48,7 +48,7 @@ def test_a_trainer_predicts_past_unreadable_images(new_images):
 
     for path in (new_images / "a").glob("*.PNG"):
         truncate(path)
-    data = UnlabelledImages(new_images, SMALL)
+    data = UnlabeledImages(new_images, SMALL)
     trainer = Trainer(accelerator="cpu", logger=False, enable_progress_bar=False)
     assert torch.cat(trainer.predict(Mean(), data.batches(batch_size=3))).tolist() == [3, 4, 5, 6]
     assert len(data.unreadable) == 3
@@ -56,6 +56,6 @@ def test_a_trainer_predicts_past_unreadable_images(new_images):
 
 def test_a_folder_without_images(tmp_path):
     with pytest.raises(DtrapError, match="No image files in"):
-        UnlabelledImages(tmp_path, SMALL)
+        UnlabeledImages(tmp_path, SMALL)
     with pytest.raises(DtrapError, match="none does not exist"):
-        UnlabelledImages(tmp_path / "none", SMALL)
+        UnlabeledImages(tmp_path / "none", SMALL)

@@ -5,19 +5,20 @@ import pytest
 import torch
 from dtrap.errors import DtrapError
 from dtrap.lightning_modules.backbones.attention import SeparateAttention, separate_attention
-from dtrap.tests.lightning_modules.backbones.conftest import (
-    assert_close,
-    disturb,
-    prompts_for,
-    reduced_model,
-    text_tower,
-)
 from open_clip.transformer import Attention as OpenClipAttention
 from open_clip.transformer import AttentionalPooler, LayerNorm, VisionTransformer
 from timm.layers import AttentionRope, RotaryEmbeddingCat
 from timm.models.eva import EvaAttention
 from timm.models.vision_transformer import Attention as TimmAttention
 from torch import nn
+
+from .conftest import (
+    assert_close,
+    disturb,
+    prompts_for,
+    reduced_model,
+    text_tower,
+)
 
 MODELS = ["ViT-B-16-quickgelu", "ViT-B-16-SigLIP2", "PE-Core-B-16"]
 PROJECTIONS = ["q_proj", "k_proj", "v_proj", "out_proj"]

@@ -10,9 +10,10 @@ from dtrap.errors import DtrapError
 from dtrap.lightning_modules.backbones import OpenCLIP, Transformers
 from dtrap.lightning_modules.backbones.export import load_plain, plain_state, save_plain
 from dtrap.lightning_modules.tuners import LoRA
-from dtrap.tests.lightning_modules.backbones.conftest import TINY, assert_close, disturb, write_config
 from peft.tuners.lora import LoraLayer
 from torch import nn
+
+from .conftest import TINY, assert_close, disturb, write_config
 
 NORMS = {"block_type": "custom", "qk_norm": True, "scale_attn_inner": True}
 CONFIGS = {

@@ -17,7 +17,8 @@ from dtrap.errors import DtrapError
 from dtrap.lightning_modules.backbones import Backbone, OpenCLIP, checkpoint, hub
 from dtrap.lightning_modules.backbones import open_clip as module
 from dtrap.lightning_modules.backbones.attention import SeparateAttention
-from dtrap.tests.lightning_modules.backbones.conftest import assert_close, write_config
+
+from .conftest import assert_close, write_config
 
 pytestmark = pytest.mark.filterwarnings("ignore:The backbone has random weights")
 

@@ -12,9 +12,10 @@ from dtrap.errors import DtrapError
 from dtrap.lightning_modules import FewShotClassifier
 from dtrap.lightning_modules.backbones import Backbone, OpenCLIP, Transformers
 from dtrap.lightning_modules.tuners import LoRA
-from dtrap.tests.lightning_modules.backbones.conftest import change, write_config
 from safetensors.torch import load_file, save_file
 from small_backbones import SMALL
+
+from .conftest import change, write_config
 
 PROMPTS = ["a photo of a sea or lake", "a drawing of a Cat"]
 IMAGES = torch.randn(3, 3, 32, 32, generator=torch.Generator().manual_seed(0))

@@ -14,8 +14,9 @@ import torch
 import transformers
 from dtrap.errors import DtrapError
 from dtrap.lightning_modules.backbones import OpenCLIP, Transformers, hub
-from dtrap.tests.lightning_modules.backbones.conftest import change, write_config
 from small_backbones import clip_config, gemma_tokenizer, save_transformers, siglip_config
+
+from .conftest import change, write_config
 
 PROMPTS = ["a photo of a sea or lake", "a drawing of a Cat"]
 IMAGES = torch.randn(3, 3, 32, 32, generator=torch.Generator().manual_seed(0))
