@@ -226,7 +226,7 @@ def run_episode(
         DtrapError: The data or the settings do not allow the episode.
     """
     recorder = EpisodeRecorder(progress)
-    with without_expected_warnings(), Interrupts() as interrupts:
+    with Interrupts() as interrupts:
         callbacks: list[Callback] = [stage_switch, recorder, interrupts]
         resumed: dict[str, Any] = {}
         if checkpoint is not None:
