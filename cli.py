@@ -16,14 +16,16 @@ COMMANDS = {
     "data": "check or show the data sets under a folder, or download one",
     "report": "show the results of several runs in one table",
     "configs": "list the shipped configs, or print one",
+    "completion": "print a script that completes commands, options and configs in a shell",
 }
+LONG_HELP = ("fit", "test", "predict", "export")  # too many options for one page
 
 HELP = f"""usage: dtrap COMMAND [options]
 
 Tune a vision-language model (CLIP, SigLIP2, PE-Core) on a few labeled images of a distant domain.
 
 commands:
-{chr(10).join(f"  {name:10}{text}" for name, text in COMMANDS.items())}
+{chr(10).join(f"  {name:12}{text}" for name, text in COMMANDS.items())}
 
 first steps:
   dtrap fit --config demo.yaml                              a demo without downloads, two minutes
@@ -31,7 +33,7 @@ first steps:
   dtrap fit --config folder.yaml --data.root my_images      your own images, one folder per class
   dtrap data check /path                                    the data sets under a folder and their faults
   dtrap report runs/isic runs/eurosat                       several runs in one table
-  dtrap fit --help                                          all options
+  dtrap fit --help                                          the options that people use, and where the others are
 
 options:
   --help      show this text, or the options of a command
@@ -80,10 +82,18 @@ def _dispatch(words: list[str]) -> int:
         raise DtrapError(f"unknown command '{command}'; {expected_one_of(command, COMMANDS)}")
     if command == "configs":
         return _list_configs(rest)
-    # Help does not depend on other words, which may be incomplete. `data` has sub-commands, each with its help.
-    if command != "data" and ("-h" in rest or "--help" in rest):
-        rest = ["--help"]
     from .commands import run
+
+    # Help does not depend on other words, which may be incomplete. `data` has sub-commands, each with its help.
+    asked = next((place for place, word in enumerate(rest) if word in ("-h", "--help")), None)
+    if asked is not None and command != "data":
+        topics = rest[asked + 1 : asked + 2]
+        if command in LONG_HELP and topics != ["all"]:
+            from .commands.help import help_page, help_topic
+
+            print(help_topic(command, *topics) if topics else help_page(command), end="")
+            return 0
+        rest = ["--help"]
 
     return run(command, rest)
 

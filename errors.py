@@ -15,6 +15,11 @@ def first_line(error: Exception) -> str:
     return (str(error).strip() or type(error).__name__).splitlines()[0]
 
 
+def as_typed(key: str) -> str:
+    """Return a key of a config as it is typed on the command line: with two dashes, without `init_args`."""
+    return f"--{key.replace('.init_args', '')}"
+
+
 def nearest(value: str, options: Iterable[str]) -> str:
     """Return a sentence that names the option most like `value`, or an empty string where none is near."""
     found = get_close_matches(value, list(options), n=1, cutoff=0.5)

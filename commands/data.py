@@ -31,7 +31,7 @@ def data(arguments: list[str], console: Console) -> int:
             f"'{arguments[0]}': expected dtrap data {'|'.join(ACTIONS)}.{nearest(arguments[0], ACTIONS)} "
             "See dtrap data --help."
         )
-    options = _parser().parse_args(arguments)
+    options = data_parser().parse_args(arguments)
     root = Path(options.root).expanduser()
     if options.action == "fetch":
         from ..datamodules.acquisition.fetch import fetch
@@ -50,7 +50,8 @@ def data(arguments: list[str], console: Console) -> int:
     return show(options.name, root, output, options.seed, console)
 
 
-def _parser() -> argparse.ArgumentParser:
+def data_parser() -> argparse.ArgumentParser:
+    """Return the parser of `dtrap data`."""
     parser = CommandParser(
         prog="dtrap data", description="Check or show the data sets under a folder, or download one."
     )

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from itertools import pairwise
 from pathlib import Path
 from typing import Any, Literal
 
@@ -13,7 +12,7 @@ from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 
 from .. import callbacks, datamodules
 from ..callbacks import StageSwitch
-from ..configs import SHIPPED, find_config
+from ..configs import SHIPPED
 from ..datamodules.few_shot import FewShotDataModule
 from ..errors import DtrapError
 from ..lightning_modules import FewShotClassifier, Objective, backbones, tuners
@@ -21,9 +20,8 @@ from ..lightning_modules.text_head import read_descriptions
 from ..lightning_modules.tuners import Tuner
 from ..protocol.configuration import MethodConfig, build_part
 from ..protocol.settings import ProtocolSettings
+from .given_configs import find_configs
 from .parser_errors import explain
-
-CONFIG_OPTIONS = ("--config", "-c")
 
 
 class DtrapCLI(LightningCLI):
@@ -47,7 +45,7 @@ class DtrapCLI(LightningCLI):
             seed_everything_default=False,
             auto_configure_optimizers=False,
             run=False,
-            args=["--config", str(SHIPPED / "defaults.yaml"), *_find_configs(arguments)],
+            args=["--config", str(SHIPPED / "defaults.yaml"), *find_configs(arguments)],
             parser_kwargs={
                 "prog": f"dtrap {command}",
                 "description": _DESCRIPTIONS[command],
@@ -94,11 +92,10 @@ class DtrapCLI(LightningCLI):
 
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
         """Parse into `self.config`; raise a DtrapError with a short message for a mistake."""
-        files = [path for option, path in pairwise(args) if option in CONFIG_OPTIONS]
         try:
             self.config = parser.parse_args(args)
         except (ArgumentError, TypeError, ValueError) as error:
-            raise DtrapError(explain(error, parser, files)) from error
+            raise DtrapError(explain(error, parser, args)) from error
         seed = self.config.get("seed_everything")
         if seed not in (None, False):
             raise DtrapError(
@@ -116,27 +113,6 @@ _DESCRIPTIONS = {
     "predict": "Classify a folder of images with a saved adapter; write a CSV.",
     "export": "Write the tuned model as a folder that open_clip, transformers or peft can load without dtrap.",
 }
-
-
-def _find_configs(arguments: list[str]) -> list[str]:
-    """Replace every config's name by the path of its file."""
-    words: list[str] = []
-    for word in arguments:
-        words += word.split("=", 1) if word.startswith(("--config=", "-c=")) else [word]
-    pairs = pairwise(["", *words])
-    return [_readable(find_config(word)) if option in CONFIG_OPTIONS else word for option, word in pairs]
-
-
-def _readable(path: str) -> str:
-    """Return the path of a config after checking that it is readable YAML with sections."""
-    try:
-        content = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
-    except (OSError, ValueError, yaml.YAMLError) as error:
-        lines = " ".join(str(error).split())
-        raise DtrapError(f"{path}: not readable as YAML ({lines[:300]}). Fix that line.") from error
-    if content is not None and not isinstance(content, dict):
-        raise DtrapError(f"{path}: expected sections such as `data:` and `model:`, found {str(content)[:60]!r}.")
-    return path
 
 
 def parse_methods(arguments: list[str]) -> list[MethodConfig]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from functools import cache
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -64,9 +65,12 @@ def _shipped_name(name: str) -> str:
             f"config '{name}' is a folder; expected a YAML file or a shipped config. Images are given with "
             f"--data.root {name}, such as after --config folder.yaml."
         )
+    stem = Path(name).stem.lower()
+    same = [known for known in shipped_configs() if re.sub(r"_\d+shot$", "", Path(known).stem) == stem]
+    near = f" Did you mean {' or '.join(repr(known) for known in same)}?" if same else nearest(name, shipped_configs())
     raise DtrapError(
-        f"config '{name}' not found: neither a file here ({Path.cwd()}) nor a shipped config."
-        f"{nearest(name, shipped_configs())} `dtrap configs` lists the shipped ones."
+        f"config '{name}' not found: neither a file here ({Path.cwd()}) nor a shipped config.{near} "
+        "`dtrap configs` lists the shipped ones."
     )
 
 

@@ -16,6 +16,8 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
+from ..errors import as_typed
+
 NEUTRAL_TRAINER_FLAGS = {
     "accelerator",
     "barebones",
@@ -67,7 +69,7 @@ def identity(config: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def difference(old: object, new: object) -> list[str]:
-    """Compare two identities and return lines such as `model.tuner.init_args.rank: 16 in the folder, 4 now`.
+    """Compare two identities and return lines such as `--model.tuner.rank: 16 in the folder, 4 now`.
 
     A key that one of the two lacks counts as the default of that option, or as the value in `VALUES_BEFORE`: a run
     folder from before an option existed can be resumed. Two paths of the same class are equal, so that a class may be
@@ -132,7 +134,7 @@ def _differences(old: object, new: object, path: tuple[str, ...], owner: Any) ->
         return lines
     if _equal(old, new) or (path[-1:] == ("class_path",) and old != ABSENT != new and _same_class(old, new)):
         return []
-    return [f"{'.'.join(path)}: {_shown(old)} in the folder, {_shown(new)} now"]
+    return [f"{as_typed('.'.join(path))}: {_shown(old)} in the folder, {_shown(new)} now"]
 
 
 def _is_default(old: object, new: object, path: tuple[str, ...], owner: Any) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TypedDict
 
 from ..errors import DtrapError, check_at_least
@@ -51,6 +52,9 @@ class ProtocolSettings:
         check_at_least("protocol.episodes", self.episodes, 1)
         check_at_least("protocol.checkpoint_every", self.checkpoint_every, 1, "step")
         check_at_least("protocol.pictures", self.pictures, 0)
+        if self.folder is not None and (not self.folder or Path(self.folder).is_file()):
+            found = f"'{self.folder}', a file" if self.folder else "empty"
+            raise DtrapError(f"protocol.folder is {found}; expected a folder: --protocol.folder runs/my_run")
         if self.method is not None:
             check_method_name(self.method)
 

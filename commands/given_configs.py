@@ -1,0 +1,81 @@
+"""The configs that a command line gives: found, readable, and in an order in which every option has an effect."""
+
+from __future__ import annotations
+
+import re
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from ..configs import find_config
+from ..errors import DtrapError, expected_one_of
+
+CONFIG_OPTIONS = ("--config", "-c")
+SECTIONS = ("data", "model", "trainer", "stage_switch", "protocol")
+OPTIONS = ("seed_everything", "adapter", "images", "output", "form")
+
+
+def find_configs(arguments: list[str]) -> list[str]:
+    """Replace every config's name by the path of its file.
+
+    Raises:
+        DtrapError: A config is not found, not readable or has unknown sections, or it overrides an option before it.
+    """
+    words: list[str] = []
+    for word in arguments:
+        words += word.split("=", 1) if word.startswith(("--config=", "-c=")) else [word]
+    for place, (option, word) in enumerate(pairwise(["", *words])):
+        if option in CONFIG_OPTIONS:
+            words[place] = find_config(word)
+            _check_order(words[: place - 1], word, _sections(words[place], word))
+        elif not option.startswith("-") and re.match(r"-[a-z]{2}", word):  # argparse reads -config as -c onfig
+            raise DtrapError(f"{word}: an option begins with two dashes. Did you mean -{word}?")
+    return words
+
+
+def _sections(path: str, name: str) -> dict[str, Any]:
+    """Return the content of a config after checking that it has the sections of a run."""
+    try:
+        content = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+    except (OSError, ValueError, yaml.YAMLError) as error:
+        lines = " ".join(str(error).split())
+        raise DtrapError(f"{path}: not readable as YAML ({lines[:300]}). Fix that line.") from error
+    if content is None:
+        raise DtrapError(f"{path} is empty; expected sections such as `data:` and `model:`. Leave out --config {name}.")
+    if not isinstance(content, dict):
+        raise DtrapError(f"{path}: expected sections such as `data:` and `model:`, found {str(content)[:60]!r}.")
+    for section, values in content.items():
+        if section not in (*SECTIONS, *OPTIONS):
+            raise DtrapError(f"{path}: unknown section '{section}'; {expected_one_of(section, SECTIONS)}")
+        if section in SECTIONS and section != "data" and not isinstance(values, dict):
+            found = "nothing" if values is None else repr(values)[:60]
+            raise DtrapError(f"{path}: the section `{section}:` holds {found}; expected options such as `name: value`.")
+    return content
+
+
+def _check_order(before: list[str], name: str, content: dict[str, Any]) -> None:
+    """Raise a DtrapError for an option before a config that sets it too: options are read from left to right."""
+    for word in before:
+        option = word.partition("=")[0]
+        if not option.startswith("--") or option in CONFIG_OPTIONS:
+            continue
+        parts = [part for part in option[2:].split(".") if part != "init_args"]
+        if _has(content, parts) or (parts[0] == "data" and "class_path" in (content.get("data") or {})):
+            raise DtrapError(
+                f"{option} is given before --config {name}, which replaces it, since options are read from left to "
+                f"right. Give it after: --config {name} {option} VALUE"
+            )
+
+
+def _has(content: Any, parts: list[str]) -> bool:
+    """Return whether a config sets an option, or the class that the option belongs to."""
+    for part in parts:
+        if not isinstance(content, dict):
+            return False
+        content = content.get("init_args", content)
+        if not isinstance(content, dict) or part not in content:
+            return False
+        content = content[part]
+    return True
