@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 from functools import cache
+from typing import Any
 
 import shtab
 from rich.console import Console
@@ -49,7 +50,7 @@ def completion(arguments: list[str], console: Console) -> int:
     names = " ".join(shipped_configs())
     preamble = {"bash": _CONFIGS.format(names=names), "zsh": _ZSH_CONFIGS.format(names=names)}
     # Not through the console, which wraps.
-    print(shtab.complete(_whole_parser(), shell, preamble=preamble))
+    print(shtab.complete(_whole_parser(), shell, preamble=preamble))  # type: ignore[arg-type]
     return 0
 
 
@@ -79,7 +80,7 @@ def _whole_parser() -> argparse.ArgumentParser:
     return whole
 
 
-def _complete(action: argparse.Action, how: dict[str, str]) -> None:
+def _complete(action: argparse.Action, how: Any) -> None:
     action.complete = how  # type: ignore[attr-defined]
 
 
