@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Literal
 
 from ..errors import DtrapError, nearest
-from .images import list_images
 from .index import ImageIndex, class_folders
+from .walk import list_images
 
 HINTS = 20  # comparing a thousand names with a thousand others takes seconds
 

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import DtrapError, nearest
-from .images import list_images
+from .walk import list_folders, list_images
 
 SPLITS = ("train", "val", "test")
 
@@ -75,8 +75,7 @@ def listing(names: Sequence[str], most: int = 5) -> str:
 
 def class_folders(root: str | os.PathLike[str]) -> list[str]:
     """Return the sorted names of the folders in a folder, without hidden ones."""
-    with os.scandir(root) as entries:
-        return sorted(entry.name for entry in entries if entry.is_dir() and not entry.name.startswith("."))
+    return list_folders(root)
 
 
 def first_of(root: Path, candidates: Iterable[str]) -> Path | None:

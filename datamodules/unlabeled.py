@@ -10,9 +10,10 @@ from torch.utils.data import DataLoader, Dataset
 
 from ..errors import DtrapError
 from .batches import Batch, collate, read_item
-from .images import list_images, open_image
+from .images import open_image
 from .index import no_folder
 from .views import Preprocessing
+from .walk import list_images
 
 
 class UnlabeledImages(Dataset[dict[str, Any]]):

@@ -8,9 +8,9 @@ from typing import ClassVar
 
 from ...errors import DtrapError
 from ..findings import COMPLETE, Finding, Findings, missing_images
-from ..images import list_images
 from ..index import ImageIndex, class_folders, listing, not_found
 from ..published import PublishedDataModule
+from ..walk import list_images
 from .splits import Split, draw_split, index_split, read_split, row_places
 
 
