@@ -80,7 +80,9 @@ def class_folders(root: str | os.PathLike[str]) -> list[str]:
 
 def first_of(root: Path, candidates: Iterable[str]) -> Path | None:
     """Return the first of the candidate files or folders under a root that exists."""
-    return next((root / candidate for candidate in candidates if (root / candidate).exists()), None)
+    places = [root / candidate for candidate in candidates]
+    # A broken link is taken last: what reads it says so.
+    return next((place for there in (os.path.exists, os.path.lexists) for place in places if there(place)), None)
 
 
 def no_folder(path: Path) -> str:
