@@ -86,6 +86,11 @@ def _irregular(path: str | os.PathLike[str]) -> OSError:
     return OSError(errno.EINVAL, what, os.fspath(path))
 
 
+def printable(text: str) -> str:
+    r"""Return a text that can be written as UTF-8: bytes of a file name that are not become `\udc..` escapes."""
+    return text.encode("utf-8", "backslashreplace").decode()
+
+
 def to_json_values(value: Any) -> Any:
     """Convert a value to types of JSON: arrays become lists, paths text, NaN and infinities None."""
     if isinstance(value, Mapping):

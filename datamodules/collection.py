@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal, TypedDict, get_args
@@ -13,6 +14,7 @@ from lightning.pytorch import LightningDataModule
 from PIL import Image
 
 from ..errors import DtrapError, check_at_least, check_one_of
+from ..files import printable
 from .images import open_image
 from .index import ImageIndex, listing
 from .index_check import check_index
@@ -105,7 +107,9 @@ class ImageCollection(LightningDataModule, ABC):
         index = self.scan()
         check_index(index, f"{type(self).__name__}.scan")
         for note in index.notes:
-            logger.info("%s: %s", self.title, note)
+            logger.warning("%s: %s", self.title, printable(note))
+        if index.faults:
+            self._leave_out(index.faults)
         if index.missing and self.bad_images == "error":
             raise DtrapError(
                 f"{self.title}: {len(index.missing)} image(s) do not exist: {listing(index.missing, 3)}. "
@@ -117,6 +121,18 @@ class ImageCollection(LightningDataModule, ABC):
             names = listing(index.missing, 3)
             logger.warning("%s: left out %d images that do not exist: %s", self.title, len(index.missing), names)
         return index
+
+    def _leave_out(self, faults: Sequence[tuple[str, str]]) -> None:
+        """Record files and folders that cannot be used; raise a DtrapError where `bad_images` is "error"."""
+        names = listing([f"{printable(path)} ({reason})" for path, reason in faults], 3)
+        if self.bad_images == "error":
+            raise DtrapError(
+                f"{self.title}: {len(faults)} file(s) or folder(s) cannot be used: {names}. Correct or remove them, or "
+                "leave them out: --data.bad_images skip."
+            )
+        self._skipped.update(path for path, _ in faults)
+        self.skipped_images += [(path, f"{path}: {reason}.") for path, reason in faults]
+        logger.warning("%s: left out %d files or folders that cannot be used: %s", self.title, len(faults), names)
 
     @cached_property
     def positions(self) -> list[np.ndarray]:

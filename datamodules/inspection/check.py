@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import os
-import warnings
 from collections import Counter
 from collections.abc import Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,12 +17,11 @@ from ...console import print_table
 from ...errors import DtrapError
 from ..catalog import SETS, find_set
 from ..findings import Finding, Findings, counted, relative
-from ..images import ImageError, open_image
+from ..image_check import fault, find_faults
 from ..index import SPLITS, DataNotFound, ImageIndex
 from ..published import Published
 
 CASES = 3
-DECODED_TOGETHER = 256
 COLUMNS = ("set", "images", "classes", "per class", "found / published", "missing", "unreadable", "verdict")
 NUMBERS = ("images", "classes", "per class", "missing", "unreadable")
 
@@ -144,31 +140,13 @@ def find_unreadable(paths: Iterable[str], console: Console) -> dict[str, str]:
     ordered = sorted(paths)
     columns = (TextColumn("decoding"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     found: dict[str, str] = {}
-    with (
-        warnings.catch_warnings(),
-        ThreadPoolExecutor(min(32, os.cpu_count() or 1)) as pool,
-        Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress,
-    ):
-        warnings.simplefilter("ignore")
+    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
         task = progress.add_task("", total=len(ordered))
-        for start in range(0, len(ordered), DECODED_TOGETHER):
-            part = ordered[start : start + DECODED_TOGETHER]
-            for path, reason in zip(part, pool.map(_why_unreadable, part), strict=True):
-                if reason:
-                    found[path] = reason
-                progress.advance(task)
+        for path, reason in find_faults(ordered, fault):
+            if reason:
+                found[path] = reason
+            progress.advance(task)
     return found
-
-
-def _why_unreadable(path: str) -> str:
-    """Return what is wrong with an image file; an empty string if it can be decoded."""
-    try:
-        open_image(path)
-    except ImageError as error:
-        size = os.path.getsize(path) if os.path.exists(path) else None
-        reason = str(error).removeprefix(f"Image {path} ").removeprefix("cannot be read: ").rstrip(".")
-        return "the file is empty" if size == 0 else reason
-    return ""
 
 
 def _print_table(reports: list[SetReport], console: Console) -> None:

@@ -1,0 +1,64 @@
+"""Find images that cannot be read, before a run needs them."""
+
+from __future__ import annotations
+
+import os
+import warnings
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from io import SEEK_END
+
+from PIL import Image
+
+from ..files import open_file
+from .images import ImageError, open_image
+
+DECODED_TOGETHER = 256
+_JPEG, _PNG = b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n"
+_END = {_JPEG: b"\xff\xd9", _PNG: b"IEND\xaeB`\x82"}
+
+
+def quick_fault(path: str) -> str:
+    """Return why an image cannot be read; an empty string if it seems sound.
+
+    A JPEG or PNG file with a header that Pillow understands and the mark of the format's end is sound: this finds
+    empty, foreign and truncated files in about a tenth of a millisecond. All others are decoded.
+    """
+    try:
+        with open_file(path) as file:
+            head = file.read(8)
+            file.seek(-min(64, file.seek(0, SEEK_END)), SEEK_END)
+            tail = file.read().rstrip(b"\0")
+            if any(head.startswith(start) and tail.endswith(end) for start, end in _END.items()):
+                file.seek(0)
+                with Image.open(file, formats=("JPEG", "PNG", "MPO")):
+                    return ""
+    except Exception:
+        pass
+    return fault(path)
+
+
+def fault(path: str) -> str:
+    """Decode an image and return why it cannot be read; an empty string if it can."""
+    try:
+        open_image(path)
+    except ImageError as error:
+        size = os.path.getsize(path) if os.path.exists(path) else None
+        reason = str(error).removeprefix(f"Image {path} ").removeprefix("cannot be read: ").rstrip(".")
+        return "the file is empty" if size == 0 else reason
+    return ""
+
+
+def find_faults(paths: Iterable[str], test: Callable[[str], str]) -> Iterator[tuple[str, str]]:
+    """Test images in threads and yield (path, reason) of each, in order; the reason of a sound one is empty.
+
+    Args:
+        paths: The images.
+        test: `quick_fault` or `fault`.
+    """
+    ordered = list(paths)
+    with warnings.catch_warnings(), ThreadPoolExecutor(min(32, os.cpu_count() or 1)) as pool:
+        warnings.simplefilter("ignore")
+        for start in range(0, len(ordered), DECODED_TOGETHER):
+            part = ordered[start : start + DECODED_TOGETHER]
+            yield from zip(part, pool.map(test, part), strict=True)
