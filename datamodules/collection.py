@@ -51,6 +51,8 @@ class ImageCollection(LightningDataModule, ABC):
     Attributes:
         title: Name of the data set in results and messages.
         default_template: The data set's own class prompt.
+        opens_files: Whether `load_image` opens the files with Pillow, so that these can be checked before a run. A
+            subclass with another `load_image` has False unless it says True.
         skipped_images: (path, reason) of the images that were left out so far.
 
     Raises:
@@ -59,6 +61,12 @@ class ImageCollection(LightningDataModule, ABC):
 
     title = "Images"
     default_template = "a photo of a {}."
+    opens_files = True
+
+    def __init_subclass__(cls, **options: Any) -> None:
+        super().__init_subclass__(**options)
+        if "load_image" in vars(cls) and "opens_files" not in vars(cls):
+            cls.opens_files = False
 
     def __init__(
         self,
@@ -202,12 +210,25 @@ class ImageCollection(LightningDataModule, ABC):
             DtrapError: `bad_images` is "error".
         """
         if self.bad_images == "error":
-            place = f" It belongs to {part_of}." if part_of else ""
-            raise DtrapError(
-                f"{reason}{place} Replace the file, or leave out unreadable images: --data.bad_images skip."
-            )
+            raise unreadable_error([reason], part_of)
         path = self.index.paths[position]
         if path not in self._skipped:
             self._skipped.add(path)
             self.skipped_images.append((path, reason))
             logger.warning("%s: left out: %s", self.title, reason)
+
+
+def unreadable_error(reasons: Sequence[str], part_of: str = "") -> DtrapError:
+    """Return the error for images that cannot be read.
+
+    Args:
+        reasons: A sentence on each, which names the file and the fault.
+        part_of: What needs them, such as "episode 3 of ISIC".
+    """
+    several = len(reasons) > 1
+    place = f" {'They belong' if several else 'It belongs'} to {part_of}." if part_of else ""
+    more = f" And {len(reasons) - 3} more." if len(reasons) > 3 else ""
+    return DtrapError(
+        f"{' '.join(map(printable, reasons[:3]))}{more}{place} Replace the file{'s' * several}, or leave out "
+        "unreadable images: --data.bad_images skip."
+    )

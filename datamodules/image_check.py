@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import os
+import shlex
 import warnings
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from io import SEEK_END
 
 from PIL import Image
 
-from ..files import open_file
+from ..errors import DtrapError
+from ..files import open_file, printable
+from .collection import ImageCollection
 from .images import ImageError, open_image
+from .index import listing
 
 DECODED_TOGETHER = 256
 _JPEG, _PNG = b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n"
@@ -47,6 +51,23 @@ def fault(path: str) -> str:
         reason = str(error).removeprefix(f"Image {path} ").removeprefix("cannot be read: ").rstrip(".")
         return "the file is empty" if size == 0 else reason
     return ""
+
+
+def check_images(data: ImageCollection, positions: Sequence[int]) -> None:
+    """Raise a DtrapError if one of the images cannot be read; it names those of the whole set."""
+    if data.bad_images == "skip" or not data.opens_files:
+        return
+    paths = data.index.paths
+    if not any(reason for _, reason in find_faults([paths[position] for position in positions], quick_fault)):
+        return
+    faults = [(path, reason) for path, reason in find_faults(paths, quick_fault) if reason]
+    shown = listing([f"{printable(path)} ({reason})" for path, reason in faults], 3)
+    root = shlex.quote(printable(str(data.root)))
+    raise DtrapError(
+        f"{data.title}: {len(faults):,} of {len(paths):,} images cannot be read: {shown}.\n"
+        "Replace them, or leave them out: --data.bad_images skip.\n"
+        f"To list all: dtrap data check {root} --csv faults.csv"
+    )
 
 
 def find_faults(paths: Iterable[str], test: Callable[[str], str]) -> Iterator[tuple[str, str]]:

@@ -106,7 +106,7 @@ def is_standalone(path: Path) -> bool:
 
 def card_content(card: AdapterCard) -> bytes:
     """Encode the card as the content of its file."""
-    return (json.dumps(asdict(card), indent=2, ensure_ascii=False) + "\n").encode()
+    return (json.dumps(asdict(card), indent=2, ensure_ascii=False) + "\n").encode("utf-8", "backslashreplace")
 
 
 def save_adapter(path: Path, module: FewShotClassifier, card: AdapterCard) -> None:
