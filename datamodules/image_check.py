@@ -7,7 +7,9 @@ import shlex
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from io import SEEK_END
+from typing import TypeVar
 
 from PIL import Image
 
@@ -17,12 +19,13 @@ from .collection import ImageCollection
 from .images import ImageError, open_image
 from .index import listing
 
+Item = TypeVar("Item")
 DECODED_TOGETHER = 256
 _JPEG, _PNG = b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n"
 _END = {_JPEG: b"\xff\xd9", _PNG: b"IEND\xaeB`\x82"}
 
 
-def quick_fault(path: str) -> str:
+def quick_fault(path: str, decode: Callable[[], object] | None = None) -> str:
     """Return why an image cannot be read; an empty string if it seems sound.
 
     A JPEG or PNG file with a header that Pillow understands and the mark of the format's end is sound: this finds
@@ -39,15 +42,15 @@ def quick_fault(path: str) -> str:
                     return ""
     except Exception:
         pass
-    return fault(path)
+    return full_fault(path, decode)
 
 
-def fault(path: str) -> str:
+def full_fault(path: str, decode: Callable[[], object] | None = None) -> str:
     """Decode an image and return why it cannot be read; an empty string if it can."""
     try:
-        open_image(path)
+        open_image(path) if decode is None else decode()
     except ImageError as error:
-        size = os.path.getsize(path) if os.path.exists(path) else None
+        size = os.path.getsize(path) if os.path.isfile(path) else None
         reason = str(error).removeprefix(f"Image {path} ").removeprefix("cannot be read: ").rstrip(".")
         return "the file is empty" if size == 0 else reason
     return ""
@@ -58,9 +61,14 @@ def check_images(data: ImageCollection, positions: Sequence[int]) -> None:
     if data.bad_images == "skip" or not data.opens_files:
         return
     paths = data.index.paths
-    if not any(reason for _, reason in find_faults([paths[position] for position in positions], quick_fault)):
+
+    def test(position: int) -> str:
+        return quick_fault(paths[position], partial(data.load_image, position))
+
+    if not any(find_faults(positions, test)):
         return
-    faults = [(path, reason) for path, reason in find_faults(paths, quick_fault) if reason]
+    reasons = zip(paths, find_faults(range(len(paths)), test), strict=True)
+    faults = [(path, reason) for path, reason in reasons if reason]
     shown = listing([f"{printable(path)} ({reason})" for path, reason in faults], 3)
     root = shlex.quote(printable(str(data.root)))
     raise DtrapError(
@@ -70,16 +78,15 @@ def check_images(data: ImageCollection, positions: Sequence[int]) -> None:
     )
 
 
-def find_faults(paths: Iterable[str], test: Callable[[str], str]) -> Iterator[tuple[str, str]]:
-    """Test images in threads and yield (path, reason) of each, in order; the reason of a sound one is empty.
+def find_faults(items: Iterable[Item], test: Callable[[Item], str]) -> Iterator[str]:
+    """Test images in threads and yield the reason of each, in order; it is empty for a sound one.
 
     Args:
-        paths: The images.
-        test: `quick_fault` or `fault`.
+        items: What stands for an image, such as its path.
+        test: Returns the reason.
     """
-    ordered = list(paths)
+    ordered = list(items)
     with warnings.catch_warnings(), ThreadPoolExecutor(min(32, os.cpu_count() or 1)) as pool:
         warnings.simplefilter("ignore")
         for start in range(0, len(ordered), DECODED_TOGETHER):
-            part = ordered[start : start + DECODED_TOGETHER]
-            yield from zip(part, pool.map(test, part), strict=True)
+            yield from pool.map(test, ordered[start : start + DECODED_TOGETHER])

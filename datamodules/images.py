@@ -9,6 +9,7 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 
 from ..errors import DtrapError
 from ..files import open_file
+from .formats import formats_for, why_unknown
 
 
 class ImageError(DtrapError):
@@ -26,14 +27,14 @@ def open_image(path: str | os.PathLike[str]) -> Image.Image:
             or has more pixels than Pillow accepts as harmless.
     """
     try:
-        with open_file(path) as file, Image.open(file) as image:
+        with open_file(path) as file, Image.open(file, formats=formats_for(path)) as image:
             image.load()
             ImageOps.exif_transpose(image, in_place=True)
             return _to_rgb(image)
     except FileNotFoundError:
         raise ImageError(f"Image {os.fspath(path)} does not exist.") from None
     except UnidentifiedImageError:
-        raise ImageError(f"Image {os.fspath(path)} cannot be read: not an image that Pillow supports.") from None
+        raise ImageError(f"Image {os.fspath(path)} cannot be read: {why_unknown(path)}.") from None
     except (MemoryError, ImageError):
         raise
     except Exception as error:  # Pillow's decoders raise OSError, SyntaxError, ValueError, struct.error, ...

@@ -10,15 +10,16 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from ..errors import DtrapError
+from .formats import HEIF_ENDINGS
 
-# What cameras, browsers, scanners and tools write and Pillow decodes itself. Left out on purpose: EPS, PS and PDF (they
-# run Ghostscript), videos, and formats that Pillow knows by name only. Pillow decides by the content, not the ending.
+# What cameras, browsers, scanners and tools write and Pillow decodes itself; never what formats.py refuses. Pillow
+# recognizes the format by the content, not by the ending.
 IMAGE_ENDINGS = frozenset(
     (
         *(".jpg", ".jpeg", ".jpe", ".jfif", ".jif", ".pjpeg", ".pjp", ".mpo", ".png", ".apng", ".gif", ".bmp", ".dib"),
         *(".tif", ".tiff", ".webp", ".avif", ".avifs", ".jp2", ".j2k", ".j2c", ".jpc", ".jpf", ".jpx", ".ppm", ".pgm"),
         *(".pbm", ".pnm", ".tga", ".ico", ".cur", ".icns", ".pcx", ".dds", ".psd", ".qoi", ".sgi", ".xbm", ".xpm"),
-        *(".heic", ".heif", ".hif"),  # read by a plugin; without it they are reported as unreadable
+        *HEIF_ENDINGS,  # read by a package; without it they are reported as unreadable
     )
 )
 

@@ -67,10 +67,8 @@ class ResultRows:
             DtrapError: The row cannot be written (full disk, no permission). If possible, the file then ends with the
                 last complete row.
         """
-        line = (
-            json.dumps(to_json_values(row), ensure_ascii=False, allow_nan=False).encode("utf-8", "backslashreplace")
-            + b"\n"
-        )
+        text = json.dumps(to_json_values(row), ensure_ascii=False, allow_nan=False)
+        line = printable(text).encode() + b"\n"
         content = self._content()
         end = _sound_length(content)
         if end and content[end - 1 : end] != b"\n":

@@ -19,7 +19,7 @@ from ...files import printable, write_atomically
 from ..catalog import SETS, find_set
 from ..findings import Finding, Findings, counted, relative
 from ..folder import FolderDataModule
-from ..image_check import fault, find_faults
+from ..image_check import find_faults, full_fault
 from ..index import SPLITS, DataNotFound, ImageIndex
 from ..published import Published
 
@@ -203,7 +203,7 @@ def find_unreadable(paths: Iterable[str], console: Console) -> dict[str, str]:
     found: dict[str, str] = {}
     with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
         task = progress.add_task("", total=len(ordered))
-        for path, reason in find_faults(ordered, fault):
+        for path, reason in zip(ordered, find_faults(ordered, full_fault), strict=True):
             if reason:
                 found[path] = reason
             progress.advance(task)

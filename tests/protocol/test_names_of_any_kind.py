@@ -61,7 +61,7 @@ def test_a_class_folder_is_refused_before_the_work(dtrap, photos, tmp_path, tiny
 
 def test_a_root_is_refused_by_the_command_line_and_named_in_python(dtrap, photos, tmp_path):
     root = photos.rename(tmp_path / LATIN)
-    status, out, err = dtrap("fit", "--config", "folder.yaml", "--data.root", root)
+    status, _, err = dtrap("fit", "--config", "folder.yaml", "--data.root", root)
     assert status == 2
     assert r"caf\udce9' is not UTF-8" in err
     assert FolderDataModule(root).description == r"caf\udce9 2 classes · 7 images"
