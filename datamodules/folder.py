@@ -151,7 +151,8 @@ class FolderDataModule(FewShotDataModule):
         """Return the index without query images that are support images as well; note other copies."""
         positions = {path: position for position, path in enumerate(index.paths)}
         leaked: dict[str, str] = {}
-        twice, classes = [], []
+        twice: list[str] = []
+        classes: list[str] = []
         for group in find_copies(index.paths):
             own = [path for path in group if positions[path] < self._support_size]
             leaked |= {path: own[0] for path in group[len(own) :] if own}
