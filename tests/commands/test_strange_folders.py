@@ -6,7 +6,7 @@ from contextlib import nullcontext
 
 import pandas as pd
 import pytest
-from layouts import make_class_folders, make_crop_disease, make_folder, make_isic
+from layouts import make_class_folders, make_crop_disease, make_folder
 
 
 @pytest.fixture
@@ -72,19 +72,6 @@ def test_predict_reads_the_same_files(dtrap, strange, tmp_path, tiny_model):
     assert "22 files left out: 12 .dcm, 8 .svg" in out
     assert "gone.png: broken link" in out
     assert len(pd.read_csv(tmp_path / "out.csv")) == 6
-
-
-@pytest.mark.parametrize("place", ["ISIC2018_Task3_Training_GroundTruth/ISIC2018_Task3_Training_GroundTruth.csv"])
-def test_a_pipe_in_the_place_of_a_table_does_not_hang(dtrap, tmp_path, place):
-    root = make_isic(tmp_path / "isic")
-    (root / place).unlink()
-    os.mkfifo(root / place)
-    status, out, _ = dtrap("data", "check", root)
-    assert status == 1
-    assert "GroundTruth.csv cannot be read" in out
-    status, _, err = dtrap("fit", "--config", "isic_5shot.yaml", "--data.root", root)
-    assert status == 2
-    assert "GroundTruth.csv cannot be read" in err
 
 
 def test_fit_names_a_folder_of_no_class(tmp_path, caplog):
