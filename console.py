@@ -11,6 +11,7 @@ from rich.table import Table
 from rich.text import Text
 
 from .errors import DtrapError, nearest
+from .files import printable
 
 TABLE_WIDTH = 10_000
 
@@ -35,7 +36,7 @@ class CommandParser(argparse.ArgumentParser):
 
 def say(console: Console, text: str) -> None:
     """Print a text without wrapping, markup and colors."""
-    console.print(text, markup=False, highlight=False, soft_wrap=True)
+    console.print(printable(text), markup=False, highlight=False, soft_wrap=True)
 
 
 def print_table(table: Table, console: Console) -> None:

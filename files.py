@@ -6,10 +6,11 @@ import errno
 import math
 import os
 import shutil
+import stat
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from .errors import DtrapError
 
@@ -56,6 +57,38 @@ def write_atomically(path: Path, content: bytes, remedy: str = RERUN) -> None:
         file.write(content)
         file.flush()
         os.fsync(file.fileno())
+
+
+def open_file(path: str | os.PathLike[str]) -> IO[bytes]:
+    """Open a regular file for reading; never a FIFO, device or socket, which would block or do something.
+
+    Raises:
+        OSError: It is not a regular file, or cannot be opened.
+    """
+    if not stat.S_ISREG(os.stat(path).st_mode):
+        raise _irregular(path)
+    # Without blocking, in case the file is replaced by a FIFO at this moment.
+    descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        os.close(descriptor)
+        raise _irregular(path)
+    return open(descriptor, "rb")
+
+
+def read_file(path: str | os.PathLike[str]) -> bytes:
+    """Return the content of a regular file; see `open_file`."""
+    with open_file(path) as file:
+        return file.read()
+
+
+def _irregular(path: str | os.PathLike[str]) -> OSError:
+    what = "it is a folder" if os.path.isdir(path) else "not a regular file but a FIFO, device or socket"
+    return OSError(errno.EINVAL, what, os.fspath(path))
+
+
+def printable(text: str) -> str:
+    r"""Return a text that can be written as UTF-8: bytes of a file name that are not become `\udc..` escapes."""
+    return text.encode("utf-8", "backslashreplace").decode()
 
 
 def to_json_values(value: Any) -> Any:

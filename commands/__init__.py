@@ -9,6 +9,9 @@ from importlib import import_module
 
 from rich.console import Console
 
+from ..errors import DtrapError
+from ..files import printable
+
 LIGHT = ("data", "report")
 
 
@@ -18,6 +21,12 @@ def run(command: str, arguments: list[str]) -> int:
     Raises:
         DtrapError: The user made a mistake.
     """
+    for argument in arguments:
+        if command not in LIGHT and printable(argument) != argument:
+            raise DtrapError(
+                f"'{printable(argument)}' is not UTF-8, as configs and results are. Rename it, or make a link and give "
+                "that: ln -s FOLDER photos"
+            )
     if command not in LIGHT:
         _prepare_torch()
     # Each command is a function in the module of the same name.

@@ -43,7 +43,8 @@ def data(arguments: list[str], console: Console) -> int:
     if options.action == "check":
         from ..datamodules.inspection.check import check
 
-        return check(root, console, only=options.set, decode=not options.quick, verbose=options.verbose)
+        table = None if options.csv is None else Path(options.csv).expanduser()
+        return check(root, console, only=options.set, decode=not options.quick, verbose=options.verbose, table=table)
     from ..datamodules.inspection.contact_sheet import show
 
     output = Path(options.output or f"{options.name.replace('/', '_')}.png").expanduser()
@@ -62,9 +63,10 @@ def data_parser() -> argparse.ArgumentParser:
     )
     check.description = f"{check.description} The exit status is 0, 1 if there is a fault, or 2 if no set was found."
     check.add_argument("root", metavar="ROOT", help="folder of one or several sets")
-    check.add_argument("--set", metavar="NAME", help="this set only, such as isic or coop/dtd")
+    check.add_argument("--set", metavar="NAME", help="this set only: isic, coop/dtd, ..., or folder (class folders)")
     check.add_argument("--quick", action="store_true", help="do not decode the images")
     check.add_argument("--verbose", action="store_true", help="list every class and every fault")
+    check.add_argument("--csv", metavar="FILE", help="write all faults and notes into a table, one file a row")
     for action in (show, fetch):
         action.add_argument("name", metavar="NAME", help="the set, such as isic or coop/dtd")
     show.add_argument("root", metavar="ROOT", help="folder of the set, or its parent folder")

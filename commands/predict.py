@@ -15,7 +15,7 @@ from ..console import say
 from ..datamodules.unlabeled import UnlabeledImages
 from ..datamodules.views import Preprocessing
 from ..errors import DtrapError
-from ..files import cannot_write, write_atomically
+from ..files import cannot_write, printable, write_atomically
 from ..protocol.adapters import is_standalone, load_adapter, read_card
 from ..protocol.configuration import build_trainer_arguments
 from ..protocol.episode import episode_trainer, without_expected_warnings
@@ -48,11 +48,15 @@ def predict(arguments: list[str], console: Console) -> int:
     probabilities = torch.cat(batches) if batches else torch.empty(0, len(card.class_names))
     unreadable = {str(path) for path, _ in images.unreadable}
     readable = [path for path in images.paths if str(path) not in unreadable]
-    write_atomically(output, _table(readable, probabilities, card.class_names).encode(), ANOTHER_FILE)
+    table = _table(readable, probabilities, card.class_names)
+    write_atomically(output, printable(table).encode(), ANOTHER_FILE)
     say(console, f"{_images(len(readable))} labeled: {output}")
-    if unreadable:
-        say(console, f"{_images(len(unreadable))} could not be read and left out:")
-    for _, reason in images.unreadable:
+    if images.left_out:
+        say(console, images.left_out)
+    reasons = [*(reason for _, reason in images.unreadable), *(f"{path}: {reason}" for path, reason in images.faults)]
+    if reasons:
+        say(console, f"{_images(len(reasons))} could not be read and left out:")
+    for reason in reasons:
         say(console, f"  {reason}")
     return 0 if readable else 1
 

@@ -94,6 +94,11 @@ class AllWaySampler(TaskSampler):
         subset = self.subset_of(self.seed_of(number))
         return Task(subset.classes, subset.train, subset.test, spare=[[] for _ in subset.classes])
 
+    def images_of(self, number: int) -> set[int]:
+        """Return the positions in the index of all images of a seed, those of the validation included."""
+        held = self.subset_of(self.seed_of(number)).val if self.validates else []
+        return super().images_of(number).union(*held)
+
     def train_batches(self, episode: Episode, steps: int) -> TrainingStream:
         """Return batches of an endless stream of the training images, each drawn from (seed, step) alone."""
         seed, crops = self.seed_of(episode.number), self.settings.augmentation == "crop"

@@ -42,6 +42,7 @@ class ChestXDataModule(TableDataModule):
     tables = tuple(str(Path(folder, name)) for folder in ("", "ChestX", "chestX", "CXR8") for name in _TABLES)
     image_folders = ("images", *(f"images_{number:03d}/images" for number in range(1, 13)))
     classes = CLASS_NAMES
+    opens_files = True  # `load_image` only resizes
 
     def find_image_folders(self, table: Path | None) -> list[Path]:
         """Return the image folders next to the table."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal, TypedDict, get_args
@@ -13,6 +14,7 @@ from lightning.pytorch import LightningDataModule
 from PIL import Image
 
 from ..errors import DtrapError, check_at_least, check_one_of
+from ..files import printable
 from .images import open_image
 from .index import ImageIndex, listing
 from .index_check import check_index
@@ -49,6 +51,8 @@ class ImageCollection(LightningDataModule, ABC):
     Attributes:
         title: Name of the data set in results and messages.
         default_template: The data set's own class prompt.
+        opens_files: Whether `load_image` opens the files with Pillow, so that these can be checked before a run. A
+            subclass with another `load_image` has False unless it says True.
         skipped_images: (path, reason) of the images that were left out so far.
 
     Raises:
@@ -57,6 +61,12 @@ class ImageCollection(LightningDataModule, ABC):
 
     title = "Images"
     default_template = "a photo of a {}."
+    opens_files = True
+
+    def __init_subclass__(cls, **options: Any) -> None:
+        super().__init_subclass__(**options)
+        if "load_image" in vars(cls) and "opens_files" not in vars(cls):
+            cls.opens_files = False
 
     def __init__(
         self,
@@ -105,7 +115,9 @@ class ImageCollection(LightningDataModule, ABC):
         index = self.scan()
         check_index(index, f"{type(self).__name__}.scan")
         for note in index.notes:
-            logger.info("%s: %s", self.title, note)
+            logger.warning("%s: %s", self.title, printable(note))
+        if index.faults:
+            self._leave_out(index.faults)
         if index.missing and self.bad_images == "error":
             raise DtrapError(
                 f"{self.title}: {len(index.missing)} image(s) do not exist: {listing(index.missing, 3)}. "
@@ -117,6 +129,18 @@ class ImageCollection(LightningDataModule, ABC):
             names = listing(index.missing, 3)
             logger.warning("%s: left out %d images that do not exist: %s", self.title, len(index.missing), names)
         return index
+
+    def _leave_out(self, faults: Sequence[tuple[str, str]]) -> None:
+        """Record files and folders that cannot be used; raise a DtrapError where `bad_images` is "error"."""
+        names = listing([f"{printable(path)} ({reason})" for path, reason in faults], 3)
+        if self.bad_images == "error":
+            raise DtrapError(
+                f"{self.title}: {len(faults)} file(s) or folder(s) cannot be used: {names}. Correct or remove them, or "
+                "leave them out: --data.bad_images skip."
+            )
+        self._skipped.update(path for path, _ in faults)
+        self.skipped_images += [(path, f"{path}: {reason}.") for path, reason in faults]
+        logger.warning("%s: left out %d files or folders that cannot be used: %s", self.title, len(faults), names)
 
     @cached_property
     def positions(self) -> list[np.ndarray]:
@@ -186,12 +210,25 @@ class ImageCollection(LightningDataModule, ABC):
             DtrapError: `bad_images` is "error".
         """
         if self.bad_images == "error":
-            place = f" It belongs to {part_of}." if part_of else ""
-            raise DtrapError(
-                f"{reason}{place} Replace the file, or leave out unreadable images: --data.bad_images skip."
-            )
+            raise unreadable_error([reason], part_of)
         path = self.index.paths[position]
         if path not in self._skipped:
             self._skipped.add(path)
             self.skipped_images.append((path, reason))
             logger.warning("%s: left out: %s", self.title, reason)
+
+
+def unreadable_error(reasons: Sequence[str], part_of: str = "") -> DtrapError:
+    """Return the error for images that cannot be read.
+
+    Args:
+        reasons: A sentence on each, which names the file and the fault.
+        part_of: What needs them, such as "episode 3 of ISIC".
+    """
+    several = len(reasons) > 1
+    place = f" {'They belong' if several else 'It belongs'} to {part_of}." if part_of else ""
+    more = f" And {len(reasons) - 3} more." if len(reasons) > 3 else ""
+    return DtrapError(
+        f"{' '.join(map(printable, reasons[:3]))}{more}{place} Replace the file{'s' * several}, or leave out "
+        "unreadable images: --data.bad_images skip."
+    )

@@ -10,8 +10,9 @@ import numpy as np
 import torch
 
 from ..errors import DtrapError
+from ..files import printable
 from .batches import Batch, Views, decode, to_batch
-from .collection import ImageCollection
+from .collection import ImageCollection, unreadable_error
 from .images import ImageError
 from .views import draw_views
 
@@ -111,6 +112,8 @@ class Episode:
                     faults[position] = result
                 else:
                     views[position] = result
+            if faults and self.data.bad_images == "error":
+                raise unreadable_error([str(fault) for fault in faults.values()], self._place)
             chosen = [self._replace(label, p, faults, spare) for label, p in enumerate(chosen)]
         for label, positions in enumerate(chosen):
             if len(positions) < needed:
@@ -130,7 +133,7 @@ class Episode:
             if position not in faults:
                 kept.append(position)
                 continue
-            self.data.unreadable(position, str(faults[position]), f"episode {self.number} of {self.data.title}")
+            self.data.unreadable(position, str(faults[position]), self._place)
             spare = next(spares[label], None)
             if spare is not None:
                 kept.append(spare)
@@ -138,9 +141,14 @@ class Episode:
                 raise self._too_few_readable(label)
         return kept
 
+    @property
+    def _place(self) -> str:
+        """What the images are for, in a message; empty for the one task over a user's images."""
+        return f"episode {self.number} of {self.data.title}" if self.fixed_numbers else ""
+
     def _too_few_readable(self, label: int) -> DtrapError:
         name = self.data.index.class_names[self.task.classes[label]]
         return DtrapError(
-            f"{self.data.title}: too few readable images of class '{name}' for episode {self.number}, for example "
-            f"{self.data.skipped_images[-1][0]} is unreadable. Replace it or add images."
+            f"{self._place or self.data.title}: too few readable images of class '{name}', for example "
+            f"{printable(self.data.skipped_images[-1][0])} is unreadable. Replace it or add images."
         )

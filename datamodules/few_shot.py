@@ -15,6 +15,7 @@ from .all_way import AllWay, AllWaySampler
 from .batches import Batch
 from .collection import CollectionOptions, ImageCollection, OnFault
 from .episode import Episode, Task
+from .image_check import check_images
 from .index import ImageIndex
 from .sampler import VIEWS, EpisodeSampler, TaskSampler
 from .subset import Subset
@@ -135,6 +136,17 @@ class FewShotDataModule(ImageCollection):
             self.preprocessing, self.query_views = preprocessing, query_views
             self._current = None
         self.task  # noqa: B018
+
+    def check_images(self, tasks: Iterable[int]) -> None:
+        """Check that the images of tasks can be read, if unreadable ones are not left out.
+
+        Images are opened, not decoded, where their format allows it. If one cannot be read, all images of the set are
+        checked, so that the error tells all of them.
+
+        Raises:
+            DtrapError: Some cannot be read.
+        """
+        check_images(self, sorted(set().union(*map(self.sampler.images_of, tasks))))
 
     # The current task
 

@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Literal
 
 from ..errors import DtrapError, nearest
-from .images import list_images
-from .index import ImageIndex, class_folders
+from .index import ImageIndex, class_folders, listing
+from .walk import list_images
 
 HINTS = 20  # comparing a thousand names with a thousand others takes seconds
 
@@ -30,6 +30,11 @@ class Finding:
         """The statement and its first case as a sentence."""
         cases = f"{', the first' if len(self.cases) > 1 else ''}: {self.cases[0]}" if self.cases else ""
         return f"{self.text}{cases}".removesuffix(".") + ("" if cases.endswith("?") else ".")
+
+    @property
+    def brief(self) -> str:
+        """The statement with its first cases on one line."""
+        return f"{self.text}: {listing(self.cases, 3)}" if self.cases else self.text
 
 
 def counted(cases: Sequence[str], one: str, many: str) -> Finding | None:
@@ -121,14 +126,13 @@ def check_class_folders(
         classes: Names of the class folders.
         root: Folder that paths are shown from.
     """
-    used = _used_folders(index)
-    empty = [folder / name for name in classes if str(folder / name) not in used and (folder / name).is_dir()]
+    used = {relative(path, folder).partition(os.sep)[0] for path in index.paths}
+    empty = [folder / name for name in classes if name not in used and os.path.isdir(folder / name)]
     cases = [f"{relative(path, root)}: no image in it" for path in empty]
     findings.fault(counted(cases, "class folder is empty", "class folders are empty"), COMPLETE, "small_classes")
-    if not findings.stop:
-        others = [folder / name for name in class_folders(folder) if name not in classes]
-        cases = [f"{relative(path, root)}: {len(list_images(path)):,} image(s)" for path in others]
-        findings.note(counted(cases, "folder is of no class and not used", "folders are of no class and not used"))
+    others = [folder / name for name in class_folders(folder) if name not in classes]
+    cases = [f"{relative(path, root)}: {len(list_images(path, recursive=True)):,} image(s)" for path in others]
+    findings.note(counted(cases, "folder is of no class and not used", "folders are of no class and not used"))
 
 
 def unknown_folders(folder: Path, classes: Iterable[str], expected: Collection[str], root: Path) -> Finding | None:

@@ -2,18 +2,35 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 
 from ..errors import DtrapError, nearest
+from ..files import printable
 from ..keywords import Unpack
+from .copies import find_copies
 from .episode import Task
 from .few_shot import AnyShotOptions, FewShotDataModule
-from .index import ImageIndex, class_folders, index_class_folders, join, listing, names_of_folders, no_folder
+from .index import (
+    ImageIndex,
+    class_folders,
+    index_class_folders,
+    join,
+    listing,
+    names_of_folders,
+    no_folder,
+    normal,
+    spelled_as,
+)
 from .sampler import CLASSES, EpisodeSampler
+from .walk import walk
+
+MOST_COMPARED = 20_000  # images that are compared with each other where the task has no queries of its own
 
 # Arguments that have no effect on one task, and their defaults.
 _OF_EPISODES = {"way": 5, "query": 15, "episode": 0, "all_way": None, "subset": None}
@@ -30,8 +47,8 @@ class FolderOptions(AnyShotOptions, total=False):
 class FolderDataModule(FewShotDataModule):
     """A user's own images: one task over all of them, or episodes if `shot` is given.
 
-    Format: one folder per class directly under the root, with its images directly in it. Subfolders of a class folder,
-    files next to the class folders and hidden folders are ignored. Classes may have different numbers of images.
+    Format: one folder per class directly under the root, with its images in it or its sub-folders. Files next to the
+    class folders and hidden folders are ignored. Classes may have different numbers of images.
 
     One task makes a classifier: every image is a support image, except those held out. It has an accuracy only with
     `query_root` or `held_out`. Episodes and the all-way protocol measure a method on the images: N-way K-shot episodes,
@@ -65,7 +82,7 @@ class FolderDataModule(FewShotDataModule):
     ) -> None:
         super().__init__(root, shot=1 if shot is None else shot, **options)
         self.fixed_numbers = shot is not None
-        self.title = self.root.resolve().name
+        self.title = printable(os.path.basename(os.path.realpath(self.root)))
         self.names_of_folders = dict(class_names or {})
         self.query_root = None if query_root is None else Path(query_root).expanduser()
         self.held_out = held_out
@@ -86,29 +103,79 @@ class FolderDataModule(FewShotDataModule):
             raise DtrapError("query_root and held_out are both given; remove one of them.")
         if shot is not None and (self.held_out is not None or self.query_root is not None):
             raise DtrapError("query_root and held_out are for one task over all images. Remove them, or remove shot.")
-        if self.query_root is not None and self.query_root.resolve() == self.root.resolve():
-            raise DtrapError(f"query_root is root itself ({self.root}); use held_out to keep a share for testing.")
+        if self.query_root is not None:
+            root, query_root = Path(os.path.realpath(self.root)), Path(os.path.realpath(self.query_root))
+            if query_root == root:
+                raise DtrapError(f"query_root is root itself ({self.root}); use held_out to keep a share for testing.")
+            if query_root.is_relative_to(root):
+                raise DtrapError(
+                    f"query_root {self.query_root} is inside root {self.root}, where it counts as a class. Move it."
+                )
 
     def scan(self) -> ImageIndex:
         """List the class folders; the images of `query_root` come after those of the root."""
         folders = _folders_of(self.root, "root")
         names = names_of_folders(self.root, folders, self.names_of_folders)
-        index = index_class_folders(self.root, folders, names)
+        beside = walk(self.root, recursive=False)
+        unused, beside.images = beside.images, []
+        index = index_class_folders(self.root, folders, names, beside)
         self._support_size = len(index.paths)
         if not index.paths:
-            raise _no_images(self.root, folders)
-        if self.query_root is None:
-            return index
-        for folder in _folders_of(self.query_root, "query_root"):
-            if folder not in folders:
+            raise _no_images(self.root, folders, index.notes)
+        _check_level(index, self.root, folders)
+        if unused:
+            text = f"{len(unused):,} image{'s' * (len(unused) > 1)} next to the class folders not used: {unused[0]}"
+            index = replace(index, notes=(*index.notes, text))
+        if self.query_root is not None:
+            queries = self._scan_queries(folders, names)
+            index = join(index, queries, roots=index.roots + queries.roots)
+        return self._without_copies(index) if self.has_query or len(index.paths) <= MOST_COMPARED else index
+
+    def _scan_queries(self, folders: Sequence[str], names: Sequence[str]) -> ImageIndex:
+        """List the class folders of `query_root`."""
+        root = cast(Path, self.query_root)
+        found = _folders_of(root, "query_root")
+        expected = {*map(normal, folders)}
+        for folder in found:
+            if normal(folder) not in expected:
                 raise DtrapError(
-                    f"{self.query_root / folder}: {self.root} has no class folder '{folder}'."
+                    f"{root / folder}: {self.root} has no class folder '{folder}'."
                     f"{nearest(folder, folders)} Rename or remove it."
                 )
-        queries = index_class_folders(self.query_root, folders, names)
+        queries = index_class_folders(root, [spelled_as(found, folder) for folder in folders], names)
         if not queries.paths:
-            raise DtrapError(f"No images in the class folders of query_root {self.query_root}. Add some.")
-        return join(index, queries, roots=index.roots + queries.roots)
+            raise DtrapError(f"No images in the class folders of query_root {root}{_because(queries.notes)}. Add some.")
+        return replace(queries, notes=tuple(f"query_root: {note}" for note in queries.notes))
+
+    def _without_copies(self, index: ImageIndex) -> ImageIndex:
+        """Return the index without query images that are support images as well; note other copies."""
+        positions = {path: position for position, path in enumerate(index.paths)}
+        leaked: dict[str, str] = {}
+        twice: list[str] = []
+        classes: list[str] = []
+        for group in find_copies(index.paths):
+            own = [path for path in group if positions[path] < self._support_size]
+            leaked |= {path: own[0] for path in group[len(own) :] if own}
+            pair = " and ".join(os.path.relpath(path, self.root) for path in group[:2])
+            several = len({index.labels[positions[path]] for path in group}) > 1
+            (classes if several else twice).append(pair)
+        notes = [
+            *([f"the same image is in several classes: {listing(classes, 3)}"] if classes else []),
+            *([f"the same image is there twice: {listing(twice, 3)}"] if twice and not self.query_root else []),
+        ]
+        if leaked and len(leaked) == len(index.paths) - self._support_size:
+            raise DtrapError(
+                f"All {len(leaked)} images of query_root {self.query_root} are images of root {self.root} (the same "
+                "content). Give other images, or keep a share for testing: --data.held_out 0.2 without query_root."
+            )
+        kept = [position for position, path in enumerate(index.paths) if path not in leaked]
+        return replace(
+            index,
+            paths=[index.paths[position] for position in kept],
+            labels=[index.labels[position] for position in kept],
+            notes=(*index.notes, *notes),
+            faults=(*index.faults, *((path, f"the same image as {other}") for path, other in leaked.items())),
+        )
 
     @property
     def own_positions(self) -> list[np.ndarray]:
@@ -173,16 +240,29 @@ class OneTaskSampler(EpisodeSampler):
         return task
 
 
-def _no_images(root: Path, folders: list[str]) -> DtrapError:
-    """Return the error for class folders without an image; the root may be one folder too high."""
-    for folder in folders:
-        within = class_folders(root / folder)
-        if within:
-            return DtrapError(
-                f"The class folders of {root} have no images in them; {root / folder} has folders: {listing(within)}. "
-                f"Set data.root to {root / folder} if these are the classes, or move the images up."
-            )
-    return DtrapError(f"The class folders of {root} ({listing(folders)}) have no images in them. Add some.")
+def _because(notes: Sequence[str]) -> str:
+    """Return the line about the files that were left out, in brackets; an empty string if there is none."""
+    return next((f" ({note})" for note in notes if " left out: " in note), "")
+
+
+def _check_level(index: ImageIndex, root: Path, folders: Sequence[str]) -> None:
+    """Raise a DtrapError where the only class has all its images in sub-folders, which may be the classes."""
+    if len({*index.labels}) > 1:
+        return
+    folder = root / folders[index.labels[0]]
+    within = class_folders(folder)
+    if len(within) > 1 and not any(os.path.dirname(path) == str(folder) for path in index.paths):
+        raise DtrapError(
+            f"{root} has images of one class only, in sub-folders: {folder} has folders: {listing(within)}. "
+            f"Set data.root to {folder} if these are the classes, or move the images up."
+        )
+
+
+def _no_images(root: Path, folders: list[str], notes: Sequence[str]) -> DtrapError:
+    """Return the error for class folders without an image."""
+    return DtrapError(
+        f"The class folders of {root} ({listing(folders)}) have no images in them{_because(notes)}. Add some."
+    )
 
 
 def _folders_of(root: Path, argument: str) -> list[str]:

@@ -1,4 +1,4 @@
-"""Open image files of any kind as 8-bit RGB, and list them."""
+"""Open image files of any kind as 8-bit RGB."""
 
 from __future__ import annotations
 
@@ -6,12 +6,10 @@ import os
 
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
-from torchvision.datasets.folder import IMG_EXTENSIONS
 
 from ..errors import DtrapError
-
-# Pillow reads HEIC with a plugin only. Without it such a file is reported as unreadable instead of being ignored.
-IMAGE_ENDINGS = (*IMG_EXTENSIONS, ".gif", ".jp2", ".avif", ".heic", ".heif")
+from ..files import open_file
+from .formats import formats_for, why_unknown
 
 
 class ImageError(DtrapError):
@@ -29,14 +27,14 @@ def open_image(path: str | os.PathLike[str]) -> Image.Image:
             or has more pixels than Pillow accepts as harmless.
     """
     try:
-        with Image.open(path) as image:
+        with open_file(path) as file, Image.open(file, formats=formats_for(path)) as image:
             image.load()
             ImageOps.exif_transpose(image, in_place=True)
             return _to_rgb(image)
     except FileNotFoundError:
         raise ImageError(f"Image {os.fspath(path)} does not exist.") from None
     except UnidentifiedImageError:
-        raise ImageError(f"Image {os.fspath(path)} cannot be read: not an image that Pillow supports.") from None
+        raise ImageError(f"Image {os.fspath(path)} cannot be read: {why_unknown(path)}.") from None
     except (MemoryError, ImageError):
         raise
     except Exception as error:  # Pillow's decoders raise OSError, SyntaxError, ValueError, struct.error, ...
@@ -55,23 +53,3 @@ def _to_rgb(image: Image.Image) -> Image.Image:
         white = Image.new("RGBA", picture.size, (255, 255, 255, 255))
         return Image.alpha_composite(white, picture).convert("RGB")
     return image.convert("RGB")
-
-
-def list_images(folder: str | os.PathLike[str], recursive: bool = False) -> list[str]:
-    """Return the sorted paths of the image files in a folder, found by their ending in any case; no hidden files.
-
-    Args:
-        folder: An existing folder.
-        recursive: Whether to list its subfolders, except hidden ones, as well.
-    """
-    found, folders = [], [os.fspath(folder)]
-    while folders:
-        with os.scandir(folders.pop()) as entries:
-            for entry in entries:
-                if entry.name.startswith("."):
-                    continue
-                if entry.name.lower().endswith(IMAGE_ENDINGS) and entry.is_file():
-                    found.append(entry.path)
-                elif recursive and entry.is_dir(follow_symlinks=False):
-                    folders.append(entry.path)
-    return sorted(found)

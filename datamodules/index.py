@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import unicodedata
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -12,7 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import DtrapError, nearest
-from .images import list_images
+from ..files import printable
+from .walk import Found, joined, left_out_line, list_folders, walk
 
 SPLITS = ("train", "val", "test")
 
@@ -30,6 +32,8 @@ class ImageIndex:
         missing: Files that a table or split names and that do not exist; they are not in `paths`.
         notes: What a user should know about the scan, one line each.
         splits: "train", "val" or "test" of each image; None for a set without a published split.
+        faults: (path, reason) of what could not be read while the folders were listed, and of images that must not be
+            used; they are not in `paths`.
     """
 
     paths: list[str]
@@ -39,6 +43,7 @@ class ImageIndex:
     missing: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
     splits: list[str] | None = None
+    faults: tuple[tuple[str, str], ...] = ()
 
     def fingerprint(self) -> str:
         """Return the SHA-256 of the relative paths, labels and splits, by which a run recognizes its data."""
@@ -75,13 +80,14 @@ def listing(names: Sequence[str], most: int = 5) -> str:
 
 def class_folders(root: str | os.PathLike[str]) -> list[str]:
     """Return the sorted names of the folders in a folder, without hidden ones."""
-    with os.scandir(root) as entries:
-        return sorted(entry.name for entry in entries if entry.is_dir() and not entry.name.startswith("."))
+    return list_folders(root)
 
 
 def first_of(root: Path, candidates: Iterable[str]) -> Path | None:
     """Return the first of the candidate files or folders under a root that exists."""
-    return next((root / candidate for candidate in candidates if (root / candidate).exists()), None)
+    places = [root / candidate for candidate in candidates]
+    # A broken link is taken last: what reads it says so.
+    return next((place for there in (os.path.exists, os.path.lexists) for place in places if there(place)), None)
 
 
 def no_folder(path: Path) -> str:
@@ -105,33 +111,88 @@ def not_found(root: Path, looked_for: Sequence[str], title: str, what: str) -> D
 
 def join(first: ImageIndex, second: ImageIndex, **changes: Any) -> ImageIndex:
     """Return the images of two indexes with the same classes, with changes of other fields."""
-    return replace(first, paths=first.paths + second.paths, labels=first.labels + second.labels, **changes)
+    both = {name: getattr(first, name) + getattr(second, name) for name in ("paths", "labels", "notes", "faults")}
+    return replace(first, **(both | changes))
 
 
-def index_class_folders(root: Path, folders: Sequence[str], class_names: Sequence[str]) -> ImageIndex:
-    """Return the index of the images directly in one folder per class; label i is `folders[i]`, which may be absent."""
-    paths: list[str] = []
-    labels: list[int] = []
-    for label, folder in enumerate(folders):
-        found = list_images(root / folder) if (root / folder).is_dir() else []
-        paths += found
-        labels += [label] * len(found)
-    return ImageIndex(paths, labels, list(class_names), roots=(str(root),))
+def index_class_folders(
+    root: Path, folders: Sequence[str], class_names: Sequence[str], beside: Found | None = None
+) -> ImageIndex:
+    """Return the index of the images in one folder per class and its sub-folders; label i is `folders[i]`.
+
+    Args:
+        root: Folder of the class folders.
+        folders: Their names; one may be absent.
+        class_names: The class name of each.
+        beside: What is next to the class folders and is reported with them.
+    """
+    parts = [walk(root / folder, within=root) if os.path.isdir(root / folder) else Found() for folder in folders]
+    found = joined([beside or Found(), *parts])
+    labels = [label for label, part in enumerate(parts) for _ in part.images]
+    paths = [path for part in parts for path in part.images]
+    direct = [os.path.join(root, folder) for folder in folders]
+    below = sum(os.path.dirname(path) != direct[label] for path, label in zip(paths, labels, strict=True))
+    notes = [
+        *([f"{below:,} of {len(paths):,} images are in sub-folders of the class folders"] if below else []),
+        *filter(None, (left_out_line(found.left_out), _same_names(paths, root))),
+        *(
+            f"no image in the class folder {folder}: {left_out_line(part.left_out)}"
+            for folder, part in zip(folders, parts, strict=True)
+            if part.left_out and not part.images
+        ),
+    ]
+    return ImageIndex(
+        paths, labels, list(class_names), roots=(str(root),), notes=tuple(notes), faults=tuple(found.faults)
+    )
+
+
+def _same_names(paths: Iterable[str], root: Path) -> str:
+    """Return a note on files of one folder whose names differ in the ending only, such as X.jpg and X.png."""
+    first: dict[str, str] = {}
+    pairs = []
+    for path in paths:
+        other = first.setdefault(os.path.splitext(normal(path).casefold())[0], path)
+        if other != path:
+            pairs.append(f"{os.path.relpath(other, root)} and {os.path.basename(path)}")
+    if not pairs:
+        return ""
+    return (
+        f"{len(pairs):,} image{' has' if len(pairs) == 1 else 's have'} the name of another one with another ending, "
+        f"and all are used: {listing(pairs, 3)}"
+    )
+
+
+def normal(name: str) -> str:
+    """Return a name in Unicode's composed form: macOS stores an accented letter as two characters."""
+    return unicodedata.normalize("NFC", name)
+
+
+def spelled_as(names: Iterable[str], wanted: str) -> str:
+    """Return the name that is the wanted one up to Unicode's form, or the wanted one itself."""
+    return next((name for name in names if normal(name) == normal(wanted)), wanted)
 
 
 def names_of_folders(root: Path, folders: Sequence[str], names: Mapping[str, str]) -> list[str]:
-    """Return the class name of each folder: the given name, or else the folder's own.
+    """Return the class name of each folder: the given name, or else the folder's own in Unicode's composed form.
 
     Raises:
-        DtrapError: A name is given for a folder that does not exist, or two folders have the same name.
+        DtrapError: A name is given for a folder that does not exist, two folders have the same name, or the name of a
+            folder cannot be written into results.
     """
-    for folder in names:
+    given = {spelled_as(folders, folder): name for folder, name in names.items()}
+    for folder in given:
         if folder not in folders:
             raise DtrapError(
                 f"class_names has the folder '{folder}', which is not in {root}."
                 f"{nearest(folder, folders)} Found: {listing(folders)}."
             )
-    found = [names.get(folder, folder) for folder in folders]
+    found = [given.get(folder, normal(folder)) for folder in folders]
+    for name in found:
+        if printable(name) != name:
+            raise DtrapError(
+                f"{printable(str(root))}: the name of the folder '{printable(name)}' is not UTF-8, so that it cannot "
+                "be a class name in results and adapters. Rename the folder."
+            )
     twice = sorted(name for name, count in Counter(found).items() if count > 1)
     if twice:
         raise DtrapError(

@@ -50,4 +50,4 @@ class PublishedDataModule(FewShotDataModule):
         skipped = [name for name in ("bad_images", "small_classes") if getattr(self, name) == "skip"]
         findings = Findings(f"{self.title} under {self.root}", stop=True, skipped=skipped)
         index = self.read(findings)
-        return replace(index, notes=tuple(note.text for note in findings.notes))
+        return replace(index, notes=index.notes + tuple(note.brief for note in findings.notes))

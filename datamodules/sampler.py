@@ -79,6 +79,11 @@ class TaskSampler(ABC):
         """
         raise DtrapError(f"{self.data.title}: episodes have no subsets; use data.all_way.")
 
+    def images_of(self, number: int) -> set[int]:
+        """Return the positions in the index of all images of a task."""
+        task = self.draw(number)
+        return {position for of_class in (*task.support, *task.query) for position in of_class}
+
     @property
     def fingerprint(self) -> str:
         """Text that changes with the images that a file prescribes; empty where all are drawn."""

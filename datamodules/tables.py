@@ -11,9 +11,9 @@ from typing import ClassVar, NamedTuple
 
 from ..errors import DtrapError, nearest
 from .findings import COMPLETE, Finding, Findings, counted, missing_images, relative
-from .images import list_images
 from .index import ImageIndex, first_of, not_found
 from .published import PublishedDataModule
+from .walk import list_images
 
 CORRECT = "Correct the row or download the table again"
 

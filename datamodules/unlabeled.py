@@ -10,9 +10,10 @@ from torch.utils.data import DataLoader, Dataset
 
 from ..errors import DtrapError
 from .batches import Batch, collate, read_item
-from .images import list_images, open_image
+from .images import open_image
 from .index import no_folder
 from .views import Preprocessing
+from .walk import left_out_line, walk
 
 
 class UnlabeledImages(Dataset[dict[str, Any]]):
@@ -28,6 +29,8 @@ class UnlabeledImages(Dataset[dict[str, Any]]):
     Attributes:
         paths: Path of each image.
         unreadable: (path, reason) of the files that `batches` left out so far.
+        faults: (path, reason) of folders that cannot be read, broken links and the like.
+        left_out: Line on the files that are no images, such as "20 files left out: 12 .dcm, 8 .svg"; may be empty.
 
     Raises:
         DtrapError: The folder does not exist or has no image.
@@ -37,9 +40,14 @@ class UnlabeledImages(Dataset[dict[str, Any]]):
         folder = Path(folder).expanduser()
         if not folder.is_dir():
             raise DtrapError(f"{folder} {no_folder(folder)}. Give the folder of the new images, --images FOLDER.")
-        self.paths = list_images(folder, recursive=True)
+        found = walk(folder)
+        self.paths, self.left_out, self.faults = found.images, left_out_line(found.left_out), found.faults
         if not self.paths:
-            raise DtrapError(f"No image files in {folder} or its sub-folders. Give another one: --images FOLDER.")
+            because = self.left_out or "; ".join(f"{path}: {reason}" for path, reason in self.faults[:3])
+            raise DtrapError(
+                f"No image files in {folder} or its sub-folders{because and f' ({because})'}. Give another one: "
+                "--images FOLDER."
+            )
         self.preprocessing = preprocessing
         self.unreadable: list[tuple[str, str]] = []
 

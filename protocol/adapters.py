@@ -20,7 +20,7 @@ from torch import Tensor
 from .. import __version__
 from ..datamodules.few_shot import FewShotDataModule
 from ..errors import DtrapError
-from ..files import to_json_values, write_atomically
+from ..files import printable, to_json_values, write_atomically
 from ..lightning_modules import FewShotClassifier
 from ..lightning_modules.text_head import prompt_texts
 from .run_folder import RESUMES, Row
@@ -106,7 +106,7 @@ def is_standalone(path: Path) -> bool:
 
 def card_content(card: AdapterCard) -> bytes:
     """Encode the card as the content of its file."""
-    return (json.dumps(asdict(card), indent=2, ensure_ascii=False) + "\n").encode()
+    return (printable(json.dumps(asdict(card), indent=2, ensure_ascii=False)) + "\n").encode()
 
 
 def save_adapter(path: Path, module: FewShotClassifier, card: AdapterCard) -> None:

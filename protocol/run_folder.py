@@ -13,7 +13,7 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from ..errors import DtrapError
-from ..files import cannot_write, to_json_values, write_atomically
+from ..files import cannot_write, printable, to_json_values, write_atomically
 
 Row = dict[str, Any]
 
@@ -67,7 +67,8 @@ class ResultRows:
             DtrapError: The row cannot be written (full disk, no permission). If possible, the file then ends with the
                 last complete row.
         """
-        line = json.dumps(to_json_values(row), ensure_ascii=False, allow_nan=False).encode() + b"\n"
+        text = json.dumps(to_json_values(row), ensure_ascii=False, allow_nan=False)
+        line = printable(text).encode() + b"\n"
         content = self._content()
         end = _sound_length(content)
         if end and content[end - 1 : end] != b"\n":
@@ -144,7 +145,8 @@ class RunFolder:
 
     def write_text(self, path: Path, text: str) -> None:
         """Write a small file atomically; raises a DtrapError on failure."""
-        write_atomically(path, text.encode(), RESUMES)
+        # A byte of a file name that is not UTF-8 becomes an escape, which JSON and YAML read as the same byte.
+        write_atomically(path, printable(text).encode(), RESUMES)
 
     def write_json(self, path: Path, value: object) -> None:
         """Write a small JSON file atomically; numbers that are not finite become null."""

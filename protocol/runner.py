@@ -135,6 +135,7 @@ class ProtocolRun:
             missing = {name: every if overwrite else rows.missing(name, self.episodes) for name in self.names}
             if any(missing.values()):
                 self._check_settings()
+                self.data.check_images(sorted(set().union(*missing.values())))
                 if overwrite:
                     self.folder.clear()
                 self.record.record()

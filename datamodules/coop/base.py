@@ -8,9 +8,9 @@ from typing import ClassVar
 
 from ...errors import DtrapError
 from ..findings import COMPLETE, Finding, Findings, missing_images
-from ..images import list_images
-from ..index import ImageIndex, class_folders, listing, not_found
+from ..index import ImageIndex, class_folders, first_of, listing, not_found
 from ..published import PublishedDataModule
+from ..walk import list_images
 from .splits import Split, draw_split, index_split, read_split, row_places
 
 
@@ -90,7 +90,7 @@ class CoOpDataModule(PublishedDataModule):
     def split_in(self, folder: Path) -> Path | None:
         """Return the split file in a folder, or None."""
         names = (self.split_file, f"{self.split_file}.gz") if self.split_file else ()
-        return next((folder / name for name in names if (folder / name).is_file()), None)
+        return first_of(folder, names)
 
     def make_split(self, folder: Path, findings: Findings) -> Split:
         """Split every class folder into 50% training, 20% validation and 30% test images."""

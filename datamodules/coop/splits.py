@@ -13,8 +13,8 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from ...errors import DtrapError
-from ..images import list_images
 from ..index import SPLITS, ImageIndex, listing
+from ..walk import list_images
 
 SEED = 1
 

@@ -6,8 +6,8 @@ from pathlib import Path
 
 from ...errors import DtrapError, nearest
 from ..findings import Findings
-from ..images import list_images
 from ..published import Published
+from ..walk import list_images
 from .base import CoOpDataModule
 from .releases import numbered_lines
 from .splits import Row, Split, draw_split, draw_validation

@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import os
-import warnings
 from collections import Counter
-from collections.abc import Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,16 +13,18 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 from rich.text import Text
 
-from ...console import print_table
+from ...console import print_table, say
 from ...errors import DtrapError
+from ...files import printable, write_atomically
 from ..catalog import SETS, find_set
 from ..findings import Finding, Findings, counted, relative
-from ..images import ImageError, open_image
+from ..folder import FolderDataModule
+from ..image_check import find_faults, full_fault
 from ..index import SPLITS, DataNotFound, ImageIndex
 from ..published import Published
 
 CASES = 3
-DECODED_TOGETHER = 256
+FOLDER = "folder"  # what a user's own class folders are called
 COLUMNS = ("set", "images", "classes", "per class", "found / published", "missing", "unreadable", "verdict")
 NUMBERS = ("images", "classes", "per class", "missing", "unreadable")
 
@@ -63,8 +62,18 @@ class SetReport:
         return {name: counts[label] for label, name in enumerate(self.index.class_names)}
 
 
-def check(root: Path, console: Console, *, only: str | None = None, decode: bool = True, verbose: bool = False) -> int:
+def check(
+    root: Path,
+    console: Console,
+    *,
+    only: str | None = None,
+    decode: bool = True,
+    verbose: bool = False,
+    table: Path | None = None,
+) -> int:
     """Print a table of the sets under a root and what is wrong with them.
+
+    A root without a known set is read as class folders, as `dtrap fit` with folder.yaml does.
 
     Args:
         root: Folder of one or several sets.
@@ -72,6 +81,7 @@ def check(root: Path, console: Console, *, only: str | None = None, decode: bool
         only: Name of the only set to look for; its classes are listed.
         decode: Whether to decode every image.
         verbose: Whether to list the classes of every set, and all cases instead of the first few.
+        table: CSV file for all faults and notes, one row for each file, row or class; None for none.
 
     Returns:
         1 if there is a fault, otherwise 0.
@@ -79,8 +89,10 @@ def check(root: Path, console: Console, *, only: str | None = None, decode: bool
     Raises:
         DtrapError: No set was found, or the name is unknown.
     """
-    sets = SETS if only is None else {only: find_set(only)}
+    sets = {} if only == FOLDER else SETS if only is None else {only: find_set(only)}
     reports = [report for name in sets if (report := _read(name, root)) is not None]
+    if not reports and only in (None, FOLDER):
+        reports = _read_folder(root, asked=only == FOLDER)
     if not reports:
         raise DtrapError(
             f"No known data set found in {root}. Looked for: {', '.join(sets)}. "
@@ -91,7 +103,51 @@ def check(root: Path, console: Console, *, only: str | None = None, decode: bool
     _print_table(reports, console)
     for report in reports:
         _print_findings(report, console, classes=verbose or only is not None, most=None if verbose else CASES)
+    if table is not None:
+        _write_table(table, reports)
+        say(console, f"All faults and notes: {table}")
     return 1 if any(report.faults for report in reports) else 0
+
+
+def _read_folder(root: Path, *, asked: bool) -> list[SetReport]:
+    """Read a user's class folders; nothing where the root has none of images and they were not asked for."""
+    module = FolderDataModule(root)
+    try:
+        index = module.scan()
+    except DtrapError as error:
+        if not asked:
+            return []
+        return [SetReport(FOLDER, ImageIndex([], [], []), Published(0), [Finding(str(error))], [])]
+    report = SetReport(FOLDER, index, Published(0), _faults_of(index, root), _notes_of(index))
+    empty = [name for name, count in report.images_per_class().items() if not count]
+    report.faults += filter(None, [counted(empty, "class folder has no image", "class folders have no image")])
+    return [report] if asked or len({*index.labels}) > 1 else []
+
+
+def _faults_of(index: ImageIndex, root: Path) -> list[Finding]:
+    """Return what could not be read while the folders were listed."""
+    cases = [f"{relative(path, root)}: {reason}" for path, reason in index.faults]
+    found = counted(cases, "file or folder cannot be used", "files or folders cannot be used")
+    return [found] if found else []
+
+
+def _notes_of(index: ImageIndex) -> list[Finding]:
+    return [Finding(note) for note in index.notes]
+
+
+def _write_table(path: Path, reports: Sequence[SetReport]) -> None:
+    """Write a CSV file with the columns set, kind, finding and case."""
+    import pandas as pd  # takes half a second
+
+    rows = [
+        {"set": report.name, "kind": kind, "finding": finding.text, "case": case}
+        for report in reports
+        for kind, findings in (("fault", report.faults), ("note", report.notes))
+        for finding in findings
+        for case in finding.cases or [""]
+    ]
+    text = pd.DataFrame(rows, columns=["set", "kind", "finding", "case"]).to_csv(index=False, lineterminator="\n")
+    write_atomically(path, printable(text).encode(), "or name another file with --csv.")
 
 
 def _read(name: str, root: Path) -> SetReport | None:
@@ -105,7 +161,8 @@ def _read(name: str, root: Path) -> SetReport | None:
     except DtrapError as error:
         index = ImageIndex([], [], [])
         findings.faults.append(Finding(str(error)))
-    report = SetReport(name, index, module.published, [*findings.faults, *findings.differences], findings.notes)
+    faults = [*findings.faults, *_faults_of(index, root), *findings.differences]
+    report = SetReport(name, index, module.published, faults, [*findings.notes, *_notes_of(index)])
     if index.class_names:
         report.faults += _count_faults(report)
     return report
@@ -144,31 +201,13 @@ def find_unreadable(paths: Iterable[str], console: Console) -> dict[str, str]:
     ordered = sorted(paths)
     columns = (TextColumn("decoding"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     found: dict[str, str] = {}
-    with (
-        warnings.catch_warnings(),
-        ThreadPoolExecutor(min(32, os.cpu_count() or 1)) as pool,
-        Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress,
-    ):
-        warnings.simplefilter("ignore")
+    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
         task = progress.add_task("", total=len(ordered))
-        for start in range(0, len(ordered), DECODED_TOGETHER):
-            part = ordered[start : start + DECODED_TOGETHER]
-            for path, reason in zip(part, pool.map(_why_unreadable, part), strict=True):
-                if reason:
-                    found[path] = reason
-                progress.advance(task)
+        for path, reason in zip(ordered, find_faults(ordered, full_fault), strict=True):
+            if reason:
+                found[path] = reason
+            progress.advance(task)
     return found
-
-
-def _why_unreadable(path: str) -> str:
-    """Return what is wrong with an image file; an empty string if it can be decoded."""
-    try:
-        open_image(path)
-    except ImageError as error:
-        size = os.path.getsize(path) if os.path.exists(path) else None
-        reason = str(error).removeprefix(f"Image {path} ").removeprefix("cannot be read: ").rstrip(".")
-        return "the file is empty" if size == 0 else reason
-    return ""
 
 
 def _print_table(reports: list[SetReport], console: Console) -> None:
@@ -211,4 +250,4 @@ def _print_findings(report: SetReport, console: Console, *, classes: bool, most:
     if classes:
         lines += ["  images per class", *(f"    {n:>7,}  {name}" for name, n in report.images_per_class().items())]
     for line in [report.name, *lines] if lines else []:
-        console.print(Text(line), soft_wrap=True)
+        console.print(Text(printable(line)), soft_wrap=True)

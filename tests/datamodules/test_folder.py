@@ -41,14 +41,25 @@ def test_class_names_by_a_mapping_and_a_template(folder_root):
         folder(folder_root, class_names={"cls_03": "rust", "cls_01": "rust"}).setup()
 
 
-def test_stray_and_hidden_files_and_folders_are_ignored(folder_root):
+def test_stray_and_hidden_files_and_folders_are_ignored(folder_root, caplog):
     before = folder(folder_root).index
     (folder_root / "notes.txt").touch()
     picture(0).save(folder_root / "cover.png")
-    make_class_folders(folder_root, [".cache"], 2)
-    make_class_folders(folder_root / "cls_00", ["within"], 2)
+    make_class_folders(folder_root, [".cache", "__MACOSX", "@eaDir"], 2)
     (folder_root / "cls_01" / "Thumbs.db").touch()
-    assert folder(folder_root).index == before
+    index = folder(folder_root).index
+    assert (index.paths, index.labels, index.class_names) == (before.paths, before.labels, before.class_names)
+    assert "my_photos: 1 file left out: 1 .txt" in caplog.text
+    assert "1 image next to the class folders not used" in caplog.text
+
+
+def test_sub_folders_of_a_class_belong_to_it(folder_root, caplog):
+    make_class_folders(folder_root / "cls_00", ["2024-05"], 2)
+    make_class_folders(folder_root / "cls_00" / "2024-06", ["morning"], 2)
+    data = folder(folder_root)
+    assert data.description == "my_photos 4 classes · 27 images"
+    assert data.index.labels[:11] == [0] * 11
+    assert "4 of 27 images are in sub-folders of the class folders" in caplog.text
 
 
 def test_a_held_out_share_is_stratified_and_disjoint(folder_root):

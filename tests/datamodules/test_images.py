@@ -1,6 +1,7 @@
 import numpy as np
 import pytest
-from dtrap.datamodules.images import list_images, open_image
+from dtrap.datamodules.images import open_image
+from dtrap.datamodules.walk import list_images
 from dtrap.errors import DtrapError
 from layouts import picture, truncate
 from PIL import Image
