@@ -53,6 +53,8 @@ def data(arguments: list[str], console: Console) -> int:
 
 def data_parser() -> argparse.ArgumentParser:
     """Return the parser of `dtrap data`."""
+    from ..datamodules.acquisition.sources import SOURCES
+
     parser = CommandParser(
         prog="dtrap data", description="Check or show the data sets under a folder, or download one."
     )
@@ -61,7 +63,11 @@ def data_parser() -> argparse.ArgumentParser:
         actions.add_parser(name, help=text, description=f"{text[0].upper()}{text[1:]}.", allow_abbrev=False)
         for name, text in ACTIONS.items()
     )
-    check.description = f"{check.description} The exit status is 0, 1 if there is a fault, or 2 if no set was found."
+    check.description = (
+        f"{check.description} The exit status is 0, 1 if there is a fault or a number that differs from the published "
+        "one, or 2 if no set was found."
+    )
+    check.epilog = show.epilog = fetch.epilog = f"The sets: {', '.join(SOURCES)}."
     check.add_argument("root", metavar="ROOT", help="folder of one or several sets")
     check.add_argument("--set", metavar="NAME", help="this set only: isic, coop/dtd, ..., or folder (class folders)")
     check.add_argument("--quick", action="store_true", help="do not decode the images")

@@ -18,16 +18,16 @@ CLASS_NAMES = ("Atelectasis", "Cardiomegaly", "Effusion", "Infiltration", "Mass"
 _OTHERS = ("Consolidation", "Edema", "Emphysema", "Fibrosis", "Hernia", "Pleural_Thickening", "Pneumonia", "No Finding")
 
 _IMAGE, _FINDINGS = "Image Index", "Finding Labels"
-_TABLES = ("Data_Entry_2017.csv", "Data_Entry_2017_v2020.csv")
+_TABLES = ("Data_Entry_2017.csv", "Data_Entry_2017_v2020.csv", "sample_labels.csv")  # the last: 5,606 rows of Kaggle
 
 
 class ChestXDataModule(TableDataModule):
     """Episodes of ChestX-ray14: the X-rays with exactly one finding that is one of seven.
 
-    Format: `Data_Entry_2017.csv` (columns "Image Index" and "Finding Labels", findings separated by `|`), and the PNG
-    files in `images/` next to it or in `images_001/images/` .. `images_012/images/`, under the root or its subfolder
-    ChestX. Images are opened as RGB at 256 x 256 pixels (bicubic), as in the benchmark of Guo et al., "A Broader Study
-    of Cross-Domain Few-Shot Learning", ECCV 2020.
+    Format: `Data_Entry_2017.csv` or `Data_Entry_2017_v2020.csv` (columns "Image Index" and "Finding Labels", findings
+    separated by `|`), and the PNG files in `images/` next to it or in `images_001/images/` .. `images_012/images/`,
+    under the root, its subfolder ChestX or up to five folders lower. Images are opened as RGB at 256 x 256 pixels
+    (bicubic), as in the benchmark of Guo et al., "A Broader Study of Cross-Domain Few-Shot Learning", ECCV 2020.
 
     Source: https://nihcc.app.box.com/v/ChestXray-NIHCC, 112,120 images. Wang et al., "ChestX-ray8", CVPR 2017.
     License: free use with attribution to the NIH Clinical Center.

@@ -159,13 +159,14 @@ class ImageCollection(LightningDataModule, ABC):
     def _splits(self) -> np.ndarray:
         return np.asarray(self.index.splits)
 
-    def large_classes(self, counts: list[int], needed: int, reason: str) -> list[int]:
+    def large_classes(self, counts: list[int], needed: int, reason: str, what: str = "images") -> list[int]:
         """Return the labels of the classes with at least the needed number of images.
 
         Args:
             counts: Number of images of each class.
             needed: Least number.
             reason: What they are needed for, such as "shot 5 + query 15".
+            what: What is counted, such as "training images" of a published split.
 
         Raises:
             DtrapError: A class has too few, unless `small_classes` is "skip".
@@ -174,11 +175,11 @@ class ImageCollection(LightningDataModule, ABC):
         small = [f"'{name}' has {n}" for name, n in zip(names, counts, strict=True) if n < needed]
         if small and self.small_classes == "error":
             raise DtrapError(
-                f"{self.title}: too few images under {self.root}: {listing(small)}; needed: {needed} "
+                f"{self.title}: too few {what} under {self.root}: {listing(small)}; needed: {needed} "
                 f"({reason}). Add images, lower the numbers, or leave these classes out: --data.small_classes skip."
             )
         if small:
-            self.warn_once(f"left out {len(small)} small class(es): {listing(small, len(small))} of {needed}")
+            self.warn_once(f"left out {len(small)} small class(es): {listing(small, len(small))} {what} of {needed}")
         return [label for label, count in enumerate(counts) if count >= needed]
 
     def warn_once(self, text: str) -> None:

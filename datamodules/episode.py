@@ -14,6 +14,7 @@ from ..files import printable
 from .batches import Batch, Views, decode, to_batch
 from .collection import ImageCollection, unreadable_error
 from .images import ImageError
+from .index import listing
 from .views import draw_views
 
 
@@ -118,6 +119,9 @@ class Episode:
         for label, positions in enumerate(chosen):
             if len(positions) < needed:
                 raise self._too_few_readable(label)
+        lost = [self._name(k) for k, (named, left) in enumerate(zip(images, chosen, strict=True)) if named and not left]
+        if any(chosen) and lost:
+            self.data.warn_once(f"no readable test image, so the accuracy does not cover them: {listing(lost)}")
         if not any(chosen):
             raise DtrapError(f"{self.data.title}: none of the query images can be read. Replace them.")
         # A test in inference mode may be the first to ask for the support; training cannot use inference tensors.
@@ -146,9 +150,11 @@ class Episode:
         """What the images are for, in a message; empty for the one task over a user's images."""
         return f"episode {self.number} of {self.data.title}" if self.fixed_numbers else ""
 
+    def _name(self, label: int) -> str:
+        return self.data.index.class_names[self.task.classes[label]]
+
     def _too_few_readable(self, label: int) -> DtrapError:
-        name = self.data.index.class_names[self.task.classes[label]]
         return DtrapError(
-            f"{self._place or self.data.title}: too few readable images of class '{name}', for example "
+            f"{self._place or self.data.title}: too few readable images of class '{self._name(label)}', for example "
             f"{printable(self.data.skipped_images[-1][0])} is unreadable. Replace it or add images."
         )

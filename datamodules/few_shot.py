@@ -170,6 +170,11 @@ class FewShotDataModule(ImageCollection):
         return [self.index.class_names[label] for label in self.task.classes]
 
     @property
+    def untested_classes(self) -> list[str]:
+        """Names of the current task's classes without a query image, which an accuracy does not cover."""
+        return [name for name, query in zip(self.class_names, self.task.query, strict=True) if not query]
+
+    @property
     def support_ids(self) -> list[int]:
         """Positions in the index of the M support images, class by class."""
         if self.bad_images == "skip" and not self.streams:

@@ -11,6 +11,7 @@ from typing import Literal
 
 from ..errors import DtrapError, nearest
 from .index import ImageIndex, class_folders, listing
+from .places import FolderTree, dicom
 from .walk import list_images
 
 HINTS = 20  # comparing a thousand names with a thousand others takes seconds
@@ -99,6 +100,21 @@ def relative(path: str | os.PathLike[str], root: Path) -> str:
     return os.fspath(path).removeprefix(os.path.join(root, ""))
 
 
+def note_place(findings: Findings, folder: Path, usual: Collection[Path], others: Sequence[Path] = ()) -> None:
+    """Note that a set was found in an unusual place, and the folders like it that are not used.
+
+    Args:
+        findings: Where it is recorded.
+        folder: Where the set is.
+        usual: Its usual places.
+        others: Folders next to it that have its classes as well.
+    """
+    if folder not in usual:
+        findings.note(Finding(f"read from {folder}"))
+    one, many = "other folder has its classes and is not used", "other folders have its classes and are not used"
+    findings.note(counted([str(path) for path in others], one, many))
+
+
 def missing_folders(folder: Path, expected: Collection[str], root: Path) -> Finding | None:
     """Find class folders that are missing, with the unexpected folder that one may have been renamed to.
 
@@ -147,15 +163,16 @@ def unknown_folders(folder: Path, classes: Iterable[str], expected: Collection[s
     return counted(cases, "folder is not a class of the published set", "folders are not classes of the published set")
 
 
-def missing_images(findings: Findings, index: ImageIndex, root: Path, rows: Mapping[str, str]) -> None:
+def missing_images(findings: Findings, index: ImageIndex, tree: FolderTree, rows: Mapping[str, str]) -> None:
     """Record files that a table or split names and that do not exist; a folder without any is one case.
 
     Args:
         findings: Where they are recorded.
         index: With the missing files.
-        root: Folder that paths are shown from.
+        tree: The folders below the root, where files of the same names may be.
         rows: Row and class of each missing file.
     """
+    root = tree.root
     by_folder = Counter(os.path.dirname(path) for path in index.missing)
     used = _used_folders(index) if by_folder else set()
     gone, empty = [], []
@@ -175,10 +192,24 @@ def missing_images(findings: Findings, index: ImageIndex, root: Path, rows: Mapp
         for path in index.missing
         if not by_folder[os.path.dirname(path)]
     ]
-    findings.fault(counted(gone, "folder is missing", "folders are missing"), COMPLETE, "bad_images")
-    findings.fault(counted(empty, "folder is empty", "folders are empty"), COMPLETE, "bad_images")
+    named = FolderTree(Path(os.path.dirname(index.missing[0] if index.missing else "")), depth=1)
+    remedy = _elsewhere(index, tree) or dicom(named).strip().removesuffix(".") or COMPLETE
+    findings.fault(counted(gone, "folder is missing", "folders are missing"), remedy, "bad_images")
+    findings.fault(counted(empty, "folder is empty", "folders are empty"), remedy, "bad_images")
     absent = counted(single, "image is named but does not exist", "images are named but do not exist")
-    findings.fault(absent, COMPLETE, "bad_images")
+    findings.fault(absent, remedy, "bad_images")
+
+
+def _elsewhere(index: ImageIndex, tree: FolderTree) -> str:
+    """Return the folder that has files with the names of missing images, as a remedy; empty if none has."""
+    if not index.missing:
+        return ""
+    lost, used = {os.path.basename(path) for path in index.missing}, _used_folders(index)
+    counts = {p.path: len(lost.intersection(p.files)) for p in tree.places if str(p.path) not in used}
+    folder = max(counts, key=lambda path: counts[path], default=tree.root)
+    found = counts.get(folder, 0)
+    target = os.path.dirname(index.missing[0])
+    return f"{found:,} files with their names are in {folder}: move them to {target}" if found else ""
 
 
 def _used_folders(index: ImageIndex) -> set[str]:

@@ -27,6 +27,7 @@ from .index import (
     normal,
     spelled_as,
 )
+from .places import FolderTree, check_no_splits, unread
 from .sampler import CLASSES, EpisodeSampler
 from .walk import walk
 
@@ -115,6 +116,7 @@ class FolderDataModule(FewShotDataModule):
     def scan(self) -> ImageIndex:
         """List the class folders; the images of `query_root` come after those of the root."""
         folders = _folders_of(self.root, "root")
+        check_no_splits(self.root, "root", one_task=not self.fixed_numbers)
         names = names_of_folders(self.root, folders, self.names_of_folders)
         beside = walk(self.root, recursive=False)
         unused, beside.images = beside.images, []
@@ -135,6 +137,7 @@ class FolderDataModule(FewShotDataModule):
         """List the class folders of `query_root`."""
         root = cast(Path, self.query_root)
         found = _folders_of(root, "query_root")
+        check_no_splits(root, "query_root", one_task=True)
         expected = {*map(normal, folders)}
         for folder in found:
             if normal(folder) not in expected:
@@ -232,6 +235,10 @@ class OneTaskSampler(EpisodeSampler):
             raise DtrapError(
                 f"{data.root} has images of {len(usable)} class(es); expected 2 or more folders of images."
             )
+        names = data.index.class_names
+        untested = [names[label] for label, query in zip(usable, task.query, strict=True) if not query]
+        if self.has_query and untested and any(task.query):
+            data.warn_once(f"no test image, so the accuracy does not cover them: {listing(untested)}")
         if self.has_query and not any(task.query):
             raise DtrapError(
                 f"held_out {data.held_out} leaves no query image: the classes under {data.root} have "
@@ -261,7 +268,8 @@ def _check_level(index: ImageIndex, root: Path, folders: Sequence[str]) -> None:
 def _no_images(root: Path, folders: list[str], notes: Sequence[str]) -> DtrapError:
     """Return the error for class folders without an image."""
     return DtrapError(
-        f"The class folders of {root} ({listing(folders)}) have no images in them{_because(notes)}. Add some."
+        f"The class folders of {root} ({listing(folders)}) have no images in them{_because(notes)}."
+        f"{unread(FolderTree(root)) or ' Add some.'}"
     )
 
 

@@ -99,13 +99,23 @@ class DataNotFound(DtrapError):
     """Nothing of a data set is under its root; an incomplete set raises another error."""
 
 
-def not_found(root: Path, looked_for: Sequence[str], title: str, what: str) -> DtrapError:
-    """Return the error for data that were not found."""
+def not_found(root: Path, looked_for: Sequence[str], title: str, what: str, instead: str = "") -> DtrapError:
+    """Return the error for data that were not found.
+
+    Args:
+        root: Folder that was searched.
+        looked_for: Official places.
+        title: Name of the set.
+        what: What was not found.
+        instead: Sentences on what is there instead, each with a space before it.
+    """
     if not root.is_dir():
         return DtrapError(f"{title}: {root} {no_folder(root)}. Set data.root to where the data are.")
+    most = 3
+    places = ", ".join(looked_for[:most]) + (" and other places" if len(looked_for) > most else "")
+    remedy = instead or " Set data.root to the folder that holds one of these."
     return DataNotFound(
-        f"{title}: no {what} under {root}. Looked for: {', '.join(looked_for)}. "
-        "Set data.root to the folder that holds one of these."
+        f"{title}: no {what} under {root}. Looked for: {places}, there and up to five folders lower.{remedy}"
     )
 
 

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from pathlib import Path
+from typing import ClassVar
 
-from .findings import Findings, counted
+from .findings import Finding, Findings, counted
 from .index import first_of
 from .published import Published
 from .tables import CORRECT, LabeledRow, TableDataModule, read_table
@@ -22,6 +23,7 @@ CLASS_NAMES = {
 
 _GROUND_TRUTH, _IMAGES = "ISIC2018_Task3_Training_GroundTruth", "ISIC2018_Task3_Training_Input"
 _FOLDERS = ("", "ISIC")
+_METADATA = ("HAM10000_metadata.csv", "HAM10000_metadata", "HAM10000_metadata.tab")  # of Kaggle and Dataverse
 
 
 class ISICDataModule(TableDataModule):
@@ -29,7 +31,8 @@ class ISICDataModule(TableDataModule):
 
     Format: `ISIC2018_Task3_Training_GroundTruth/ISIC2018_Task3_Training_GroundTruth.csv` (image, then the one-hot
     columns MEL, NV, BCC, AKIEC, BKL, DF, VASC) and `ISIC2018_Task3_Training_Input/<image>.jpg`, under the root or its
-    subfolder ISIC. Other files, such as the metadata table, are ignored.
+    subfolder ISIC or up to five folders lower. Without this table, `HAM10000_metadata.csv` (image_id, dx) is read. The
+    images may be in several folders, such as `HAM10000_images_part_1/` and `_part_2/`.
 
     Source: https://challenge.isic-archive.com/data/#2018 (training data and ground truth of task 3). Tschandl et al.,
     "The HAM10000 dataset", Scientific Data 2018. License: CC BY-NC 4.0.
@@ -38,9 +41,15 @@ class ISICDataModule(TableDataModule):
     title = "ISIC"
     published = Published(7, all=10_015)
     tables = tuple(str(Path(f, g, f"{_GROUND_TRUTH}.csv")) for f in _FOLDERS for g in (_GROUND_TRUTH, ""))
+    other_tables = _METADATA
     image_folders = tuple(str(Path(folder, _IMAGES)) for folder in _FOLDERS)
     ending = ".jpg"
     classes = tuple(CLASS_NAMES.values())
+    relatives: ClassVar[dict[str, str]] = {
+        "isic2018_task3_validation_groundtruth.csv": "the table of the validation images",
+        "isic2018_task3_test_groundtruth.csv": "the table of the test images",
+        "isic_2019_training_groundtruth.csv": "the table of ISIC 2019, another set with 8 classes",
+    }
 
     def find_image_folders(self, table: Path | None) -> list[Path]:
         """Return the first of the image folders that is there."""
@@ -49,6 +58,8 @@ class ISICDataModule(TableDataModule):
 
     def read_rows(self, table: Path, findings: Findings) -> Iterable[LabeledRow]:
         """Read the rows with exactly one label."""
+        if not table.name.casefold().startswith("isic"):
+            return self._read_metadata(table, findings)
         content = read_table(table, self.root, "image", CLASS_NAMES, findings)
         filled = [label for label in CLASS_NAMES if any(cells[label] for _, _, cells in content.rows)]
         empty = [
@@ -74,9 +85,23 @@ class ISICDataModule(TableDataModule):
         findings.fault(odd, CORRECT)
         return good
 
+    def _read_metadata(self, table: Path, findings: Findings) -> list[LabeledRow]:
+        """Read the table of HAM10000, whose column dx has the diagnosis."""
+        content = read_table(table, self.root, "image_id", ["dx"], findings, others_allowed=True)
+        findings.note(Finding(f"the labels are those of {content.title}; there is no {_GROUND_TRUTH}.csv"))
+        labels = {name: label for label, name in enumerate(CLASS_NAMES)}
+        odd = [
+            f"{content.title}, line {line} ({name}): no such diagnosis '{cells['dx']}'"
+            for line, name, cells in content.rows
+            if cells["dx"].upper() not in labels
+        ]
+        findings.fault(counted(odd, "row has an unknown diagnosis", "rows have an unknown diagnosis"), CORRECT)
+        rows = ((line, name, cells["dx"].upper()) for line, name, cells in content.rows)
+        return [LabeledRow(line, name, labels[dx]) for line, name, dx in rows if dx in labels]
+
 
 def _number(cell: str) -> float | None:
     try:
-        return float(cell)
+        return float(cell.replace(",", "."))  # as spreadsheets write it where the comma is the decimal point
     except ValueError:
         return None

@@ -166,17 +166,22 @@ class EpisodeSampler(TaskSampler):
         Raises:
             DtrapError: A class has too few (unless `small_classes` is "skip"), or fewer than `way` are left.
         """
-        data, needed = self.data, self.shot + self.query
+        data = self.data
         if data.index.splits is None:
+            needed = f"{self.shot + self.query} images"
             counts = [len(found) for found in data.positions]
+            usable = data.large_classes(counts, self.shot + self.query, f"shot {self.shot} + query {self.query}")
         else:  # a surplus of one split cannot make up for a lack of the other
-            splits = zip(data.positions_in("train"), data.positions_in("test"), strict=True)
-            counts = [min(len(train), self.shot) + min(len(test), self.query) for train, test in splits]
-        usable = data.large_classes(counts, needed, f"shot {self.shot} + query {self.query}")
+            needed = f"{self.shot} training and {self.query} test images"
+            train, test = ([len(found) for found in data.positions_in(split)] for split in ("train", "test"))
+            trained = data.large_classes(train, self.shot, f"shot {self.shot}", "training images")
+            tested = data.large_classes(test, self.query, f"query {self.query}", "test images")
+            usable = [label for label in trained if label in set(tested)]
         if len(usable) < self.way:
+            fewer = f"Use --data.way {len(usable)}, or lower" if len(usable) > 1 else "Lower"
             raise DtrapError(
-                f"{data.title}: way is {self.way}, but only {len(usable)} classes under {data.root} have "
-                f"{needed} images or more. Set data.way to at most {len(usable)} or lower shot and query."
+                f"{data.title}: way is {self.way}, but only {len(usable)} classes under {data.root} have {needed} or "
+                f"more. {fewer} --data.shot or --data.query."
             )
         return usable
 

@@ -184,8 +184,9 @@ def read_subset(data: ImageCollection, shot: int, seed: int, path: Path) -> Subs
 
 def _chosen_files(data: ImageCollection, shot: int, seed: int, path: Path) -> dict[str, dict[str, Sequence[str]]]:
     """Return the relative paths by part and class as in the file."""
-    if not path.is_file():
-        raise DtrapError(f"subset {path} {'is a folder' if path.is_dir() else 'does not exist'}. {EXPECTED}")
+    if not path.is_file():  # a pipe would wait for ever
+        what = "is a folder" if path.is_dir() else "is a pipe or device" if path.exists() else "does not exist"
+        raise DtrapError(f"subset {path} {what}. {EXPECTED}")
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
         if not isinstance(content, dict) or content.get("format") != SUBSET_FORMAT:
@@ -194,7 +195,7 @@ def _chosen_files(data: ImageCollection, shot: int, seed: int, path: Path) -> di
         made_for = content["set"], content["shot"]
     except KeyError as error:
         raise DtrapError(f"subset {path}: {error} is missing. {EXPECTED}") from error
-    except (OSError, ValueError, TypeError, AttributeError) as error:
+    except (OSError, ValueError, TypeError, AttributeError, RecursionError) as error:
         raise DtrapError(f"subset {path}: not a subset file ({error}). {EXPECTED}") from error
     if made_for != (data.title, shot):
         raise DtrapError(

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-import csv
 from abc import abstractmethod
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar, NamedTuple
 
 from ..errors import DtrapError, nearest
 from .findings import COMPLETE, Finding, Findings, counted, missing_images, relative
-from .index import ImageIndex, first_of, not_found
+from .index import ImageIndex, first_of, listing
+from .places import is_image, plain_name, unread
 from .published import PublishedDataModule
+from .text_files import read_csv
 from .walk import list_images
 
 CORRECT = "Correct the row or download the table again"
@@ -48,15 +49,19 @@ class TableDataModule(PublishedDataModule):
 
     Attributes:
         tables: Places of the table under the root.
+        other_tables: Names of tables that stand in for it.
         image_folders: Places of the images; the first one is the official place.
         ending: What a file's name has in addition to the name in the table.
         classes: Class names.
+        relatives: Tables that are often taken for this set's, by their name in lower case, and what they are.
     """
 
     tables: ClassVar[Sequence[str]]
+    other_tables: ClassVar[Sequence[str]] = ()
     image_folders: ClassVar[Sequence[str]]
     ending: ClassVar[str] = ""
     classes: ClassVar[Sequence[str]]
+    relatives: ClassVar[Mapping[str, str]] = {}
 
     @abstractmethod
     def find_image_folders(self, table: Path | None) -> list[Path]:
@@ -68,24 +73,27 @@ class TableDataModule(PublishedDataModule):
 
     def read(self, findings: Findings) -> ImageIndex:
         """Read the table and the names of the image files."""
-        table = first_of(self.root, self.tables)
+        table = first_of(self.root, self.tables) or self._find_table()
         folders = self.find_image_folders(table)
         images = self.image_folders[0]
         if table is None:
+            for relative_of in self.tree.files_called(self.relatives):
+                what = self.relatives[plain_name(relative_of.name)]
+                raise DtrapError(f"{self.title}: {relative_of} is {what}. Expected {Path(self.tables[0]).name}.")
             if not folders:
-                raise not_found(self.root, self.tables, self.title, "ground-truth table")
+                raise self.nothing(self.tables, "ground-truth table")
             text = f"the table {Path(self.tables[0]).name} is missing; the image folder {images} is there"
             findings.fault(Finding(text), COMPLETE)
             return ImageIndex([], [], [])
+        rows = sorted(self.read_rows(table, findings), key=lambda row: row.name)
+        files = {self._id_of(path): path for folder in folders for path in list_images(folder)}
+        folders, files = self._with_other_folders(folders, files, {row.name for row in rows}, findings)
         if not folders:
             text = f"the image folder {images} is missing; the table {relative(table, self.root)} is there"
-            findings.fault(Finding(text), f"Looked for: {', '.join(self.image_folders)}. {COMPLETE}")
-        rows = sorted(self.read_rows(table, findings), key=lambda row: row.name)
-        files = {
-            Path(path).stem if self.ending else Path(path).name: path
-            for folder in folders
-            for path in list_images(folder)
-        }
+            looked_for = (
+                f"Looked for: {', '.join(self.image_folders[:3])}, and for the images up to five folders lower."
+            )
+            findings.fault(Finding(text), looked_for + (unread(self.tree).removesuffix(".") or f" {COMPLETE}"))
         # Without an image folder these are the names alone.
         absent = {str(Path(*folders[:1], row.name + self.ending)): row for row in rows if row.name not in files}
         index = ImageIndex(
@@ -98,8 +106,56 @@ class TableDataModule(PublishedDataModule):
         if folders:
             title = relative(table, self.root)
             places = {path: f"{title}, line {row.line} ({self.classes[row.label]})" for path, row in absent.items()}
-            missing_images(findings, index, self.root, places)
+            missing_images(findings, index, self.tree, places)
         return index
+
+    def _find_table(self) -> Path | None:
+        """Return the table some levels lower or under a name in another case.
+
+        Raises:
+            DtrapError: There are several.
+        """
+        for name in dict.fromkeys((*(Path(table).name for table in self.tables), *self.other_tables)):
+            found = self.tree.files_called([name])
+            if len(found) > 1:
+                several = ", ".join(map(str, found[:3]))
+                raise DtrapError(f"{self.title}: several tables: {several}. Give one: --data.root {found[0].parent}")
+            if found:
+                return found[0]
+        return None
+
+    def _id_of(self, path: str | Path) -> str:
+        """Return what the table calls an image file."""
+        return Path(path).stem if self.ending else Path(path).name
+
+    def _with_other_folders(
+        self, folders: list[Path], files: dict[str, str], names: set[str], findings: Findings
+    ) -> tuple[list[Path], dict[str, str]]:
+        """Return folders and image files, with those of other folders below the root that hold images of the table.
+
+        Raises:
+            DtrapError: An image is in two of them.
+        """
+        lost = names.difference(files)
+        if not lost:
+            return folders, files
+        holding = []
+        more: dict[str, str] = {}
+        for place in self.tree.places:
+            own = {self._id_of(name): str(place.path / name) for name in place.files if is_image(name)}
+            own = {name: path for name, path in own.items() if name in lost}
+            twice = next((name for name in own if name in more), None)
+            if twice is not None:
+                raise DtrapError(
+                    f"{self.title}: image {twice} is in two folders: {Path(more[twice]).parent} and {place.path}. "
+                    "Remove one of them, or give the folder of one set: --data.root FOLDER"
+                )
+            more |= own
+            holding += [place.path] if own else []
+        used = [folder for folder in folders if names.intersection(map(self._id_of, list_images(folder)))]
+        if holding:
+            findings.note(Finding("images are read from", [str(path) for path in holding]))
+        return (used or ([] if holding else folders)) + holding, files | more
 
 
 def read_table(
@@ -118,17 +174,15 @@ def read_table(
     Raises:
         DtrapError: It is not a csv file, has no rows, or a column is missing or unexpected.
     """
-    try:
-        with path.open(encoding="utf-8-sig", newline="") as file:
-            lines = csv.reader(file)
-            columns = next(lines, [])
-            cells = [(lines.line_num, dict(zip(columns, row, strict=False))) for row in lines if row]
-    except (OSError, ValueError, csv.Error) as error:
-        raise DtrapError(f"{path} cannot be read as a csv file: {error}. Download it again.") from error
-    _check_columns(path, columns, [image, *labels], others_allowed)
+    expected = [image, *labels]
+    columns, lines, unusual = read_csv(path, expected)
+    cells = [(line, dict(zip(columns, row, strict=False))) for line, row in lines]
+    _check_columns(path, columns, expected, others_allowed)
     if not cells:
         raise DtrapError(f"{path} has no rows. Download it again.")
     title = relative(path, root)
+    if unusual:
+        findings.note(Finding(f"{title} was read although {' and '.join(unusual)}"))
     first: dict[str, int] = {}
     nameless, twice, rows = [], [], []
     for line, row in cells:
@@ -152,7 +206,7 @@ def _check_columns(path: Path, found: Sequence[str], expected: Sequence[str], ot
         if name not in found:
             raise DtrapError(
                 f"{path}: column '{name}' is missing.{nearest(name, others)} Expected {', '.join(expected)}; "
-                f"found {', '.join(found)}. Use the official file."
+                f"found {listing(found, 20)}. Use the official file."
             )
         if found.count(name) > 1:
             raise DtrapError(f"{path}: there are {found.count(name)} columns '{name}'. Use the official file.")

@@ -8,7 +8,8 @@ from typing import ClassVar
 
 from ...errors import DtrapError
 from ..findings import COMPLETE, Finding, Findings, missing_images
-from ..index import ImageIndex, class_folders, first_of, listing, not_found
+from ..index import DataNotFound, ImageIndex, class_folders, listing
+from ..places import FolderTree, inner, list_place, resolve, unread, unwrapped
 from ..published import PublishedDataModule
 from ..walk import list_images
 from .splits import Split, draw_split, index_split, read_split, row_places
@@ -30,6 +31,7 @@ class CoOpDataModule(PublishedDataModule):
         folders: Names of the set's folder under the root: CoOp's, then those of other projects.
         split_file: Name of CoOp's split file in that folder; empty if the release has CoOp's split.
         image_folder: Folder in it that the paths of the split start from.
+        members: Some names in the image folder, by which it is recognized elsewhere.
         signs: Files or folders by which the set's folder is recognized without a split file.
         excluded: Folders next to the class folders that are not classes.
         renamed: Class names that differ from the folders' names.
@@ -38,6 +40,7 @@ class CoOpDataModule(PublishedDataModule):
     folders: ClassVar[tuple[str, ...]]
     split_file: ClassVar[str] = ""
     image_folder: ClassVar[str] = "images"
+    members: ClassVar[tuple[str, ...]] = ()
     signs: ClassVar[tuple[str, ...]]
     excluded: ClassVar[tuple[str, ...]] = ()
     renamed: ClassVar[Mapping[str, str]] = {}
@@ -46,21 +49,20 @@ class CoOpDataModule(PublishedDataModule):
         """Read the split file, or make a split, and list the folders of the images that it names."""
         folder = self.find_folder()
         file = self.split_in(folder)
-        images = folder / self.image_folder
-        if not images.is_dir():
-            raise DtrapError(
-                f"{self.title}: {folder} has no folder {self.image_folder} with the images. "
-                "Unpack them there, or correct data.root."
-            )
-        if file is None and self.split_file:
+        split = None if file is None else read_split(file)
+        images = self.find_images(folder, split)
+        if images != folder / self.image_folder:
+            findings.note(Finding(f"the images are read from {images}"))
+        if split is None and self.split_file:
             text = (
                 "the split was made from the release, with another generator than CoOp's. It is not CoOp's own split."
             )
             findings.note(Finding(f"no {self.split_file} in {folder}: {text}"))
-        split = self.make_split(folder, findings) if file is None else read_split(file)
+        split = self.make_split(folder, images, findings) if split is None else split
         index = index_split(split, images)
         if index.missing:
-            missing_images(findings, index, self.root, row_places(split, images, file.name if file else "split"))
+            places = row_places(split, images, file.name if file else "split")
+            missing_images(findings, index, self.tree, places)
         return index
 
     def find_folder(self) -> Path:
@@ -83,26 +85,80 @@ class CoOpDataModule(PublishedDataModule):
                 signed.append(folder)
         if signed:  # SUN397's image folder has the same name as the set's folder, so one with images comes first
             return next((folder for folder in signed if (folder / self.image_folder).is_dir()), signed[0])
-        looked_for = dict.fromkeys(filter(None, (self.split_file, *self.signs, self.image_folder)))
+        lower = self._find_lower()
+        if lower is not None:
+            return lower
+        looked_for = [*filter(None, (self.split_file, *self.signs))]
         places = [str(Path(folder, name)) for folder in self.folders for name in looked_for]
-        raise not_found(self.root, [*places, *filter(None, (self.split_file, *self.signs))], self.title, "data")
+        error = self.nothing(places, "data", looked_for)
+        if named and isinstance(error, DataNotFound):
+            holds = list_place(named[0])
+            found = listing([*(f"{name}/" for name in holds.folders), *holds.files]) or "nothing"
+            error = DataNotFound(f"{error} {named[0]} holds {found}.")
+        raise error
+
+    def _find_lower(self) -> Path | None:
+        """Return the folder of the set some levels lower, or under a name in another case.
+
+        Raises:
+            DtrapError: There are several split files of the set.
+        """
+        splits = self.tree.files_called([self.split_file, f"{self.split_file}.gz"]) if self.split_file else []
+        folders = list(dict.fromkeys(path.parent for path in splits))
+        if len(folders) > 1:
+            several = ", ".join(map(str, folders[:3]))
+            raise DtrapError(f"{self.title}: {self.split_file} is in {several}. Give one: --data.root {folders[0]}")
+        if folders:
+            return folders[0]
+        signed = (place.path for place in self.tree.places if any(resolve(place, sign) for sign in self.signs))
+        return next(signed, None)
+
+    def find_images(self, folder: Path, split: Split | None) -> Path:
+        """Return the folder that the paths of the split start from; it may be inside itself or lie elsewhere.
+
+        Args:
+            folder: Folder of the set.
+            split: The split, if there is a file of it.
+
+        Raises:
+            DtrapError: There is none.
+        """
+        rows = [row for part in (split or {}).values() for row in part]
+        wanted = {row.path.partition("/")[0] for row in rows} or set(self.members)
+        usual = resolve(list_place(folder), self.image_folder) if self.image_folder else folder
+        there = usual is not None and any((list_place(usual).folders, list_place(usual).files))
+        found = inner(usual if usual and there else folder, wanted)
+        if found is not None:
+            return found
+        if usual is None or not usual.is_dir():
+            raise DtrapError(
+                f"{self.title}: {folder} has no folder {self.image_folder} with the images."
+                f"{unread(FolderTree(folder))} Unpack them there, or correct data.root."
+            )
+        return unwrapped(usual)
 
     def split_in(self, folder: Path) -> Path | None:
         """Return the split file in a folder, or None."""
         names = (self.split_file, f"{self.split_file}.gz") if self.split_file else ()
-        return first_of(folder, names)
+        found = (resolve(list_place(folder), name) for name in names)
+        return next((path for path in found if path), None)
 
-    def make_split(self, folder: Path, findings: Findings) -> Split:
-        """Split every class folder into 50% training, 20% validation and 30% test images."""
-        return draw_split(self.images_by_class(folder, findings))
+    def make_split(self, folder: Path, images: Path, findings: Findings) -> Split:
+        """Split every class folder into 50% training, 20% validation and 30% test images.
 
-    def images_by_class(self, folder: Path, findings: Findings) -> dict[str, list[str]]:
+        Args:
+            folder: Folder of the set, with the lists of its release.
+            images: Folder of the images.
+            findings: Where faults are recorded.
+        """
+        return draw_split(self.images_by_class(images, findings))
+
+    def images_by_class(self, images: Path, findings: Findings) -> dict[str, list[str]]:
         """Return the paths under the image folder of each class's images, in the order of the class folders' names.
 
         Raises:
             DtrapError: There are no class folders, or two have the same class name.
         """
-        images = folder / self.image_folder
         found: dict[str, list[str]] = {}
         for name in class_folders(images):
             if name in self.excluded:
@@ -146,6 +202,7 @@ class CoOpDataModule(PublishedDataModule):
             DtrapError: None exists; the message names the split file that can be used instead.
         """
         for name in names:
-            if (folder / name).is_file():
-                return folder / name
+            path = resolve(list_place(folder), name)
+            if path is not None:
+                return path
         raise self.lacks(folder, " or ".join(names))

@@ -23,6 +23,7 @@ class Caltech101DataModule(CoOpDataModule):
     folders = ("caltech-101", "Caltech101", "caltech101")
     split_file = "split_zhou_Caltech101.json"
     image_folder = "101_ObjectCategories"
+    members = ("accordion", "yin_yang")
     signs = ("101_ObjectCategories",)
     excluded = ("BACKGROUND_Google", "Faces_easy")
     renamed: ClassVar[dict[str, str]] = {

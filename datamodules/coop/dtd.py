@@ -20,5 +20,6 @@ class DTDDataModule(CoOpDataModule):
     default_template = "{} texture."
     folders = ("dtd", "DTD", "dtd/dtd")
     split_file = "split_zhou_DescribableTextures.json"
+    members = ("banded", "zigzagged")
     signs = ("images/banded", "labels/labels_joint_anno.txt")
     published = Published(47, train=2820, val=1128, test=1692)

@@ -23,7 +23,8 @@ class CoOpEuroSATDataModule(CoOpDataModule):
     folders = ("eurosat", "EuroSAT")
     split_file = "split_zhou_EuroSAT.json"
     image_folder = "2750"
-    signs = ("2750",)
+    members = tuple(CLASS_NAMES)
+    signs = ("2750", "EuroSAT_RGB/AnnualCrop", "EuroSAT/AnnualCrop", "AnnualCrop")
     renamed = CLASS_NAMES
     published = Published(10, train=13_500, val=5400, test=8100)
 

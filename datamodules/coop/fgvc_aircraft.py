@@ -29,7 +29,7 @@ class FGVCAircraftDataModule(CoOpDataModule):
     signs = ("variants.txt", "images_variant_train.txt")
     published = Published(100, train=3334, val=3333, test=3333)
 
-    def make_split(self, folder: Path, findings: Findings) -> Split:
+    def make_split(self, folder: Path, images: Path, findings: Findings) -> Split:
         """Read the published lists."""
         variants = {line: label for label, (_, line) in enumerate(numbered_lines(self.file_in(folder, "variants.txt")))}
         return {part: _read_list(self.file_in(folder, f"images_variant_{part}.txt"), variants) for part in SPLITS}

@@ -28,17 +28,18 @@ class Flowers102DataModule(CoOpDataModule):
     folders = ("oxford_flowers", "Flower102", "flowers-102")
     split_file = "split_zhou_OxfordFlowers.json"
     image_folder = "jpg"
+    members = ("image_00001.jpg",)
     signs = ("imagelabels.mat",)
     published = Published(102, train=4093, val=1633, test=2463)
 
-    def make_split(self, folder: Path, findings: Findings) -> Split:
+    def make_split(self, folder: Path, images: Path, findings: Findings) -> Split:
         """Split every class into 50% training, 20% validation and 30% test images."""
         names_file = self.file_in(folder, "cat_to_name.json", "cat_to_name.json.gz")
         names: dict[str, str] = read_json(names_file)
         labels = read_mat(self.file_in(folder, "imagelabels.mat"), "labels").tolist()
-        images: dict[str, list[str]] = {names[label]: [] for label in sorted(names, key=int)}
+        by_class: dict[str, list[str]] = {names[label]: [] for label in sorted(names, key=int)}
         for number, label in enumerate(labels, 1):
             if str(label) not in names:
                 raise DtrapError(f"{names_file} has no name for label {label} of image {number}. Download it again.")
-            images[names[str(label)]].append(f"image_{number:05d}.jpg")
-        return draw_split(images)
+            by_class[names[str(label)]].append(f"image_{number:05d}.jpg")
+        return draw_split(by_class)

@@ -20,5 +20,6 @@ class Food101DataModule(CoOpDataModule):
     default_template = "a photo of {}, a type of food."
     folders = ("food-101", "Food101")
     split_file = "split_zhou_Food101.json"
+    members = ("apple_pie", "waffles")
     signs = ("images/apple_pie", "meta/classes.txt")
     published = Published(101, train=50_500, val=20_200, test=30_300)

@@ -27,10 +27,11 @@ class OxfordPetsDataModule(CoOpDataModule):
     default_template = "a photo of a {}, a type of pet."
     folders = ("oxford_pets", "OxfordPets", "oxford-iiit-pet")
     split_file = "split_zhou_OxfordPets.json"
+    members = ("Abyssinian_1.jpg", "pug_1.jpg")
     signs = ("annotations/trainval.txt",)
     published = Published(37, train=2944, val=736, test=3669)
 
-    def make_split(self, folder: Path, findings: Findings) -> Split:
+    def make_split(self, folder: Path, images: Path, findings: Findings) -> Split:
         """Take the published test images; a fifth of each class of the others is for validation."""
         files = [self.file_in(folder, f"annotations/{name}.txt") for name in ("trainval", "test")]
         return draw_validation(*map(_read_annotations, files))

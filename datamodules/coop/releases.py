@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
 from ...errors import DtrapError
+from ..text_files import read_bytes, read_lines
 
 
 def numbered_lines(path: Path) -> Iterator[tuple[str, str]]:
@@ -15,10 +17,7 @@ def numbered_lines(path: Path) -> Iterator[tuple[str, str]]:
     Raises:
         DtrapError: The file is not text or has no lines.
     """
-    try:
-        lines = path.read_text(encoding="utf-8-sig").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise DtrapError(f"{path} cannot be read as text: {error}. Download it again.") from error
+    lines, _ = read_lines(path, "a text file")
     filled = [(f"{path}, line {number}", line.strip()) for number, line in enumerate(lines, 1) if line.strip()]
     if not filled:
         raise DtrapError(f"{path} has no lines. Download it again.")
@@ -33,8 +32,9 @@ def read_mat(path: Path, key: str) -> Any:
     """
     from scipy.io import loadmat
 
+    content: Any = BytesIO(read_bytes(path, "a MATLAB file"))
     try:
-        variables = loadmat(path, simplify_cells=True)
+        variables = loadmat(content, simplify_cells=True)
     except Exception as error:  # scipy raises MatReadError, ValueError, TypeError, zlib.error, ...
         raise DtrapError(f"{path} cannot be read as a MATLAB file: {error}. Download it again.") from error
     if key not in variables:

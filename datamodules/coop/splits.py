@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gzip
 import json
 import os
 from collections import defaultdict
@@ -14,6 +13,8 @@ import numpy as np
 
 from ...errors import DtrapError
 from ..index import SPLITS, ImageIndex, listing
+from ..places import list_place, resolve, unwrapped
+from ..text_files import read_bytes
 from ..walk import list_images
 
 SEED = 1
@@ -37,9 +38,8 @@ def read_json(path: Path) -> Any:
         DtrapError: It cannot be read.
     """
     try:
-        content = path.read_bytes()
-        return json.loads(gzip.decompress(content) if path.suffix == ".gz" else content)
-    except (OSError, EOFError, ValueError, RecursionError) as error:
+        return json.loads(read_bytes(path, "JSON"))
+    except (ValueError, RecursionError) as error:
         raise DtrapError(f"{path} cannot be read as JSON: {error}. Download it again.") from error
 
 
@@ -103,9 +103,9 @@ def index_split(split: Split, images: Path) -> ImageIndex:
             move up.
         images: Folder that the paths start from; every folder of images is listed once.
     """
-    rows = [(_path_of(row, images), part, row) for part in SPLITS for row in split[part]]
-    folders = sorted({os.path.dirname(path) for path, _, _ in rows})
-    present = {path for folder in folders if os.path.isdir(folder) for path in list_images(folder)}
+    folders = _find_folders(split, images)
+    rows = [(_path_of(row, folders), part, row) for part in SPLITS for row in split[part]]
+    present = {path for folder in folders.values() if os.path.isdir(folder) for path in list_images(folder)}
     found = [(path, part, row.label) for path, part, row in rows if path in present]
     names = dict(sorted({row.label: row.name for _, _, row in rows}.items()))
     order = {label: number for number, label in enumerate(names)}
@@ -121,15 +121,28 @@ def index_split(split: Split, images: Path) -> ImageIndex:
 
 def row_places(split: Split, images: Path, title: str) -> dict[str, str]:
     """Return part, number and class of the row of each image, such as "split.json, 'train' row 7 (banded)"."""
+    folders = _find_folders(split, images)
     return {
-        _path_of(row, images): f"{title}, '{part}' row {number} ({row.name})"
+        _path_of(row, folders): f"{title}, '{part}' row {number} ({row.name})"
         for part in SPLITS
         for number, row in enumerate(split[part], 1)
     }
 
 
-def _path_of(row: Row, images: Path) -> str:
-    return os.path.join(images, *row.path.split("/"))
+def _find_folders(split: Split, images: Path) -> dict[str, str]:
+    """Return the place of each folder that the rows name: in another case or inside itself if it is not as named."""
+    top = list_place(images)
+    found: dict[str, str] = {}
+    for folder in sorted({row.path.rpartition("/")[0] for rows in split.values() for row in rows}):
+        named = os.path.join(images, *folder.split("/")).removesuffix(os.sep)
+        there = resolve(top, folder) if folder else None
+        found[folder] = named if there is None else str(unwrapped(there))
+    return found
+
+
+def _path_of(row: Row, folders: Mapping[str, str]) -> str:
+    folder, _, name = row.path.rpartition("/")
+    return os.path.join(folders[folder], name)
 
 
 def draw_split(images: Mapping[str, Sequence[str]]) -> Split:

@@ -27,10 +27,11 @@ class StanfordCarsDataModule(CoOpDataModule):
     folders = ("stanford_cars", "StanfordCars")
     split_file = "split_zhou_StanfordCars.json"
     image_folder = ""
+    members = ("cars_train", "cars_test")
     signs = ("cars_train", "cars_test")
     published = Published(196, train=6509, val=1635, test=8041)
 
-    def make_split(self, folder: Path, findings: Findings) -> Split:
+    def make_split(self, folder: Path, images: Path, findings: Findings) -> Split:
         """Take the published test images; a fifth of each class of the others is for validation."""
         names = list(read_mat(self.file_in(folder, "devkit/cars_meta.mat"), "class_names"))
         training = self.file_in(folder, "devkit/cars_train_annos.mat")

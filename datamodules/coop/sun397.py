@@ -30,10 +30,11 @@ class SUN397DataModule(CoOpDataModule):
     folders = ("sun397", "SUN397")
     split_file = "split_zhou_SUN397.json"
     image_folder = "SUN397"
+    members = ("a", "y")
     signs = ("ClassName.txt", "Partitions/ClassName.txt", "SUN397/ClassName.txt")
     published = Published(397, train=15_880, val=3970, test=19_850)
 
-    def make_split(self, folder: Path, findings: Findings) -> Split:
+    def make_split(self, folder: Path, images: Path, findings: Findings) -> Split:
         """Take the published test images of the first partition, or split all images."""
         class_list = self.file_in(folder, *self.signs)
         classes = {line.strip("/"): number for number, (_, line) in enumerate(numbered_lines(class_list))}
@@ -41,7 +42,6 @@ class SUN397DataModule(CoOpDataModule):
             files = [place / f"{name}_01.txt" for name in ("Training", "Testing")]
             if all(file.is_file() for file in files):
                 return draw_validation(*(_read_partition(file, classes) for file in files))
-        images = folder / self.image_folder
         listed = {name: list_images(images / name) if (images / name).is_dir() else [] for name in classes}
         by_class = {
             _class_name(name): [f"{name}/{Path(path).name}" for path in paths] for name, paths in listed.items()

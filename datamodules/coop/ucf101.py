@@ -31,6 +31,7 @@ class UCF101DataModule(CoOpDataModule):
     folders = ("ucf101", "UCF101")
     split_file = "split_zhou_UCF101.json"
     image_folder = "UCF-101-midframes"
+    members = ("Archery", "ApplyEyeMakeup", "Apply_Eye_Makeup")
     signs = ("UCF-101-midframes",)
     published = Published(101, train=7639, val=1898, test=3783)
 
@@ -38,15 +39,15 @@ class UCF101DataModule(CoOpDataModule):
         """Return the words of a class folder for the prompt."""
         return re.sub(r"(?<=[a-z])(?=[A-Z])", " ", folder).replace("_", " ")
 
-    def make_split(self, folder: Path, findings: Findings) -> Split:
+    def make_split(self, folder: Path, images: Path, findings: Findings) -> Split:
         """Take the test images of the first published split; a fifth of each class of the others is for validation."""
         training: list[Row] = []
         test: list[Row] = []
-        for label, (name, paths) in enumerate(self.images_by_class(folder, findings).items()):
+        for label, (name, paths) in enumerate(self.images_by_class(images, findings).items()):
             for path in paths:
                 group = re.search(r"_g(\d+)_c\d+\.\w+$", path)
                 if group is None:
-                    where = folder / self.image_folder / path
+                    where = images / path
                     raise DtrapError(f"{where}: expected a name that ends in _g<group>_c<clip>. Rename or remove it.")
                 (test if int(group.group(1)) in TEST_GROUPS else training).append(Row(path, label, name))
         return draw_validation(training, test)

@@ -21,6 +21,7 @@ from ..findings import Finding, Findings, counted, relative
 from ..folder import FolderDataModule
 from ..image_check import find_faults, full_fault
 from ..index import SPLITS, DataNotFound, ImageIndex
+from ..places import FolderTree, check_no_splits, unread
 from ..published import Published
 
 CASES = 3
@@ -37,7 +38,8 @@ class SetReport:
         name: Its name in the catalog.
         index: Images that are there and have a label.
         published: Published numbers.
-        faults: What is wrong: what stops a run, then what differs from the published set, then unreadable images.
+        faults: What stops a run, then unreadable images.
+        differences: What differs from the published set, as a part of it does.
         notes: What else a user should know.
         unreadable: Number of images that cannot be decoded; None where decoding was not tried.
     """
@@ -46,6 +48,7 @@ class SetReport:
     index: ImageIndex
     published: Published
     faults: list[Finding]
+    differences: list[Finding]
     notes: list[Finding]
     unreadable: int | None = None
 
@@ -55,6 +58,11 @@ class SetReport:
             return {"all": len(self.index.paths)}
         counts = Counter(self.index.splits)
         return {split: counts[split] for split in SPLITS if split in counts or split in self.published.images}
+
+    @property
+    def findings(self) -> tuple[tuple[str, list[Finding]], ...]:
+        """All that was found, by its kind."""
+        return ("fault", self.faults), ("differs", self.differences), ("note", self.notes)
 
     def images_per_class(self) -> dict[str, int]:
         """Return the number of images of each class, in the order of the labels; a class may have none."""
@@ -84,19 +92,30 @@ def check(
         table: CSV file for all faults and notes, one row for each file, row or class; None for none.
 
     Returns:
-        1 if there is a fault, otherwise 0.
+        1 if there is a fault or a difference from a published set, otherwise 0.
 
     Raises:
         DtrapError: No set was found, or the name is unknown.
     """
     sets = {} if only == FOLDER else SETS if only is None else {only: find_set(only)}
-    reports = [report for name in sets if (report := _read(name, root)) is not None]
+    tree = FolderTree(root)
+    reports = []
+    for name in sets:
+        try:
+            reports.append(_read(name, tree))
+        except DataNotFound as error:
+            if only is not None:
+                raise DtrapError(
+                    f"{error} `dtrap data fetch {only} ROOT` downloads it or says how to get it."
+                ) from None
     if not reports and only in (None, FOLDER):
         reports = _read_folder(root, asked=only == FOLDER)
     if not reports:
+        check_no_splits(root, "root", one_task=True)
+    if not reports:
         raise DtrapError(
-            f"No known data set found in {root}. Looked for: {', '.join(sets)}. "
-            f"`dtrap data fetch {only or 'NAME'} ROOT` downloads one or says how to get it."
+            f"No known data set found in {root}. Looked for: {', '.join(sets)}.{unread(tree)} "
+            "`dtrap data fetch NAME ROOT` downloads one or says how to get it."
         )
     if decode:
         _decode(reports, root, console)
@@ -106,7 +125,7 @@ def check(
     if table is not None:
         _write_table(table, reports)
         say(console, f"All faults and notes: {table}")
-    return 1 if any(report.faults for report in reports) else 0
+    return 1 if any(report.faults or report.differences for report in reports) else 0
 
 
 def _read_folder(root: Path, *, asked: bool) -> list[SetReport]:
@@ -117,8 +136,8 @@ def _read_folder(root: Path, *, asked: bool) -> list[SetReport]:
     except DtrapError as error:
         if not asked:
             return []
-        return [SetReport(FOLDER, ImageIndex([], [], []), Published(0), [Finding(str(error))], [])]
-    report = SetReport(FOLDER, index, Published(0), _faults_of(index, root), _notes_of(index))
+        return [SetReport(FOLDER, ImageIndex([], [], []), Published(0), [Finding(str(error))], [], [])]
+    report = SetReport(FOLDER, index, Published(0), _faults_of(index, root), [], _notes_of(index))
     empty = [name for name, count in report.images_per_class().items() if not count]
     report.faults += filter(None, [counted(empty, "class folder has no image", "class folders have no image")])
     return [report] if asked or len({*index.labels}) > 1 else []
@@ -142,7 +161,7 @@ def _write_table(path: Path, reports: Sequence[SetReport]) -> None:
     rows = [
         {"set": report.name, "kind": kind, "finding": finding.text, "case": case}
         for report in reports
-        for kind, findings in (("fault", report.faults), ("note", report.notes))
+        for kind, findings in report.findings
         for finding in findings
         for case in finding.cases or [""]
     ]
@@ -150,25 +169,31 @@ def _write_table(path: Path, reports: Sequence[SetReport]) -> None:
     write_atomically(path, printable(text).encode(), "or name another file with --csv.")
 
 
-def _read(name: str, root: Path) -> SetReport | None:
-    """Read a set and compare it with the published numbers; None where nothing of it is under the root."""
-    module = SETS[name](root)
+def _read(name: str, tree: FolderTree) -> SetReport:
+    """Read a set and compare it with the published numbers.
+
+    Raises:
+        DataNotFound: Nothing of it is under the root of the tree.
+    """
+    module = SETS[name](tree.root)
+    module.tree = tree  # listed once for all sets
     findings = Findings(module.title, stop=False)
     try:
         index = module.read(findings)
     except DataNotFound:
-        return None
+        raise
     except DtrapError as error:
         index = ImageIndex([], [], [])
         findings.faults.append(Finding(str(error)))
-    faults = [*findings.faults, *_faults_of(index, root), *findings.differences]
-    report = SetReport(name, index, module.published, faults, [*findings.notes, *_notes_of(index)])
+    faults = [*findings.faults, *_faults_of(index, tree.root)]
+    notes = [*findings.notes, *_notes_of(index)]
+    report = SetReport(name, index, module.published, faults, findings.differences, notes)
     if index.class_names:
-        report.faults += _count_faults(report)
+        report.differences += _count_differences(report)
     return report
 
 
-def _count_faults(report: SetReport) -> Iterator[Finding]:
+def _count_differences(report: SetReport) -> Iterator[Finding]:
     """Yield which numbers of classes and images differ from the published ones."""
     without = [label for label, count in report.images_per_class().items() if not count]
     filled = len(report.index.class_names) - len(without)
@@ -222,6 +247,7 @@ def _print_table(reports: list[SetReport], console: Console) -> None:
 def _cells(report: SetReport) -> list[str]:
     counts = [count for count in report.images_per_class().values() if count]
     faults = len(report.faults)
+    sound = "differs" if report.differences else "ok"
     least, most = min(counts, default=0), max(counts, default=0)
     splits, numbers = [], report.published.images
     for split, count in report.found().items():
@@ -235,16 +261,16 @@ def _cells(report: SetReport) -> list[str]:
         " · ".join(splits),
         f"{len(report.index.missing):,}",
         "not tried" if report.unreadable is None else f"{report.unreadable:,}",
-        f"{faults} fault{'s' * (faults > 1)}" if faults else "ok",
+        f"{faults} fault{'s' * (faults > 1)}" if faults else sound,
     ]
 
 
 def _print_findings(report: SetReport, console: Console, *, classes: bool, most: int | None) -> None:
     lines = []
-    for kind, findings in (("fault", report.faults), ("note", report.notes)):
+    for kind, findings in report.findings:
         for finding in findings:
             shown = finding.cases[:most]
-            lines += [f"  {kind:6}{finding.text}", *(f"          {case}" for case in shown)]
+            lines += [f"  {kind:5} {finding.text}", *(f"          {case}" for case in shown)]
             if len(shown) < len(finding.cases):
                 lines.append(f"          and {len(finding.cases) - len(shown):,} more")
     if classes:

@@ -212,7 +212,7 @@ def test_data_in_the_wrong_place(tmp_path, name):
 def test_without_images_folder(tmp_path, name):
     data = made(name, tmp_path / "root")
     folder = split_file(tmp_path).parent
-    (folder / data.image_folder).rename(folder / "elsewhere")
+    (folder / data.image_folder).rename(tmp_path / "elsewhere")
     with pytest.raises(DtrapError, match=f"has no folder {data.image_folder} with the images") as error:
         data.setup()
     assert "Looked for" not in str(error.value)
@@ -232,7 +232,7 @@ def test_missing_images_are_named_and_counted(tmp_path):
 
 def test_a_missing_class_folder_is_a_class_of_missing_images(tmp_path):
     data = made("food101", tmp_path, **SIZES, bad_images="skip", small_classes="skip")
-    (tmp_path / "food-101" / "images" / "pho").rename(tmp_path / "food-101" / "images" / "Pho")
+    (tmp_path / "food-101" / "images" / "pho").rename(tmp_path / "pho")
     data.setup()
     assert len(data.index.missing) == 7
     assert "pho" in data.index.class_names
@@ -298,7 +298,7 @@ def test_unreadable_split_file(tmp_path, content, ending):
     path = split_file(tmp_path)
     path.unlink()
     Path(f"{path}{ending}").write_bytes(content)
-    with pytest.raises(DtrapError, match=r"split_zhou_.* cannot be read as JSON: .*Download it again"):
+    with pytest.raises(DtrapError, match=r"split_zhou_.*( cannot be read as JSON: .*| is empty\.) ?Download it again"):
         COOP["dtd"](tmp_path).setup()
 
 
@@ -325,6 +325,17 @@ def test_published_test_images_stay_test_images(tmp_path, name):
     index = COOP[name](tmp_path).index
     tests = [{p for p, s in zip(i.paths, i.splits, strict=True) if s == "test"} for i in (official, index)]
     assert tests[0] == tests[1]
+
+
+def test_the_split_that_is_short_is_named_with_its_numbers(tmp_path):
+    """A class of FGVC has 100 images, of which 34 are for training."""
+    data = made("fgvc_aircraft", tmp_path, way=5, shot=4, query=2)
+    with pytest.raises(DtrapError, match=r"too few training images .* '707-320' has 3, .*; needed: 4 \(shot 4\)"):
+        data.setup()
+    with pytest.raises(DtrapError, match=r"too few test images .* '707-320' has 3, .*; needed: 5 \(query 5\)"):
+        COOP["fgvc_aircraft"](tmp_path, way=5, shot=2, query=5).setup()
+    with pytest.raises(DtrapError, match=r"only 0 classes .* have 4 training and 2 test images or more\. Lower"):
+        COOP["fgvc_aircraft"](tmp_path, way=5, shot=4, query=2, small_classes="skip").setup()
 
 
 def test_shares_of_a_drawn_split():
@@ -357,7 +368,7 @@ RELEASE_FAULTS = {
     "pets": ("oxford_pets", "annotations/test.txt", "pug 5 1 1\n", r"test\.txt, line 1: expected '<Breed>_<number>"),
     "pets label": ("oxford_pets", "annotations/test.txt", "\npug_1 x\n", r"test\.txt, line 2: expected '<Breed>"),
     "no pets": ("oxford_pets", "annotations/test.txt", None, r"no annotations/test\.txt.*split_zhou_OxfordPets\.json"),
-    "empty pets": ("oxford_pets", "annotations/test.txt", "\n", r"test\.txt has no lines"),
+    "empty pets": ("oxford_pets", "annotations/test.txt", "\n", r"test\.txt is empty"),
     "no cars": ("stanford_cars", "devkit/cars_meta.mat", None, r"no devkit/cars_meta\.mat.*split_zhou_StanfordCars"),
     "cars": ("stanford_cars", "devkit/cars_meta.mat", "none", r"cars_meta\.mat cannot be read as a MATLAB file"),
     "no names": ("flowers102", "cat_to_name.json", None, r"no cat_to_name\.json or .*split_zhou_OxfordFlowers\.json"),
@@ -369,7 +380,18 @@ RELEASE_FAULTS = {
     "no names file": ("imagenet", "classnames.txt", None, r"has no classnames\.txt\. Get CoOp's"),
     "wnid alone": ("imagenet", "classnames.txt", "n01440764", r"classnames\.txt, line 1: expected '<wnid> <class"),
     "wnid twice": ("imagenet", "classnames.txt", "n1 a\nn1 b", r"line 2: expected one line for n1, this is the second"),
-    "name twice": ("imagenet", "classnames.txt", "n1 a\nn2 a", r"classnames\.txt: n1 and n2 are both 'a'"),
+    "name twice": (
+        "imagenet",
+        "classnames.txt",
+        "n1 a\nn2 a",
+        r"classnames\.txt: line 1 \(n1 'a'\) and line 2 \(n2 'a'\) .* for example: n2 a \(n2\)",
+    ),
+    "names that differ in case": (
+        "imagenet",
+        "classnames.txt",
+        "n02113186 Cardigan\nn02963159  cardigan",
+        r"line 1 \(n02113186 'Cardigan'\) and line 2 .*\. Write in line 1: n02113186 Cardigan Welsh corgi",
+    ),
     "wnid unknown": (
         "imagenet",
         "classnames.txt",
@@ -436,6 +458,22 @@ def test_imagenet_folders(tmp_path):
     (folder / "val").rename(folder / "validation")
     with pytest.raises(DtrapError, match=r"imagenet/val does not exist\. Unpack the images there"):
         COOP["imagenet"](tmp_path).setup()
+
+
+def test_imagenet_with_validation_images_in_one_folder(tmp_path):
+    """As Kaggle has it."""
+    folder = COOP_MAKERS["imagenet"](tmp_path) / "imagenet"
+    (folder / "ILSVRC" / "Data").mkdir(parents=True)
+    (folder / "images").rename(folder / "ILSVRC" / "Data" / "CLS-LOC")
+    assert len(COOP["imagenet"](tmp_path).scan().paths) == 36
+    val = folder / "ILSVRC" / "Data" / "CLS-LOC" / "val"
+    for path in list(val.rglob("*.JPEG")):
+        path.rename(val / f"{path.parent.name}_{path.name}")
+    for path in list(val.iterdir()):
+        if path.is_dir():
+            path.rmdir()
+    with pytest.raises(DtrapError, match=r"val has 18 files, .* and no class folders\. .*valprep\.sh"):
+        COOP["imagenet"](tmp_path).scan()
 
 
 def test_imagenet_is_listed_without_asking_for_each_file(tmp_path, monkeypatch):

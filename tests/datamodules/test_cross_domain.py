@@ -201,6 +201,6 @@ def test_chestx_missing_file_or_folder(chestx_root):
     (chestx_root / "images" / "00000003_000.png").unlink()
     with pytest.raises(DtrapError, match=r"1 image is named but does not exist: .*line 5 .*00000003_000\.png"):
         ChestXDataModule(chestx_root, **SIZES).setup()
-    (chestx_root / "images").rename(chestx_root / "pictures")
+    (chestx_root / "images").rename(chestx_root.parent / "elsewhere")
     with pytest.raises(DtrapError, match=r"image folder images is missing; .* Looked for: images, images_001/images"):
         ChestXDataModule(chestx_root, **SIZES).setup()

@@ -197,7 +197,7 @@ def test_arguments_are_checked(tmp_path, option, message):
 
 
 def test_way_larger_than_the_number_of_classes(eurosat_root):
-    with pytest.raises(DtrapError, match=r"way is 11, but only 10 classes .* at most 10"):
+    with pytest.raises(DtrapError, match=r"way is 11, but only 10 classes .* Use --data.way 10"):
         episodes(eurosat_root, way=11).setup()
 
 

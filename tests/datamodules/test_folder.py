@@ -204,3 +204,16 @@ def test_class_folders_are_measured_in_both_protocols(dtrap, tmp_path, tiny_mode
     assert status == 0, err
     assert "photos all-way 1-shot · 3 seeds · " in out
     assert list((tmp_path / "runs").glob("photos-all-way_1shot_*"))
+
+
+def test_a_class_without_a_test_image_is_said(tmp_path, folder_root, caplog):
+    queries = make_class_folders(tmp_path / "test", ["cls_02", "cls_00"], [3, 1])
+    data = folder(folder_root, query_root=queries)
+    data.setup()
+    assert caplog.text.count("no test image, so the accuracy does not cover them: cls_01, cls_03") == 1
+    assert data.untested_classes == ["cls_01", "cls_03"]
+    caplog.clear()
+    truncate(queries / "cls_00" / "cls_00_1.jpg")
+    folder(folder_root, query_root=queries, bad_images="skip").query()
+    assert "no readable test image, so the accuracy does not cover them: cls_00" in caplog.text
+    assert folder(folder_root, held_out=0.5).untested_classes == []
