@@ -9,6 +9,7 @@ from typing import ClassVar
 from .few_shot import FewShotDataModule
 from .findings import Findings
 from .index import ImageIndex
+from .views import TestPreprocessing
 
 
 class Published:
@@ -31,6 +32,7 @@ class PublishedDataModule(FewShotDataModule):
     """
 
     published: ClassVar[Published]
+    all_way_preprocessing: ClassVar[TestPreprocessing] = "squash"  # as the paper's code treats its four sets
 
     @abstractmethod
     def read(self, findings: Findings) -> ImageIndex:

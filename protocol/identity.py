@@ -48,7 +48,7 @@ NEUTRAL = {
 }
 # Value that the code had before an option existed, by the option's dotted path such as
 # "model.objective.init_args.relation_form", where that is not the option's default today.
-VALUES_BEFORE: dict[str, Any] = {}
+VALUES_BEFORE: dict[str, Any] = {"data.init_args.test_preprocessing": "squash"}
 # A stored class path is imported only from these packages: a run folder may come from a stranger.
 IMPORTED = ("dtrap.callbacks.", "dtrap.datamodules.", "dtrap.lightning_modules.", "dtrap.metrics.")
 NAME_PART_BYTES = 48

@@ -11,6 +11,7 @@ from ..findings import COMPLETE, Finding, Findings, missing_images
 from ..images import list_images
 from ..index import ImageIndex, class_folders, listing, not_found
 from ..published import PublishedDataModule
+from ..views import TestPreprocessing
 from .splits import Split, draw_split, index_split, read_split, row_places
 
 
@@ -35,6 +36,7 @@ class CoOpDataModule(PublishedDataModule):
         renamed: Class names that differ from the folders' names.
     """
 
+    all_way_preprocessing: ClassVar[TestPreprocessing] = "backbone"
     folders: ClassVar[tuple[str, ...]]
     split_file: ClassVar[str] = ""
     image_folder: ClassVar[str] = "images"
