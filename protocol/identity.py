@@ -126,7 +126,8 @@ def _differences(old: object, new: object, path: tuple[str, ...], owner: Any) ->
     if isinstance(old, dict) and isinstance(new, dict):
         lines = []
         for key in dict.fromkeys([*old, *new]):
-            values = old.get(key, ABSENT), new.get(key, ABSENT)
+            before = VALUES_BEFORE.get(".".join((*path, key)), ABSENT)
+            values = old.get(key, before), new.get(key, ABSENT)
             if not _is_default(*values, (*path, key), owner):
                 lines += _differences(*values, (*path, key), _owner_below(new, path, key, owner))
         return lines
@@ -140,9 +141,7 @@ def _is_default(old: object, new: object, path: tuple[str, ...], owner: Any) -> 
     if ABSENT not in (old, new):
         return False
     default = _without_neutral(_option(owner, path[-1])[0], path)
-    if old is ABSENT:
-        return _equal(VALUES_BEFORE.get(".".join(path), default), new)
-    return _equal(default, old)
+    return _equal(default, new if old is ABSENT else old)
 
 
 def _equal(old: object, new: object) -> bool:
