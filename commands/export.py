@@ -15,6 +15,7 @@ from ..lightning_modules.tuners import Tuner
 from ..protocol.adapters import CONFIG, EXPORT_CARD, card_content, is_standalone, load_adapter, read_card
 from ..protocol.configuration import build_part
 from ..protocol.export import CLASS_FEATURES, save_class_features, save_peft, with_trained_weights
+from ..protocol.preprocessing import read_preprocessing
 from .adapter_arguments import build_adapted, find_adapters
 from .parser import DtrapCLI, to_values
 
@@ -44,7 +45,9 @@ def export(arguments: list[str], console: Console) -> int:
         else:
             save_class_features(module, folder / CLASS_FEATURES)
             settings = config.model.backbone.get("init_args") or {}
-            save_plain(with_trained_weights(module), folder, settings.get("name"))
+            images = read_preprocessing(card.preprocessing, module.backbone, adapter)
+            resizing = images.resize_mode, images.interpolation
+            save_plain(with_trained_weights(module), folder, settings.get("name"), *resizing)
         (folder / EXPORT_CARD).write_bytes(card_content(card))
         (folder / CONFIG).write_text(_run_config(cli), encoding="utf-8")
         for path in folder.iterdir():  # safetensors writes files that only their owner can read

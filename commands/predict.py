@@ -13,12 +13,12 @@ from rich.console import Console
 
 from ..console import say
 from ..datamodules.unlabeled import UnlabeledImages
-from ..datamodules.views import Preprocessing
 from ..errors import DtrapError
 from ..files import cannot_write, printable, write_atomically
 from ..protocol.adapters import is_standalone, load_adapter, read_card
 from ..protocol.configuration import build_trainer_arguments
 from ..protocol.episode import episode_trainer, without_expected_warnings
+from ..protocol.preprocessing import read_preprocessing
 from .adapter_arguments import build_adapted, find_adapters
 
 ANOTHER_FILE = "or name another file with --output."
@@ -40,8 +40,8 @@ def predict(arguments: list[str], console: Console) -> int:
     module = build_adapted(config, adapter, card)
     if not is_standalone(adapter):
         load_adapter(adapter, module, card)
-    preprocessing = Preprocessing.of(module.backbone) or Preprocessing()
-    images = UnlabeledImages(config.images, preprocessing)
+    preprocessing = read_preprocessing(card.preprocessing, module.backbone, adapter)
+    images = UnlabeledImages(config.images, preprocessing, (card.preprocessing or {}).get("value_range"))
     with without_expected_warnings():
         trainer = episode_trainer(build_trainer_arguments(config), [], progress=console.is_terminal)
         batches: Any = trainer.predict(module, images.batches())

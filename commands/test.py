@@ -14,6 +14,7 @@ from ..lightning_modules import FewShotClassifier
 from ..protocol.adapters import AdapterCard, check_classes, is_standalone, load_adapter, read_card
 from ..protocol.configuration import build_data, build_trainer_arguments
 from ..protocol.episode import EpisodeRecorder, episode_trainer, without_expected_warnings
+from ..protocol.preprocessing import use_card_preprocessing
 from ..protocol.progress import EpisodeProgress
 from ..protocol.run_folder import Row
 from ..protocol.summary import render, summarize
@@ -48,6 +49,7 @@ def test(arguments: list[str], console: Console) -> int:
                     f"Give --data.seed {card.seed}."
                 )
             check_classes(path, data.class_names, card)
+            use_card_preprocessing(data, card.preprocessing, path)
             module.descriptions = card.prompts
             module.set_classes(data.class_names, data.template)
             rows.append(_tested(path, card, module, data, trainer))

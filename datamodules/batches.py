@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import UserList
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -23,7 +23,16 @@ WHOLE = slice(None)  # all rows of a batch, where one process does all the work
 
 
 class Batches(UserList[Batch]):
-    """A fixed series of batches; Lightning would take a list for several loaders."""
+    """A fixed series of batches; Lightning would take a list for several loaders.
+
+    Args:
+        batches: The batches.
+        preprocessing: Size and normalization of their images, which a module compares with those of its backbone.
+    """
+
+    def __init__(self, batches: Iterable[Batch] = (), preprocessing: Preprocessing | None = None) -> None:
+        super().__init__(batches)
+        self.preprocessing = preprocessing
 
 
 class EpochLoader:
@@ -50,10 +59,17 @@ class MiniBatches(EpochLoader):
         batch: All rows.
         size: Rows of a mini-batch.
         order: Returns the order of the rows in an epoch: (epoch, number of rows) -> row numbers.
+        preprocessing: Size and normalization of the images, which a module compares with those of its backbone.
     """
 
-    def __init__(self, batch: Batch, size: int, order: Callable[[int, int], np.ndarray]) -> None:
-        self.batch, self.order = batch, order
+    def __init__(
+        self,
+        batch: Batch,
+        size: int,
+        order: Callable[[int, int], np.ndarray],
+        preprocessing: Preprocessing | None = None,
+    ) -> None:
+        self.batch, self.order, self.preprocessing = batch, order, preprocessing
         self.rows = len(batch["labels"])
         self.size = min(size, self.rows)
 
@@ -67,7 +83,9 @@ class MiniBatches(EpochLoader):
             yield {name: column[chosen] for name, column in self.batch.items()}
 
 
-def split_batch(batch: Batch, images: int, views: int = 1, share: slice = WHOLE) -> Batches:
+def split_batch(
+    batch: Batch, images: int, views: int = 1, share: slice = WHOLE, preprocessing: Preprocessing | None = None
+) -> Batches:
     """Split a batch into batches of at most `images` images, each with all its views, view slowest.
 
     Args:
@@ -75,11 +93,13 @@ def split_batch(batch: Batch, images: int, views: int = 1, share: slice = WHOLE)
         images: Most images of a part.
         views: Views V of each image.
         share: Images of each part that are kept.
+        preprocessing: Size and normalization of the images.
     """
     columns = {name: column.unflatten(0, (views, -1)) for name, column in batch.items()}
     starts = range(0, len(batch["labels"]) // views, images)
     parts = ({name: column[:, i : i + images][:, share] for name, column in columns.items()} for i in starts)
-    return Batches([{name: c.flatten(0, 1) for name, c in part.items()} for part in parts if part["labels"].numel()])
+    kept = [{name: c.flatten(0, 1) for name, c in part.items()} for part in parts if part["labels"].numel()]
+    return Batches(kept, preprocessing)
 
 
 def decode(

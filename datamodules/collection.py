@@ -18,7 +18,8 @@ from ..files import printable
 from .images import open_image
 from .index import ImageIndex, listing
 from .index_check import check_index
-from .views import Preprocessing
+from .pixels import check_value_range
+from .views import Preprocessing, TestPreprocessing
 
 logger = logging.getLogger(__name__)
 
@@ -30,6 +31,8 @@ class CollectionOptions(TypedDict, total=False):
 
     template: str | None
     preprocessing: Preprocessing | None
+    test_preprocessing: TestPreprocessing | None
+    value_range: list[float] | None
     num_workers: int
     bad_images: OnFault
     small_classes: OnFault
@@ -42,6 +45,13 @@ class ImageCollection(LightningDataModule, ABC):
         root: Folder of the data set.
         template: Class prompt with `{}` for the class name; None for the data set's own.
         preprocessing: Input size and normalization where the backbone does not state its own; None for CLIP's.
+        test_preprocessing: How test, validation and plain images become square: "squash" resizes straight to the
+            square, bilinear, as the paper's code does; "backbone" is the backbone's own evaluation transform (CLIP's:
+            shorter side, bicubic, center crop). None is what the protocol's authors do: "backbone" in the all-way
+            protocol, except for the paper's four data sets, and "squash" otherwise.
+        value_range: The values [black, white] of images with more than 8 bits or with floating-point pixels, such as
+            [0, 4095] for 12 bits in a 16-bit file; None for the range that the file states. 8-bit images are read as
+            they are.
         num_workers: Threads or processes that decode images; the result does not depend on it.
         bad_images: "error", or "skip" to leave out missing and unreadable images (see `skipped_images`). In an
             episode the next image of the class replaces each.
@@ -49,6 +59,8 @@ class ImageCollection(LightningDataModule, ABC):
             training image (all-way, one task).
 
     Attributes:
+        preprocessing: Size, normalization and resizing of plain images. A Trainer's module sets the backbone's; where
+            loaders are used without the data module, set `Preprocessing.of(backbone)` by hand.
         title: Name of the data set in results and messages.
         default_template: The data set's own class prompt.
         opens_files: Whether `load_image` opens the files with Pillow, so that these can be checked before a run. A
@@ -74,6 +86,8 @@ class ImageCollection(LightningDataModule, ABC):
         *,
         template: str | None = None,
         preprocessing: Preprocessing | None = None,
+        test_preprocessing: TestPreprocessing | None = None,
+        value_range: list[float] | None = None,
         num_workers: int = 0,
         bad_images: OnFault = "error",
         small_classes: OnFault = "error",
@@ -86,12 +100,35 @@ class ImageCollection(LightningDataModule, ABC):
         self.template = self.default_template if template is None else template
         if "{}" not in self.template:
             raise DtrapError(f"template is '{self.template}'; expected '{{}}' where the class name goes.")
+        if test_preprocessing is not None:
+            check_one_of("test_preprocessing", test_preprocessing, get_args(TestPreprocessing))
+        check_value_range(value_range)
         self.preprocessing = preprocessing or Preprocessing()
+        self.test_preprocessing, self.value_range = test_preprocessing, value_range
         self.num_workers = num_workers
         self.bad_images, self.small_classes = bad_images, small_classes
         self.skipped_images: list[tuple[str, str]] = []
         self._skipped: set[str] = set()
         self._warned: set[str] = set()
+
+    @property
+    def preprocessing(self) -> Preprocessing:
+        """Size, normalization and resizing of plain images, as `test_preprocessing` says."""
+        return self._preprocessing.using(self.test_preprocessing or self.default_test_preprocessing)
+
+    @preprocessing.setter
+    def preprocessing(self, preprocessing: Preprocessing) -> None:
+        if not isinstance(preprocessing, Preprocessing):
+            raise DtrapError(
+                f"preprocessing is a {type(preprocessing).__name__}; expected a Preprocessing, such as "
+                "Preprocessing.of(backbone)."
+            )
+        self._preprocessing = preprocessing
+
+    @property
+    def default_test_preprocessing(self) -> TestPreprocessing:
+        """What `test_preprocessing` None stands for."""
+        return "squash"
 
     @abstractmethod
     def scan(self) -> ImageIndex:
@@ -107,7 +144,7 @@ class ImageCollection(LightningDataModule, ABC):
         Raises:
             ImageError: It cannot be read.
         """
-        return open_image(self.index.paths[position])
+        return open_image(self.index.paths[position], self.value_range, self.warn_once)
 
     @cached_property
     def index(self) -> ImageIndex:
@@ -182,11 +219,11 @@ class ImageCollection(LightningDataModule, ABC):
             self.warn_once(f"left out {len(small)} small class(es): {listing(small, len(small))} {what} of {needed}")
         return [label for label, count in enumerate(counts) if count >= needed]
 
-    def warn_once(self, text: str) -> None:
-        """Log a warning once, even if it applies to many episodes or seeds."""
+    def warn_once(self, text: str, such_as: str = "") -> None:
+        """Log a warning once, even if it applies to many images, episodes or seeds; `such_as` is the first case."""
         if text not in self._warned:
             self._warned.add(text)
-            logger.warning("%s: %s", self.title, text)
+            logger.warning("%s: %s%s", self.title, text, f" (found in {such_as})" if such_as else "")
 
     def __getstate__(self) -> dict[str, Any]:
         """Pickle everything except the Trainer, which spawned workers cannot receive."""

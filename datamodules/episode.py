@@ -51,6 +51,9 @@ class Episode:
         views: Fixed views of a support image.
         query_views: Fixed views of a query image.
         fixed_numbers: Whether an unreadable image must be replaced; otherwise it may be left out.
+
+    Attributes:
+        preprocessing: Size, normalization and resizing of its images.
     """
 
     data: ImageCollection
@@ -62,7 +65,7 @@ class Episode:
     fixed_numbers: bool
 
     def __post_init__(self) -> None:
-        task = self.task
+        task, self.preprocessing = self.task, self.data.preprocessing
         self._spare = [iter(spare) for spare in task.spare]
         self._query_spare = self._spare if task.query_spare is None else [iter(spare) for spare in task.query_spare]
         self._support: Batch | None = None
@@ -100,7 +103,7 @@ class Episode:
         return self._moved[key]
 
     def _draw_views(self, views: int, position: int) -> Views:
-        return draw_views(self.data.load_image(position), self.data.preprocessing, views, self.generator(position))
+        return draw_views(self.data.load_image(position), self.preprocessing, views, self.generator(position))
 
     def _decode(self, images: list[list[int]], count: int, needed: int, spare: list[Iterator[int]]) -> Batch:
         """Decode `count` views of the images of each class; spares replace unreadable ones."""
@@ -126,7 +129,7 @@ class Episode:
             raise DtrapError(f"{self.data.title}: none of the query images can be read. Replace them.")
         # A test in inference mode may be the first to ask for the support; training cannot use inference tensors.
         with torch.inference_mode(False):
-            return to_batch(chosen, views, self.data.preprocessing)
+            return to_batch(chosen, views, self.preprocessing)
 
     def _replace(
         self, label: int, positions: list[int], faults: dict[int, ImageError], spares: list[Iterator[int]]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from functools import cached_property, partial
 from pathlib import Path
-from typing import Any, TypedDict
+from typing import Any, ClassVar, TypedDict
 
 import torch
 
@@ -19,7 +19,7 @@ from .image_check import check_images
 from .index import ImageIndex
 from .sampler import VIEWS, EpisodeSampler, TaskSampler
 from .subset import Subset
-from .views import Preprocessing, check_views
+from .views import Preprocessing, TestPreprocessing, check_views
 
 __all__ = ["AllWay", "Batch", "Episode", "FewShotDataModule", "ImageIndex", "OnFault", "Task"]
 
@@ -79,6 +79,7 @@ class FewShotDataModule(ImageCollection):
         fixed_views: Whether a row of the support batch is the same picture at every step, so that features of a frozen
             tower can be cached.
         own_images: Whether these are a user's own images, identified by their folder instead of a title.
+        all_way_preprocessing: What `test_preprocessing` None stands for in the all-way protocol.
         fixed_numbers: Whether every class needs exactly its numbers of images; otherwise unreadable ones may be left
             out without a replacement.
 
@@ -87,6 +88,7 @@ class FewShotDataModule(ImageCollection):
     """
 
     own_images = False
+    all_way_preprocessing: ClassVar[TestPreprocessing] = "backbone"
     fixed_numbers = True
 
     def __init__(
@@ -130,12 +132,18 @@ class FewShotDataModule(ImageCollection):
     def setup(self, stage: str | None = None) -> None:
         """Take the backbone's preprocessing and the tuner's query views; check that the episode can be drawn."""
         module = getattr(self.trainer, "lightning_module", None)
-        preprocessing = Preprocessing.of(getattr(module, "backbone", None)) or self.preprocessing
+        preprocessing = Preprocessing.of(getattr(module, "backbone", None)) or self._preprocessing
         query_views = min(getattr(module, "query_views", 1), self.views)
-        if (preprocessing, query_views) != (self.preprocessing, self.query_views):
-            self.preprocessing, self.query_views = preprocessing, query_views
-            self._current = None
+        if preprocessing != self._preprocessing:
+            self.preprocessing = preprocessing
+        if query_views != self.query_views:
+            self.query_views, self._current = query_views, None
         self.task  # noqa: B018
+
+    @property
+    def default_test_preprocessing(self) -> TestPreprocessing:
+        """What `test_preprocessing` None stands for: what the authors of the protocol do."""
+        return self.all_way_preprocessing if self.streams else "squash"
 
     def check_images(self, tasks: Iterable[int]) -> None:
         """Check that the images of tasks can be read, if unreadable ones are not left out.
@@ -153,7 +161,7 @@ class FewShotDataModule(ImageCollection):
     @property
     def current(self) -> Episode:
         """The current episode with its decoded images."""
-        if self._current is None:
+        if self._current is None or self._current.preprocessing != self.preprocessing:
             views_generator = partial(self.sampler.generator, self.episode, VIEWS)
             task, numbers = self.sampler.draw(self.episode), (self.views, self.query_views, self.fixed_numbers)
             self._current = Episode(self, task, self.episode, views_generator, *numbers)

@@ -13,6 +13,7 @@ from .few_shot import FewShotDataModule
 from .findings import Findings
 from .index import ImageIndex, first_of, not_found
 from .places import FolderTree, unread
+from .views import TestPreprocessing
 
 
 class Published:
@@ -35,6 +36,7 @@ class PublishedDataModule(FewShotDataModule):
     """
 
     published: ClassVar[Published]
+    all_way_preprocessing: ClassVar[TestPreprocessing] = "squash"  # as the paper's code treats its four sets
 
     @cached_property
     def tree(self) -> FolderTree:

@@ -209,18 +209,18 @@ class EpisodeSampler(TaskSampler):
     def train_batches(self, episode: Episode, steps: int) -> Batches | MiniBatches:
         """Return the full support batch, the same object at each step, or all its rows once in mini-batches."""
         if self.batch_size is None:
-            return Batches([episode.support()] * steps)
+            return Batches([episode.support()] * steps, episode.preprocessing)
 
         def order(epoch: int, rows: int) -> np.ndarray:
             return self.generator(episode.number, BATCHES, epoch).permutation(rows)
 
-        return MiniBatches(episode.support(), self.batch_size, order)
+        return MiniBatches(episode.support(), self.batch_size, order, episode.preprocessing)
 
-    def support_batches(self, episode: Episode) -> list[Batch]:
+    def support_batches(self, episode: Episode) -> Batches:
         """Return the support batch."""
-        return [episode.support()]
+        return Batches([episode.support()], episode.preprocessing)
 
     def test_batches(self, episode: Episode) -> Batches:
         """Return every query image once, in all its views."""
         query = episode.query_in_views()
-        return split_batch(query, QUERY_BATCH, episode.query_views, self.share)
+        return split_batch(query, QUERY_BATCH, episode.query_views, self.share, episode.preprocessing)

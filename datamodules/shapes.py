@@ -57,6 +57,8 @@ class ShapesDataModule(FewShotDataModule):
             preprocessing=preprocessing or Preprocessing(image_size=IMAGE_SIZE),
             num_workers=num_workers,
             # Given here so that they are not options of drawn images, which have no files.
+            test_preprocessing=None,
+            value_range=None,
             bad_images="error",
             small_classes="error",
             all_way=None,

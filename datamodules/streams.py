@@ -108,7 +108,7 @@ class TrainingStream(EpochLoader):
     """
 
     def __init__(self, data: ImageCollection, dataset: TrainingSteps, steps: int) -> None:
-        self.data, self.dataset = data, dataset
+        self.data, self.dataset, self.preprocessing = data, dataset, dataset.preprocessing
         self.steps = steps
         self._batches: Iterator[Collated] = iter(())
         self._next = -1
@@ -142,7 +142,7 @@ class Streamed:
     """
 
     def __init__(self, loader: DataLoader[Any], data: ImageCollection) -> None:
-        self.loader, self.data = loader, data
+        self.loader, self.data, self.preprocessing = loader, data, data.preprocessing
 
     def __len__(self) -> int:
         return len(self.loader)

@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from PIL import Image
 from torch.utils.data import DataLoader, Dataset
 
 from ..errors import DtrapError
 from .batches import Batch, collate, read_item
 from .images import open_image
 from .index import no_folder
+from .pixels import check_value_range
 from .views import Preprocessing
 from .walk import left_out_line, walk
+
+logger = logging.getLogger(__name__)
 
 
 class UnlabeledImages(Dataset[dict[str, Any]]):
@@ -24,7 +29,8 @@ class UnlabeledImages(Dataset[dict[str, Any]]):
 
     Args:
         folder: Where the images are.
-        preprocessing: Input size and normalization of the backbone.
+        preprocessing: Input size, normalization and resizing, as in the training.
+        value_range: The values [black, white] of images with more than 8 bits, as in the training.
 
     Attributes:
         paths: Path of each image.
@@ -36,7 +42,10 @@ class UnlabeledImages(Dataset[dict[str, Any]]):
         DtrapError: The folder does not exist or has no image.
     """
 
-    def __init__(self, folder: str | Path, preprocessing: Preprocessing) -> None:
+    def __init__(
+        self, folder: str | Path, preprocessing: Preprocessing, value_range: list[float] | None = None
+    ) -> None:
+        check_value_range(value_range)
         folder = Path(folder).expanduser()
         if not folder.is_dir():
             raise DtrapError(f"{folder} {no_folder(folder)}. Give the folder of the new images, --images FOLDER.")
@@ -48,14 +57,23 @@ class UnlabeledImages(Dataset[dict[str, Any]]):
                 f"No image files in {folder} or its sub-folders{because and f' ({because})'}. Give another one: "
                 "--images FOLDER."
             )
-        self.preprocessing = preprocessing
+        self.preprocessing, self.value_range = preprocessing, value_range
         self.unreadable: list[tuple[str, str]] = []
+        self._warned: set[str] = set()
 
     def __len__(self) -> int:
         return len(self.paths)
 
     def __getitem__(self, index: int) -> dict[str, Any]:
-        return read_item({"index": index}, lambda: self.preprocessing.to_tensor(open_image(self.paths[index])))
+        return read_item({"index": index}, lambda: self.preprocessing.to_tensor(self._open(index)))
+
+    def _open(self, index: int) -> Image.Image:
+        return open_image(self.paths[index], self.value_range, self._warn_once)
+
+    def _warn_once(self, text: str, such_as: str) -> None:
+        if text not in self._warned:
+            self._warned.add(text)
+            logger.warning("%s (found in %s)", text, such_as)
 
     def batches(self, batch_size: int = 64, num_workers: int = 0) -> UnlabeledBatches:
         """Return batches of the readable images, for `Trainer.predict` or a plain loop.
@@ -74,7 +92,7 @@ class UnlabeledBatches:
     """
 
     def __init__(self, dataset: UnlabeledImages, batch_size: int, num_workers: int) -> None:
-        self.dataset = dataset
+        self.dataset, self.preprocessing = dataset, dataset.preprocessing
         self.loader = DataLoader(dataset, batch_size=batch_size, num_workers=num_workers, collate_fn=collate)
 
     def __len__(self) -> int:

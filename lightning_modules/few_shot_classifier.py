@@ -15,6 +15,7 @@ from torch import Tensor
 from ..errors import DtrapError, check_one_of
 from .backbones.base import Backbone
 from .contracts import check_loss
+from .incoming import Stage
 from .objective import Objective, PlainRows
 from .tuned_model import Rows, TunedModel
 from .tuners.base import Batch, TaskData, Tuner
@@ -24,10 +25,11 @@ class FewShotClassifier(TunedModel):
     """Tune a frozen vision-language model to the classes of one few-shot task.
 
     Each `Trainer.fit` is one task: it resets the tuner with the seed of the data module's episode. Batches are
-    dictionaries with `images` [B, 3, H, W] and `labels` [B], and for full-batch training `view` and `sample_id` [B].
-    Rows with view 0 are the plain ones that relations are computed against; without `view` these are all rows. Class
-    names and template come from the data module, or from `set_classes` for loaders without them. A validation loader is
-    optional: it gives "val/accuracy", and some tuners choose hyperparameters on it after training.
+    dictionaries with `images` [B, 3, H, W] and `labels` [B], and for full-batch training `view` and `sample_id` [B];
+    other loaders may yield pairs (images, labels) or the keys `image` and `label`. Rows with view 0 are the plain ones
+    that relations are computed against; without `view` these are all rows. Class names and template come from the data
+    module, or from `set_classes` for loaders without them. A validation loader is optional: it gives "val/accuracy",
+    and some tuners choose hyperparameters on it after training.
 
     Args:
         backbone: The pre-trained model, frozen except for the parameters that the tuner trains.
@@ -90,6 +92,7 @@ class FewShotClassifier(TunedModel):
     def setup(self, stage: str) -> None:
         """Read the classes of the data module's task; before a fit, reset the tuner."""
         self._evaluation_texts = None
+        self._incoming.clear()
         self.refuse_foreign_adapters()
         datamodule = self.data_source
         names = getattr(datamodule, "class_names", None)
@@ -200,7 +203,7 @@ class FewShotClassifier(TunedModel):
     def _task_data(self, batches: Iterable[Batch], query: Batch | None) -> TaskData:
         parts = []
         for batch in map(self._on_device, batches):
-            part = {name: batch[name] for name in ("labels", "view", "sample_id") if name in batch}
+            part: Batch = {name: batch[name] for name in ("labels", "view", "sample_id") if name in batch}
             if "vision" in self.tuner.trains:
                 part["images"] = batch["images"]
             else:
@@ -219,10 +222,10 @@ class FewShotClassifier(TunedModel):
             )
         return datamodule.query_in_views()
 
-    def _on_device(self, batch: Batch) -> Any:
+    def _on_device(self, batch: Any, stage: Stage = "train") -> Batch:
         """Convert and move a batch as the Trainer does before a step."""
         converted = self.trainer.precision_plugin.convert_input(batch)
-        return self.trainer.strategy.batch_to_device(converted, self.device)
+        return self.incoming(self.trainer.strategy.batch_to_device(converted, self.device), stage)
 
     def on_fit_start(self) -> None:
         """Set the tuner, but not the backbone, to training mode."""
@@ -238,10 +241,11 @@ class FewShotClassifier(TunedModel):
                 "untrained", f"{self.tuner.name} has nothing to train, so L_ad and L_ra have no effect."
             )
 
-    def training_step(self, batch: Batch, batch_idx: int) -> dict[str, Tensor] | None:
+    def training_step(self, batch: Any, batch_idx: int) -> dict[str, Tensor] | None:
         """Compute the objective and log its terms by the paper's names; None if nothing is trained."""
         if not self.tuner.trained_parameters():
             return None
+        batch = self.incoming(batch, "train")
         terms = self.tuner.own_step(self, batch) if self.tuner.trains_itself else self._terms(batch)
         logged = {name: term.detach() for name, term in terms.items()}
         self.log_dict({f"train/{name}": term for name, term in logged.items()}, batch_size=len(batch["labels"]))
@@ -273,6 +277,10 @@ class FewShotClassifier(TunedModel):
             features = self.tuner.related_features(self.image_features(batch["images"][plain]))
         return PlainRows(features, batch["labels"][plain])
 
+    def on_train_epoch_end(self) -> None:
+        """Check the values of batches that no step has waited for."""
+        self.finish_incoming()
+
     def on_train_end(self) -> None:
         """Let the tuner choose hyperparameters if there is a validation split."""
         if not self.tuner.chooses or not self.trainer.val_dataloaders:
@@ -281,7 +289,7 @@ class FewShotClassifier(TunedModel):
         features, labels = [], []
         loaders = CombinedLoader(self.trainer.val_dataloaders, mode="sequential")
         with torch.no_grad(), self.trainer.precision_plugin.forward_context():
-            for batch in map(self._on_device, (batch for batch, _, _ in iter(loaders))):
+            for batch in (self._on_device(batch, "validate") for batch, _, _ in iter(loaders)):
                 features.append(self.image_features(batch["images"], Rows.of(batch).ids))
                 labels.append(batch["labels"])
             texts, scale = self.text_features(), self.objective.logit_scale
@@ -341,6 +349,7 @@ class FewShotClassifier(TunedModel):
 
     def _accuracy(self) -> Tensor:
         self._evaluation_texts = None
+        self.finish_incoming()
         counts = self.confusion.compute()
         return 100.0 * counts.diag().sum() / counts.sum().clamp(min=1)
 
@@ -350,9 +359,9 @@ class FewShotClassifier(TunedModel):
             self._evaluation_texts = self.text_features()
         self.confusion.reset()
 
-    def validation_step(self, batch: Batch, batch_idx: int) -> None:
+    def validation_step(self, batch: Any, batch_idx: int) -> None:
         """Count predictions in `confusion`."""
-        self._count_predictions(batch)
+        self._count_predictions(self.incoming(batch, "validate"))
 
     def on_validation_epoch_end(self) -> None:
         """Log the accuracy in percent."""
@@ -363,9 +372,9 @@ class FewShotClassifier(TunedModel):
         self.on_validation_epoch_start()
         self.test_predictions = []
 
-    def test_step(self, batch: Batch, batch_idx: int) -> None:
+    def test_step(self, batch: Any, batch_idx: int) -> None:
         """Count predictions in `confusion` [W, W] (rows true, columns predicted) and append to `test_predictions`."""
-        self.test_predictions.append(self._count_predictions(batch).cpu())
+        self.test_predictions.append(self._count_predictions(self.incoming(batch, "test")).cpu())
 
     def on_test_epoch_end(self) -> None:
         """Log the accuracy in percent."""
@@ -376,7 +385,8 @@ class FewShotClassifier(TunedModel):
     def on_predict_epoch_end(self) -> None:
         """Drop the class texts."""
         self._evaluation_texts = None
+        self.finish_incoming()
 
-    def predict_step(self, batch: Batch, batch_idx: int) -> Tensor:
-        """Return the class probabilities [B, W]."""
-        return self(batch["images"]).softmax(dim=-1)
+    def predict_step(self, batch: Any, batch_idx: int) -> Tensor:
+        """Return the class probabilities [B, W] of a batch, or of images [B, 3, S, S] alone."""
+        return self(self.incoming(batch, "predict")["images"]).softmax(dim=-1)

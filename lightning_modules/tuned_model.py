@@ -18,6 +18,7 @@ from .backbones.base import Backbone
 from .chunking import encode_in_chunks
 from .contracts import check_backbone, check_rows, check_state, check_tokens, check_tuner
 from .image_cache import FrozenImageFeatures
+from .incoming import IncomingBatches, Stage, tell_input
 from .objective import Objective
 from .text_head import ClassPrompts, FrozenTextFeatures, class_prompts, read_descriptions
 from .tuners.base import Batch, Tuner
@@ -110,6 +111,7 @@ class TunedModel(LightningModule):
         self._frozen_texts, self._frozen_images = FrozenTextFeatures(), FrozenImageFeatures()
         self._zero_shot = False
         self._evaluation_texts: Tensor | None = None
+        self._incoming: dict[Stage, IncomingBatches] = {}
         self._train_what_is_trained()
         self.train(False)
 
@@ -163,6 +165,26 @@ class TunedModel(LightningModule):
         if self.prompts is None:
             raise DtrapError("the module has no classes: call module.set_classes(class_names, template) first.")
         return self.prompts
+
+    def incoming(self, batch: Any, stage: Stage) -> Batch:
+        """Return the batch of a step with dtrap's keys, checked if it is not from a data module of dtrap.
+
+        Raises:
+            DtrapError: Its structure, images or labels are not as expected, or its loader is for another backbone.
+        """
+        if stage not in self._incoming:
+            classes = len(self.class_prompts.class_names)
+            self._incoming[stage] = IncomingBatches(self.backbone, classes, stage, self._trainer)
+        taken = self._incoming[stage].take(batch)
+        if not self._incoming[stage].trusted and "input" not in self._checked:
+            self._checked.add("input")
+            tell_input(taken["images"], self.backbone)
+        return taken
+
+    def finish_incoming(self) -> None:
+        """Raise a DtrapError if a batch had values that its step did not wait for."""
+        for batches in self._incoming.values():
+            batches.finish()
 
     @property
     def query_views(self) -> int:

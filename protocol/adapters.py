@@ -23,6 +23,7 @@ from ..errors import DtrapError
 from ..files import printable, to_json_values, write_atomically
 from ..lightning_modules import FewShotClassifier
 from ..lightning_modules.text_head import prompt_texts
+from .preprocessing import card_preprocessing
 from .run_folder import RESUMES, Row
 
 CARD_FORMAT = "dtrap-adapter/1"
@@ -54,6 +55,8 @@ class AdapterCard:
         prompts: The sentences of each class where they come from descriptions, else None.
         settings: The arguments of the tuner; empty in old cards.
         logit_scale: tau; None in old cards.
+        preprocessing: Size, normalization, resizing and value range of the images; None in old cards, when images were
+            squashed.
         versions: Versions of dtrap and of the libraries that the adapter was trained with.
         format: Format of this card.
     """
@@ -70,6 +73,7 @@ class AdapterCard:
     prompts: dict[str, list[str]] | None = None
     settings: dict[str, Any] = field(default_factory=dict)
     logit_scale: float | None = None
+    preprocessing: dict[str, Any] | None = None
     versions: dict[str, str] = field(default_factory=_versions)
     format: str = CARD_FORMAT
 
@@ -86,6 +90,7 @@ class AdapterCard:
             episode=row["episode"],
             method=row["method"],
             accuracy=row["accuracy"],
+            preprocessing=card_preprocessing(data),
         )
 
 

@@ -50,7 +50,7 @@ NEUTRAL = {
 }
 # Value that the code had before an option existed, by the option's dotted path such as
 # "model.objective.init_args.relation_form", where that is not the option's default today.
-VALUES_BEFORE: dict[str, Any] = {}
+VALUES_BEFORE: dict[str, Any] = {"data.init_args.test_preprocessing": "squash"}
 # A stored class path is imported only from these packages: a run folder may come from a stranger.
 IMPORTED = ("dtrap.callbacks.", "dtrap.datamodules.", "dtrap.lightning_modules.", "dtrap.metrics.")
 NAME_PART_BYTES = 48
@@ -128,7 +128,8 @@ def _differences(old: object, new: object, path: tuple[str, ...], owner: Any) ->
     if isinstance(old, dict) and isinstance(new, dict):
         lines = []
         for key in dict.fromkeys([*old, *new]):
-            values = old.get(key, ABSENT), new.get(key, ABSENT)
+            before = VALUES_BEFORE.get(".".join((*path, key)), ABSENT)
+            values = old.get(key, before), new.get(key, ABSENT)
             if not _is_default(*values, (*path, key), owner):
                 lines += _differences(*values, (*path, key), _owner_below(new, path, key, owner))
         return lines
@@ -142,9 +143,7 @@ def _is_default(old: object, new: object, path: tuple[str, ...], owner: Any) -> 
     if ABSENT not in (old, new):
         return False
     default = _without_neutral(_option(owner, path[-1])[0], path)
-    if old is ABSENT:
-        return _equal(VALUES_BEFORE.get(".".join(path), default), new)
-    return _equal(default, old)
+    return _equal(default, new if old is ABSENT else old)
 
 
 def _equal(old: object, new: object) -> bool:

@@ -24,6 +24,7 @@ from .folder_identity import FolderIdentity, Method
 from .identity import default_folder_name
 from .loggers import ProtocolLogger
 from .module_method import ModuleMethod
+from .preprocessing import settle_test_preprocessing
 from .progress import EpisodeProgress
 from .result import ProtocolResult
 from .run_folder import Row, RunFolder
@@ -101,6 +102,8 @@ class ProtocolRun:
         self.episodes = min(settings.episodes, data.tasks or settings.episodes)
         self.folder = RunFolder(settings.folder or Path("runs") / self._default_name())
         self.record = FolderIdentity(self.folder, methods, data)
+        stored = {} if settings.overwrite else self.record.stored()
+        settle_test_preprocessing(data, methods, stored["methods"][stored["main"]] if stored else None)
         self._zero_shots: dict[str, ZeroShots] = {}
         if data.own_images and self.folder.path.resolve().is_relative_to(data.root.resolve()):
             raise DtrapError(

@@ -11,6 +11,7 @@ from ..findings import COMPLETE, Finding, Findings, missing_images
 from ..index import DataNotFound, ImageIndex, class_folders, listing
 from ..places import FolderTree, inner, list_place, resolve, unread, unwrapped
 from ..published import PublishedDataModule
+from ..views import TestPreprocessing
 from ..walk import list_images
 from .splits import Split, draw_split, index_split, read_split, row_places
 
@@ -37,6 +38,7 @@ class CoOpDataModule(PublishedDataModule):
         renamed: Class names that differ from the folders' names.
     """
 
+    all_way_preprocessing: ClassVar[TestPreprocessing] = "backbone"
     folders: ClassVar[tuple[str, ...]]
     split_file: ClassVar[str] = ""
     image_folder: ClassVar[str] = "images"

@@ -24,6 +24,9 @@ class Backbone(nn.Module, ABC):
         image_size: Side of the square input image in pixels.
         image_mean: Mean per channel for the normalization of images in [0, 1].
         image_std: Standard deviation per channel for the normalization.
+        image_resize: How the model's own evaluation transform makes images square: "shortest" (shorter side, center
+            crop), "squash" (straight to the square) or "longest" (longer side, padded).
+        image_interpolation: "bicubic" or "bilinear", of the same transform.
         context_length: Maximum number of tokens of a prompt, including start and end tokens.
         feature_dim: Feature width D.
         logit_bias: Bias of the model's own sigmoid loss (SigLIP), or None; it has no effect in a softmax.
@@ -36,6 +39,9 @@ class Backbone(nn.Module, ABC):
     context_length: int
     feature_dim: int
     logit_bias: float | None
+    # Without annotations, which stand for what a subclass has to set: most models are evaluated as CLIP.
+    image_resize = "shortest"
+    image_interpolation = "bicubic"
 
     @abstractmethod
     def encode_image(self, images: Tensor) -> Tensor:

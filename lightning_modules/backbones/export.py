@@ -19,10 +19,10 @@ from .attention import SeparateAttention
 from .base import Backbone
 from .hub import TOKENIZER_CONFIG
 from .open_clip import OpenCLIP, find_architecture
-from .transformers import Transformers
+from .transformers import BILINEAR, Transformers
 
 _QKV = ("q_proj", "k_proj", "v_proj")
-_BILINEAR = 2
+_BICUBIC = 3
 
 
 def merged_state(model: nn.Module) -> dict[str, Tensor]:
@@ -70,24 +70,32 @@ def _fuse(state: dict[str, Tensor], name: str, fused_as: str) -> None:
         state[f"{name}.q_bias"], state[f"{name}.v_bias"] = given
 
 
-def save_plain(backbone: Backbone, folder: Path, name: str | None = None) -> None:
+def save_plain(
+    backbone: Backbone,
+    folder: Path,
+    name: str | None = None,
+    resize_mode: str = "squash",
+    interpolation: str = "bilinear",
+) -> None:
     """Write a folder that the backbone's library loads without dtrap, with tokenizer and image preprocessing.
 
-    open_clip reads it as "local-dir:FOLDER", transformers with `from_pretrained`. The written preprocessing resizes an
-    image directly to the square, bilinear, as dtrap does.
+    open_clip reads it as "local-dir:FOLDER", transformers with `from_pretrained`.
 
     Args:
         backbone: An `OpenCLIP` or a `Transformers`.
         folder: An existing folder for the files.
         name: The name or JSON config of an `OpenCLIP`; None means the one in its identifier.
+        resize_mode: How images became square in the training's protocol, in open_clip's words: "squash" or "shortest".
+        interpolation: "bilinear" or "bicubic".
 
     Raises:
         DtrapError: The backbone is neither, or the library cannot load the written files.
     """
     if isinstance(backbone, OpenCLIP):
-        _save_open_clip(backbone, folder, name or backbone.identifier.rpartition("/")[0])
+        resizing = {"interpolation": interpolation, "resize_mode": resize_mode}
+        _save_open_clip(backbone, folder, name or backbone.identifier.rpartition("/")[0], resizing)
     elif isinstance(backbone, Transformers):
-        _save_transformers(backbone, folder)
+        _save_transformers(backbone, folder, crop=resize_mode == "shortest", bilinear=interpolation == "bilinear")
     else:
         raise DtrapError(
             f"{type(backbone).__name__} is not a backbone from open_clip or transformers, so no library could load its "
@@ -112,7 +120,7 @@ def load_plain(folder: Path) -> Backbone:
     )
 
 
-def _save_open_clip(backbone: OpenCLIP, folder: Path, name: str) -> None:
+def _save_open_clip(backbone: OpenCLIP, folder: Path, name: str, resizing: dict[str, str]) -> None:
     config = copy.deepcopy(find_architecture(name).config)
     if "timm_model_name" in config["vision_cfg"]:
         config["vision_cfg"]["timm_model_pretrained"] = False
@@ -123,8 +131,7 @@ def _save_open_clip(backbone: OpenCLIP, folder: Path, name: str) -> None:
             cleaning = {"clean": "lower", **(config["text_cfg"].get("tokenizer_kwargs") or {})}
             config["text_cfg"] |= {"hf_tokenizer_name": "tokenizer", "tokenizer_kwargs": cleaning}
     statistics = {"mean": list(backbone.image_mean), "std": list(backbone.image_std)}
-    preprocessing = {**statistics, "interpolation": "bilinear", "resize_mode": "squash"}
-    content = {"model_cfg": config, "preprocess_cfg": preprocessing}
+    content = {"model_cfg": config, "preprocess_cfg": statistics | resizing}
     (folder / HF_CONFIG_NAME).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
     save_file(plain_state(backbone), folder / HF_SAFE_WEIGHTS_NAME, metadata={"format": "pt"})
     try:
@@ -136,13 +143,15 @@ def _save_open_clip(backbone: OpenCLIP, folder: Path, name: str) -> None:
         ) from error
 
 
-def _save_transformers(backbone: Transformers, folder: Path) -> None:
+def _save_transformers(backbone: Transformers, folder: Path, *, crop: bool, bilinear: bool) -> None:
     import transformers
 
     backbone._tokenizer.save_pretrained(folder)
     kind = {"clip": transformers.CLIPImageProcessor, "siglip": transformers.SiglipImageProcessor}
-    size = {"height": backbone.image_size, "width": backbone.image_size}
-    options = {"size": size, "resample": _BILINEAR, "do_center_crop": False, "do_convert_rgb": True}
+    square = {"height": backbone.image_size, "width": backbone.image_size}
+    size = {"shortest_edge": backbone.image_size} if crop else square
+    options: dict[str, Any] = {"size": size, "resample": BILINEAR if bilinear else _BICUBIC, "do_convert_rgb": True}
+    options |= {"do_center_crop": crop, "crop_size": square} if crop else {"do_center_crop": False}
     statistics = {"image_mean": list(backbone.image_mean), "image_std": list(backbone.image_std)}
     kind[backbone.model.config.model_type](**options, **statistics).save_pretrained(folder)
     transformers.utils.logging.disable_progress_bar()  # not useful for one file

@@ -100,7 +100,9 @@ class OpenCLIP(Backbone):
             _load(self.model, weights.path, weights.verified, architecture.name)
         self.identifier = f"{architecture.name}/{weights.label}"
         self.image_size = square_side(self.model.visual.image_size, architecture.name)
-        self.image_mean, self.image_std = _image_statistics(architecture, weights)
+        transform = _evaluation_transform(architecture, weights)
+        self.image_mean, self.image_std = tuple(transform["mean"]), tuple(transform["std"])
+        self.image_resize, self.image_interpolation = transform["resize_mode"], transform["interpolation"]
         self.context_length = self._text_tower.context_length
         self.feature_dim = architecture.config["embed_dim"]
         self.logit_bias = self.model.logit_bias.item() if getattr(self.model, "logit_bias", None) is not None else None
@@ -352,10 +354,8 @@ def _load(model: nn.Module, path: Path, verified: bool, name: str) -> None:
     load_weights(model, weights, path=path, target=f"the model '{name}'", remedy=remedy)
 
 
-def _image_statistics(
-    architecture: Architecture, weights: Weights
-) -> tuple[tuple[float, float, float], tuple[float, float, float]]:
-    """Return mean and std of the weights; for a file, those that all published weights of the model share."""
+def _evaluation_transform(architecture: Architecture, weights: Weights) -> dict[str, Any]:
+    """Return mean, std, resize_mode and interpolation of the weights; for a file, what all published weights share."""
     sources = [weights.published] if weights.published else list(architecture.tags.values())
     if any((source["mean"], source["std"]) != (sources[0]["mean"], sources[0]["std"]) for source in sources):
         warnings.warn(
@@ -364,9 +364,11 @@ def _image_statistics(
             stacklevel=3,
         )
         sources = []
-    published = sources[0] if sources else {}
-    merged = merge_preprocess_dict({**asdict(PreprocessCfg()), **published}, architecture.preprocess)
-    return tuple(merged["mean"]), tuple(merged["std"])
+    published = dict(sources[0]) if sources else {}
+    resizing = ("resize_mode", "interpolation")
+    if any([source[key] for key in resizing] != [published[key] for key in resizing] for source in sources):
+        published = {key: value for key, value in published.items() if key not in resizing}  # open_clip's own default
+    return merge_preprocess_dict({**asdict(PreprocessCfg()), **published}, architecture.preprocess)
 
 
 def _read_tokenizer(folder: Path, options: dict[str, Any]) -> HFTokenizer:

@@ -30,30 +30,30 @@ PREPROCESSOR = ["preprocessor_config.json", "processor_config.json"]
 LAYOUT = (
     "Expected config.json, model.safetensors, tokenizer.json and tokenizer_config.json, as save_pretrained() writes."
 )
-
-Triple = tuple[float, float, float]
+BILINEAR = 2  # Pillow's number of it, which transformers writes
 
 
 @dataclass(frozen=True)
 class Family:
-    """A model family: its class in transformers, and the image statistics of its published checkpoints."""
+    """A model family: its class in transformers, and mean, std and center crop of its published checkpoints."""
 
     model: str
     image_mean: Sequence[float]
     image_std: Sequence[float]
+    crops: bool
 
 
 FAMILIES = {
-    "clip": Family("CLIPModel", OPENAI_CLIP_MEAN, OPENAI_CLIP_STD),
-    "siglip": Family("SiglipModel", IMAGENET_STANDARD_MEAN, IMAGENET_STANDARD_STD),
+    "clip": Family("CLIPModel", OPENAI_CLIP_MEAN, OPENAI_CLIP_STD, crops=True),
+    "siglip": Family("SiglipModel", IMAGENET_STANDARD_MEAN, IMAGENET_STANDARD_STD, crops=False),
 }
 
 
 class Transformers(Backbone):
     """A frozen CLIP or SigLIP model of transformers in evaluation mode, float32.
 
-    Google's SigLIP2 checkpoints of fixed resolution also have the model type "siglip". Images are resized directly to
-    the model's square; mean and std come from its preprocessor_config.json. SigLIP's prompts are converted to lower
+    Google's SigLIP2 checkpoints of fixed resolution also have the model type "siglip". Mean, std and the evaluation
+    transform of images come from its preprocessor_config.json. SigLIP's prompts are converted to lower
     case without punctuation before they are tokenized, as in Google's zero-shot evaluation and open_clip. The tokenizer
     in transformers does so for SigLIP, but not for most SigLIP2 checkpoints.
 
@@ -90,7 +90,7 @@ class Transformers(Backbone):
             paths = _load(self.model, files)
             self.identifier = files.label if isinstance(files, HubFiles) else f"{files.label}-{_checksum(paths)}"
         self.image_size = square_side(self.model.config.vision_config.image_size, files.label)
-        self.image_mean, self.image_std = _image_statistics(family, files, only_local=random_weights)
+        self._set_image_input(family, files, only_local=random_weights)
         self.context_length = self.model.config.text_config.max_position_embeddings
         self.feature_dim = _feature_dim(self.model, files.label)
         self.logit_bias = self.model.logit_bias.item() if hasattr(self.model, "logit_bias") else None
@@ -102,6 +102,17 @@ class Transformers(Backbone):
             embeddings.register_forward_hook(_enter)
         self.requires_grad_(False)
         self.eval()
+
+    def _set_image_input(self, family: Family, files: ModelFiles, *, only_local: bool) -> None:
+        """Read mean, std and the evaluation transform of the folder's image processor; the family's if it has none."""
+        path = files.on_disk(PREPROCESSOR) if only_local else files.optional(PREPROCESSOR)
+        content = {} if path is None else read_json(path)
+        content = content.get("image_processor", content)
+        self.image_mean = tuple(content.get("image_mean") or family.image_mean)
+        self.image_std = tuple(content.get("image_std") or family.image_std)
+        crops = content.get("do_center_crop", family.crops)
+        self.image_resize = "shortest" if crops else "squash"
+        self.image_interpolation = "bilinear" if content.get("resample") == BILINEAR else "bicubic"
 
     def encode_image(self, images: Tensor) -> Tensor:
         """See `Backbone.encode_image`."""
@@ -244,15 +255,6 @@ def _load(model: nn.Module, files: ModelFiles) -> list[Path]:
     tensors = {name: value for name, value in tensors.items() if not name.endswith("position_ids")}
     load_weights(model, tensors, path=path, target="config.json", remedy="Use both files of the same model.")
     return paths
-
-
-def _image_statistics(family: Family, files: ModelFiles, *, only_local: bool) -> tuple[Triple, Triple]:
-    """Return mean and std of the folder, or those of the family if it has none."""
-    path = files.on_disk(PREPROCESSOR) if only_local else files.optional(PREPROCESSOR)
-    content = {} if path is None else read_json(path)
-    content = content.get("image_processor", content)
-    mean, std = (content.get(key) for key in ("image_mean", "image_std"))
-    return tuple(mean or family.image_mean), tuple(std or family.image_std)
 
 
 def _feature_dim(model: Any, label: str) -> int:

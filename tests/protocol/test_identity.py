@@ -198,7 +198,7 @@ def test_a_key_that_the_stored_identity_lacks_counts_as_the_default(path):
 def test_a_value_from_before_a_key_existed_comes_before_the_default(monkeypatch):
     stored, _ = without(STATED, "model.tuner.init_args.alpha")
     monkeypatch.setitem(identities.VALUES_BEFORE, "model.tuner.init_args.alpha", 1.0)
-    line = "model.tuner.init_args.alpha: (absent) in the folder, 8.0 now"
+    line = "model.tuner.init_args.alpha: 1.0 in the folder, 8.0 now"
     assert difference(stored, STATED) == [line]
     asked = copy.deepcopy(STATED)
     asked["model"]["tuner"]["init_args"]["alpha"] = 1.0

@@ -193,9 +193,11 @@ def test_resnet_has_no_vision_attention_to_adapt():
 def test_a_file_for_a_published_model_takes_the_statistics_of_its_tags():
     siglip = module.find_architecture("ViT-B-16-SigLIP2")
     own_file = module.Weights("mine", None, None)
-    assert module._image_statistics(siglip, own_file) == ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
+    found = module._evaluation_transform(siglip, own_file)
+    assert (found["mean"], found["std"]) == ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
+    assert (found["resize_mode"], found["interpolation"]) == ("squash", "bicubic")
     with pytest.warns(UserWarning, match="differ in image mean"):
-        module._image_statistics(module.find_architecture("ViT-L-14"), own_file)
+        module._evaluation_transform(module.find_architecture("ViT-L-14"), own_file)
 
 
 def test_too_long_prompts_are_refused(tiny_files):
