@@ -55,6 +55,7 @@ class AllWaySampler(TaskSampler):
     unit = "seed"
     streams = True
     fixed_views = False
+    full_batch = False
     has_query = True
 
     def __init__(self, data: ImageCollection, shot: int, settings: AllWay, file: Path | None) -> None:

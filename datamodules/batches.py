@@ -26,6 +26,12 @@ class Batches(UserList[Batch]):
     """A fixed series of batches; Lightning would take a list for several loaders."""
 
 
+class FullBatches(Batches):
+    """The whole support batch at every step of an epoch."""
+
+    full_batch = True
+
+
 class EpochLoader:
     """A loader whose batches depend on the number of the epoch, which Lightning sets."""
 
@@ -51,6 +57,8 @@ class MiniBatches(EpochLoader):
         size: Rows of a mini-batch.
         order: Returns the order of the rows in an epoch: (epoch, number of rows) -> row numbers.
     """
+
+    full_batch = False
 
     def __init__(self, batch: Batch, size: int, order: Callable[[int, int], np.ndarray]) -> None:
         self.batch, self.order = batch, order

@@ -206,6 +206,11 @@ class FewShotDataModule(ImageCollection):
         return self.sampler.description
 
     @property
+    def full_batch(self) -> bool:
+        """Whether each training batch is the whole support batch, the same in every step; otherwise mini-batches."""
+        return self.sampler.full_batch
+
+    @property
     def steps_per_epoch(self) -> int:
         """Steps of one epoch with the full batch: `shot`, as in the authors' protocol."""
         return self.shot

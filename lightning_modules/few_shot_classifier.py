@@ -12,9 +12,12 @@ from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from lightning.pytorch.utilities import CombinedLoader
 from torch import Tensor
 
-from ..errors import DtrapError, check_one_of
+from ..errors import DtrapError, check_number, check_one_of
 from .backbones.base import Backbone
+from .batch_checks import check_tuner_batches, read_batch_kind, warn_unstated
 from .contracts import check_loss
+from .divergence import DivergenceWatch
+from .finite import check_finite
 from .objective import Objective, PlainRows
 from .tuned_model import Rows, TunedModel
 from .tuners.base import Batch, TaskData, Tuner
@@ -73,8 +76,10 @@ class FewShotClassifier(TunedModel):
             raise DtrapError(f"the tuner {self.tuner.name} has its own optimizers. Remove optimizer and lr_scheduler.")
         if final_rate is not None and lr_scheduler is not None:
             raise DtrapError(f"final_rate is {final_rate}, but an lr_scheduler is given too. Remove one of the two.")
-        if learning_rate is not None and not learning_rate > 0:
-            raise DtrapError(f"learning_rate is {learning_rate}; expected more than 0, or null for the tuner's own.")
+        if learning_rate is not None:
+            check_number("learning_rate", learning_rate, above=0)
+        if final_rate is not None:
+            check_number("final_rate", final_rate, least=0)
         check_one_of("plain_views", plain_views, ("reuse", "encode"))
         self.learning_rate = learning_rate
         self.own_optimizer = optimizer
@@ -85,6 +90,8 @@ class FewShotClassifier(TunedModel):
         self.automatic_optimization = not self.tuner.trains_itself
         self.test_predictions: list[Tensor] = []
         self._rows: Rows | None = None
+        self._full_batch: bool | None = None
+        self._divergence = DivergenceWatch(self)
         self._prepared = False
 
     def setup(self, stage: str) -> None:
@@ -100,30 +107,23 @@ class FewShotClassifier(TunedModel):
                 f"{type(datamodule).__name__ if datamodule else 'The loader'} has no class_names. Call "
                 "module.set_classes(class_names, template) first, or give the data module `class_names`."
             )
-        if stage == "fit" and self.tuner.trains_itself:
-            self._check_own_steps(datamodule)
+        if stage == "fit":
+            check_tuner_batches(self.tuner, datamodule)
+        if stage == "fit" and self.tuner.trains_itself and self.trainer.max_steps != -1:
+            raise DtrapError(
+                f"max_steps is {self.trainer.max_steps}, but the tuner {self.tuner.name} makes several optimizer steps "
+                "of its own with all support rows, so it could end between them. Set trainer.max_epochs instead."
+            )
         if stage == "fit":
             episode_seed = getattr(datamodule, "episode_seed", None)
             self.start_task(episode_seed("tuner") if episode_seed is not None else int(torch.randint(2**31, ())))
-
-    def _check_own_steps(self, datamodule: Any) -> None:
-        """Refuse mini-batches and `max_steps` for a tuner that steps its own optimizers."""
-        reason = f"the tuner {self.tuner.name} makes several optimizer steps of its own with all support rows"
-        if getattr(datamodule, "batch_size", None) is not None:
-            raise DtrapError(f"batch_size is {datamodule.batch_size}, but {reason}. Set data.batch_size to null.")
-        if getattr(datamodule, "streams", False):
-            raise DtrapError(f"the all-way protocol streams mini-batches, but {reason}. Use episodes or another tuner.")
-        if self.trainer.max_steps != -1:
-            raise DtrapError(
-                f"max_steps is {self.trainer.max_steps}, but {reason}, so it could end between them. Set "
-                "trainer.max_epochs instead."
-            )
 
     def start_task(self, seed: int) -> None:
         """Reset the tuner and the draws of L_ad with `seed`."""
         self.tuner.reset(seed if self.start_seed is None else self.start_seed, len(self.class_prompts.class_names))
         self._train_what_is_trained()
         self.objective.start(seed)
+        self._divergence.reset()
         self._prepared = False
 
     # Training
@@ -229,8 +229,9 @@ class FewShotClassifier(TunedModel):
         self.train()
 
     def on_train_start(self) -> None:
-        """Stop before the first step if the tuner has nothing to train."""
+        """Check that the objective fits the batches; stop before the first step if the tuner has nothing to train."""
         if self.tuner.trained_parameters():
+            self._full_batch = read_batch_kind(self)
             return
         self.trainer.should_stop = True
         if self.objective.suppresses:
@@ -243,6 +244,7 @@ class FewShotClassifier(TunedModel):
         if not self.tuner.trained_parameters():
             return None
         terms = self.tuner.own_step(self, batch) if self.tuner.trains_itself else self._terms(batch)
+        self._divergence.add(terms["total"])
         logged = {name: term.detach() for name, term in terms.items()}
         self.log_dict({f"train/{name}": term for name, term in logged.items()}, batch_size=len(batch["labels"]))
         return {"loss": terms["total"], **logged}
@@ -252,7 +254,7 @@ class FewShotClassifier(TunedModel):
         features, texts = self.image_features(batch["images"], rows.ids), self.text_features()
         related = self.tuner.related_features(features)
         # Before the loss: autograd adds up gradients in an order that follows the order of these calls.
-        plain = self._plain_rows(batch, related, rows.plain)
+        plain = self._plain_rows(batch, related, rows)
         loss = self.tuner.classification_loss(features, texts, labels, self.objective.logit_scale)
         check_loss(f"{type(self.tuner).__name__}.classification_loss", loss)
         return self.objective(related, texts, labels, plain=plain, row_ids=rows.ids, classification_loss=loss)
@@ -265,16 +267,21 @@ class FewShotClassifier(TunedModel):
             self._rows = known = Rows.of(batch)
         return known
 
-    def _plain_rows(self, batch: Batch, related: Tensor, plain: Tensor | None) -> PlainRows | None:
-        if plain is None or self.objective.progress is None:
+    def _plain_rows(self, batch: Batch, related: Tensor, rows: Rows) -> PlainRows | None:
+        """Return s and z: the plain rows of the full batch, or all rows of a mini-batch; None if not needed."""
+        plain = rows.plain if self._full_batch else rows.every
+        if self.objective.progress is None or plain is None:
             return None
+        if self._full_batch is None and rows.plain is not None and len(rows.plain) < len(plain):
+            warn_unstated(self.objective)
         features = related[plain]
         if self.plain_views == "encode" and "vision" in self.tuner.trains and self.objective.relation_weight != 0:
             features = self.tuner.related_features(self.image_features(batch["images"][plain]))
         return PlainRows(features, batch["labels"][plain])
 
     def on_train_end(self) -> None:
-        """Let the tuner choose hyperparameters if there is a validation split."""
+        """Check that the result is finite; let the tuner choose hyperparameters if there is a validation split."""
+        self._divergence.check_trained()
         if not self.tuner.chooses or not self.trainer.val_dataloaders:
             return
         self.train(False)
@@ -284,13 +291,15 @@ class FewShotClassifier(TunedModel):
             for batch in map(self._on_device, (batch for batch, _, _ in iter(loaders))):
                 features.append(self.image_features(batch["images"], Rows.of(batch).ids))
                 labels.append(batch["labels"])
-            texts, scale = self.text_features(), self.objective.logit_scale
-            self.tuner.choose(torch.cat(features), texts, torch.cat(labels), scale)
+            texts, scale, images = self.text_features(), self.objective.logit_scale, torch.cat(features)
+            self.finite_scores(self.tuner.logits(images, texts, scale))
+            self.tuner.choose(images, texts, torch.cat(labels), scale)
 
     # Lightning's checkpoints
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Drop the frozen backbone from Lightning's checkpoints."""
+        """Drop the frozen backbone from Lightning's checkpoints; refuse to save a training that diverged."""
+        self._divergence.check_trained()
         kept, state = self._adapter_names(), checkpoint["state_dict"]
         checkpoint["state_dict"] = {name: value for name, value in state.items() if name in kept}
 
@@ -301,6 +310,7 @@ class FewShotClassifier(TunedModel):
             DtrapError: The checkpoint does not contain exactly what this tuner saves.
         """
         saved = checkpoint["state_dict"]
+        check_finite(saved, "the checkpoint", "The training has diverged before it was written; use an earlier one.")
         self.tuner.make_room({name.removeprefix("tuner."): value for name, value in saved.items()})
         odd = sorted(self._adapter_names() ^ saved.keys())
         if odd:
@@ -325,6 +335,7 @@ class FewShotClassifier(TunedModel):
         views = int(rows.view.max()) + 1 if self.query_views > 1 and rows.view is not None else 1
         if views > 1:
             scores = self._add_views(scores, rows.sample_id, views)
+        scores = self.finite_scores(scores)
         predicted = scores.argmax(dim=-1)
         self.confusion.update(predicted, labels[: len(predicted)])
         return predicted
@@ -379,4 +390,4 @@ class FewShotClassifier(TunedModel):
 
     def predict_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """Return the class probabilities [B, W]."""
-        return self(batch["images"]).softmax(dim=-1)
+        return self.finite_scores(self(batch["images"])).softmax(dim=-1)

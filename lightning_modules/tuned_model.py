@@ -17,6 +17,8 @@ from ..errors import DtrapError, check_at_least
 from .backbones.base import Backbone
 from .chunking import encode_in_chunks
 from .contracts import check_backbone, check_rows, check_state, check_tokens, check_tuner
+from .divergence import divergence_remedy
+from .finite import DivergedError, finite_rows
 from .image_cache import FrozenImageFeatures
 from .objective import Objective
 from .text_head import ClassPrompts, FrozenTextFeatures, class_prompts, read_descriptions
@@ -31,12 +33,14 @@ class Rows(NamedTuple):
         view: The batch's column [B], or None.
         ids: [B, k], the identity of each row; None without `sample_id`.
         plain: Indices [M] of the rows with view 0; None without `view` or without such rows.
+        every: Indices [B] of all rows; None without `view`.
     """
 
     sample_id: Tensor | None
     view: Tensor | None
     ids: Tensor | None
     plain: Tensor | None
+    every: Tensor | None
 
     @classmethod
     def of(cls, batch: Batch) -> Rows:
@@ -45,7 +49,8 @@ class Rows(NamedTuple):
         columns = [column for column in (sample_id, view) if column is not None]
         ids = torch.stack(columns, dim=1) if sample_id is not None else None
         plain = (view == 0).nonzero().flatten() if view is not None else None
-        return cls(sample_id, view, ids, plain if plain is not None and len(plain) > 0 else None)
+        every = torch.arange(len(view), device=view.device) if view is not None else None
+        return cls(sample_id, view, ids, plain if plain is not None and len(plain) > 0 else None, every)
 
 
 class TunedModel(LightningModule):
@@ -245,6 +250,24 @@ class TunedModel(LightningModule):
                     self.prompts = prompts = replace(prompts, tokens=prompts.tokens.to(self.device))
             features = self.tuner.text_features(self.backbone, prompts, self.text_chunk)
         return self._check_once("text", features, len(prompts.class_names))
+
+    def finite_scores(self, scores: Tensor) -> Tensor:
+        """Return scores [B, W], all of which are numbers: others have no highest class.
+
+        Raises:
+            DivergedError: Scores are not finite with the tuner.
+            DtrapError: Scores are not finite without it.
+        """
+        count = int((~finite_rows(scores)).sum())
+        if count == 0:
+            return scores
+        reason = f"the scores of {count} of {len(scores)} images are not finite"
+        if self._zero_shot:
+            raise DtrapError(
+                f"{self.backbone.identifier}, zero-shot: {reason}. Check the weights, the images, "
+                "--model.objective.logit_scale and --trainer.precision."
+            )
+        raise DivergedError(reason, divergence_remedy(self))
 
     @contextmanager
     def zero_shot(self) -> Iterator[None]:

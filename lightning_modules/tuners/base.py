@@ -95,6 +95,7 @@ class Tuner(nn.Module, ABC):
         learning_rate: Default rate of its own optimizer.
         own_prompts: Whether it builds the class prompts itself, from the class names alone.
         chooses: Whether to call `choose` if there is a validation split.
+        least_rows: Least number of rows of a training batch.
         merges_into_backbone: Whether it changes weights of the backbone only, so that it can be exported.
     """
 
@@ -106,6 +107,7 @@ class Tuner(nn.Module, ABC):
     learning_rate: float = 2e-4
     own_prompts: bool = False
     chooses: bool = False
+    least_rows: int = 1
     merges_into_backbone: bool = False
     _attached_to: tuple[Backbone, ...] = ()  # in a tuple, so that the backbone is not a submodule of the tuner
     _is_disabled = False
