@@ -16,6 +16,7 @@ from ..datamodules.few_shot import FewShotDataModule
 from ..errors import DtrapError, check_one_of
 from ..keywords import Unpack
 from ..lightning_modules import FewShotClassifier
+from ..lightning_modules.batch_checks import check_objective_batches, check_tuner_batches
 from .adapters import AdapterCard, save_adapter
 from .checkpoint import StepCheckpoint
 from .configuration import MethodConfig
@@ -102,6 +103,7 @@ class ProtocolRun:
         self.folder = RunFolder(settings.folder or Path("runs") / self._default_name())
         self.record = FolderIdentity(self.folder, methods, data)
         self._zero_shots: dict[str, ZeroShots] = {}
+        self._diverged: set[str] = set()
         if data.own_images and self.folder.path.resolve().is_relative_to(data.root.resolve()):
             raise DtrapError(
                 f"the results would go to {self.folder.path}, inside the images' folder {data.root}, where they would "
@@ -147,7 +149,9 @@ class ProtocolRun:
                 if self.data.root.exists():  # without the data the result is shown, with other data it is not
                     self.record.check_data_files()
                 self._say(f"Already finished: {self.folder.path} (use --protocol.overwrite true to start over)")
-            return self._finish(complete=True)
+            result = self._finish(complete=True)
+        self._refuse_all_diverged(result.rows)
+        return result
 
     def _check_settings(self) -> None:
         """Validate data, trainer and stage before anything is deleted, written or loaded."""
@@ -160,6 +164,9 @@ class ProtocolRun:
             )
         for method in self.methods:
             method.stage_switch()
+            objective, tuner = method.losses_and_tuner()
+            check_tuner_batches(tuner, self.data)
+            check_objective_batches(objective, self.data.full_batch, self.data)
             trainer = episode_trainer(method.trainer_arguments(logger=False), [])
             if self.data.streams and trainer.max_steps != -1:
                 raise DtrapError(
@@ -214,10 +221,13 @@ class ProtocolRun:
             checkpoint = StepCheckpoint(self.folder.checkpoints / f"{stem}.ckpt", self.settings.checkpoint_every)
         row = run_episode(module, self.data, arguments, method.stage_switch(), progress, checkpoint, zero_shots)
         row = {"episode": row.pop("episode"), "method": method.name, **row}
-        if self.settings.save_adapters:
+        diverged = "diverged" in row
+        if diverged:
+            self._warn_diverged(row)
+        if self.settings.save_adapters and not diverged:
             card = AdapterCard.of(module, self.data, row)
             save_adapter(self.folder.adapters / f"{stem}.safetensors", module, card)
-        if self.data.episode < self.settings.pictures:
+        if self.data.episode < self.settings.pictures and not diverged:
             from .picture import save_episode_picture  # imports matplotlib
 
             save_episode_picture(self.folder.pictures / f"{stem}.png", module, self.data, row)
@@ -227,6 +237,25 @@ class ProtocolRun:
         if checkpoint is not None:
             checkpoint.remove()
         return row
+
+    def _warn_diverged(self, row: Row) -> None:
+        """Say once for each method that an episode diverged; the summary counts the others."""
+        if row["method"] not in self._diverged:
+            self._diverged.add(row["method"])
+            self._warn(
+                f"{self.data.unit} {row['episode']} of '{row['method']}' diverged: {row['diverged']}. Its row is "
+                "marked and does not count in the mean; others like it are counted at the end."
+            )
+
+    def _refuse_all_diverged(self, rows: Sequence[Row]) -> None:
+        """Raise a DtrapError if no episode of a method has a result."""
+        for name in self.names:
+            found = [row for row in rows if row["method"] == name]
+            if found and all(row.get("diverged") for row in found):
+                raise DtrapError(
+                    f"'{name}' has no result: it diverged in all of {len(found)} {self.data.unit}(s), for example: "
+                    f"{found[0]['diverged']}. Change that and start over with --protocol.overwrite true."
+                )
 
     def _build_modules(self) -> dict[str, FewShotClassifier]:
         """Return a module for each method; methods with the same backbone and tuner share both."""
