@@ -46,6 +46,27 @@ def check_one_of(name: str, value: object, options: Iterable[str]) -> None:
         raise DtrapError(f"{name} is {value!r}; {expected_one_of(value, options)}")
 
 
+def check_template(name: str, template: str) -> None:
+    """Raise a DtrapError unless a class prompt has `{}` for the class name, and no other braces.
+
+    Args:
+        name: What the message calls it, such as "data.template".
+        template: The prompt.
+    """
+    if not isinstance(template, str) or "{}" not in template:
+        raise DtrapError(
+            f"{name} is {template!r}; expected texts that contain {{}} for the class name, such as 'a photo of a {{}}.'"
+        )
+    check_braces(name, template)
+
+
+def check_braces(name: str, text: str) -> None:
+    """Raise a DtrapError if a text has braces other than `{}`, which would be read as words of the prompt."""
+    rest = text.replace("{}", "")
+    if "{" in rest or "}" in rest:
+        raise DtrapError(f"{name} is {text!r}; only {{}} stands for the class name. Remove the other braces.")
+
+
 def check_number(name: str, value: float, *, least: float | None = None, above: float | None = None) -> None:
     """Raise a DtrapError unless the value is a finite number in its range.
 

@@ -12,7 +12,7 @@ import numpy as np
 from lightning.pytorch import LightningDataModule
 from PIL import Image
 
-from ..errors import DtrapError, check_at_least, check_one_of
+from ..errors import DtrapError, check_at_least, check_one_of, check_template
 from .images import open_image
 from .index import ImageIndex, listing
 from .index_check import check_index
@@ -74,8 +74,7 @@ class ImageCollection(LightningDataModule, ABC):
         check_one_of("small_classes", small_classes, get_args(OnFault))
         self.root = Path(root).expanduser()
         self.template = self.default_template if template is None else template
-        if "{}" not in self.template:
-            raise DtrapError(f"template is '{self.template}'; expected '{{}}' where the class name goes.")
+        check_template("template", self.template)
         self.preprocessing = preprocessing or Preprocessing()
         self.num_workers = num_workers
         self.bad_images, self.small_classes = bad_images, small_classes

@@ -19,6 +19,7 @@ from .contracts import check_loss
 from .divergence import DivergenceWatch
 from .finite import check_finite
 from .objective import Objective, PlainRows
+from .optimizer_check import check_optimizer
 from .tuned_model import Rows, TunedModel
 from .tuners.base import Batch, TaskData, Tuner
 
@@ -72,8 +73,13 @@ class FewShotClassifier(TunedModel):
         super().__init__(backbone, tuner, objective, template, descriptions, image_chunk, text_chunk)
         if optimizer is not None and learning_rate is not None:
             raise DtrapError(f"learning_rate is {learning_rate}, but an optimizer is given too; set its init_args.lr.")
-        if self.tuner.trains_itself and (optimizer is not None or lr_scheduler is not None):
-            raise DtrapError(f"the tuner {self.tuner.name} has its own optimizers. Remove optimizer and lr_scheduler.")
+        replaced = optimizer is not None or lr_scheduler is not None or final_rate is not None
+        if self.tuner.trains_itself and replaced:
+            raise DtrapError(
+                f"the tuner {self.tuner.name} has its own optimizers. Remove optimizer, lr_scheduler and final_rate."
+            )
+        if optimizer is not None:
+            check_optimizer(optimizer, self.tuner.trained_parameters())
         if final_rate is not None and lr_scheduler is not None:
             raise DtrapError(f"final_rate is {final_rate}, but an lr_scheduler is given too. Remove one of the two.")
         if learning_rate is not None:
@@ -234,9 +240,12 @@ class FewShotClassifier(TunedModel):
             self._full_batch = read_batch_kind(self)
             return
         self.trainer.should_stop = True
-        if self.objective.suppresses:
+        given = {"learning_rate": self.learning_rate, "optimizer": self.own_optimizer}
+        unused = [name for name, value in given.items() if value is not None]
+        unused += ["L_ad and L_ra"] if self.objective.suppresses else []
+        if unused:
             self.objective.warn_once(
-                "untrained", f"{self.tuner.name} has nothing to train, so L_ad and L_ra have no effect."
+                "untrained", f"{self.tuner.name} has nothing to train, so {', '.join(unused)} have no effect."
             )
 
     def training_step(self, batch: Batch, batch_idx: int) -> dict[str, Tensor] | None:
@@ -327,33 +336,6 @@ class FewShotClassifier(TunedModel):
         return {name for name, value in self.state_dict(keep_vars=True).items() if id(value) in saved}
 
     # Evaluation
-
-    def _count_predictions(self, batch: Batch) -> Tensor:
-        """Predict a class for each row, or for each image if the tuner adds up its views, and count in `confusion`."""
-        rows = Rows.of(batch)
-        scores, labels = self(batch["images"], rows.ids), batch["labels"]
-        views = int(rows.view.max()) + 1 if self.query_views > 1 and rows.view is not None else 1
-        if views > 1:
-            scores = self._add_views(scores, rows.sample_id, views)
-        scores = self.finite_scores(scores)
-        predicted = scores.argmax(dim=-1)
-        self.confusion.update(predicted, labels[: len(predicted)])
-        return predicted
-
-    def _add_views(self, logits: Tensor, images: Tensor | None, views: int) -> Tensor:
-        """Return scores [b, W] of the images from logits [V*b, W] of their views."""
-        if images is None or not torch.equal(images, images[: len(images) // views].repeat(views)):
-            raise DtrapError(
-                f"the tuner {self.tuner.name} adds up the views of a query, but a batch of {len(logits)} rows is not "
-                f"{views} views of the same images, view slowest. Use all views of every image, or no `view`."
-            )
-        per_view = logits.unflatten(0, (views, -1))
-        return per_view[0] if self._zero_shot else per_view.softmax(dim=-1).sum(dim=0)
-
-    def _accuracy(self) -> Tensor:
-        self._evaluation_texts = None
-        counts = self.confusion.compute()
-        return 100.0 * counts.diag().sum() / counts.sum().clamp(min=1)
 
     def on_validation_epoch_start(self) -> None:
         """Encode the class texts once for the whole loop."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any, Literal, NamedTuple
@@ -21,7 +21,7 @@ from .divergence import divergence_remedy
 from .finite import DivergedError, finite_rows
 from .image_cache import FrozenImageFeatures
 from .objective import Objective
-from .text_head import ClassPrompts, FrozenTextFeatures, class_prompts, read_descriptions
+from .text_head import ClassPrompts, FrozenTextFeatures, check_descriptions, class_prompts, read_descriptions
 from .tuners.base import Batch, Tuner
 
 
@@ -99,6 +99,8 @@ class TunedModel(LightningModule):
         self.objective = objective if objective is not None else Objective()
         self.template = template
         self.descriptions = read_descriptions(descriptions) if isinstance(descriptions, str) else descriptions
+        if isinstance(descriptions, Mapping):
+            self.descriptions = check_descriptions(descriptions)
         self.image_chunk, self.text_chunk = image_chunk, text_chunk
         self.tuner.attach(self.backbone)
         check_state(self.tuner)
@@ -153,7 +155,8 @@ class TunedModel(LightningModule):
 
     def set_classes(self, class_names: Sequence[str], template: str | Sequence[str] = "a photo of a {}.") -> None:
         """Create the text classifier head; the module's own `template` or `descriptions` override this template."""
-        self.prompts = class_prompts(class_names, self.template or template, self.backbone, self.descriptions)
+        own = template if self.template is None else self.template
+        self.prompts = class_prompts(class_names, own, self.backbone, self.descriptions)
         check_tokens(self.backbone, self.prompts.tokens, len(self.prompts.prompts))
         self.confusion = MulticlassConfusionMatrix(num_classes=max(len(class_names), 2)).to(self.device)
         self._evaluation_texts = None
@@ -287,3 +290,31 @@ class TunedModel(LightningModule):
         logits = self.tuner.logits(features, texts, scale)
         check_rows(f"{type(self.tuner).__name__}.logits", logits, len(images), "images", len(texts))
         return logits
+
+    def _count_predictions(self, batch: Batch) -> Tensor:
+        """Predict a class for each row, or for each image if the tuner adds up its views, and count in `confusion`."""
+        rows = Rows.of(batch)
+        scores, labels = self(batch["images"], rows.ids), batch["labels"]
+        views = int(rows.view.max()) + 1 if self.query_views > 1 and rows.view is not None else 1
+        if views > 1:
+            scores = self._add_views(scores, rows.sample_id, views)
+        scores = self.finite_scores(scores)
+        predicted = scores.argmax(dim=-1)
+        self.confusion.update(predicted, labels[: len(predicted)])
+        return predicted
+
+    def _add_views(self, logits: Tensor, images: Tensor | None, views: int) -> Tensor:
+        """Return scores [b, W] of the images from logits [V*b, W] of their views."""
+        if images is None or not torch.equal(images, images[: len(images) // views].repeat(views)):
+            raise DtrapError(
+                f"the tuner {self.tuner.name} adds up the views of a query, but a batch of {len(logits)} rows is not "
+                f"{views} views of the same images, view slowest. Use all views of every image, or no `view`."
+            )
+        per_view = logits.unflatten(0, (views, -1))
+        return per_view[0] if self._zero_shot else per_view.softmax(dim=-1).sum(dim=0)
+
+    def _accuracy(self) -> Tensor:
+        """Return the accuracy in percent of the rows that were counted in `confusion`."""
+        self._evaluation_texts = None
+        counts = self.confusion.compute()
+        return 100.0 * counts.diag().sum() / counts.sum().clamp(min=1)

@@ -17,6 +17,7 @@ from ..errors import DtrapError, check_one_of
 from ..keywords import Unpack
 from ..lightning_modules import FewShotClassifier
 from ..lightning_modules.batch_checks import check_objective_batches, check_tuner_batches
+from ..lightning_modules.finite import DivergedError
 from .adapters import AdapterCard, save_adapter
 from .checkpoint import StepCheckpoint
 from .configuration import MethodConfig
@@ -64,7 +65,8 @@ def run_protocol(
         Rows, means with intervals, and paired differences.
 
     Raises:
-        DtrapError: A method, the data or a setting is not as expected, or the folder belongs to another experiment.
+        DtrapError: A method, the data or a setting is not as expected, the folder belongs to another experiment, or
+            every episode of a method diverged (at the end).
         KeyboardInterrupt: The run was interrupted; the rows of finished episodes are kept.
     """
     for name in settings:
@@ -248,14 +250,13 @@ class ProtocolRun:
             )
 
     def _refuse_all_diverged(self, rows: Sequence[Row]) -> None:
-        """Raise a DtrapError if no episode of a method has a result."""
+        """Raise a DivergedError if no episode of a method has a result."""
         for name in self.names:
             found = [row for row in rows if row["method"] == name]
             if found and all(row.get("diverged") for row in found):
-                raise DtrapError(
-                    f"'{name}' has no result: it diverged in all of {len(found)} {self.data.unit}(s), for example: "
-                    f"{found[0]['diverged']}. Change that and start over with --protocol.overwrite true."
-                )
+                many = f"{len(found)} {self.data.unit}{'' if len(found) == 1 else 's'}"
+                reason = f"'{name}' has no result: {many} of {len(found)} diverged ({found[0]['diverged']})"
+                raise DivergedError(reason, "change that and start over with --protocol.overwrite true")
 
     def _build_modules(self) -> dict[str, FewShotClassifier]:
         """Return a module for each method; methods with the same backbone and tuner share both."""
