@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -33,13 +35,28 @@ class DivergenceWatch:
         Raises:
             DivergedError: A loss is not finite; the message names the first such step.
         """
+        self._unread.append((self._step, loss.detach()))
+        if loss.device.type == "cpu" or len(self._unread) >= self.every:
+            self._read()
+
+    @property
+    def _step(self) -> int:
+        """Number of the current step, from 1."""
         module = self._module[0]
         # With optimizers of its own a tuner makes several optimizer steps in a batch.
         own = module.tuner.trains_itself
-        step = module.trainer.fit_loop.epoch_loop.total_batch_idx if own else module.global_step
-        self._unread.append((step + 1, loss.detach()))
-        if loss.device.type == "cpu" or len(self._unread) >= self.every:
-            self._read()
+        return 1 + (module.trainer.fit_loop.epoch_loop.total_batch_idx if own else module.global_step)
+
+    @contextmanager
+    def naming_overflow(self) -> Iterator[None]:
+        """Within it, a number that is too large for the type of the parameters is a DivergedError."""
+        try:
+            yield
+        except RuntimeError as error:
+            if "without overflow" not in str(error):
+                raise
+            reason = f"a number of the update in step {self._step} is too large for the type of the parameters"
+            raise DivergedError(reason, divergence_remedy(self._module[0])) from error
 
     def _read(self) -> None:
         unread, self._unread = self._unread, []
@@ -48,7 +65,9 @@ class DivergenceWatch:
         finite = torch.stack([loss for _, loss in unread]).isfinite().tolist()
         for (step, _), sound in zip(unread, finite, strict=True):
             if not sound:
-                remedy = divergence_remedy(self._module[0], updated=step > 1)
+                # A tuner with steps of its own has updated its parameters before the first loss.
+                updated = step > 1 or self._module[0].tuner.trains_itself
+                remedy = divergence_remedy(self._module[0], updated=updated)
                 raise DivergedError(f"the loss is not finite from step {step}", remedy)
 
     def check_trained(self) -> None:

@@ -252,11 +252,17 @@ class FewShotClassifier(TunedModel):
         """Compute the objective and log its terms by the paper's names; None if nothing is trained."""
         if not self.tuner.trained_parameters():
             return None
-        terms = self.tuner.own_step(self, batch) if self.tuner.trains_itself else self._terms(batch)
+        with self._divergence.naming_overflow():
+            terms = self.tuner.own_step(self, batch) if self.tuner.trains_itself else self._terms(batch)
         self._divergence.add(terms["total"])
         logged = {name: term.detach() for name, term in terms.items()}
         self.log_dict({f"train/{name}": term for name, term in logged.items()}, batch_size=len(batch["labels"]))
         return {"loss": terms["total"], **logged}
+
+    def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
+        """Make Lightning's step; an overflow in it is named."""
+        with self._divergence.naming_overflow():
+            super().optimizer_step(*args, **kwargs)
 
     def _terms(self, batch: Batch) -> dict[str, Tensor]:
         labels, rows = batch["labels"], self._rows_of(batch)
