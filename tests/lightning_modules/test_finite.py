@@ -18,7 +18,6 @@ from dtrap.lightning_modules.tuners import (
     FullFineTuning,
     LinearHead,
     LoRA,
-    LPPlusPlus,
     StepSPT,
     TipAdapter,
 )

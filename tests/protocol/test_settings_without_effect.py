@@ -5,7 +5,7 @@ from dtrap.datamodules import EuroSATDataModule
 from dtrap.datamodules.all_way import AllWay
 from dtrap.errors import DtrapError
 from dtrap.lightning_modules import FewShotClassifier, Objective
-from dtrap.lightning_modules.tuners import LDC, StepSPT
+from dtrap.lightning_modules.tuners import StepSPT
 from dtrap.protocol import run_protocol
 from dtrap.protocol.trainer_options import check_trainer_options
 
@@ -106,9 +106,5 @@ def test_pairs_that_cannot_work_are_refused_before_the_first_episode(
 ):
     data = EuroSATDataModule(root, shot=1, **({"query": 2} if "batch_size" in options else {}), **options)
     with pytest.raises(DtrapError, match=told):
-        run_protocol({"method": lambda: make(tiny_backbone)}, data, folder=str(tmp_path / "run"), episodes=1)
+        run_protocol({"transductive": lambda: make(tiny_backbone)}, data, folder=str(tmp_path / "run"), episodes=1)
     assert not (tmp_path / "run" / "identity.json").exists()
-
-
-def test_the_least_rows_of_a_tuner_count(dtrap, root):
-    assert LDC.least_rows == 2
