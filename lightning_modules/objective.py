@@ -74,6 +74,11 @@ class Objective(nn.Module):
         check_number("Objective: relation_weight", relation_weight)
         check_number("Objective: relation_temperature", relation_temperature, above=0)
         check_number("Objective: logit_scale", logit_scale, above=0)
+        if relation_form == "cosine" and relation_temperature != 1:
+            warnings.warn(
+                f"Objective: relation_temperature is {relation_temperature}, which has no effect in the cosine form.",
+                stacklevel=2,
+            )
         self.anti_visual_weight = anti_visual_weight
         self.relation_weight = relation_weight
         self.relation_form = relation_form

@@ -251,7 +251,18 @@ def run_episode(
     row: Row = {"episode": data.episode, "seed": data.seed, "classes": list(data.class_names)}
     row |= _accuracies(zero_shot, None if diverged else module, data.class_names)
     row |= {"losses": recorder.losses, "seconds": round(recorder.seconds, 3)}
-    return row | ({"diverged": diverged} if diverged else {})
+    if diverged:
+        return row | {"diverged": diverged}
+    ended = stopped_early(trainer) if module.tuner.trained_parameters() else None
+    return row | ({"stopped_early": ended} if ended else {})
+
+
+def stopped_early(trainer: Trainer) -> str | None:
+    """Return after how many epochs a callback has ended a fit before its length; None for a whole fit."""
+    done, epochs = trainer.current_epoch, trainer.max_epochs
+    if epochs is None or not 0 <= done < epochs or 0 <= trainer.max_steps <= trainer.global_step:
+        return None
+    return f"after {done} of {epochs} epochs"
 
 
 def _fit_and_test(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import math
+import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
@@ -279,6 +280,12 @@ class DasslTraining:
         the warm-up but spans all E epochs, so it never reaches 0 (Dassl's schedule, as CoOp uses it).
         """
         epochs = max(-(-total_steps // steps_per_epoch), 1)
+        if epochs == 1:
+            warnings.warn(
+                "the whole training of 1 epoch is the warm-up at the rate 1e-5, so that almost nothing is trained. Set "
+                "--trainer.max_epochs 2 or more.",
+                stacklevel=2,
+            )
 
         def factor(rate: float, step: int) -> float:
             epoch = step // steps_per_epoch
