@@ -28,12 +28,11 @@ def check_backbone(backbone: Any) -> None:
     wrong = wrong or [key for key in _NUMBERS if not (isinstance(getattr(backbone, key), int))]
     wrong = wrong or [key for key in _CHANNELS if len(getattr(backbone, key)) != 3]
     wrong = wrong or [key for key in _CHANNELS if not all(map(math.isfinite, getattr(backbone, key)))]
-    wrong = wrong or ["image_std"] * any(value <= 0 for value in backbone.image_std)
     if wrong:
         raise DtrapError(
             f"{name}: the attribute `{wrong[0]}` is {getattr(backbone, wrong[0], 'missing')}. A Backbone sets in its "
             "__init__: identifier (text), image_size, context_length and feature_dim (whole numbers), image_mean and "
-            "image_std (three finite numbers each, image_std above 0), logit_bias (a number or None)."
+            "image_std (three finite numbers each), logit_bias (a number or None)."
         )
 
 

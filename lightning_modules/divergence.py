@@ -105,6 +105,6 @@ def divergence_remedy(module: Any, *, updated: bool = True) -> str:
         return "check the adapter, the weights of the backbone and --trainer.precision"
     group = optimizers[0].param_groups[0]
     if getattr(module, "own_optimizer", None) is not None:
-        return f"lower --model.optimizer.init_args.lr (now {float(group.get('initial_lr', group['lr'])):g})"
+        return f"lower --model.optimizer.lr (now {float(group.get('initial_lr', group['lr'])):g})"
     rate = module.learning_rate if module.learning_rate is not None else module.tuner.learning_rate
     return f"lower --model.learning_rate (now {rate:g})"

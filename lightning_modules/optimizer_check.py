@@ -32,8 +32,7 @@ def check_optimizer(optimizer: Callable[..., Any], parameters: list[nn.Parameter
                 odd = isinstance(number, float | Tensor) and name != "params" and not math.isfinite(float(number))
                 if odd:
                     raise DtrapError(
-                        f"optimizer: {name} is {value}; expected a finite number. Set "
-                        f"--model.optimizer.init_args.{name}."
+                        f"optimizer: {name} is {value}; expected a finite number. Set --model.optimizer.{name}."
                     )
     if all(float(group.get("lr", 1)) == 0 for group in groups):
-        raise DtrapError("optimizer: lr is 0, so that nothing would be trained. Set --model.optimizer.init_args.lr.")
+        raise DtrapError("optimizer: lr is 0, so that nothing would be trained. Set --model.optimizer.lr.")

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from ...errors import DtrapError, first_line, nearest
 from .attention import separate_attention
-from .base import Backbone, Tower, square_side
+from .base import Backbone, Tower, checked_statistics, square_side
 from .checkpoint import load_weights, read_json, read_weights, sha256
 from .hub import HubFiles, tokenizer_folder
 
@@ -366,7 +366,7 @@ def _image_statistics(
         sources = []
     published = sources[0] if sources else {}
     merged = merge_preprocess_dict({**asdict(PreprocessCfg()), **published}, architecture.preprocess)
-    return tuple(merged["mean"]), tuple(merged["std"])
+    return checked_statistics(merged["mean"], merged["std"], architecture.name)
 
 
 def _read_tokenizer(folder: Path, options: dict[str, Any]) -> HFTokenizer:

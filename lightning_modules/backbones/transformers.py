@@ -21,7 +21,7 @@ from transformers.utils.constants import (
 )
 
 from ...errors import DtrapError, first_line
-from .base import Backbone, Tower, square_side
+from .base import Backbone, Tower, Triple, checked_statistics, square_side
 from .checkpoint import load_weights, read_json, read_weights, sha256
 from .hub import TOKENIZER_CONFIG, VOCABULARY, FolderFiles, HubFiles, ModelFiles, tokenizer_folder
 
@@ -30,8 +30,6 @@ PREPROCESSOR = ["preprocessor_config.json", "processor_config.json"]
 LAYOUT = (
     "Expected config.json, model.safetensors, tokenizer.json and tokenizer_config.json, as save_pretrained() writes."
 )
-
-Triple = tuple[float, float, float]
 
 
 @dataclass(frozen=True)
@@ -252,7 +250,7 @@ def _image_statistics(family: Family, files: ModelFiles, *, only_local: bool) ->
     content = {} if path is None else read_json(path)
     content = content.get("image_processor", content)
     mean, std = (content.get(key) for key in ("image_mean", "image_std"))
-    return tuple(mean or family.image_mean), tuple(std or family.image_std)
+    return checked_statistics(mean or family.image_mean, std or family.image_std, path or files.label)
 
 
 def _feature_dim(model: Any, label: str) -> int:

@@ -1,13 +1,19 @@
 """Settings that would do nothing, or make a row that is not what it looks like, are refused before the first file."""
 
+import warnings
+
 import pytest
-from dtrap.datamodules import EuroSATDataModule
+from dtrap.callbacks import StageSwitch
+from dtrap.datamodules import EuroSATDataModule, ShapesDataModule
 from dtrap.datamodules.all_way import AllWay
 from dtrap.errors import DtrapError
 from dtrap.lightning_modules import FewShotClassifier, Objective
-from dtrap.lightning_modules.tuners import StepSPT
+from dtrap.lightning_modules.tuners import CLIPAdapter, StepSPT
 from dtrap.protocol import run_protocol
 from dtrap.protocol.trainer_options import check_trainer_options
+from lightning.pytorch import Trainer
+from quiet import QUIET
+from run_folders import rows_of
 
 
 @pytest.mark.parametrize(
@@ -108,3 +114,33 @@ def test_pairs_that_cannot_work_are_refused_before_the_first_episode(
     with pytest.raises(DtrapError, match=told):
         run_protocol({"transductive": lambda: make(tiny_backbone)}, data, folder=str(tmp_path / "run"), episodes=1)
     assert not (tmp_path / "run" / "identity.json").exists()
+
+
+def test_a_row_says_that_a_callback_ended_its_training(dtrap, words, tmp_path):
+    stopping = ["--trainer.callbacks", "EarlyStopping", "--trainer.callbacks.monitor", "train/L_vlm",
+                "--trainer.callbacks.check_on_train_epoch_end", "true", "--trainer.callbacks.stopping_threshold",
+                "1000", "--protocol.episodes", 1]  # fmt: skip
+    status, _, err = dtrap(*words, *stopping, "--protocol.folder", "stopped")
+    assert status == 0, err
+    assert {row.get("stopped_early") for row in rows_of(tmp_path / "stopped")} == {"after 1 of 5 epochs"}
+    dtrap(*words, "--protocol.folder", "whole", "--protocol.episodes", 1)
+    assert {row.get("stopped_early") for row in rows_of(tmp_path / "whole")} == {None}
+
+
+@pytest.mark.parametrize(("epochs", "warned"), [(1, True), (2, False)])
+def test_a_training_of_the_warm_up_alone_is_said(tiny_backbone, epochs, warned):
+    data = ShapesDataModule(way=2, shot=1, query=1)
+    with warnings.catch_warnings(record=True) as seen:
+        warnings.simplefilter("always")
+        Trainer(max_epochs=epochs, **QUIET).fit(FewShotClassifier(tiny_backbone, CLIPAdapter()), datamodule=data)
+    assert any("is the warm-up at the rate 1e-5" in str(warning.message) for warning in seen) is warned
+
+
+@pytest.mark.parametrize(("start", "stop", "warned"), [(0, "3/5", False), (0.5, 0.5, True), (0, "1/10", True)])
+def test_a_stage_without_a_step_is_said(tiny_backbone, start, stop, warned):
+    data = ShapesDataModule(way=2, shot=1, query=1)
+    trainer = Trainer(max_epochs=4, callbacks=[StageSwitch(start, stop)], **QUIET)
+    with warnings.catch_warnings(record=True) as seen:
+        warnings.simplefilter("always")
+        trainer.fit(FewShotClassifier(tiny_backbone, CLIPAdapter()), datamodule=data)
+    assert any("is empty, so L_ad and L_ra have no effect" in str(warning.message) for warning in seen) is warned
