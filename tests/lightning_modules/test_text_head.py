@@ -7,6 +7,7 @@ import torch
 from dtrap.errors import DtrapError
 from dtrap.lightning_modules import FewShotClassifier
 from dtrap.lightning_modules.text_head import FrozenTextFeatures, average_prompts, class_prompts, read_descriptions
+from dtrap.lightning_modules.tuners import CLIPAdapter
 
 NAMES = ["annual_crop", "river"]
 
@@ -84,9 +85,7 @@ def test_a_class_name_without_a_visible_character_is_refused(tiny_backbone, name
     assert class_prompts(["+", "-", "河"], "a photo of a {}.", tiny_backbone).per_class == (1, 1, 1)
 
 
-@pytest.mark.parametrize(
-    "template", ["a {cls} of {}", "{cls}", "a {0} {}", "{{}}", "a {} of {", "a photo", "", None, 3]
-)
+@pytest.mark.parametrize("template", ["a {cls} of {}", "{cls}", "{0} {}", "{{}}", "a {} {", "a photo", "", None, 3])
 def test_a_template_that_would_say_nothing_of_the_class_is_refused(tiny_backbone, template):
     with pytest.raises(DtrapError, match="template is "):
         class_prompts(NAMES, [template], tiny_backbone)
@@ -99,7 +98,7 @@ def test_a_template_that_would_say_nothing_of_the_class_is_refused(tiny_backbone
 def test_an_empty_template_of_the_module_does_not_stand_for_the_datas(tiny_backbone):
     for empty in ("", []):
         with pytest.raises(DtrapError, match="template is "):
-            FewShotClassifier(tiny_backbone, template=empty).set_classes(NAMES, "a photo of a {}.")
+            FewShotClassifier(tiny_backbone, CLIPAdapter(), template=empty).set_classes(NAMES, "a photo of a {}.")
 
 
 @pytest.mark.parametrize("sentences", [[], [""], [" "], [3], 3, None, ["a {cls}"], ""])
