@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 from difflib import get_close_matches
 
@@ -45,6 +46,43 @@ def check_one_of(name: str, value: object, options: Iterable[str]) -> None:
         raise DtrapError(f"{name} is {value!r}; {expected_one_of(value, options)}")
 
 
+def check_template(name: str, template: str) -> None:
+    """Raise a DtrapError unless a class prompt has `{}` for the class name, and no other braces.
+
+    Args:
+        name: What the message calls it, such as "data.template".
+        template: The prompt.
+    """
+    if not isinstance(template, str) or "{}" not in template:
+        raise DtrapError(
+            f"{name} is {template!r}; expected texts that contain {{}} for the class name, such as 'a photo of a {{}}.'"
+        )
+    check_braces(name, template)
+
+
+def check_braces(name: str, text: str) -> None:
+    """Raise a DtrapError if a text has braces other than `{}`, which would be read as words of the prompt."""
+    rest = text.replace("{}", "")
+    if "{" in rest or "}" in rest:
+        raise DtrapError(f"{name} is {text!r}; only {{}} stands for the class name. Remove the other braces.")
+
+
+def check_number(name: str, value: float, *, least: float | None = None, above: float | None = None) -> None:
+    """Raise a DtrapError unless the value is a finite number in its range.
+
+    Args:
+        name: What the message calls the value, such as "Objective: logit_scale".
+        value: The value.
+        least: The smallest value that is allowed; None for no limit.
+        above: The value must be more than this; None for no limit.
+    """
+    limits = [f"at least {least:g}"] if least is not None else []
+    limits += [f"more than {above:g}"] if above is not None else []
+    sound = math.isfinite(value) and (least is None or value >= least) and (above is None or value > above)
+    if not sound:
+        raise DtrapError(f"{name} is {value}; expected a finite number{''.join(f', {limit}' for limit in limits)}.")
+
+
 def check_at_least(name: str, value: float, least: float, unit: str = "") -> None:
     """Raise a DtrapError unless the value is at least `least`.
 
@@ -54,5 +92,5 @@ def check_at_least(name: str, value: float, least: float, unit: str = "") -> Non
         least: The smallest value that is allowed.
         unit: What is counted, such as "step".
     """
-    if value < least:
+    if not least <= value < math.inf:  # also NaN
         raise DtrapError(f"{name} is {value}; expected at least {least}{f' {unit}' if unit else ''}.")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from typing import Any, Literal
 
 from lightning.pytorch import Callback, LightningModule, Trainer
@@ -60,7 +61,13 @@ class KeepBest(Callback):
         self.accuracies.append(accuracy)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Restore the best state."""
+        """Restore the best state; warn if there is a validation, but it never ran."""
+        if not self.accuracies and trainer.val_dataloaders:
+            warnings.warn(
+                "KeepBest: no validation ran in this training, so its last state is kept. Lower "
+                "--trainer.check_val_every_n_epoch or --trainer.val_check_interval.",
+                stacklevel=2,
+            )
         if self._state:
             _tuner(pl_module).load_adapter_state(self._state)
             self._state = {}

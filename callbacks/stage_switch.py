@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from contextlib import suppress
 from fractions import Fraction
 from math import floor, isfinite
@@ -76,8 +77,19 @@ class StageSwitch(Callback):
                 "has no length). Set Trainer(max_steps=...), or max_epochs if the loader has a length."
             )
         self._total = int(total)
+        if self._total > 0 and floor(self.start * self._total) >= floor(self.stop * self._total):
+            self._warn_empty(pl_module)
         self._counts_batches = not pl_module.automatic_optimization and total != trainer.max_steps
         _set_stage(pl_module)(None)
+
+    def _warn_empty(self, pl_module: LightningModule) -> None:
+        objective = getattr(pl_module, "objective", None)
+        if getattr(objective, "suppresses", False) and self.rule == "exact":
+            warnings.warn(
+                f"StageSwitch: the stage {self.start} to {self.stop} of {self._total} step(s) is empty, so L_ad and "
+                "L_ra have no effect. Train longer, or change --stage_switch.start and --stage_switch.stop.",
+                stacklevel=2,
+            )
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         """Set the objective's position in the stage for the next step."""

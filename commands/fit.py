@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import argparse
 import shlex
+import sys
 
 from rich.console import Console
 
 from ..console import say
+from ..errors import DtrapError
+from ..lightning_modules.finite import DivergedError
 from ..protocol.configuration import build_data
 from ..protocol.runner import ProtocolRun
 from .parser import parse_methods
@@ -17,18 +20,26 @@ def fit(arguments: list[str], console: Console) -> int:
     """Run `dtrap fit`; see `dtrap fit --help`.
 
     Returns:
-        0, or 130 after Ctrl-C.
+        0, 130 after Ctrl-C, or 1 if a method has no result because every episode of it diverged.
 
     Raises:
         DtrapError: A config, a value or a file is not as expected.
     """
     methods = parse_methods(arguments)
+    episode = methods[0].values["data"].get("init_args", {}).get("episode", 0)
+    if episode:
+        raise DtrapError(
+            f"data.episode is {episode}, but a run has the episodes 0 to --protocol.episodes - 1. Leave it out."
+        )
     run = ProtocolRun(methods, build_data(methods[0].parsed), methods[0].settings, console)
     try:
         run.run()
     except KeyboardInterrupt:
         say(console, f"Interrupted. Resume with: {_resuming(arguments)}")
         return 130
+    except DivergedError as error:
+        print(f"dtrap: {error}", file=sys.stderr)
+        return 1
     return 0
 
 

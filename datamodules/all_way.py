@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from ..errors import DtrapError, check_at_least, check_one_of
 from .batches import Batch
@@ -42,6 +43,22 @@ class AllWay:
         check_one_of("all_way.augmentation", self.augmentation, ("crop", "plain"))
 
 
+_OF_EPISODES: dict[str, Any] = {"way": 5, "query": 15, "views": 5, "seed": 1, "batch_size": None}
+_INSTEAD = {"seed": "--data.all_way.seeds [{}]", "batch_size": "--data.all_way.batch_size {}"}
+
+
+def refuse_episode_options(given: Mapping[str, Any]) -> None:
+    """Raise a DtrapError for an option of episodes that differs from its default: it has no effect here."""
+    for name, value in given.items():
+        default = _OF_EPISODES[name]
+        if value != default:
+            instead = f" and give {_INSTEAD[name].format(value)}" if name in _INSTEAD else ""
+            shown = "null" if default is None else default
+            raise DtrapError(
+                f"{name} is {value}, which has no effect in the all-way protocol. Set --data.{name} {shown}{instead}."
+            )
+
+
 class AllWaySampler(TaskSampler):
     """One task per seed: K training images of every class, and the whole test split.
 
@@ -55,6 +72,7 @@ class AllWaySampler(TaskSampler):
     unit = "seed"
     streams = True
     fixed_views = False
+    full_batch = False
     has_query = True
 
     def __init__(self, data: ImageCollection, shot: int, settings: AllWay, file: Path | None) -> None:

@@ -35,6 +35,12 @@ class Batches(UserList[Batch]):
         self.preprocessing = preprocessing
 
 
+class FullBatches(Batches):
+    """The whole support batch at every step of an epoch."""
+
+    full_batch = True
+
+
 class EpochLoader:
     """A loader whose batches depend on the number of the epoch, which Lightning sets."""
 
@@ -61,6 +67,8 @@ class MiniBatches(EpochLoader):
         order: Returns the order of the rows in an epoch: (epoch, number of rows) -> row numbers.
         preprocessing: Size and normalization of the images, which a module compares with those of its backbone.
     """
+
+    full_batch = False
 
     def __init__(
         self,

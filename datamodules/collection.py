@@ -13,7 +13,7 @@ import numpy as np
 from lightning.pytorch import LightningDataModule
 from PIL import Image
 
-from ..errors import DtrapError, check_at_least, check_one_of
+from ..errors import DtrapError, check_at_least, check_one_of, check_template
 from ..files import printable
 from .images import open_image
 from .index import ImageIndex, listing
@@ -98,8 +98,7 @@ class ImageCollection(LightningDataModule, ABC):
         check_one_of("small_classes", small_classes, get_args(OnFault))
         self.root = Path(root).expanduser()
         self.template = self.default_template if template is None else template
-        if "{}" not in self.template:
-            raise DtrapError(f"template is '{self.template}'; expected '{{}}' where the class name goes.")
+        check_template("template", self.template)
         if test_preprocessing is not None:
             check_one_of("test_preprocessing", test_preprocessing, get_args(TestPreprocessing))
         check_value_range(value_range)

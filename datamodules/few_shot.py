@@ -11,7 +11,7 @@ import torch
 
 from ..errors import DtrapError, check_at_least
 from ..keywords import Unpack, check_keywords
-from .all_way import AllWay, AllWaySampler
+from .all_way import AllWay, AllWaySampler, refuse_episode_options
 from .batches import Batch
 from .collection import CollectionOptions, ImageCollection, OnFault
 from .episode import Episode, Task
@@ -68,7 +68,7 @@ class FewShotDataModule(ImageCollection):
         episode: Number of the current episode.
         batch_size: Support rows of a training step, shuffled in every epoch; None for all of them.
         all_way: All classes, `shot` images of each and the whole test split, one task per seed, instead of episodes.
-            Then `way`, `query`, `views`, `seed` and `batch_size` are not used.
+            Then `way`, `query`, `views`, `seed` and `batch_size` have no effect and keep their defaults.
         subset: All-way: a JSON file with the images of every seed, as written by a run. None to draw them.
         **options: Arguments of `ImageCollection`.
 
@@ -112,6 +112,7 @@ class FewShotDataModule(ImageCollection):
         # Episodes are checked in both protocols, since the options have the same ranges.
         self.sampler: TaskSampler = EpisodeSampler(self, way, shot, query, seed, batch_size)
         if all_way is not None:
+            refuse_episode_options({"way": way, "query": query, "views": views, "seed": seed, "batch_size": batch_size})
             file = None if subset is None else Path(subset).expanduser()
             self.sampler = AllWaySampler(self, shot, all_way, file)
         elif subset is not None:
@@ -229,6 +230,11 @@ class FewShotDataModule(ImageCollection):
     def protocol(self) -> str:
         """Way and shot, as in "5-way 5-shot" or "all-way 16-shot"."""
         return self.sampler.description
+
+    @property
+    def full_batch(self) -> bool:
+        """Whether each training batch is the whole support batch, the same in every step; otherwise mini-batches."""
+        return self.sampler.full_batch
 
     @property
     def steps_per_epoch(self) -> int:

@@ -9,7 +9,7 @@ from functools import cached_property
 import numpy as np
 
 from ..errors import DtrapError, check_at_least
-from .batches import Batch, Batches, MiniBatches, split_batch
+from .batches import Batch, Batches, FullBatches, MiniBatches, split_batch
 from .collection import ImageCollection
 from .episode import Episode, Task
 from .subset import Subset
@@ -35,6 +35,7 @@ class TaskSampler(ABC):
         streams: Whether images are decoded while they are used, because a task has too many to hold.
         fixed_views: Whether a row of the support batch is the same picture at every step of a task, so that features
             of a frozen tower can be cached.
+        full_batch: Whether each training batch is the whole support batch, the same in every step.
         validates: Whether there is a validation loader.
         seeds: Seed of each task, where tasks differ in their seed alone.
         rank: Number of this process among those that share the work.
@@ -48,6 +49,7 @@ class TaskSampler(ABC):
     tasks: int | None = None
     streams = False
     fixed_views = True
+    full_batch = True
     validates = False
     seeds: Sequence[int] = ()
 
@@ -153,6 +155,7 @@ class EpisodeSampler(TaskSampler):
         if batch_size is not None:
             check_at_least("batch_size", batch_size, 1)
         self.way, self.query, self.seed, self.batch_size = way, query, seed, batch_size
+        self.full_batch = batch_size is None
         self.description, self.has_query = f"{way}-way {shot}-shot", query > 0
 
     def seed_of(self, number: int) -> int:
@@ -206,10 +209,10 @@ class EpisodeSampler(TaskSampler):
         first = [order[: self.shot] for order in support]
         return Task(classes, first, [order[: self.query] for order in query], spare, query_spare)
 
-    def train_batches(self, episode: Episode, steps: int) -> Batches | MiniBatches:
+    def train_batches(self, episode: Episode, steps: int) -> FullBatches | MiniBatches:
         """Return the full support batch, the same object at each step, or all its rows once in mini-batches."""
         if self.batch_size is None:
-            return Batches([episode.support()] * steps, episode.preprocessing)
+            return FullBatches([episode.support()] * steps, episode.preprocessing)
 
         def order(epoch: int, rows: int) -> np.ndarray:
             return self.generator(episode.number, BATCHES, epoch).permutation(rows)

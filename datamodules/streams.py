@@ -107,6 +107,8 @@ class TrainingStream(EpochLoader):
         steps: Steps of an epoch.
     """
 
+    full_batch = False
+
     def __init__(self, data: ImageCollection, dataset: TrainingSteps, steps: int) -> None:
         self.data, self.dataset, self.preprocessing = data, dataset, dataset.preprocessing
         self.steps = steps

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any, get_args
 
 import torch
@@ -26,11 +27,12 @@ def check_backbone(backbone: Any) -> None:
     wrong = [key for key in Backbone.__annotations__ if not hasattr(backbone, key)]
     wrong = wrong or [key for key in _NUMBERS if not (isinstance(getattr(backbone, key), int))]
     wrong = wrong or [key for key in _CHANNELS if len(getattr(backbone, key)) != 3]
+    wrong = wrong or [key for key in _CHANNELS if not all(map(math.isfinite, getattr(backbone, key)))]
     if wrong:
         raise DtrapError(
             f"{name}: the attribute `{wrong[0]}` is {getattr(backbone, wrong[0], 'missing')}. A Backbone sets in its "
             "__init__: identifier (text), image_size, context_length and feature_dim (whole numbers), image_mean and "
-            "image_std (three numbers each), logit_bias (a number or None)."
+            "image_std (three finite numbers each), logit_bias (a number or None)."
         )
 
 

@@ -12,11 +12,15 @@ from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from lightning.pytorch.utilities import CombinedLoader
 from torch import Tensor
 
-from ..errors import DtrapError, check_one_of
+from ..errors import DtrapError, check_number, check_one_of
 from .backbones.base import Backbone
+from .batch_checks import check_tuner_batches, read_batch_kind, warn_unstated
 from .contracts import check_loss
+from .divergence import DivergenceWatch
+from .finite import check_finite
 from .incoming import Stage
 from .objective import Objective, PlainRows
+from .optimizer_check import check_optimizer
 from .tuned_model import Rows, TunedModel
 from .tuners.base import Batch, TaskData, Tuner
 
@@ -71,12 +75,19 @@ class FewShotClassifier(TunedModel):
         super().__init__(backbone, tuner, objective, template, descriptions, image_chunk, text_chunk)
         if optimizer is not None and learning_rate is not None:
             raise DtrapError(f"learning_rate is {learning_rate}, but an optimizer is given too; set its init_args.lr.")
-        if self.tuner.trains_itself and (optimizer is not None or lr_scheduler is not None):
-            raise DtrapError(f"the tuner {self.tuner.name} has its own optimizers. Remove optimizer and lr_scheduler.")
+        replaced = optimizer is not None or lr_scheduler is not None or final_rate is not None
+        if self.tuner.trains_itself and replaced:
+            raise DtrapError(
+                f"the tuner {self.tuner.name} has its own optimizers. Remove optimizer, lr_scheduler and final_rate."
+            )
+        if optimizer is not None:
+            check_optimizer(optimizer, self.tuner.trained_parameters())
         if final_rate is not None and lr_scheduler is not None:
             raise DtrapError(f"final_rate is {final_rate}, but an lr_scheduler is given too. Remove one of the two.")
-        if learning_rate is not None and not learning_rate > 0:
-            raise DtrapError(f"learning_rate is {learning_rate}; expected more than 0, or null for the tuner's own.")
+        if learning_rate is not None:
+            check_number("learning_rate", learning_rate, above=0)
+        if final_rate is not None:
+            check_number("final_rate", final_rate, least=0)
         check_one_of("plain_views", plain_views, ("reuse", "encode"))
         self.learning_rate = learning_rate
         self.own_optimizer = optimizer
@@ -87,6 +98,8 @@ class FewShotClassifier(TunedModel):
         self.automatic_optimization = not self.tuner.trains_itself
         self.test_predictions: list[Tensor] = []
         self._rows: Rows | None = None
+        self._full_batch: bool | None = None
+        self._divergence = DivergenceWatch(self)
         self._prepared = False
 
     def setup(self, stage: str) -> None:
@@ -103,30 +116,23 @@ class FewShotClassifier(TunedModel):
                 f"{type(datamodule).__name__ if datamodule else 'The loader'} has no class_names. Call "
                 "module.set_classes(class_names, template) first, or give the data module `class_names`."
             )
-        if stage == "fit" and self.tuner.trains_itself:
-            self._check_own_steps(datamodule)
+        if stage == "fit":
+            check_tuner_batches(self.tuner, datamodule)
+        if stage == "fit" and self.tuner.trains_itself and self.trainer.max_steps != -1:
+            raise DtrapError(
+                f"max_steps is {self.trainer.max_steps}, but the tuner {self.tuner.name} makes several optimizer steps "
+                "of its own with all support rows, so it could end between them. Set trainer.max_epochs instead."
+            )
         if stage == "fit":
             episode_seed = getattr(datamodule, "episode_seed", None)
             self.start_task(episode_seed("tuner") if episode_seed is not None else int(torch.randint(2**31, ())))
-
-    def _check_own_steps(self, datamodule: Any) -> None:
-        """Refuse mini-batches and `max_steps` for a tuner that steps its own optimizers."""
-        reason = f"the tuner {self.tuner.name} makes several optimizer steps of its own with all support rows"
-        if getattr(datamodule, "batch_size", None) is not None:
-            raise DtrapError(f"batch_size is {datamodule.batch_size}, but {reason}. Set data.batch_size to null.")
-        if getattr(datamodule, "streams", False):
-            raise DtrapError(f"the all-way protocol streams mini-batches, but {reason}. Use episodes or another tuner.")
-        if self.trainer.max_steps != -1:
-            raise DtrapError(
-                f"max_steps is {self.trainer.max_steps}, but {reason}, so it could end between them. Set "
-                "trainer.max_epochs instead."
-            )
 
     def start_task(self, seed: int) -> None:
         """Reset the tuner and the draws of L_ad with `seed`."""
         self.tuner.reset(seed if self.start_seed is None else self.start_seed, len(self.class_prompts.class_names))
         self._train_what_is_trained()
         self.objective.start(seed)
+        self._divergence.reset()
         self._prepared = False
 
     # Training
@@ -232,13 +238,17 @@ class FewShotClassifier(TunedModel):
         self.train()
 
     def on_train_start(self) -> None:
-        """Stop before the first step if the tuner has nothing to train."""
+        """Check that the objective fits the batches; stop before the first step if the tuner has nothing to train."""
         if self.tuner.trained_parameters():
+            self._full_batch = read_batch_kind(self)
             return
         self.trainer.should_stop = True
-        if self.objective.suppresses:
+        given = {"learning_rate": self.learning_rate, "optimizer": self.own_optimizer}
+        unused = [name for name, value in given.items() if value is not None]
+        unused += ["L_ad and L_ra"] if self.objective.suppresses else []
+        if unused:
             self.objective.warn_once(
-                "untrained", f"{self.tuner.name} has nothing to train, so L_ad and L_ra have no effect."
+                "untrained", f"{self.tuner.name} has nothing to train, so {', '.join(unused)} have no effect."
             )
 
     def training_step(self, batch: Any, batch_idx: int) -> dict[str, Tensor] | None:
@@ -246,17 +256,24 @@ class FewShotClassifier(TunedModel):
         if not self.tuner.trained_parameters():
             return None
         batch = self.incoming(batch, "train")
-        terms = self.tuner.own_step(self, batch) if self.tuner.trains_itself else self._terms(batch)
+        with self._divergence.naming_overflow():
+            terms = self.tuner.own_step(self, batch) if self.tuner.trains_itself else self._terms(batch)
+        self._divergence.add(terms["total"])
         logged = {name: term.detach() for name, term in terms.items()}
         self.log_dict({f"train/{name}": term for name, term in logged.items()}, batch_size=len(batch["labels"]))
         return {"loss": terms["total"], **logged}
+
+    def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
+        """Make Lightning's step; an overflow in it is named."""
+        with self._divergence.naming_overflow():
+            super().optimizer_step(*args, **kwargs)
 
     def _terms(self, batch: Batch) -> dict[str, Tensor]:
         labels, rows = batch["labels"], self._rows_of(batch)
         features, texts = self.image_features(batch["images"], rows.ids), self.text_features()
         related = self.tuner.related_features(features)
         # Before the loss: autograd adds up gradients in an order that follows the order of these calls.
-        plain = self._plain_rows(batch, related, rows.plain)
+        plain = self._plain_rows(batch, related, rows)
         loss = self.tuner.classification_loss(features, texts, labels, self.objective.logit_scale)
         check_loss(f"{type(self.tuner).__name__}.classification_loss", loss)
         return self.objective(related, texts, labels, plain=plain, row_ids=rows.ids, classification_loss=loss)
@@ -269,9 +286,13 @@ class FewShotClassifier(TunedModel):
             self._rows = known = Rows.of(batch)
         return known
 
-    def _plain_rows(self, batch: Batch, related: Tensor, plain: Tensor | None) -> PlainRows | None:
-        if plain is None or self.objective.progress is None:
+    def _plain_rows(self, batch: Batch, related: Tensor, rows: Rows) -> PlainRows | None:
+        """Return s and z: the plain rows of the full batch, or all rows of a mini-batch; None if not needed."""
+        plain = rows.plain if self._full_batch else rows.every
+        if self.objective.progress is None or plain is None:
             return None
+        if self._full_batch is None and rows.plain is not None and len(rows.plain) < len(plain):
+            warn_unstated(self.objective)
         features = related[plain]
         if self.plain_views == "encode" and "vision" in self.tuner.trains and self.objective.relation_weight != 0:
             features = self.tuner.related_features(self.image_features(batch["images"][plain]))
@@ -282,7 +303,8 @@ class FewShotClassifier(TunedModel):
         self.finish_incoming()
 
     def on_train_end(self) -> None:
-        """Let the tuner choose hyperparameters if there is a validation split."""
+        """Check that the result is finite; let the tuner choose hyperparameters if there is a validation split."""
+        self._divergence.check_trained()
         if not self.tuner.chooses or not self.trainer.val_dataloaders:
             return
         self.train(False)
@@ -292,13 +314,15 @@ class FewShotClassifier(TunedModel):
             for batch in (self._on_device(batch, "validate") for batch, _, _ in iter(loaders)):
                 features.append(self.image_features(batch["images"], Rows.of(batch).ids))
                 labels.append(batch["labels"])
-            texts, scale = self.text_features(), self.objective.logit_scale
-            self.tuner.choose(torch.cat(features), texts, torch.cat(labels), scale)
+            texts, scale, images = self.text_features(), self.objective.logit_scale, torch.cat(features)
+            self.finite_scores(self.tuner.logits(images, texts, scale))
+            self.tuner.choose(images, texts, torch.cat(labels), scale)
 
     # Lightning's checkpoints
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Drop the frozen backbone from Lightning's checkpoints."""
+        """Drop the frozen backbone from Lightning's checkpoints; refuse to save a training that diverged."""
+        self._divergence.check_trained()
         kept, state = self._adapter_names(), checkpoint["state_dict"]
         checkpoint["state_dict"] = {name: value for name, value in state.items() if name in kept}
 
@@ -309,6 +333,7 @@ class FewShotClassifier(TunedModel):
             DtrapError: The checkpoint does not contain exactly what this tuner saves.
         """
         saved = checkpoint["state_dict"]
+        check_finite(saved, "the checkpoint", "The training has diverged before it was written; use an earlier one.")
         self.tuner.make_room({name.removeprefix("tuner."): value for name, value in saved.items()})
         odd = sorted(self._adapter_names() ^ saved.keys())
         if odd:
@@ -325,33 +350,6 @@ class FewShotClassifier(TunedModel):
         return {name for name, value in self.state_dict(keep_vars=True).items() if id(value) in saved}
 
     # Evaluation
-
-    def _count_predictions(self, batch: Batch) -> Tensor:
-        """Predict a class for each row, or for each image if the tuner adds up its views, and count in `confusion`."""
-        rows = Rows.of(batch)
-        scores, labels = self(batch["images"], rows.ids), batch["labels"]
-        views = int(rows.view.max()) + 1 if self.query_views > 1 and rows.view is not None else 1
-        if views > 1:
-            scores = self._add_views(scores, rows.sample_id, views)
-        predicted = scores.argmax(dim=-1)
-        self.confusion.update(predicted, labels[: len(predicted)])
-        return predicted
-
-    def _add_views(self, logits: Tensor, images: Tensor | None, views: int) -> Tensor:
-        """Return scores [b, W] of the images from logits [V*b, W] of their views."""
-        if images is None or not torch.equal(images, images[: len(images) // views].repeat(views)):
-            raise DtrapError(
-                f"the tuner {self.tuner.name} adds up the views of a query, but a batch of {len(logits)} rows is not "
-                f"{views} views of the same images, view slowest. Use all views of every image, or no `view`."
-            )
-        per_view = logits.unflatten(0, (views, -1))
-        return per_view[0] if self._zero_shot else per_view.softmax(dim=-1).sum(dim=0)
-
-    def _accuracy(self) -> Tensor:
-        self._evaluation_texts = None
-        self.finish_incoming()
-        counts = self.confusion.compute()
-        return 100.0 * counts.diag().sum() / counts.sum().clamp(min=1)
 
     def on_validation_epoch_start(self) -> None:
         """Encode the class texts once for the whole loop."""
@@ -389,4 +387,4 @@ class FewShotClassifier(TunedModel):
 
     def predict_step(self, batch: Any, batch_idx: int) -> Tensor:
         """Return the class probabilities [B, W] of a batch, or of images [B, 3, S, S] alone."""
-        return self(self.incoming(batch, "predict")["images"]).softmax(dim=-1)
+        return self.finite_scores(self(self.incoming(batch, "predict")["images"])).softmax(dim=-1)

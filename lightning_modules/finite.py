@@ -1,4 +1,4 @@
-"""Tensors from files and computed scores must be finite numbers."""
+"""Tensors from files, losses and scores must be finite numbers."""
 
 from __future__ import annotations
 
@@ -8,6 +8,19 @@ import torch
 from torch import Tensor
 
 from ..errors import DtrapError
+
+
+class DivergedError(DtrapError):
+    """A training has left the finite numbers: its result is no result.
+
+    Attributes:
+        reason: What is not finite, and from which step on.
+        remedy: What to change, without a period at the end.
+    """
+
+    def __init__(self, reason: str, remedy: str) -> None:
+        super().__init__(f"{reason}; {remedy}.")
+        self.reason, self.remedy = reason, remedy
 
 
 def check_finite(tensors: Mapping[str, Tensor], source: str, remedy: str) -> None:
@@ -21,7 +34,26 @@ def check_finite(tensors: Mapping[str, Tensor], source: str, remedy: str) -> Non
     Raises:
         DtrapError: Names the source, the first such tensor and its number of values that are not finite.
     """
+    found = first_not_finite(tensors)
+    if found is not None:
+        tensor = tensors[found]
+        count = int((~torch.isfinite(tensor)).sum())
+        raise DtrapError(f"{source}: {count} of {tensor.numel()} values of '{found}' are NaN or infinite. {remedy}")
+
+
+def first_not_finite(tensors: Mapping[str, Tensor]) -> str | None:
+    """Return the name of the first floating-point tensor with NaN or infinite values."""
     for name, tensor in tensors.items():
         if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
-            count = int((~torch.isfinite(tensor)).sum())
-            raise DtrapError(f"{source}: {count} of {tensor.numel()} values of '{name}' are NaN or infinite. {remedy}")
+            return name
+    return None
+
+
+def finite_rows(scores: Tensor) -> Tensor:
+    """Return which rows [B] of scores [B, W] are finite in every class."""
+    return scores.detach().isfinite().all(dim=-1)
+
+
+def predicted_classes(scores: Tensor) -> Tensor:
+    """Return the class [B] with the highest score [B, W]; -1 for a row that is not finite, which has no class."""
+    return torch.where(finite_rows(scores), scores.argmax(dim=-1), -1)

@@ -19,12 +19,16 @@ RelationForm = Literal["cosine", "softmax"]
 
 
 def normalize(features: Tensor) -> Tensor:
-    """Divide rows [B, D] by their L2 norm; half precision becomes float32, float64 stays."""
+    """Divide rows [B, D] by their L2 norm; half precision becomes float32, float64 stays.
+
+    A row whose norm overflows becomes NaN: as zeros, which `F.normalize` returns, its cosines would look like numbers.
+    """
     if features.dim() != 2:
         raise ValueError(f"features have the shape {list(features.shape)}; expected [rows, width].")
     if features.dtype in (torch.float16, torch.bfloat16):
         features = features.float()
-    return F.normalize(features, dim=-1)
+    norms = features.norm(dim=-1, keepdim=True).clamp_min(1e-12)  # as F.normalize
+    return features / norms.masked_fill(norms.isinf(), torch.nan).expand_as(features)
 
 
 normalise = normalize  # the name in dtrap 0.1.0

@@ -8,7 +8,7 @@ from typing import Any, Literal, NamedTuple, get_args
 import torch
 from torch import Generator, Tensor, nn
 
-from ..errors import DtrapError, check_one_of
+from ..errors import DtrapError, check_number, check_one_of
 from . import losses
 
 VisualTerm = Literal["anti_visual", "visual", "negated_visual", "noise"]
@@ -45,7 +45,8 @@ class Objective(nn.Module):
         logit_scale: tau.
 
     Raises:
-        DtrapError: `relation_form`, `relation_source` or `visual_term` is unknown, or the temperature is not positive.
+        DtrapError: `relation_form`, `relation_source` or `visual_term` is unknown, or a number is not finite or out of
+            its range.
 
     Attributes:
         text_only: Whether only the text branch is trained, which decides the default of lambda.
@@ -68,8 +69,16 @@ class Objective(nn.Module):
         check_one_of("Objective: relation_form", relation_form, get_args(losses.RelationForm))
         check_one_of("Objective: relation_source", relation_source, get_args(RelationSource))
         check_one_of("Objective: visual_term", visual_term, get_args(VisualTerm))
-        if relation_temperature <= 0:
-            raise DtrapError(f"Objective: relation_temperature is {relation_temperature}; expected more than 0.")
+        if anti_visual_weight is not None:
+            check_number("Objective: anti_visual_weight", anti_visual_weight)
+        check_number("Objective: relation_weight", relation_weight)
+        check_number("Objective: relation_temperature", relation_temperature, above=0)
+        check_number("Objective: logit_scale", logit_scale, above=0)
+        if relation_form == "cosine" and relation_temperature != 1:
+            warnings.warn(
+                f"Objective: relation_temperature is {relation_temperature}, which has no effect in the cosine form.",
+                stacklevel=2,
+            )
         self.anti_visual_weight = anti_visual_weight
         self.relation_weight = relation_weight
         self.relation_form = relation_form
@@ -91,6 +100,16 @@ class Objective(nn.Module):
         if self.anti_visual_weight is not None:
             return self.anti_visual_weight
         return 0.001 if self.text_only else 0.1
+
+    @property
+    def uses_previous(self) -> bool:
+        """Whether L_ra uses the relations of the previous step, which have to belong to the same rows."""
+        return self.relation_weight != 0 and self.relation_source == "previous"
+
+    @property
+    def staged(self) -> bool:
+        """Whether a `StageSwitch` controls this objective."""
+        return self._staged
 
     @property
     def suppresses(self) -> bool:

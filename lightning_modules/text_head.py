@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import json
+import unicodedata
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 import yaml
 from torch import Tensor
 
-from ..errors import DtrapError, nearest
+from ..errors import DtrapError, check_braces, check_template, nearest
 from .backbones.base import Backbone
 from .losses import normalize
 
@@ -65,16 +67,20 @@ def prompt_texts(
 ) -> dict[str, list[str]]:
     """Build the prompts of each class; see `class_prompts`."""
     templates = [templates] if isinstance(templates, str) else list(templates)
-    lists = [template for template in templates if template.strip().startswith("[") and template.strip().endswith("]")]
+    texts_only = [template.strip() for template in templates if isinstance(template, str)]
+    lists = [template for template in texts_only if template.startswith("[") and template.endswith("]")]
     if lists:
         raise DtrapError(
             f"template is the text {lists[0]!r}, which looks like a list. Quote each of several templates: "
             "\"['a photo of a {}.', 'a close-up of a {}.']\"."
         )
-    if not templates or any("{}" not in template for template in templates):
-        raise DtrapError(f"template is {templates}; expected texts that contain {{}} for the class name.")
+    if not templates:
+        raise DtrapError("template is an empty list; expected texts that contain {} for the class name.")
+    for template in templates:
+        check_template("template", template)
     if not class_names:
         raise DtrapError("there are no class names; expected at least one.")
+    check_names(class_names)
     repeated = [name for name, count in Counter(class_names).items() if count > 1]
     if repeated:
         raise DtrapError(f"duplicate class name {repeated[0]!r}; expected a name for each class. Rename one of them.")
@@ -87,6 +93,17 @@ def prompt_texts(
             f"{nearest(missing[0], texts)} Expected sentences for every class name of the data."
         )
     return {name: [text.replace("{}", name.replace("_", " ")) for text in texts[name]] for name in class_names}
+
+
+def check_names(class_names: Sequence[str]) -> None:
+    """Raise a DtrapError for a class name without a visible character, of which a prompt would say nothing."""
+    for number, name in enumerate(class_names, start=1):
+        # Separators, and characters that control or format text.
+        if all(unicodedata.category(character)[0] in "ZC" for character in name.replace("_", " ")):
+            raise DtrapError(
+                f"class name {number} of {len(class_names)} is {name!r}; expected a word. Rename the class, for a "
+                "folder with --data.class_names '{FOLDER: NAME}'."
+            )
 
 
 def tokenize_classes(prompts: Mapping[str, Sequence[str]], backbone: Backbone) -> Tensor:
@@ -122,11 +139,31 @@ def read_descriptions(path: str | Path) -> dict[str, list[str]]:
         raise DtrapError(f"descriptions {path}: not readable ({reason}). {expected}.") from error
     if not isinstance(content, dict) or not content:
         raise DtrapError(f"descriptions {path}: contains a {type(content).__name__}. {expected}.")
+    return check_descriptions(content, f"descriptions {path}", f"{expected}.")
+
+
+def check_descriptions(
+    content: Mapping[Any, Any],
+    source: str = "descriptions",
+    expected: str = "Expected sentences such as {'River': ['a satellite photo of a river.', 'water with banks.']}.",
+) -> dict[str, list[str]]:
+    """Return descriptions as lists of sentences by class name.
+
+    Args:
+        content: One sentence or a list of them by class name.
+        source: Where they come from, for the error.
+        expected: What they should be, for the error.
+
+    Raises:
+        DtrapError: A class has no sentence, an empty one or something else, or a sentence has braces other than `{}`.
+    """
     descriptions = {str(name): [value] if isinstance(value, str) else value for name, value in content.items()}
     for name, sentences in descriptions.items():
         sound = isinstance(sentences, list) and sentences and all(isinstance(s, str) and s.strip() for s in sentences)
         if not sound:
-            raise DtrapError(f"descriptions {path}: class {name!r} has {sentences!r}. {expected}.")
+            raise DtrapError(f"{source}: class {name!r} has {sentences!r}. {expected}")
+        for sentence in sentences:
+            check_braces(f"{source}: a sentence of class {name!r}", sentence)
     return descriptions
 
 

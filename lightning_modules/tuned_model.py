@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any, Literal, NamedTuple
@@ -17,10 +17,12 @@ from ..errors import DtrapError, check_at_least
 from .backbones.base import Backbone
 from .chunking import encode_in_chunks
 from .contracts import check_backbone, check_rows, check_state, check_tokens, check_tuner
+from .divergence import divergence_remedy
+from .finite import DivergedError, finite_rows
 from .image_cache import FrozenImageFeatures
 from .incoming import IncomingBatches, Stage, tell_input
 from .objective import Objective
-from .text_head import ClassPrompts, FrozenTextFeatures, class_prompts, read_descriptions
+from .text_head import ClassPrompts, FrozenTextFeatures, check_descriptions, class_prompts, read_descriptions
 from .tuners.base import Batch, Tuner
 
 
@@ -32,12 +34,14 @@ class Rows(NamedTuple):
         view: The batch's column [B], or None.
         ids: [B, k], the identity of each row; None without `sample_id`.
         plain: Indices [M] of the rows with view 0; None without `view` or without such rows.
+        every: Indices [B] of all rows; None without `view`.
     """
 
     sample_id: Tensor | None
     view: Tensor | None
     ids: Tensor | None
     plain: Tensor | None
+    every: Tensor | None
 
     @classmethod
     def of(cls, batch: Batch) -> Rows:
@@ -46,7 +50,8 @@ class Rows(NamedTuple):
         columns = [column for column in (sample_id, view) if column is not None]
         ids = torch.stack(columns, dim=1) if sample_id is not None else None
         plain = (view == 0).nonzero().flatten() if view is not None else None
-        return cls(sample_id, view, ids, plain if plain is not None and len(plain) > 0 else None)
+        every = torch.arange(len(view), device=view.device) if view is not None else None
+        return cls(sample_id, view, ids, plain if plain is not None and len(plain) > 0 else None, every)
 
 
 class TunedModel(LightningModule):
@@ -95,6 +100,8 @@ class TunedModel(LightningModule):
         self.objective = objective if objective is not None else Objective()
         self.template = template
         self.descriptions = read_descriptions(descriptions) if isinstance(descriptions, str) else descriptions
+        if isinstance(descriptions, Mapping):
+            self.descriptions = check_descriptions(descriptions)
         self.image_chunk, self.text_chunk = image_chunk, text_chunk
         self.tuner.attach(self.backbone)
         check_state(self.tuner)
@@ -150,7 +157,8 @@ class TunedModel(LightningModule):
 
     def set_classes(self, class_names: Sequence[str], template: str | Sequence[str] = "a photo of a {}.") -> None:
         """Create the text classifier head; the module's own `template` or `descriptions` override this template."""
-        self.prompts = class_prompts(class_names, self.template or template, self.backbone, self.descriptions)
+        own = template if self.template is None else self.template
+        self.prompts = class_prompts(class_names, own, self.backbone, self.descriptions)
         check_tokens(self.backbone, self.prompts.tokens, len(self.prompts.prompts))
         self.confusion = MulticlassConfusionMatrix(num_classes=max(len(class_names), 2)).to(self.device)
         self._evaluation_texts = None
@@ -268,6 +276,24 @@ class TunedModel(LightningModule):
             features = self.tuner.text_features(self.backbone, prompts, self.text_chunk)
         return self._check_once("text", features, len(prompts.class_names))
 
+    def finite_scores(self, scores: Tensor) -> Tensor:
+        """Return scores [B, W], all of which are numbers: others have no highest class.
+
+        Raises:
+            DivergedError: Scores are not finite with the tuner.
+            DtrapError: Scores are not finite without it.
+        """
+        count = int((~finite_rows(scores)).sum())
+        if count == 0:
+            return scores
+        reason = f"the scores of {count} of {len(scores)} images are not finite"
+        if self._zero_shot:
+            raise DtrapError(
+                f"{self.backbone.identifier}, zero-shot: {reason}. Check the weights, the images, "
+                "--model.objective.logit_scale and --trainer.precision."
+            )
+        raise DivergedError(reason, divergence_remedy(self))
+
     @contextmanager
     def zero_shot(self) -> Iterator[None]:
         """Within it, features, tests and predictions use the backbone without the tuner."""
@@ -286,3 +312,32 @@ class TunedModel(LightningModule):
         logits = self.tuner.logits(features, texts, scale)
         check_rows(f"{type(self.tuner).__name__}.logits", logits, len(images), "images", len(texts))
         return logits
+
+    def _count_predictions(self, batch: Batch) -> Tensor:
+        """Predict a class for each row, or for each image if the tuner adds up its views, and count in `confusion`."""
+        rows = Rows.of(batch)
+        scores, labels = self(batch["images"], rows.ids), batch["labels"]
+        views = int(rows.view.max()) + 1 if self.query_views > 1 and rows.view is not None else 1
+        if views > 1:
+            scores = self._add_views(scores, rows.sample_id, views)
+        scores = self.finite_scores(scores)
+        predicted = scores.argmax(dim=-1)
+        self.confusion.update(predicted, labels[: len(predicted)])
+        return predicted
+
+    def _add_views(self, logits: Tensor, images: Tensor | None, views: int) -> Tensor:
+        """Return scores [b, W] of the images from logits [V*b, W] of their views."""
+        if images is None or not torch.equal(images, images[: len(images) // views].repeat(views)):
+            raise DtrapError(
+                f"the tuner {self.tuner.name} adds up the views of a query, but a batch of {len(logits)} rows is not "
+                f"{views} views of the same images, view slowest. Use all views of every image, or no `view`."
+            )
+        per_view = logits.unflatten(0, (views, -1))
+        return per_view[0] if self._zero_shot else per_view.softmax(dim=-1).sum(dim=0)
+
+    def _accuracy(self) -> Tensor:
+        """Return the accuracy in percent of the rows that were counted in `confusion`."""
+        self._evaluation_texts = None
+        self.finish_incoming()
+        counts = self.confusion.compute()
+        return 100.0 * counts.diag().sum() / counts.sum().clamp(min=1)

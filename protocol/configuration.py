@@ -14,7 +14,7 @@ from lightning.pytorch import Trainer
 
 from ..callbacks import StageSwitch
 from ..datamodules.few_shot import FewShotDataModule
-from ..lightning_modules import FewShotClassifier
+from ..lightning_modules import FewShotClassifier, Objective
 from ..lightning_modules.backbones import Backbone
 from ..lightning_modules.tuners import Tuner
 from .settings import ProtocolSettings
@@ -74,6 +74,10 @@ class MethodConfig:
     def shared_parts(self) -> list[Any]:
         """Settings of backbone and tuner; methods with equal ones share both."""
         return [self.values["model"][part] for part in ("backbone", "tuner")]
+
+    def losses_and_tuner(self) -> tuple[Objective, Tuner]:
+        """Return objective and tuner without the backbone."""
+        return build_part(Objective, self.parsed.model.objective), build_part(Tuner, self.parsed.model.tuner)
 
     def build(self, shared: FewShotClassifier | None = None) -> FewShotClassifier:
         """Return the module; see `build_module`."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import logging
+import math
 import signal
 import threading
 import time
@@ -23,9 +24,11 @@ from ..callbacks import StageSwitch
 from ..datamodules.few_shot import FewShotDataModule
 from ..errors import DtrapError
 from ..lightning_modules import FewShotClassifier
+from ..lightning_modules.finite import DivergedError
 from .checkpoint import SeededSteps, StepCheckpoint
 from .progress import EpisodeProgress
 from .run_folder import Row
+from .trainer_options import check_trainer_options
 
 # Confusions by class names and query images.
 ZeroShots = dict[tuple[tuple[str, ...], tuple[int, ...]], Tensor]
@@ -148,7 +151,9 @@ class Interrupts(Callback):
 
 
 def _floats(terms: dict[str, Tensor] | None) -> dict[str, float] | None:
-    return None if terms is None else {name: float(value) for name, value in terms.items()}
+    """Return the finite terms; None without any."""
+    values = {name: float(value) for name, value in (terms or {}).items()}
+    return {name: value for name, value in values.items() if math.isfinite(value)} or None
 
 
 def episode_trainer(arguments: dict[str, Any], callbacks: list[Callback], *, progress: bool = False) -> Trainer:
@@ -160,8 +165,10 @@ def episode_trainer(arguments: dict[str, Any], callbacks: list[Callback], *, pro
         progress: Whether Lightning shows its progress bar.
 
     Raises:
-        DtrapError: Lightning refuses an argument, or an episode would run on several devices or test nothing.
+        DtrapError: Lightning refuses an argument, or with it an episode would run on several devices, train nothing, or
+            test a part of the queries.
     """
+    check_trainer_options(arguments)
     settings = {
         **arguments,
         "logger": False,
@@ -184,8 +191,6 @@ def episode_trainer(arguments: dict[str, Any], callbacks: list[Callback], *, pro
             f"trainer.devices is {arguments.get('devices')!r}, which is {trainer.num_devices} devices; an episode runs "
             "on one. Set trainer.devices to 1, or to a list with one device such as [2]."
         )
-    if trainer.limit_test_batches == 0:
-        raise DtrapError("trainer.limit_test_batches is 0, so that no query would be tested. Leave it out.")
     return trainer
 
 
@@ -219,7 +224,8 @@ def run_episode(
         zero_shots: Results of earlier zero-shot tests of this method, since a test split returns with every seed.
 
     Returns:
-        The row of this episode without its method.
+        The row of this episode without its method. If the training diverged, "diverged" says from which step on and
+        what to change; then there is no accuracy.
 
     Raises:
         KeyboardInterrupt: The run was interrupted.
@@ -236,17 +242,40 @@ def run_episode(
         try:
             zero_shot = _zero_shot(trainer, module, data, zero_shots) if data.has_query else None
             torch.manual_seed(data.episode_seed("training"))
-            trainer.fit(module, datamodule=data, **resumed)
-            if data.has_query:
-                trainer.test(module, datamodule=data, verbose=False)
+            diverged = _fit_and_test(trainer, module, data, resumed)
         except MisconfigurationException as error:
             raise _trainer_error(error) from error
         except SystemExit as stop:  # Lightning turns Ctrl-C and SIGTERM into it, and leaves its own signal handler
             signal.signal(signal.SIGINT, signal.default_int_handler)
             raise KeyboardInterrupt from stop
     row: Row = {"episode": data.episode, "seed": data.seed, "classes": list(data.class_names)}
-    row |= _accuracies(zero_shot, module, data.class_names)
-    return row | {"losses": recorder.losses, "seconds": round(recorder.seconds, 3)}
+    row |= _accuracies(zero_shot, None if diverged else module, data.class_names)
+    row |= {"losses": recorder.losses, "seconds": round(recorder.seconds, 3)}
+    if diverged:
+        return row | {"diverged": diverged}
+    ended = stopped_early(trainer) if module.tuner.trained_parameters() else None
+    return row | ({"stopped_early": ended} if ended else {})
+
+
+def stopped_early(trainer: Trainer) -> str | None:
+    """Return after how many epochs a callback has ended a fit before its length; None for a whole fit."""
+    done, epochs = trainer.current_epoch, trainer.max_epochs
+    if epochs is None or not 0 <= done < epochs or 0 <= trainer.max_steps <= trainer.global_step:
+        return None
+    return f"after {done} of {epochs} epochs"
+
+
+def _fit_and_test(
+    trainer: Trainer, module: FewShotClassifier, data: FewShotDataModule, resumed: dict[str, Any]
+) -> str | None:
+    """Fit and test; return what is not finite if the training diverged, so that the test has no meaning."""
+    try:
+        trainer.fit(module, datamodule=data, **resumed)
+        if data.has_query:
+            trainer.test(module, datamodule=data, verbose=False)
+    except DivergedError as error:
+        return f"{error.reason}; {error.remedy}"
+    return None
 
 
 def _zero_shot(trainer: Trainer, module: FewShotClassifier, data: FewShotDataModule, known: ZeroShots | None) -> Tensor:
@@ -261,17 +290,20 @@ def _zero_shot(trainer: Trainer, module: FewShotClassifier, data: FewShotDataMod
     return kept[images]
 
 
-def _accuracies(zero_shot: Tensor | None, module: FewShotClassifier, class_names: list[str]) -> Row:
-    if zero_shot is None:
-        return {"zero_shot_accuracy": None, "accuracy": None, "per_class": None, "confusion": None}
+def _accuracies(zero_shot: Tensor | None, module: FewShotClassifier | None, class_names: list[str]) -> Row:
+    """Accuracies of the zero-shot test and of the module's last test; None where there is none."""
+    row: Row = {"zero_shot_accuracy": None, "accuracy": None, "per_class": None, "confusion": None}
+    if zero_shot is not None:
+        row["zero_shot_accuracy"] = 100.0 * int(zero_shot.diag().sum()) / int(zero_shot.sum())
+    if zero_shot is None or module is None:
+        return row
     # The confusion has room for two classes at least, also where the task has one.
     counts = module.confusion.compute().cpu()[: len(class_names), : len(class_names)]
     right, queries = counts.diag(), counts.sum(dim=1)
     per_class = {
         name: 100.0 * int(r) / int(q) for name, r, q in zip(class_names, right, queries, strict=True) if int(q) > 0
     }
-    return {
-        "zero_shot_accuracy": 100.0 * int(zero_shot.diag().sum()) / int(zero_shot.sum()),
+    return row | {
         "accuracy": 100.0 * int(right.sum()) / int(queries.sum()),
         "per_class": per_class,
         "confusion": counts.tolist(),

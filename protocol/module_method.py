@@ -21,8 +21,9 @@ from ..configs import SHIPPED
 from ..datamodules.few_shot import FewShotDataModule
 from ..errors import DtrapError
 from ..files import to_json_values
-from ..lightning_modules import FewShotClassifier
+from ..lightning_modules import FewShotClassifier, Objective
 from ..lightning_modules.backbones.base import Backbone
+from ..lightning_modules.tuners import Tuner
 from .identity import NEUTRAL_DATA_OPTIONS
 from .settings import check_method_name
 
@@ -92,6 +93,10 @@ class ModuleMethod:
     def stage_switch(self) -> StageSwitch:
         """Return the callback of the stage of SVL and RA."""
         return self.switch
+
+    def losses_and_tuner(self) -> tuple[Objective, Tuner]:
+        """Return objective and tuner of the module."""
+        return self.module.objective, self.module.tuner
 
     def build(self, shared: FewShotClassifier | None = None) -> FewShotClassifier:
         """Return the module."""

@@ -16,6 +16,8 @@ from ..datamodules.few_shot import FewShotDataModule
 from ..errors import DtrapError, check_one_of
 from ..keywords import Unpack
 from ..lightning_modules import FewShotClassifier
+from ..lightning_modules.batch_checks import check_objective_batches, check_tuner_batches
+from ..lightning_modules.finite import DivergedError
 from .adapters import AdapterCard, save_adapter
 from .checkpoint import StepCheckpoint
 from .configuration import MethodConfig
@@ -64,7 +66,8 @@ def run_protocol(
         Rows, means with intervals, and paired differences.
 
     Raises:
-        DtrapError: A method, the data or a setting is not as expected, or the folder belongs to another experiment.
+        DtrapError: A method, the data or a setting is not as expected, the folder belongs to another experiment, or
+            every episode of a method diverged (at the end).
         KeyboardInterrupt: The run was interrupted; the rows of finished episodes are kept.
     """
     for name in settings:
@@ -105,6 +108,7 @@ class ProtocolRun:
         stored = {} if settings.overwrite else self.record.stored()
         settle_test_preprocessing(data, methods, stored["methods"][stored["main"]] if stored else None)
         self._zero_shots: dict[str, ZeroShots] = {}
+        self._diverged: set[str] = set()
         if data.own_images and self.folder.path.resolve().is_relative_to(data.root.resolve()):
             raise DtrapError(
                 f"the results would go to {self.folder.path}, inside the images' folder {data.root}, where they would "
@@ -151,7 +155,9 @@ class ProtocolRun:
                 if self.data.root.exists():  # without the data the result is shown, with other data it is not
                     self.record.check_data_files()
                 self._say(f"Already finished: {self.folder.path} (use --protocol.overwrite true to start over)")
-            return self._finish(complete=True)
+            result = self._finish(complete=True)
+        self._refuse_all_diverged(result.rows)
+        return result
 
     def _check_settings(self) -> None:
         """Validate data, trainer and stage before anything is deleted, written or loaded."""
@@ -164,6 +170,9 @@ class ProtocolRun:
             )
         for method in self.methods:
             method.stage_switch()
+            objective, tuner = method.losses_and_tuner()
+            check_tuner_batches(tuner, self.data)
+            check_objective_batches(objective, self.data.full_batch, self.data)
             trainer = episode_trainer(method.trainer_arguments(logger=False), [])
             if self.data.streams and trainer.max_steps != -1:
                 raise DtrapError(
@@ -218,10 +227,13 @@ class ProtocolRun:
             checkpoint = StepCheckpoint(self.folder.checkpoints / f"{stem}.ckpt", self.settings.checkpoint_every)
         row = run_episode(module, self.data, arguments, method.stage_switch(), progress, checkpoint, zero_shots)
         row = {"episode": row.pop("episode"), "method": method.name, **row}
-        if self.settings.save_adapters:
+        diverged = "diverged" in row
+        if diverged:
+            self._warn_diverged(row)
+        if self.settings.save_adapters and not diverged:
             card = AdapterCard.of(module, self.data, row)
             save_adapter(self.folder.adapters / f"{stem}.safetensors", module, card)
-        if self.data.episode < self.settings.pictures:
+        if self.data.episode < self.settings.pictures and not diverged:
             from .picture import save_episode_picture  # imports matplotlib
 
             save_episode_picture(self.folder.pictures / f"{stem}.png", module, self.data, row)
@@ -231,6 +243,24 @@ class ProtocolRun:
         if checkpoint is not None:
             checkpoint.remove()
         return row
+
+    def _warn_diverged(self, row: Row) -> None:
+        """Say once for each method that an episode diverged; the summary counts the others."""
+        if row["method"] not in self._diverged:
+            self._diverged.add(row["method"])
+            self._warn(
+                f"{self.data.unit} {row['episode']} of '{row['method']}' diverged: {row['diverged']}. Its row is "
+                "marked and does not count in the mean; others like it are counted at the end."
+            )
+
+    def _refuse_all_diverged(self, rows: Sequence[Row]) -> None:
+        """Raise a DivergedError if no episode of a method has a result."""
+        for name in self.names:
+            found = [row for row in rows if row["method"] == name]
+            if found and all(row.get("diverged") for row in found):
+                many = f"{len(found)} {self.data.unit}{'' if len(found) == 1 else 's'}"
+                reason = f"'{name}' has no result: {many} of {len(found)} diverged ({found[0]['diverged']})"
+                raise DivergedError(reason, "change that and start over with --protocol.overwrite true")
 
     def _build_modules(self) -> dict[str, FewShotClassifier]:
         """Return a module for each method; methods with the same backbone and tuner share both."""

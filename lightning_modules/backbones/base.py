@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from typing import Literal
@@ -11,6 +12,7 @@ from torch import Tensor, nn
 from ...errors import DtrapError
 
 Tower = Literal["vision", "text"]
+Triple = tuple[float, float, float]
 
 
 class Backbone(nn.Module, ABC):
@@ -144,6 +146,17 @@ class Backbone(nn.Module, ABC):
                 f"{tokenizer} returned token {int(tokens.max())}, but {self.identifier} has {vocabulary} tokens. "
                 f"{remedy}"
             )
+
+
+def checked_statistics(mean: Sequence[float], std: Sequence[float], source: object) -> tuple[Triple, Triple]:
+    """Return mean and std of a model's files as tuples; raise a DtrapError if images cannot be normalized with them."""
+    sound = len(mean) == len(std) == 3 and all(map(math.isfinite, (*mean, *std))) and min(std) > 0
+    if not sound:
+        raise DtrapError(
+            f"{source}: image mean {list(mean)} and std {list(std)}; expected three finite numbers each, the std above "
+            "0. Correct the file."
+        )
+    return tuple(mean), tuple(std)  # type: ignore[return-value]
 
 
 def square_side(size: int | Sequence[int], name: str) -> int:

@@ -14,6 +14,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from ...errors import DtrapError
+from ..finite import check_finite
 
 OPENAI_EXTRAS = ("input_resolution", "context_length", "vocab_size")
 
@@ -88,7 +89,7 @@ def load_weights(model: nn.Module, weights: dict[str, Tensor], *, path: Path, ta
         remedy: What to do if they do not, for the error.
 
     Raises:
-        DtrapError: Parameters are missing, unknown or of another shape; the message names some.
+        DtrapError: Parameters are missing, unknown, of another shape or not finite; the message names some.
     """
     expected = {name: list(value.shape) for name, value in model.state_dict().items()}
     given = {name: list(value.shape) for name, value in weights.items()}
@@ -102,6 +103,8 @@ def load_weights(model: nn.Module, weights: dict[str, Tensor], *, path: Path, ta
     if found:
         raise DtrapError(f"{path}: these weights do not fit {target}: parameters {'; '.join(found)}. {remedy}")
     model.load_state_dict(weights)
+    # After the load, which may turn a large float64 into an infinite float32.
+    check_finite(model.state_dict(), str(path), "Copy or download the file again, or use other weights.")
 
 
 def _is_torchscript(path: Path) -> bool:

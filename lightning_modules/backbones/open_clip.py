@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from ...errors import DtrapError, first_line, nearest
 from .attention import separate_attention
-from .base import Backbone, Tower, square_side
+from .base import Backbone, Tower, checked_statistics, square_side
 from .checkpoint import load_weights, read_json, read_weights, sha256
 from .hub import HubFiles, tokenizer_folder
 
@@ -101,7 +101,7 @@ class OpenCLIP(Backbone):
         self.identifier = f"{architecture.name}/{weights.label}"
         self.image_size = square_side(self.model.visual.image_size, architecture.name)
         transform = _evaluation_transform(architecture, weights)
-        self.image_mean, self.image_std = tuple(transform["mean"]), tuple(transform["std"])
+        self.image_mean, self.image_std = transform["mean"], transform["std"]
         self.image_resize, self.image_interpolation = transform["resize_mode"], transform["interpolation"]
         self.context_length = self._text_tower.context_length
         self.feature_dim = architecture.config["embed_dim"]
@@ -368,7 +368,9 @@ def _evaluation_transform(architecture: Architecture, weights: Weights) -> dict[
     resizing = ("resize_mode", "interpolation")
     if any([source[key] for key in resizing] != [published[key] for key in resizing] for source in sources):
         published = {key: value for key, value in published.items() if key not in resizing}  # open_clip's own default
-    return merge_preprocess_dict({**asdict(PreprocessCfg()), **published}, architecture.preprocess)
+    merged = merge_preprocess_dict({**asdict(PreprocessCfg()), **published}, architecture.preprocess)
+    merged["mean"], merged["std"] = checked_statistics(merged["mean"], merged["std"], architecture.name)
+    return merged
 
 
 def _read_tokenizer(folder: Path, options: dict[str, Any]) -> HFTokenizer:

@@ -21,7 +21,7 @@ from transformers.utils.constants import (
 )
 
 from ...errors import DtrapError, first_line
-from .base import Backbone, Tower, square_side
+from .base import Backbone, Tower, checked_statistics, square_side
 from .checkpoint import load_weights, read_json, read_weights, sha256
 from .hub import TOKENIZER_CONFIG, VOCABULARY, FolderFiles, HubFiles, ModelFiles, tokenizer_folder
 
@@ -108,8 +108,9 @@ class Transformers(Backbone):
         path = files.on_disk(PREPROCESSOR) if only_local else files.optional(PREPROCESSOR)
         content = {} if path is None else read_json(path)
         content = content.get("image_processor", content)
-        self.image_mean = tuple(content.get("image_mean") or family.image_mean)
-        self.image_std = tuple(content.get("image_std") or family.image_std)
+        mean, std = (content.get(key) for key in ("image_mean", "image_std"))
+        statistics = checked_statistics(mean or family.image_mean, std or family.image_std, path or files.label)
+        self.image_mean, self.image_std = statistics
         crops = content.get("do_center_crop", family.crops)
         self.image_resize = "shortest" if crops else "squash"
         self.image_interpolation = "bilinear" if content.get("resample") == BILINEAR else "bicubic"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import math
+import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
@@ -95,6 +96,7 @@ class Tuner(nn.Module, ABC):
         learning_rate: Default rate of its own optimizer.
         own_prompts: Whether it builds the class prompts itself, from the class names alone.
         chooses: Whether to call `choose` if there is a validation split.
+        least_rows: Least number of rows of a training batch.
         merges_into_backbone: Whether it changes weights of the backbone only, so that it can be exported.
     """
 
@@ -106,6 +108,7 @@ class Tuner(nn.Module, ABC):
     learning_rate: float = 2e-4
     own_prompts: bool = False
     chooses: bool = False
+    least_rows: int = 1
     merges_into_backbone: bool = False
     _attached_to: tuple[Backbone, ...] = ()  # in a tuple, so that the backbone is not a submodule of the tuner
     _is_disabled = False
@@ -277,6 +280,12 @@ class DasslTraining:
         the warm-up but spans all E epochs, so it never reaches 0 (Dassl's schedule, as CoOp uses it).
         """
         epochs = max(-(-total_steps // steps_per_epoch), 1)
+        if epochs == 1:
+            warnings.warn(
+                "the whole training of 1 epoch is the warm-up at the rate 1e-5, so that almost nothing is trained. Set "
+                "--trainer.max_epochs 2 or more.",
+                stacklevel=2,
+            )
 
         def factor(rate: float, step: int) -> float:
             epoch = step // steps_per_epoch

@@ -59,6 +59,7 @@ class CLIPAdapter(DasslTraining, Tuner):
         parameter = next(backbone.parameters())
         self.down = nn.Parameter(parameter.new_empty(hidden, width))
         self.up = nn.Parameter(parameter.new_empty(width, hidden))
+        self.reset(0, 0)  # so that a module without a fit has numbers, too
 
     def reset(self, seed: int, num_classes: int) -> None:
         """Start as torch starts linear layers."""

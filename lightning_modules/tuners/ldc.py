@@ -17,6 +17,7 @@ from torch.optim.lr_scheduler import CosineAnnealingLR, LRScheduler
 from ...errors import DtrapError
 from .. import losses
 from ..backbones.base import Backbone, Tower
+from ..finite import predicted_classes
 from .base import Tuner, attach_once, draw, hooked
 
 _LEVEL_WEIGHTS = (0.1, 0.2, 0.3, 0.4)
@@ -69,6 +70,7 @@ class LDC(Tuner):
 
     name = "ldc"
     chooses = True
+    least_rows = 2  # batch norms
     learning_rate = 1e-4
     trains: frozenset[Tower] = frozenset()  # the adapters are applied to levels of a frozen tower
     _project: Callable[[Tensor], Tensor]
@@ -214,7 +216,7 @@ class LDC(Tuner):
         """Choose beta from 0, 0.02, ..., 1: the smallest of the most accurate."""
         branches = self.branch_logits(image_features, text_features, logit_scale)
         fused = (beta * branches.mlp + (1 - beta) * branches.deconfused for beta in _BETAS)
-        correct = [int((logits.argmax(dim=-1) == labels).sum()) for logits in fused]
+        correct = [int((predicted_classes(logits) == labels).sum()) for logits in fused]
         self.beta.fill_(_BETAS[correct.index(max(correct))])
 
     def optimizer(self, parameters: list[nn.Parameter], learning_rate: float) -> Optimizer:

@@ -11,7 +11,7 @@ from peft import LoraConfig, inject_adapter_in_model
 from peft.tuners.lora import LoraLayer
 from torch import Generator, Tensor, nn
 
-from ...errors import DtrapError, check_at_least, check_one_of
+from ...errors import DtrapError, check_at_least, check_number, check_one_of
 from ..backbones.base import Backbone, Tower
 from ..chunking import RowDropout
 from .base import ENCODERS, Tuner, attach_once, draw
@@ -54,6 +54,7 @@ class LoRA(Tuner):
         for projection in projections:
             check_one_of("LoRA: an entry of projections", projection, _LAYERS)
         check_at_least("LoRA: rank", rank, 1)
+        check_number("LoRA: alpha", alpha, above=0)
         if not 0 <= dropout < 1:
             raise DtrapError(f"LoRA: dropout is {dropout}; expected a probability of at least 0 and below 1.")
         self.encoder = encoder

@@ -9,9 +9,10 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import CosineAnnealingLR, LRScheduler
 
-from ...errors import DtrapError, check_at_least
+from ...errors import DtrapError, check_number
 from .. import losses
 from ..backbones.base import Backbone, Tower
+from ..finite import predicted_classes
 from .base import TaskData, Tuner
 
 _GRID_START = 0.1
@@ -60,8 +61,10 @@ class TipAdapter(Tuner):
         search_step: tuple[int, int] = (200, 20),
     ) -> None:
         super().__init__()
-        check_at_least(f"{type(self).__name__}: alpha", alpha, 0)
-        check_at_least(f"{type(self).__name__}: beta", beta, 0)
+        check_number(f"{type(self).__name__}: alpha", alpha, least=0)
+        check_number(f"{type(self).__name__}: beta", beta, least=0)
+        for end in search_scale or ():
+            check_number(f"{type(self).__name__}: an end of search_scale", end)
         if search_scale is not None and min(search_scale) <= _GRID_START:
             raise DtrapError(
                 f"{type(self).__name__}: search_scale is {tuple(search_scale)}; expected the upper ends of beta and "
@@ -164,7 +167,7 @@ class TipAdapter(Tuner):
             caches = (self._cache_logits(affinity, beta) for beta in betas)
             return torch.stack(
                 [
-                    torch.stack([((zero_shot + alpha * cache).argmax(dim=1) == labels).sum() for alpha in alphas])
+                    torch.stack([(predicted_classes(zero_shot + alpha * cache) == labels).sum() for alpha in alphas])
                     for cache in caches
                 ]
             )

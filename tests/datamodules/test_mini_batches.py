@@ -7,9 +7,10 @@ from dtrap.datamodules import FolderDataModule, ShapesDataModule
 from dtrap.datamodules.views import Preprocessing
 from dtrap.errors import DtrapError
 from dtrap.lightning_modules import FewShotClassifier, Objective
-from dtrap.lightning_modules.tuners import StepSPT
+from dtrap.lightning_modules.tuners import LDC, CLIPAdapter, StepSPT
 from layouts import make_folder
 from lightning.pytorch import Trainer
+from torch.utils.data import DataLoader
 
 
 def rows(batch):
@@ -73,6 +74,73 @@ def test_lightning_tells_the_epochs_and_a_folder_has_mini_batches_too(tiny_backb
     assert first == second
     assert len(first) == 20
     assert seen[:4] != seen[4:]
+
+
+def fit_and_see(module, **source):
+    """Fit for 2 epochs in the stage; return rows, plain rows and L_ra of every step."""
+    seen = []
+
+    def see(objective, positional, named, terms):
+        plain = named["plain"]
+        seen.append((len(positional[0]), None if plain is None else len(plain.labels), float(terms["L_ra"].detach())))
+
+    module.objective.register_forward_hook(see, with_kwargs=True)
+    trainer = Trainer(
+        max_epochs=2, callbacks=[StageSwitch(stop=1)], accelerator="cpu", logger=False, enable_progress_bar=False,
+        enable_model_summary=False, enable_checkpointing=False,
+    )  # fmt: skip
+    trainer.fit(module, **source)
+    return seen
+
+
+@pytest.mark.parametrize("size", [5, 7])
+@pytest.mark.parametrize("form", ["softmax", "cosine"])
+def test_relations_of_a_mini_batch_are_those_of_all_its_rows(tiny_backbone, size, form):
+    objective = Objective(relation_source="current", relation_form=form)
+    module = FewShotClassifier(tiny_backbone, objective=objective)
+    seen = fit_and_see(module, datamodule=ShapesDataModule(way=2, shot=2, query=1, batch_size=size))
+    assert len(seen) == 2 * (20 // size)
+    assert all(rows == plain == size for rows, plain, _ in seen)
+    assert all(term != 0 for _, _, term in seen[1:])
+
+
+def test_relations_of_the_full_batch_are_those_with_its_plain_rows(tiny_backbone):
+    data = ShapesDataModule(way=2, shot=2, query=1)
+    module = FewShotClassifier(tiny_backbone, objective=Objective(relation_source="current"))
+    assert [row[:2] for row in fit_and_see(module, datamodule=data)] == [(20, 4)] * 4
+    # The loader says it where the data module takes no part.
+    module.set_classes(data.class_names)
+    assert [row[:2] for row in fit_and_see(module, train_dataloaders=data.train_dataloader())][:4] == [(20, 4)] * 4
+
+
+def test_a_loader_that_does_not_say_what_its_batches_are_has_mini_batches(tiny_backbone):
+    data = ShapesDataModule(way=2, shot=2, query=1, preprocessing=Preprocessing.of(tiny_backbone))
+    module = FewShotClassifier(tiny_backbone, objective=Objective(relation_source="current"))
+    module.set_classes(data.class_names)
+    loader = DataLoader([data.support()], batch_size=None)
+    with pytest.warns(UserWarning, match="has the attribute `full_batch`"):
+        assert fit_and_see(module, train_dataloaders=loader)[0][:2] == (20, 20)
+    loader.full_batch = True
+    assert fit_and_see(module, train_dataloaders=loader)[0][:2] == (20, 4)
+
+
+@pytest.mark.parametrize("term", ["visual", "negated_visual"])
+def test_prototypes_of_every_class_are_refused_with_mini_batches(tiny_backbone, term):
+    objective = Objective(relation_source="current", visual_term=term)
+    with pytest.raises(DtrapError, match=f"visual_term is '{term}', which needs a prototype of every class"):
+        fit_and_see(
+            FewShotClassifier(tiny_backbone, objective=objective), datamodule=ShapesDataModule(shot=1, batch_size=5)
+        )
+
+
+def test_a_tuner_with_batch_norms_refuses_batches_of_one_row(tiny_backbone):
+    class NeedsTwo(CLIPAdapter):
+        least_rows = 2
+
+    module = FewShotClassifier(tiny_backbone, NeedsTwo(), objective=Objective(0.0, 0.0))
+    with pytest.raises(DtrapError, match=r"data\.batch_size is 1, but the tuner clip-adapter needs 2 rows or more"):
+        fit_and_see(module, datamodule=ShapesDataModule(shot=1, query=1, batch_size=1))
+    assert LDC.least_rows == 2
 
 
 def test_relations_of_the_step_before_are_refused_with_mini_batches(tiny_backbone):

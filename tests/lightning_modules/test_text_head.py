@@ -7,6 +7,7 @@ import torch
 from dtrap.errors import DtrapError
 from dtrap.lightning_modules import FewShotClassifier
 from dtrap.lightning_modules.text_head import FrozenTextFeatures, average_prompts, class_prompts, read_descriptions
+from dtrap.lightning_modules.tuners import CLIPAdapter
 
 NAMES = ["annual_crop", "river"]
 
@@ -75,3 +76,38 @@ def test_a_prompt_is_encoded_once_for_all_episodes(tiny_backbone, monkeypatch):
     again = frozen(tiny_backbone, class_prompts(["dog", "cow", "cat"], "{}", tiny_backbone), device)
     assert encoded == [1, 1, 1]
     assert torch.equal(first, again[[2, 0]])
+
+
+@pytest.mark.parametrize("name", ["", " ", "_", "__ _", "\u200b", "\n", "\ufeff"])
+def test_a_class_name_without_a_visible_character_is_refused(tiny_backbone, name):
+    with pytest.raises(DtrapError, match="class name 2 of 2 is "):
+        class_prompts(["river", name], "a photo of a {}.", tiny_backbone)
+    assert class_prompts(["+", "-", "河"], "a photo of a {}.", tiny_backbone).per_class == (1, 1, 1)
+
+
+@pytest.mark.parametrize("template", ["a {cls} of {}", "{cls}", "{0} {}", "{{}}", "a {} {", "a photo", "", None, 3])
+def test_a_template_that_would_say_nothing_of_the_class_is_refused(tiny_backbone, template):
+    with pytest.raises(DtrapError, match="template is "):
+        class_prompts(NAMES, [template], tiny_backbone)
+    if template is not None:
+        module = FewShotClassifier(tiny_backbone, template=[template])
+        with pytest.raises(DtrapError, match="template is "):
+            module.set_classes(NAMES)
+
+
+def test_an_empty_template_of_the_module_does_not_stand_for_the_datas(tiny_backbone):
+    for empty in ("", []):
+        with pytest.raises(DtrapError, match="template is "):
+            FewShotClassifier(tiny_backbone, CLIPAdapter(), template=empty).set_classes(NAMES, "a photo of a {}.")
+
+
+@pytest.mark.parametrize("sentences", [[], [""], [" "], [3], 3, None, ["a {cls}"], ""])
+def test_descriptions_of_a_mapping_are_checked_as_those_of_a_file(tiny_backbone, sentences):
+    with pytest.raises(DtrapError, match=r"descriptions: .*class 'river'"):
+        FewShotClassifier(tiny_backbone, descriptions={"annual_crop": ["x"], "river": sentences})
+
+
+def test_one_sentence_of_a_mapping_is_one_prompt(tiny_backbone):
+    module = FewShotClassifier(tiny_backbone, descriptions={"annual_crop": "fields", "river": ["water"]})
+    module.set_classes(NAMES)
+    assert module.prompts.prompts == ("fields", "water")
