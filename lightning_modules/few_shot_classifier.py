@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from itertools import islice
 from math import isfinite
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
@@ -16,8 +16,13 @@ from ..errors import DtrapError, check_one_of
 from .backbones.base import Backbone
 from .contracts import check_loss
 from .objective import Objective, PlainRows
+from .saved import SECTION, check_content, check_fits, describe, rebuild
+from .steps import StepState
 from .tuned_model import Rows, TunedModel
 from .tuners.base import Batch, TaskData, Tuner
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
 
 
 class FewShotClassifier(TunedModel):
@@ -86,6 +91,7 @@ class FewShotClassifier(TunedModel):
         self.test_predictions: list[Tensor] = []
         self._rows: Rows | None = None
         self._prepared = False
+        self._steps = StepState(self)
 
     def setup(self, stage: str) -> None:
         """Read the classes of the data module's task; before a fit, reset the tuner."""
@@ -125,6 +131,7 @@ class FewShotClassifier(TunedModel):
         self._train_what_is_trained()
         self.objective.start(seed)
         self._prepared = False
+        self._steps = StepState(self)
 
     # Training
 
@@ -230,6 +237,7 @@ class FewShotClassifier(TunedModel):
 
     def on_train_start(self) -> None:
         """Stop before the first step if the tuner has nothing to train."""
+        self._steps.start()
         if self.tuner.trained_parameters():
             return
         self.trainer.should_stop = True
@@ -237,6 +245,14 @@ class FewShotClassifier(TunedModel):
             self.objective.warn_once(
                 "untrained", f"{self.tuner.name} has nothing to train, so L_ad and L_ra have no effect."
             )
+
+    def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
+        """Keep what the step depends on, for a checkpoint that is written before its end."""
+        self._steps.begin()
+
+    def on_train_batch_end(self, outputs: Any, batch: Batch, batch_idx: int) -> None:
+        """The step is done."""
+        self._steps.end()
 
     def training_step(self, batch: Batch, batch_idx: int) -> dict[str, Tensor] | None:
         """Compute the objective and log its terms by the paper's names; None if nothing is trained."""
@@ -290,17 +306,19 @@ class FewShotClassifier(TunedModel):
     # Lightning's checkpoints
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Drop the frozen backbone from Lightning's checkpoints."""
+        """Drop the frozen backbone from Lightning's checkpoints; add what creates and resumes the module."""
         kept, state = self._adapter_names(), checkpoint["state_dict"]
         checkpoint["state_dict"] = {name: value for name, value in state.items() if name in kept}
+        checkpoint[SECTION] = {**describe(self), "steps": self._steps.save()}
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Add the frozen backbone to a checkpoint.
+        """Add the frozen backbone to a checkpoint; in a fit, restore what the next step depends on.
 
         Raises:
-            DtrapError: The checkpoint does not contain exactly what this tuner saves.
+            DtrapError: The checkpoint does not contain exactly what this tuner saves, or it belongs to another
+                backbone, tuner setting or class.
         """
-        saved = checkpoint["state_dict"]
+        saved, section = check_content(checkpoint)
         self.tuner.make_room({name.removeprefix("tuner."): value for name, value in saved.items()})
         odd = sorted(self._adapter_names() ^ saved.keys())
         if odd:
@@ -308,8 +326,44 @@ class FewShotClassifier(TunedModel):
                 f"the checkpoint does not fit the tuner {self.tuner.name}: {len(odd)} names differ, such as "
                 f"{odd[0]!r}. Load it with the backbone and the tuner settings that it was trained with."
             )
+        if section is not None:
+            check_fits(self, section)
+        if getattr(self._trainer, "training", False):
+            self._steps.load(None if section is None else section.get("steps"))
         checkpoint["state_dict"] = {**self.state_dict(), **saved}
         self._prepared = not self.tuner.transductive
+
+    @classmethod
+    def load_from_checkpoint(
+        cls,
+        checkpoint_path: Any,
+        map_location: Any = None,
+        hparams_file: Any = None,
+        strict: bool | None = None,
+        weights_only: bool | None = True,
+        **kwargs: Any,
+    ) -> Self:
+        """Create the module of a checkpoint, ready to predict, and load its values.
+
+        Backbone, tuner, objective, settings and class prompts come from the checkpoint, as far as they are classes of
+        dtrap. `kwargs` are arguments of this class that replace the checkpoint's. The backbone's weights are not in the
+        checkpoint: they are read from where they were, and must be the same.
+
+        Args:
+            checkpoint_path: The file, or an open one.
+            map_location: Device to load to, as for `torch.load`; the CPU if None.
+            hparams_file: Not supported; the settings are in the checkpoint.
+            strict: Not used; the values must be exactly those of the tuner.
+            weights_only: False also reads checkpoints with Python objects of callbacks of your own, and runs their
+                code: for your own files only.
+            **kwargs: Arguments of this class, such as a backbone or tuner of your own.
+
+        Raises:
+            DtrapError: The file is not such a checkpoint, or a part of it is needed as an argument.
+        """
+        if hparams_file is not None:
+            raise DtrapError("hparams_file is not supported: the settings are in the checkpoint. Pass arguments.")
+        return rebuild(cls, checkpoint_path, map_location, weights_only is not False, kwargs)
 
     def _adapter_names(self) -> set[str]:
         """Return the state-dict names of the tensors that the tuner saves."""

@@ -16,11 +16,12 @@ from torchmetrics.classification import MulticlassConfusionMatrix
 from ..errors import DtrapError, check_at_least
 from .backbones.base import Backbone
 from .chunking import encode_in_chunks
-from .contracts import check_backbone, check_rows, check_state, check_tokens, check_tuner
+from .contracts import check_backbone, check_rows, check_tokens
 from .image_cache import FrozenImageFeatures
 from .objective import Objective
 from .text_head import ClassPrompts, FrozenTextFeatures, class_prompts, read_descriptions
 from .tuners.base import Batch, Tuner
+from .tuners.contract import check_state, check_tuner
 
 
 class Rows(NamedTuple):
@@ -65,7 +66,8 @@ class TunedModel(LightningModule):
         confusion: Counts [W, W] of a test (rows true, columns predicted).
 
     Raises:
-        DtrapError: The backbone or the tuner breaks its contract (see `contracts`), or they do not fit each other.
+        DtrapError: The backbone or the tuner breaks its contract (see `contracts` and `tuners.contract`), or they do
+            not fit each other.
     """
 
     def __init__(
@@ -148,9 +150,13 @@ class TunedModel(LightningModule):
 
     def set_classes(self, class_names: Sequence[str], template: str | Sequence[str] = "a photo of a {}.") -> None:
         """Create the text classifier head; the module's own `template` or `descriptions` override this template."""
-        self.prompts = class_prompts(class_names, self.template or template, self.backbone, self.descriptions)
-        check_tokens(self.backbone, self.prompts.tokens, len(self.prompts.prompts))
-        self.confusion = MulticlassConfusionMatrix(num_classes=max(len(class_names), 2)).to(self.device)
+        self.set_prompts(class_prompts(class_names, self.template or template, self.backbone, self.descriptions))
+
+    def set_prompts(self, prompts: ClassPrompts) -> None:
+        """Create the text classifier head from tokenized prompts."""
+        check_tokens(self.backbone, prompts.tokens, len(prompts.prompts))
+        self.prompts = prompts
+        self.confusion = MulticlassConfusionMatrix(num_classes=max(len(prompts.class_names), 2)).to(self.device)
         self._evaluation_texts = None
 
     @property
