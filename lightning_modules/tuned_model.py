@@ -21,6 +21,7 @@ from .image_cache import FrozenImageFeatures
 from .objective import Objective
 from .text_head import ClassPrompts, FrozenTextFeatures, class_prompts, read_descriptions
 from .tuners.base import Batch, Tuner
+from .tracing import can_be_kept
 from .tuners.contract import check_state, check_tuner
 
 
@@ -205,7 +206,7 @@ class TunedModel(LightningModule):
 
     def _check_once(self, kind: Literal["image", "text"], features: Tensor, rows: int) -> Tensor:
         """Check the first features of a kind: [rows, feature_dim] from the backbone, or the tuner's [rows, F]."""
-        if kind not in self._checked:
+        if kind not in self._checked and can_be_kept(features):
             self._checked.add(kind)
             method = f"{kind}_features"
             # The functions are compared, not the methods: FWT's methods are bound to its inner tuner.
@@ -248,7 +249,9 @@ class TunedModel(LightningModule):
         else:
             if prompts.tokens.device != self.device:
                 with torch.inference_mode(False):  # a test may be the first to move them, and training needs them too
-                    self.prompts = prompts = replace(prompts, tokens=prompts.tokens.to(self.device))
+                    prompts = replace(prompts, tokens=prompts.tokens.to(self.device))
+                if can_be_kept(prompts.tokens):
+                    self.prompts = prompts
             features = self.tuner.text_features(self.backbone, prompts, self.text_chunk)
         return self._check_once("text", features, len(prompts.class_names))
 
