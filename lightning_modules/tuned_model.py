@@ -20,8 +20,8 @@ from .contracts import check_backbone, check_rows, check_tokens
 from .image_cache import FrozenImageFeatures
 from .objective import Objective
 from .text_head import ClassPrompts, FrozenTextFeatures, class_prompts, read_descriptions
-from .tuners.base import Batch, Tuner
 from .tracing import can_be_kept
+from .tuners.base import Batch, Tuner
 from .tuners.contract import check_state, check_tuner
 
 
