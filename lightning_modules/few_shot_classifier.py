@@ -16,7 +16,7 @@ from ..errors import DtrapError, check_one_of
 from .backbones.base import Backbone
 from .contracts import check_loss
 from .objective import Objective, PlainRows
-from .saved import SECTION, check_content, check_fits, describe, rebuild
+from .saved import SECTION, check_backbone, check_content, check_fits, describe, rebuild
 from .steps import StepState
 from .tuned_model import Rows, TunedModel
 from .tuners.base import Batch, TaskData, Tuner
@@ -319,6 +319,8 @@ class FewShotClassifier(TunedModel):
                 backbone, tuner setting or class.
         """
         saved, section = check_content(checkpoint)
+        if section is not None:
+            check_backbone(self.backbone, section["backbone"])
         self.tuner.make_room({name.removeprefix("tuner."): value for name, value in saved.items()})
         odd = sorted(self._adapter_names() ^ saved.keys())
         if odd:

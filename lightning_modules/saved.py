@@ -155,7 +155,6 @@ def check_fits(module: FewShotClassifier, section: dict[str, Any]) -> None:
     """
     try:
         own = describe(module)
-        _check_backbone(module.backbone, section["backbone"])
         _check_same("with the tuner", section["tuner"]["class"], own["tuner"]["class"])
         for name, value in (section["tuner"]["arguments"] or {}).items():
             _check_same(f"with {name}", value, (own["tuner"]["arguments"] or {}).get(name))
@@ -178,23 +177,24 @@ def _check_same(what: str, trained: Any, here: Any) -> None:
         )
 
 
-def _check_backbone(backbone: Backbone, saved: dict[str, Any]) -> None:
+def check_backbone(backbone: Backbone, saved: dict[str, Any]) -> None:
     """Raise a DtrapError unless a backbone has the weights that the checkpoint was trained on."""
-    if saved["weights"] is not None:
-        (kind, trained), (own_kind, here) = saved["weights"].split(" "), _weights_hash(backbone).split(" ")
+    weights = saved.get("weights")
+    if weights is not None:
+        (kind, _, trained), (own_kind, _, here) = str(weights).partition(" "), _weights_hash(backbone).partition(" ")
         # Those of another precision cannot be compared.
         if kind == own_kind and trained != here:
             raise DtrapError(
-                f"the checkpoint was trained on other weights of the backbone {saved['identifier']} (their SHA-256 "
+                f"the checkpoint was trained on other weights of the backbone {backbone.identifier} (their SHA-256 "
                 f"starts with {trained[:8]}, here it is {here[:8]}). Pass the same weights: "
                 "load_from_checkpoint(path, backbone=...)."
             )
         return
-    found = [_CHECKSUM.search(str(identifier)) for identifier in (saved["identifier"], backbone.identifier)]
+    found = [_CHECKSUM.search(str(identifier)) for identifier in (saved.get("identifier"), backbone.identifier)]
     sums = [match.group(1) for match in found if match]
     if len(sums) == 2 and sums[0] == sums[1]:  # the same file under another name
         return
-    _check_same("on the backbone", saved["identifier"], backbone.identifier)
+    _check_same("on the backbone", saved.get("identifier"), backbone.identifier)
 
 
 def _unreadable(reason: str) -> DtrapError:
@@ -223,7 +223,7 @@ def rebuild(
         module.load_state_dict(checkpoint["state_dict"])
     except DtrapError as error:
         raise DtrapError(f"{_name(path)}: {error}") from error
-    except (KeyError, TypeError, ValueError, AttributeError, RuntimeError, RecursionError, MemoryError) as error:
+    except Exception as error:  # whatever a constructor raises for values that it does not expect
         raise DtrapError(f"{_name(path)}: {_unreadable(f'{type(error).__name__}: {first_line(error)}')}") from error
     values = next(iter(module.tuner.adapter_state()), None)
     saved = checkpoint["state_dict"].get(f"tuner.{values}")
