@@ -132,9 +132,8 @@ def test_a_checkpoint_of_an_exception_within_a_step_repeats_that_step(tmp_path, 
     module = FewShotClassifier(tiny_backbone, LoRA(rank=2, dropout=0.5))
     expected, terms = run(module)
     save = ModelCheckpoint(tmp_path, save_on_exception=True)
-    trainer = Trainer(
-        max_epochs=5, callbacks=[StageSwitch(), Interrupt(), save], **{**QUIET, "enable_checkpointing": True}
-    )
+    saving = {**QUIET, "enable_checkpointing": True}
+    trainer = Trainer(max_epochs=5, callbacks=[StageSwitch(), Interrupt(), save], **saving)
     torch.manual_seed(0)
     with pytest.raises(RuntimeError, match="power cut"):
         trainer.fit(module, datamodule=ShapesDataModule(shot=2, query=1, views=2))

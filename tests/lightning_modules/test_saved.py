@@ -244,7 +244,7 @@ def test_lists_that_are_nested_without_end_are_refused(saved, tmp_path):
 def test_a_file_that_is_no_checkpoint_is_refused(tmp_path, monkeypatch, content):
     monkeypatch.chdir(tmp_path)
     Path("bad.ckpt").write_bytes(content)
-    with pytest.raises(DtrapError, match="bad.ckpt"):
+    with pytest.raises(DtrapError, match=r"bad\.ckpt"):
         FewShotClassifier.load_from_checkpoint("bad.ckpt")
     with pytest.raises(DtrapError, match=r"absent.ckpt: cannot read the checkpoint \(No such file"):
         FewShotClassifier.load_from_checkpoint("absent.ckpt")
