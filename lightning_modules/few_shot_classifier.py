@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from itertools import islice
+from collections.abc import Sequence
 from math import isfinite
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -18,8 +17,9 @@ from .contracts import check_loss
 from .objective import Objective, PlainRows
 from .saved import SECTION, check_backbone, check_content, check_fits, describe, rebuild
 from .steps import StepState
+from .task_data import query_batch, support_batches, task_data
 from .tuned_model import Rows, TunedModel
-from .tuners.base import Batch, TaskData, Tuner
+from .tuners.base import Batch, Tuner
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -184,49 +184,13 @@ class FewShotClassifier(TunedModel):
         self.train(False)
         # Before the precision's context, which would change the type of the images that the data module draws.
         self.trainer.fit_loop.setup_data()
-        query = self._query_batch() if self.tuner.transductive else None
-        batches = self._support_batches()
+        query = query_batch(self) if self.tuner.transductive else None
+        batches = support_batches(self)
         with torch.no_grad(), self.trainer.precision_plugin.forward_context():
-            self.tuner.prepare_task(self._task_data(batches, query))
+            self.tuner.prepare_task(task_data(self, batches, query))
         self._train_what_is_trained()
 
-    def _support_batches(self) -> Iterable[Batch]:
-        """Return all support rows once."""
-        batches = getattr(self.data_source, "support_batches", None)
-        if batches is not None:  # the loader repeats the full batch, or streams without end
-            return batches()
-        length = self.trainer.num_training_batches
-        if not isfinite(length):
-            raise DtrapError(
-                f"the tuner {self.tuner.name} reads all training images before its first step, but the loader has no "
-                "length. Use a loader with a length, or set Trainer(limit_train_batches=...) to a number."
-            )
-        loader: Any = self.trainer.train_dataloader
-        return islice(iter(loader), int(length))
-
-    def _task_data(self, batches: Iterable[Batch], query: Batch | None) -> TaskData:
-        parts = []
-        for batch in map(self._on_device, batches):
-            part = {name: batch[name] for name in ("labels", "view", "sample_id") if name in batch}
-            if "vision" in self.tuner.trains:
-                part["images"] = batch["images"]
-            else:
-                part["encoded"] = self.encode_images(batch["images"], self._rows_of(batch).ids)
-            parts.append(part)
-        columns = {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
-        query_images = None if query is None else self._on_device(query)["images"]
-        return TaskData(**columns, text_features=self.text_features(), query_images=query_images)
-
-    def _query_batch(self) -> Batch:
-        datamodule = self.data_source
-        if not getattr(datamodule, "has_query", False):
-            raise DtrapError(
-                f"the tuner {self.tuner.name} is transductive: it adapts to unlabeled queries, but there are none. Use "
-                "a data module with queries (--data.query, or --data.query_root of a folder), or another tuner."
-            )
-        return datamodule.query_in_views()
-
-    def _on_device(self, batch: Batch) -> Any:
+    def on_device(self, batch: Batch) -> Any:
         """Convert and move a batch as the Trainer does before a step."""
         converted = self.trainer.precision_plugin.convert_input(batch)
         return self.trainer.strategy.batch_to_device(converted, self.device)
@@ -264,7 +228,7 @@ class FewShotClassifier(TunedModel):
         return {"loss": terms["total"], **logged}
 
     def _terms(self, batch: Batch) -> dict[str, Tensor]:
-        labels, rows = batch["labels"], self._rows_of(batch)
+        labels, rows = batch["labels"], self.rows_of(batch)
         features, texts = self.image_features(batch["images"], rows.ids), self.text_features()
         related = self.tuner.related_features(features)
         # Before the loss: autograd adds up gradients in an order that follows the order of these calls.
@@ -273,7 +237,7 @@ class FewShotClassifier(TunedModel):
         check_loss(f"{type(self.tuner).__name__}.classification_loss", loss)
         return self.objective(related, texts, labels, plain=plain, row_ids=rows.ids, classification_loss=loss)
 
-    def _rows_of(self, batch: Batch) -> Rows:
+    def rows_of(self, batch: Batch) -> Rows:
         """Return the batch's rows; those of the previous step if its columns are the same tensors."""
         # The full batch is the same in every step, and reading its values would wait for the device.
         known = self._rows
@@ -297,7 +261,7 @@ class FewShotClassifier(TunedModel):
         features, labels = [], []
         loaders = CombinedLoader(self.trainer.val_dataloaders, mode="sequential")
         with torch.no_grad(), self.trainer.precision_plugin.forward_context():
-            for batch in map(self._on_device, (batch for batch, _, _ in iter(loaders))):
+            for batch in map(self.on_device, (batch for batch, _, _ in iter(loaders))):
                 features.append(self.image_features(batch["images"], Rows.of(batch).ids))
                 labels.append(batch["labels"])
             texts, scale = self.text_features(), self.objective.logit_scale
@@ -347,18 +311,15 @@ class FewShotClassifier(TunedModel):
     ) -> Self:
         """Create the module of a checkpoint, ready to predict, and load its values.
 
-        Backbone, tuner, objective, settings and class prompts come from the checkpoint, as far as they are classes of
-        dtrap. `kwargs` are arguments of this class that replace the checkpoint's. The backbone's weights are not in the
-        checkpoint: they are read from where they were, and must be the same.
+        The backbone's weights are not in the checkpoint: they are read from where they were, and must be the same.
 
         Args:
             checkpoint_path: The file, or an open one.
             map_location: Device to load to, as for `torch.load`; the CPU if None.
             hparams_file: Not supported; the settings are in the checkpoint.
             strict: Not used; the values must be exactly those of the tuner.
-            weights_only: False also reads checkpoints with Python objects of callbacks of your own, and runs their
-                code: for your own files only.
-            **kwargs: Arguments of this class, such as a backbone or tuner of your own.
+            weights_only: False also reads Python objects of your own callbacks, and runs their code.
+            **kwargs: Arguments of this class that replace the checkpoint's, such as a tuner of your own.
 
         Raises:
             DtrapError: The file is not such a checkpoint, or a part of it is needed as an argument.
