@@ -72,6 +72,10 @@ class KeepBest(Callback):
             _tuner(pl_module).load_adapter_state(self._state)
             self._state = {}
 
+    def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Restore it if a fit was resumed from a checkpoint of its end: Lightning then skips the end of training."""
+        self.on_train_end(trainer, pl_module)
+
 
 def _tuner(module: LightningModule) -> Any:
     tuner = getattr(module, "tuner", None)

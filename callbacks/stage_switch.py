@@ -69,7 +69,7 @@ class StageSwitch(Callback):
         self._counts_batches = False
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Read the number of steps of the run and begin outside of the stage."""
+        """Read the number of steps of the run and begin outside of the stage; a resumed run begins where it was."""
         total = trainer.estimated_stepping_batches
         if not isfinite(total) or total < 0:  # -1 is Lightning's answer for a loader without length
             raise DtrapError(
@@ -80,7 +80,8 @@ class StageSwitch(Callback):
         if self._total > 0 and floor(self.start * self._total) >= floor(self.stop * self._total):
             self._warn_empty(pl_module)
         self._counts_batches = not pl_module.automatic_optimization and total != trainer.max_steps
-        _set_stage(pl_module)(None)
+        # The step before the first one of a resumed run: the objective keeps that step's relations within the stage.
+        self._set(trainer, pl_module, before=1)
 
     def _warn_empty(self, pl_module: LightningModule) -> None:
         objective = getattr(pl_module, "objective", None)
@@ -93,8 +94,15 @@ class StageSwitch(Callback):
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         """Set the objective's position in the stage for the next step."""
-        step = trainer.fit_loop.epoch_loop.total_batch_idx if self._counts_batches else trainer.global_step
-        progress = suppressed_progress(step, self._total, start=self.start, stop=self.stop, rule=self.rule)
+        self._set(trainer, pl_module)
+
+    def _set(self, trainer: Trainer, pl_module: LightningModule, before: int = 0) -> None:
+        # Ready batches include the current one, where there is one.
+        batches = trainer.fit_loop.epoch_loop.total_batch_idx + before
+        step = (batches if self._counts_batches else trainer.global_step) - before
+        progress = None
+        if step >= 0:
+            progress = suppressed_progress(step, self._total, start=self.start, stop=self.stop, rule=self.rule)
         _set_stage(pl_module)(progress)
 
 

@@ -22,7 +22,30 @@ Views = list[Image.Image]
 WHOLE = slice(None)  # all rows of a batch, where one process does all the work
 
 
-class Batches(UserList[Batch]):
+class Resumable:
+    """A loader that a run resumes in the middle of an epoch; Lightning would warn about any other."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return nothing: the batches follow from the progress of the fit loop."""
+        return {}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Do nothing."""
+
+
+def batches_done(data: Any) -> int:
+    """Return how many batches of the current epoch are done: those before the checkpoint of a resumed fit.
+
+    The fit loop restores its progress before it asks for batches, but does not skip those that are done.
+    """
+    trainer = data.trainer
+    if trainer is None or not trainer.training:
+        return 0
+    done = trainer.fit_loop.epoch_loop.batch_progress.current.completed
+    return done if done < trainer.num_training_batches else 0
+
+
+class Batches(Resumable, UserList[Batch]):
     """A fixed series of batches; Lightning would take a list for several loaders.
 
     Args:
@@ -41,7 +64,7 @@ class FullBatches(Batches):
     full_batch = True
 
 
-class EpochLoader:
+class EpochLoader(Resumable):
     """A loader whose batches depend on the number of the epoch, which Lightning sets."""
 
     epoch = 0
@@ -57,15 +80,18 @@ class EpochLoader:
 
 
 class MiniBatches(EpochLoader):
-    """The rows of a batch in mini-batches, shuffled in every epoch; an incomplete last one is dropped.
+    """The rows of a batch in mini-batches, shuffled in every epoch.
 
-    A batch with fewer rows than one mini-batch is returned whole.
+    A batch with fewer rows than one mini-batch is returned whole. After a resume in the middle of an epoch the
+    remaining batches of that epoch follow.
 
     Args:
         batch: All rows.
         size: Rows of a mini-batch.
         order: Returns the order of the rows in an epoch: (epoch, number of rows) -> row numbers.
         preprocessing: Size and normalization of the images, which a module compares with those of its backbone.
+        drop_last: Whether an incomplete last mini-batch is dropped.
+        done: Returns the number of mini-batches of the current epoch that are done.
     """
 
     full_batch = False
@@ -76,17 +102,20 @@ class MiniBatches(EpochLoader):
         size: int,
         order: Callable[[int, int], np.ndarray],
         preprocessing: Preprocessing | None = None,
+        drop_last: bool = True,
+        done: Callable[[], int] = int,
     ) -> None:
         self.batch, self.order, self.preprocessing = batch, order, preprocessing
+        self.drop_last, self.done = drop_last, done
         self.rows = len(batch["labels"])
         self.size = min(size, self.rows)
 
     def __len__(self) -> int:
-        return self.rows // self.size
+        return self.rows // self.size if self.drop_last else -(-self.rows // self.size)
 
     def __iter__(self) -> Iterator[Batch]:
         order = torch.from_numpy(self.order(self.epoch, self.rows))
-        for number in range(len(self)):
+        for number in range(self.done(), len(self)):
             chosen = order[number * self.size : (number + 1) * self.size]
             yield {name: column[chosen] for name, column in self.batch.items()}
 

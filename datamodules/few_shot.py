@@ -33,6 +33,7 @@ class TaskOptions(TypedDict, total=False):
     seed: int
     episode: int
     batch_size: int | None
+    drop_last: bool
 
 
 class EpisodeOptions(TaskOptions, total=False):
@@ -67,6 +68,7 @@ class FewShotDataModule(ImageCollection):
         seed: Seed of all episodes.
         episode: Number of the current episode.
         batch_size: Support rows of a training step, shuffled in every epoch; None for all of them.
+        drop_last: Whether an incomplete last mini-batch of an epoch is dropped, as CoOp's authors do.
         all_way: All classes, `shot` images of each and the whole test split, one task per seed, instead of episodes.
             Then `way`, `query`, `views`, `seed` and `batch_size` have no effect and keep their defaults.
         subset: All-way: a JSON file with the images of every seed, as written by a run. None to draw them.
@@ -102,6 +104,7 @@ class FewShotDataModule(ImageCollection):
         seed: int = 1,
         episode: int = 0,
         batch_size: int | None = None,
+        drop_last: bool = True,
         all_way: AllWay | None = None,
         subset: str | Path | None = None,
         **options: Unpack[CollectionOptions],
@@ -110,7 +113,7 @@ class FewShotDataModule(ImageCollection):
         super().__init__(root, **options)
         check_views(views)
         # Episodes are checked in both protocols, since the options have the same ranges.
-        self.sampler: TaskSampler = EpisodeSampler(self, way, shot, query, seed, batch_size)
+        self.sampler: TaskSampler = EpisodeSampler(self, way, shot, query, seed, batch_size, drop_last)
         if all_way is not None:
             refuse_episode_options({"way": way, "query": query, "views": views, "seed": seed, "batch_size": batch_size})
             file = None if subset is None else Path(subset).expanduser()
@@ -121,7 +124,7 @@ class FewShotDataModule(ImageCollection):
             )
         self.unit, self.streams, self.fixed_views = self.sampler.unit, self.sampler.streams, self.sampler.fixed_views
         self.way, self.shot, self.query_shot, self.views = way, shot, query, views
-        self.batch_size, self.query_views = batch_size, 1
+        self.batch_size, self.drop_last, self.query_views = batch_size, drop_last, 1
         self.set_episode(episode)
 
     def set_episode(self, episode: int) -> None:

@@ -91,7 +91,7 @@ class FolderDataModule(FewShotDataModule):
         self._support_size = 0
         if shot is None:
             self.shot = 0  # all images
-            self.sampler = OneTaskSampler(self, self.seed, self.batch_size)
+            self.sampler = OneTaskSampler(self, self.seed, self.batch_size, self.drop_last)
 
     def _check_protocol(self, shot: int | None, options: Mapping[str, Any]) -> None:
         """Raise a DtrapError for arguments that exclude each other."""
@@ -207,13 +207,14 @@ class OneTaskSampler(EpisodeSampler):
         data: The images.
         seed: Seed of the views and of what is held out.
         batch_size: Support rows of a training step; None for all of them.
+        drop_last: Whether an incomplete last mini-batch of an epoch is dropped.
     """
 
     tasks = 1
     data: FolderDataModule
 
-    def __init__(self, data: FolderDataModule, seed: int, batch_size: int | None) -> None:
-        super().__init__(data, way=2, shot=1, query=0, seed=seed, batch_size=batch_size)
+    def __init__(self, data: FolderDataModule, seed: int, batch_size: int | None, drop_last: bool) -> None:
+        super().__init__(data, way=2, shot=1, query=0, seed=seed, batch_size=batch_size, drop_last=drop_last)
         self.description = "one task"
         self.has_query = data.query_root is not None or data.held_out is not None
 

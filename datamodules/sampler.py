@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Sequence
-from functools import cached_property
+from functools import cached_property, partial
 
 import numpy as np
 
 from ..errors import DtrapError, check_at_least
-from .batches import Batch, Batches, FullBatches, MiniBatches, split_batch
+from .batches import Batch, Batches, FullBatches, MiniBatches, batches_done, split_batch
 from .collection import ImageCollection
 from .episode import Episode, Task
 from .subset import Subset
@@ -142,12 +142,20 @@ class EpisodeSampler(TaskSampler):
         query: Query images per class; 0 for none.
         seed: Seed of all episodes.
         batch_size: Support rows of a training step; None for all of them.
+        drop_last: Whether an incomplete last mini-batch of an epoch is dropped.
     """
 
     unit = "episode"
 
     def __init__(
-        self, data: ImageCollection, way: int, shot: int, query: int, seed: int, batch_size: int | None
+        self,
+        data: ImageCollection,
+        way: int,
+        shot: int,
+        query: int,
+        seed: int,
+        batch_size: int | None,
+        drop_last: bool = True,
     ) -> None:
         super().__init__(data, shot)
         for name, value, least in (("way", way, 2), ("shot", shot, 1), ("query", query, 0), ("seed", seed, 0)):
@@ -155,7 +163,7 @@ class EpisodeSampler(TaskSampler):
         if batch_size is not None:
             check_at_least("batch_size", batch_size, 1)
         self.way, self.query, self.seed, self.batch_size = way, query, seed, batch_size
-        self.full_batch = batch_size is None
+        self.full_batch, self.drop_last = batch_size is None, drop_last
         self.description, self.has_query = f"{way}-way {shot}-shot", query > 0
 
     def seed_of(self, number: int) -> int:
@@ -217,7 +225,8 @@ class EpisodeSampler(TaskSampler):
         def order(epoch: int, rows: int) -> np.ndarray:
             return self.generator(episode.number, BATCHES, epoch).permutation(rows)
 
-        return MiniBatches(episode.support(), self.batch_size, order, episode.preprocessing)
+        done, size = partial(batches_done, self.data), self.batch_size
+        return MiniBatches(episode.support(), size, order, episode.preprocessing, self.drop_last, done)
 
     def support_batches(self, episode: Episode) -> Batches:
         """Return the support batch."""

@@ -14,7 +14,7 @@ from torchvision import transforms
 from torchvision.transforms import InterpolationMode
 
 from ..errors import DtrapError
-from .batches import WHOLE, Batch, Collated, EpochLoader, collate, read_item
+from .batches import WHOLE, Batch, Collated, EpochLoader, batches_done, collate, read_item
 from .collection import ImageCollection
 from .subset import Positions
 
@@ -119,11 +119,8 @@ class TrainingStream(EpochLoader):
         return self.steps
 
     def __iter__(self) -> Iterator[Batch]:
-        # The fit loop restores its progress before it asks for batches, but does not skip those that are done.
-        loop = getattr(self.data.trainer, "fit_loop", None)
-        done = 0 if loop is None else loop.epoch_loop.batch_progress.current.completed
         begin = self.epoch * self.steps
-        first = begin + (done if done < self.steps else 0)
+        first = begin + batches_done(self.data)
         # One loader serves all epochs: workers would have to start again with every new one.
         if self._next != first:
             workers = self.data.num_workers

@@ -1,15 +1,15 @@
-"""Checks of what backbones and tuners of other projects offer and return; each error states the contract."""
+"""Checks of what backbones and tuners of other projects return; each error states the contract."""
 
 from __future__ import annotations
 
 import math
-from typing import Any, get_args
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from ..errors import DtrapError
-from .backbones.base import Backbone, Tower
+from .backbones.base import Backbone
 
 _NUMBERS = ("image_size", "context_length", "feature_dim")
 _CHANNELS = ("image_mean", "image_std")
@@ -36,41 +36,6 @@ def check_backbone(backbone: Any) -> None:
         )
 
 
-def check_tuner(tuner: Any) -> None:
-    """Check the attributes of a tuner before it is attached.
-
-    Raises:
-        DtrapError: It is not a `Tuner`, or its `name` or `trains` is missing or of another type.
-    """
-    from .tuners.base import Tuner
-
-    class_name = type(tuner).__name__
-    if not isinstance(tuner, Tuner):
-        raise DtrapError(f"tuner is a {class_name}; expected a subclass of dtrap.lightning_modules.tuners.Tuner.")
-    if not isinstance(getattr(tuner, "name", None), str):
-        raise DtrapError(f"{class_name}: the attribute `name` is missing. Expected a short text for file names.")
-    towers = tuner.trains
-    if not isinstance(towers, (set, frozenset)) or not towers <= set(get_args(Tower)):
-        raise DtrapError(
-            f"{class_name}: `trains` is {towers!r}; expected a frozenset of the towers whose features change with "
-            f"training, out of {', '.join(map(repr, get_args(Tower)))}; empty if both stay frozen."
-        )
-
-
-def check_state(tuner: Any) -> None:
-    """Check the state of an attached tuner.
-
-    Raises:
-        DtrapError: `adapter_state` is not a dictionary of tensors by name.
-    """
-    state = tuner.adapter_state()
-    if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
-        raise DtrapError(
-            f"{type(tuner).__name__}.adapter_state returned {_shown(state)}; expected a dictionary of all tensors to "
-            "save by name, those to train as nn.Parameter."
-        )
-
-
 def check_tokens(backbone: Any, tokens: Any, prompts: int) -> None:
     """Check what a backbone's `tokenize` returned for a number of prompts.
 
@@ -80,8 +45,8 @@ def check_tokens(backbone: Any, tokens: Any, prompts: int) -> None:
     expected = (prompts, backbone.context_length)
     if not isinstance(tokens, Tensor) or tokens.shape != expected or tokens.dtype != torch.int64:
         raise DtrapError(
-            f"{type(backbone).__name__}.tokenize returned {_shown(tokens)} for {prompts} prompts; expected an int64 "
-            f"tensor {list(expected)}: prompts, context_length."
+            f"{type(backbone).__name__}.tokenize returned {shown_type(tokens)} for {prompts} prompts; expected an "
+            f"int64 tensor {list(expected)}: prompts, context_length."
         )
 
 
@@ -103,8 +68,8 @@ def check_rows(source: str, value: Any, rows: int, of: str, width: int | None = 
     sound = isinstance(value, Tensor) and value.is_floating_point() and value.dim() == 2 and len(value) == rows
     if not sound or width not in (None, value.shape[1]):
         raise DtrapError(
-            f"{source} returned {_shown(value)} for {rows} {of}; expected a floating-point tensor [{rows}, {columns}], "
-            "one row each."
+            f"{source} returned {shown_type(value)} for {rows} {of}; expected a floating-point tensor "
+            f"[{rows}, {columns}], one row each."
         )
     if finite and not bool(value.detach().isfinite().all()):
         raise DtrapError(
@@ -115,10 +80,13 @@ def check_rows(source: str, value: Any, rows: int, of: str, width: int | None = 
 def check_loss(source: str, value: Any) -> None:
     """Check that a loss is a scalar tensor; raises a DtrapError otherwise."""
     if not isinstance(value, Tensor) or value.dim() != 0 or not value.is_floating_point():
-        raise DtrapError(f"{source} returned {_shown(value)}; expected a scalar floating-point tensor, the mean loss.")
+        raise DtrapError(
+            f"{source} returned {shown_type(value)}; expected a scalar floating-point tensor, the mean loss."
+        )
 
 
-def _shown(value: Any) -> str:
+def shown_type(value: Any) -> str:
+    """Return what a value is, such as "a float32 tensor [2, 3]" or "a list"."""
     if isinstance(value, Tensor):
         return f"a {str(value.dtype).removeprefix('torch.')} tensor {list(value.shape)}"
     return f"a {type(value).__name__}"

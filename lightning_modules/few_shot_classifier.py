@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from itertools import islice
+from collections.abc import Sequence
 from math import isfinite
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
@@ -21,8 +20,14 @@ from .finite import check_finite
 from .incoming import Stage
 from .objective import Objective, PlainRows
 from .optimizer_check import check_optimizer
+from .saved import SECTION, check_backbone, check_content, check_fits, describe, rebuild
+from .steps import StepState
+from .task_data import query_batch, support_batches, task_data
 from .tuned_model import Rows, TunedModel
-from .tuners.base import Batch, TaskData, Tuner
+from .tuners.base import Batch, Tuner
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
 
 
 class FewShotClassifier(TunedModel):
@@ -101,6 +106,7 @@ class FewShotClassifier(TunedModel):
         self._full_batch: bool | None = None
         self._divergence = DivergenceWatch(self)
         self._prepared = False
+        self._steps = StepState(self)
 
     def setup(self, stage: str) -> None:
         """Read the classes of the data module's task; before a fit, reset the tuner."""
@@ -134,6 +140,7 @@ class FewShotClassifier(TunedModel):
         self.objective.start(seed)
         self._divergence.reset()
         self._prepared = False
+        self._steps = StepState(self)
 
     # Training
 
@@ -186,49 +193,13 @@ class FewShotClassifier(TunedModel):
         self.train(False)
         # Before the precision's context, which would change the type of the images that the data module draws.
         self.trainer.fit_loop.setup_data()
-        query = self._query_batch() if self.tuner.transductive else None
-        batches = self._support_batches()
+        query = query_batch(self) if self.tuner.transductive else None
+        batches = support_batches(self)
         with torch.no_grad(), self.trainer.precision_plugin.forward_context():
-            self.tuner.prepare_task(self._task_data(batches, query))
+            self.tuner.prepare_task(task_data(self, batches, query))
         self._train_what_is_trained()
 
-    def _support_batches(self) -> Iterable[Batch]:
-        """Return all support rows once."""
-        batches = getattr(self.data_source, "support_batches", None)
-        if batches is not None:  # the loader repeats the full batch, or streams without end
-            return batches()
-        length = self.trainer.num_training_batches
-        if not isfinite(length):
-            raise DtrapError(
-                f"the tuner {self.tuner.name} reads all training images before its first step, but the loader has no "
-                "length. Use a loader with a length, or set Trainer(limit_train_batches=...) to a number."
-            )
-        loader: Any = self.trainer.train_dataloader
-        return islice(iter(loader), int(length))
-
-    def _task_data(self, batches: Iterable[Batch], query: Batch | None) -> TaskData:
-        parts = []
-        for batch in map(self._on_device, batches):
-            part: Batch = {name: batch[name] for name in ("labels", "view", "sample_id") if name in batch}
-            if "vision" in self.tuner.trains:
-                part["images"] = batch["images"]
-            else:
-                part["encoded"] = self.encode_images(batch["images"], self._rows_of(batch).ids)
-            parts.append(part)
-        columns = {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
-        query_images = None if query is None else self._on_device(query)["images"]
-        return TaskData(**columns, text_features=self.text_features(), query_images=query_images)
-
-    def _query_batch(self) -> Batch:
-        datamodule = self.data_source
-        if not getattr(datamodule, "has_query", False):
-            raise DtrapError(
-                f"the tuner {self.tuner.name} is transductive: it adapts to unlabeled queries, but there are none. Use "
-                "a data module with queries (--data.query, or --data.query_root of a folder), or another tuner."
-            )
-        return datamodule.query_in_views()
-
-    def _on_device(self, batch: Any, stage: Stage = "train") -> Batch:
+    def on_device(self, batch: Any, stage: Stage = "train") -> Batch:
         """Convert and move a batch as the Trainer does before a step."""
         converted = self.trainer.precision_plugin.convert_input(batch)
         return self.incoming(self.trainer.strategy.batch_to_device(converted, self.device), stage)
@@ -239,6 +210,7 @@ class FewShotClassifier(TunedModel):
 
     def on_train_start(self) -> None:
         """Check that the objective fits the batches; stop before the first step if the tuner has nothing to train."""
+        self._steps.start()
         if self.tuner.trained_parameters():
             self._full_batch = read_batch_kind(self)
             return
@@ -250,6 +222,14 @@ class FewShotClassifier(TunedModel):
             self.objective.warn_once(
                 "untrained", f"{self.tuner.name} has nothing to train, so {', '.join(unused)} have no effect."
             )
+
+    def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
+        """Keep what the step depends on, for a checkpoint that is written before its end."""
+        self._steps.begin()
+
+    def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
+        """The step is done."""
+        self._steps.end()
 
     def training_step(self, batch: Any, batch_idx: int) -> dict[str, Tensor] | None:
         """Compute the objective and log its terms by the paper's names; None if nothing is trained."""
@@ -269,7 +249,7 @@ class FewShotClassifier(TunedModel):
             super().optimizer_step(*args, **kwargs)
 
     def _terms(self, batch: Batch) -> dict[str, Tensor]:
-        labels, rows = batch["labels"], self._rows_of(batch)
+        labels, rows = batch["labels"], self.rows_of(batch)
         features, texts = self.image_features(batch["images"], rows.ids), self.text_features()
         related = self.tuner.related_features(features)
         # Before the loss: autograd adds up gradients in an order that follows the order of these calls.
@@ -278,7 +258,7 @@ class FewShotClassifier(TunedModel):
         check_loss(f"{type(self.tuner).__name__}.classification_loss", loss)
         return self.objective(related, texts, labels, plain=plain, row_ids=rows.ids, classification_loss=loss)
 
-    def _rows_of(self, batch: Batch) -> Rows:
+    def rows_of(self, batch: Batch) -> Rows:
         """Return the batch's rows; those of the previous step if its columns are the same tensors."""
         # The full batch is the same in every step, and reading its values would wait for the device.
         known = self._rows
@@ -311,7 +291,7 @@ class FewShotClassifier(TunedModel):
         features, labels = [], []
         loaders = CombinedLoader(self.trainer.val_dataloaders, mode="sequential")
         with torch.no_grad(), self.trainer.precision_plugin.forward_context():
-            for batch in (self._on_device(batch, "validate") for batch, _, _ in iter(loaders)):
+            for batch in (self.on_device(batch, "validate") for batch, _, _ in iter(loaders)):
                 features.append(self.image_features(batch["images"], Rows.of(batch).ids))
                 labels.append(batch["labels"])
             texts, scale, images = self.text_features(), self.objective.logit_scale, torch.cat(features)
@@ -321,19 +301,27 @@ class FewShotClassifier(TunedModel):
     # Lightning's checkpoints
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Drop the frozen backbone from Lightning's checkpoints; refuse to save a training that diverged."""
+        """Drop the frozen backbone from Lightning's checkpoints; add what creates and resumes the module.
+
+        Raises:
+            DtrapError: The training has diverged.
+        """
         self._divergence.check_trained()
         kept, state = self._adapter_names(), checkpoint["state_dict"]
         checkpoint["state_dict"] = {name: value for name, value in state.items() if name in kept}
+        checkpoint[SECTION] = {**describe(self), "steps": self._steps.save()}
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Add the frozen backbone to a checkpoint.
+        """Add the frozen backbone to a checkpoint; in a fit, restore what the next step depends on.
 
         Raises:
-            DtrapError: The checkpoint does not contain exactly what this tuner saves.
+            DtrapError: The checkpoint does not contain exactly what this tuner saves, or it belongs to another
+                backbone, tuner setting or class.
         """
-        saved = checkpoint["state_dict"]
+        saved, section = check_content(checkpoint)
         check_finite(saved, "the checkpoint", "The training has diverged before it was written; use an earlier one.")
+        if section is not None:
+            check_backbone(self.backbone, section["backbone"])
         self.tuner.make_room({name.removeprefix("tuner."): value for name, value in saved.items()})
         odd = sorted(self._adapter_names() ^ saved.keys())
         if odd:
@@ -341,8 +329,41 @@ class FewShotClassifier(TunedModel):
                 f"the checkpoint does not fit the tuner {self.tuner.name}: {len(odd)} names differ, such as "
                 f"{odd[0]!r}. Load it with the backbone and the tuner settings that it was trained with."
             )
+        if section is not None:
+            check_fits(self, section)
+        if getattr(self._trainer, "training", False):
+            self._steps.load(None if section is None else section.get("steps"))
         checkpoint["state_dict"] = {**self.state_dict(), **saved}
         self._prepared = not self.tuner.transductive
+
+    @classmethod
+    def load_from_checkpoint(
+        cls,
+        checkpoint_path: Any,
+        map_location: Any = None,
+        hparams_file: Any = None,
+        strict: bool | None = None,
+        weights_only: bool | None = True,
+        **kwargs: Any,
+    ) -> Self:
+        """Create the module of a checkpoint, ready to predict, and load its values.
+
+        The backbone's weights are not in the checkpoint: they are read from where they were, and must be the same.
+
+        Args:
+            checkpoint_path: The file, or an open one.
+            map_location: Device to load to, as for `torch.load`; the CPU if None.
+            hparams_file: Not supported; the settings are in the checkpoint.
+            strict: Not used; the values must be exactly those of the tuner.
+            weights_only: False also reads Python objects of your own callbacks, and runs their code.
+            **kwargs: Arguments of this class that replace the checkpoint's, such as a tuner of your own.
+
+        Raises:
+            DtrapError: The file is not such a checkpoint, or a part of it is needed as an argument.
+        """
+        if hparams_file is not None:
+            raise DtrapError("hparams_file is not supported: the settings are in the checkpoint. Pass arguments.")
+        return rebuild(cls, checkpoint_path, map_location, weights_only is not False, kwargs)
 
     def _adapter_names(self) -> set[str]:
         """Return the state-dict names of the tensors that the tuner saves."""

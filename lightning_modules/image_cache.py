@@ -7,6 +7,8 @@ from collections.abc import Callable, Hashable
 import torch
 from torch import Tensor
 
+from .tracing import can_be_kept
+
 
 class FrozenImageFeatures:
     """A cache of the features of rows, each encoded when it is first requested.
@@ -49,10 +51,11 @@ class FrozenImageFeatures:
             if missing:
                 encoded = encode(torch.tensor(missing, device=ids.device))
                 fresh = dict(zip((keys[number] for number in missing), encoded, strict=True))
-                if not while_room or self._bytes + encoded.nbytes <= self.most_bytes:
+                room = not while_room or self._bytes + encoded.nbytes <= self.most_bytes
+                if room and can_be_kept(encoded):
                     self._rows.update(fresh)
                     self._bytes += encoded.nbytes
             features = torch.stack([fresh[key] if key in fresh else self._rows[key] for key in keys])
-        if not while_room:
+        if not while_room and can_be_kept(ids, features):
             self._last = ids, features
         return features

@@ -8,8 +8,9 @@ from typing import Any, Literal, NamedTuple, get_args
 import torch
 from torch import Generator, Tensor, nn
 
-from ..errors import DtrapError, check_number, check_one_of
+from ..errors import DtrapError, check_number, check_one_of, first_line
 from . import losses
+from .arguments import KeepsArguments
 
 VisualTerm = Literal["anti_visual", "visual", "negated_visual", "noise"]
 RelationSource = Literal["previous", "current"]
@@ -27,7 +28,7 @@ class PlainRows(NamedTuple):
     labels: Tensor
 
 
-class Objective(nn.Module):
+class Objective(KeepsArguments, nn.Module):
     """L = L_classification + beta * L_ra + lambda * L_ad in the suppressed stage, L_classification outside of it.
 
     `StageSwitch` controls the stage through `set_stage`. The objective depends on features only, so any LightningModule
@@ -51,7 +52,7 @@ class Objective(nn.Module):
     Attributes:
         text_only: Whether only the text branch is trained, which decides the default of lambda.
         progress: p in [0, 1] in the suppressed stage, None outside of it.
-        generator: Random generator of the prototypes; None means torch's global one.
+        generator: Random generator of the prototypes; if None, the next draw seeds one by torch's global generator.
         next_prototypes: Indices [W] that the next call of L_ad uses instead of drawn ones; reset by that call.
     """
 
@@ -129,6 +130,46 @@ class Objective(nn.Module):
         self.generator = Generator().manual_seed(seed)
         self.progress, self._previous, self._staged = None, None, False
 
+    def get_extra_state(self) -> dict[str, Any]:
+        """Return what the next step depends on, as tensors and plain values; a part of every `state_dict`."""
+        return {
+            "progress": self.progress,
+            "staged": self._staged,
+            "generator": None if self.generator is None else self.generator.get_state(),
+            "next_prototypes": self.next_prototypes,
+            "previous": None if self._previous is None else list(self._previous),
+        }
+
+    def set_extra_state(self, state: Any) -> None:
+        """Restore what `get_extra_state` returned.
+
+        Raises:
+            DtrapError: The state is not from there.
+        """
+        try:
+            generator = None if state["generator"] is None else Generator()
+            if generator is not None:
+                generator.set_state(state["generator"].cpu())
+            previous = None if state["previous"] is None else tuple(tensor.detach() for tensor in state["previous"])
+            if previous is not None and len(previous) != 2:
+                raise ValueError("previous has another length")
+            progress = None if state["progress"] is None else float(state["progress"])
+            prototypes, staged = state["next_prototypes"], bool(state["staged"])
+            if not isinstance(prototypes, Tensor | None):
+                raise TypeError("next_prototypes is not a tensor")
+        except (KeyError, TypeError, ValueError, AttributeError, RuntimeError) as error:
+            raise DtrapError(
+                f"the checkpoint's state of the Objective is not readable ({type(error).__name__}: "
+                f"{first_line(error)}). Use a checkpoint that is not damaged, saved by this version of dtrap."
+            ) from error
+        self.progress, self.generator, self._previous = progress, generator, previous
+        self.next_prototypes, self._staged = prototypes, staged
+
+    def _load_from_state_dict(self, state_dict: Any, prefix: str, metadata: Any, strict: bool, *rest: Any) -> None:
+        # torch's own way to accept state dicts of earlier versions, which have no state of this module.
+        strict = strict and f"{prefix}_extra_state" in state_dict
+        super()._load_from_state_dict(state_dict, prefix, metadata, strict, *rest)
+
     def set_stage(self, progress: float | None) -> None:
         """Set the position of the next step in the suppressed stage; called before every step.
 
@@ -195,6 +236,8 @@ class Objective(nn.Module):
         return {"total": total, **terms}
 
     def _visual_term(self, features: Tensor, labels: Tensor, num_classes: int, plain: PlainRows) -> Tensor:
+        if self.generator is None:  # not torch's global one: a checkpoint has the state of this one only
+            self.generator = Generator().manual_seed(int(torch.randint(2**31, ())))
         shared: dict[str, Any] = {"num_classes": num_classes, "logit_scale": self.logit_scale}
         if self.visual_term == "anti_visual":
             drawn, self.next_prototypes = self.next_prototypes, None
@@ -225,7 +268,7 @@ class Objective(nn.Module):
 
     @staticmethod
     def _same_rows(previous: tuple[Tensor, Tensor], relations: Tensor, row_ids: Tensor) -> Tensor:
-        kept, kept_ids = previous
+        kept, kept_ids = (tensor.to(relations.device) for tensor in previous)  # from a checkpoint, on the CPU
         # The full batch has the same tensor of ids in every step; comparing values would wait for the device.
         if kept.shape != relations.shape or not (kept_ids is row_ids or torch.equal(kept_ids, row_ids)):
             raise DtrapError(

@@ -17,6 +17,7 @@ from torch import Tensor
 from ..errors import DtrapError, check_braces, check_template, nearest
 from .backbones.base import Backbone
 from .losses import normalize
+from .tracing import can_be_kept
 
 Descriptions = Mapping[str, Sequence[str]]
 
@@ -186,16 +187,24 @@ class FrozenTextFeatures:
         self._last: tuple[ClassPrompts, torch.dtype, torch.device, Tensor] | None = None
 
     def __call__(self, backbone: Backbone, prompts: ClassPrompts, device: torch.device) -> Tensor:
-        """Return class features [W, D] on `device`, without gradient, in the precision of the backbone."""
+        """Return class features [W, D] on `device`, without gradient, in the precision of the backbone.
+
+        While torch traces, nothing is cached.
+        """
         dtype = next(backbone.parameters()).dtype
         if self._last is not None and self._last[0] is prompts and self._last[1:3] == (dtype, device):
             return self._last[3]
         keys = [(prompt, dtype) for prompt in prompts.prompts]
         with torch.inference_mode(False), torch.no_grad(), torch.autocast(device.type, enabled=False):
-            for key, tokens in zip(keys, prompts.tokens, strict=True):
-                if key not in self._features:
-                    self._features[key] = backbone.encode_text(tokens[None].to(device))[0]
-            features = torch.stack([self._features[key].to(device) for key in keys])
+            fresh = {
+                key: backbone.encode_text(tokens[None].to(device))[0]
+                for key, tokens in zip(keys, prompts.tokens, strict=True)
+                if key not in self._features
+            }
+            known = {**self._features, **fresh}
+            features = torch.stack([known[key].to(device) for key in keys])
             features = average_prompts(features, prompts.per_class)
-        self._last = (prompts, dtype, device, features)
+        if can_be_kept(features, *fresh.values()):
+            self._features.update(fresh)
+            self._last = (prompts, dtype, device, features)
         return features

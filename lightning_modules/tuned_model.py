@@ -16,14 +16,16 @@ from torchmetrics.classification import MulticlassConfusionMatrix
 from ..errors import DtrapError, check_at_least
 from .backbones.base import Backbone
 from .chunking import encode_in_chunks
-from .contracts import check_backbone, check_rows, check_state, check_tokens, check_tuner
+from .contracts import check_backbone, check_rows, check_tokens
 from .divergence import divergence_remedy
 from .finite import DivergedError, finite_rows
 from .image_cache import FrozenImageFeatures
 from .incoming import IncomingBatches, Stage, tell_input
 from .objective import Objective
 from .text_head import ClassPrompts, FrozenTextFeatures, check_descriptions, class_prompts, read_descriptions
+from .tracing import can_be_kept
 from .tuners.base import Batch, Tuner
+from .tuners.contract import check_state, check_tuner
 
 
 class Rows(NamedTuple):
@@ -71,7 +73,8 @@ class TunedModel(LightningModule):
         confusion: Counts [W, W] of a test (rows true, columns predicted).
 
     Raises:
-        DtrapError: The backbone or the tuner breaks its contract (see `contracts`), or they do not fit each other.
+        DtrapError: The backbone or the tuner breaks its contract (see `contracts` and `tuners.contract`), or they do
+            not fit each other.
     """
 
     def __init__(
@@ -158,9 +161,13 @@ class TunedModel(LightningModule):
     def set_classes(self, class_names: Sequence[str], template: str | Sequence[str] = "a photo of a {}.") -> None:
         """Create the text classifier head; the module's own `template` or `descriptions` override this template."""
         own = template if self.template is None else self.template
-        self.prompts = class_prompts(class_names, own, self.backbone, self.descriptions)
-        check_tokens(self.backbone, self.prompts.tokens, len(self.prompts.prompts))
-        self.confusion = MulticlassConfusionMatrix(num_classes=max(len(class_names), 2)).to(self.device)
+        self.set_prompts(class_prompts(class_names, own, self.backbone, self.descriptions))
+
+    def set_prompts(self, prompts: ClassPrompts) -> None:
+        """Create the text classifier head from tokenized prompts."""
+        check_tokens(self.backbone, prompts.tokens, len(prompts.prompts))
+        self.prompts = prompts
+        self.confusion = MulticlassConfusionMatrix(num_classes=max(len(prompts.class_names), 2)).to(self.device)
         self._evaluation_texts = None
 
     @property
@@ -229,7 +236,7 @@ class TunedModel(LightningModule):
 
     def _check_once(self, kind: Literal["image", "text"], features: Tensor, rows: int) -> Tensor:
         """Check the first features of a kind: [rows, feature_dim] from the backbone, or the tuner's [rows, F]."""
-        if kind not in self._checked:
+        if kind not in self._checked and can_be_kept(features):
             self._checked.add(kind)
             method = f"{kind}_features"
             # The functions are compared, not the methods: FWT's methods are bound to its inner tuner.
@@ -272,7 +279,9 @@ class TunedModel(LightningModule):
         else:
             if prompts.tokens.device != self.device:
                 with torch.inference_mode(False):  # a test may be the first to move them, and training needs them too
-                    self.prompts = prompts = replace(prompts, tokens=prompts.tokens.to(self.device))
+                    prompts = replace(prompts, tokens=prompts.tokens.to(self.device))
+                if can_be_kept(prompts.tokens):
+                    self.prompts = prompts
             features = self.tuner.text_features(self.backbone, prompts, self.text_chunk)
         return self._check_once("text", features, len(prompts.class_names))
 

@@ -10,12 +10,13 @@ from typing import Literal
 from torch import Tensor, nn
 
 from ...errors import DtrapError
+from ..arguments import KeepsArguments
 
 Tower = Literal["vision", "text"]
 Triple = tuple[float, float, float]
 
 
-class Backbone(nn.Module, ABC):
+class Backbone(KeepsArguments, nn.Module, ABC):
     """A frozen pre-trained vision-language model: an image tower and a text tower with features of width D.
 
     Every attention layer of the towers' blocks has separate Linear layers named `q_proj`, `k_proj`, `v_proj` and

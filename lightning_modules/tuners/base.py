@@ -20,6 +20,7 @@ from torch.utils.hooks import RemovableHandle
 
 from ...errors import DtrapError
 from .. import losses
+from ..arguments import KeepsArguments
 from ..backbones.base import Backbone, Tower
 from ..chunking import encode_in_chunks
 from ..contracts import check_rows
@@ -77,7 +78,7 @@ class TaskData:
     query_images: Tensor | None = None
 
 
-class Tuner(nn.Module, ABC):
+class Tuner(KeepsArguments, nn.Module, ABC):
     """A method that adapts a frozen backbone to a task of W classes.
 
     From an image to its logits: `image_features` is the image tower's part [B, F], computed once per image if the tower
@@ -176,6 +177,16 @@ class Tuner(nn.Module, ABC):
         with torch.no_grad():
             for key, value in own.items():
                 value.copy_(state[key])
+
+    def resume_state(self) -> dict[str, Any]:
+        """Return what a training step depends on besides `adapter_state` and torch's global generator.
+
+        Part of Lightning's checkpoints, as tensors and plain values; nothing by default.
+        """
+        return {}
+
+    def load_resume_state(self, state: dict[str, Any]) -> None:
+        """Restore what `resume_state` returned, before the first step of a resumed fit; nothing by default."""
 
     def trained_parameters(self) -> list[nn.Parameter]:
         """Return the parameters for the optimizer; none if `prepare_task` is the whole training."""

@@ -12,6 +12,7 @@ from ...errors import DtrapError, check_at_least, check_one_of
 from ..backbones.base import Backbone, Tower
 from ..chunking import encode_in_chunks
 from ..text_head import ClassPrompts
+from ..tracing import can_be_kept
 from .base import DasslTraining, Tuner, attach_once, draw
 
 ClassPosition = Literal["end", "front", "middle"]
@@ -213,7 +214,9 @@ class CoOp(DasslTraining, Tuner):
         if known is None or known.class_names != class_names or known.tokens.device != device:
             with torch.inference_mode(False):
                 tokens, places = self._tokenize(backbone, class_names)
-                self._prompts = known = ContextPrompts(class_names, tokens.to(device), places.to(device))
+                known = ContextPrompts(class_names, tokens.to(device), places.to(device))
+            if can_be_kept(known.tokens):
+                self._prompts = known
         return known
 
     def _tokenize(self, backbone: Backbone, class_names: tuple[str, ...]) -> tuple[Tensor, Tensor]:

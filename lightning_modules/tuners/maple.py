@@ -14,6 +14,7 @@ from ...errors import DtrapError, check_at_least
 from ..backbones.base import Backbone, Tower
 from ..chunking import encode_in_chunks
 from ..text_head import ClassPrompts, tokenize_classes
+from ..tracing import can_be_kept
 from .base import DasslTraining, Tuner, attach_once, draw, hooked
 from .coop import check_words, context_embedding, find_placeholder, text_weight, word_tokens
 
@@ -166,7 +167,9 @@ class MaPLe(DasslTraining, Tuner):
         if known is None or known[0] != class_names or known[1].device != device:
             with torch.inference_mode(False):
                 prompts = {name: [f"{self._words} {name.replace('_', ' ')}."] for name in class_names}
-                self._tokens = known = class_names, tokenize_classes(prompts, backbone).to(device)
+                known = class_names, tokenize_classes(prompts, backbone).to(device)
+            if can_be_kept(known[1]):
+                self._tokens = known
         return known[1]
 
 

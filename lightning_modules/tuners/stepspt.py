@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from math import sqrt
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 import torch.nn.functional as F
@@ -99,6 +99,14 @@ class StepSPT(Tuner):
         """Allocate the head for the saved number of classes."""
         if "head.bias" in state:
             self._make_head(len(state["head.bias"]))
+
+    def resume_state(self) -> dict[str, Any]:
+        """Return the seed of the permutations, and one that was set by hand."""
+        return {"seed": self._seed, "next_permutation": self.next_permutation}
+
+    def load_resume_state(self, state: dict[str, Any]) -> None:
+        """Restore the permutations of a run."""
+        self._seed, self.next_permutation = int(state["seed"]), state["next_permutation"]
 
     def prepare_task(self, task: TaskData) -> None:
         """Copy the last view of the queries.
