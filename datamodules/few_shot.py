@@ -80,6 +80,8 @@ class FewShotDataModule(ImageCollection):
         own_images: Whether these are a user's own images, identified by their folder instead of a title.
         fixed_numbers: Whether every class needs exactly its numbers of images; otherwise unreadable ones may be left
             out without a replacement.
+        measures_auroc: Whether the area under the ROC curve is measured, as is usual for this data set. With two
+            classes it always is.
 
     Raises:
         DtrapError: An argument is unknown or out of range.
@@ -87,6 +89,7 @@ class FewShotDataModule(ImageCollection):
 
     own_images = False
     fixed_numbers = True
+    measures_auroc = False
 
     def __init__(
         self,

@@ -16,6 +16,7 @@ from ..errors import DtrapError, check_one_of
 from .backbones.base import Backbone
 from .contracts import check_loss
 from .objective import Objective, PlainRows
+from .test_metrics import Ranking, balanced_metrics
 from .tuned_model import Rows, TunedModel
 from .tuners.base import Batch, TaskData, Tuner
 
@@ -84,6 +85,7 @@ class FewShotClassifier(TunedModel):
         self.start_seed = start_seed
         self.automatic_optimization = not self.tuner.trains_itself
         self.test_predictions: list[Tensor] = []
+        self.ranking = Ranking()
         self._rows: Rows | None = None
         self._prepared = False
 
@@ -327,6 +329,7 @@ class FewShotClassifier(TunedModel):
             scores = self._add_views(scores, rows.sample_id, views)
         predicted = scores.argmax(dim=-1)
         self.confusion.update(predicted, labels[: len(predicted)])
+        self.ranking.update(scores, labels[: len(predicted)], views=1 if self._zero_shot else views)
         return predicted
 
     def _add_views(self, logits: Tensor, images: Tensor | None, views: int) -> Tensor:
@@ -339,28 +342,36 @@ class FewShotClassifier(TunedModel):
         per_view = logits.unflatten(0, (views, -1))
         return per_view[0] if self._zero_shot else per_view.softmax(dim=-1).sum(dim=0)
 
-    def _accuracy(self) -> Tensor:
+    def _log_evaluation(self, name: str) -> None:
         self._evaluation_texts = None
-        counts = self.confusion.compute()
-        return 100.0 * counts.diag().sum() / counts.sum().clamp(min=1)
+        classes = len(self.class_prompts.class_names)  # the confusion has room for two at least
+        counts = self.confusion.compute().cpu()[:classes, :classes]
+        numbers = {"accuracy": 100.0 * float(counts.diag().sum() / counts.sum().clamp(min=1))}
+        numbers |= {"images": float(counts.sum()), **balanced_metrics(counts)}
+        if self.ranking.auroc is not None:
+            numbers["auroc"] = self.ranking.auroc
+        self.log_dict({f"{name}/{key}": value for key, value in numbers.items()})
 
     def on_validation_epoch_start(self) -> None:
         """Encode the class texts once for the whole loop."""
         with torch.no_grad():
             self._evaluation_texts = self.text_features()
         self.confusion.reset()
+        self.ranking.start(wanted=False)
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         """Count predictions in `confusion`."""
         self._count_predictions(batch)
 
     def on_validation_epoch_end(self) -> None:
-        """Log the accuracy in percent."""
-        self.log("val/accuracy", self._accuracy())
+        """Log the accuracy in percent and the number of images; see `on_test_epoch_end`."""
+        self._log_evaluation("val")
 
     def on_test_epoch_start(self) -> None:
         """Encode the class texts once for the whole test."""
         self.on_validation_epoch_start()
+        two = len(self.class_prompts.class_names) == 2
+        self.ranking.start(wanted=two or getattr(self.data_source, "measures_auroc", False))
         self.test_predictions = []
 
     def test_step(self, batch: Batch, batch_idx: int) -> None:
@@ -368,8 +379,8 @@ class FewShotClassifier(TunedModel):
         self.test_predictions.append(self._count_predictions(batch).cpu())
 
     def on_test_epoch_end(self) -> None:
-        """Log the accuracy in percent."""
-        self.log("test/accuracy", self._accuracy())
+        """Log the accuracy in percent, the number of images, and what stands beside it (see `test_metrics`)."""
+        self._log_evaluation("test")
 
     on_predict_epoch_start = on_validation_epoch_start
 

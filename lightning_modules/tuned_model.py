@@ -19,7 +19,7 @@ from .chunking import encode_in_chunks
 from .contracts import check_backbone, check_rows, check_state, check_tokens, check_tuner
 from .image_cache import FrozenImageFeatures
 from .objective import Objective
-from .text_head import ClassPrompts, FrozenTextFeatures, class_prompts, read_descriptions
+from .text_head import ClassPrompts, FrozenTextFeatures, class_prompts, read_descriptions, tokenize_classes
 from .tuners.base import Batch, Tuner
 
 
@@ -150,6 +150,8 @@ class TunedModel(LightningModule):
         """Create the text classifier head; the module's own `template` or `descriptions` override this template."""
         self.prompts = class_prompts(class_names, self.template or template, self.backbone, self.descriptions)
         check_tokens(self.backbone, self.prompts.tokens, len(self.prompts.prompts))
+        if self.tuner.own_prompts:  # the names must differ without the words of a template or a description
+            tokenize_classes({name: [f"{name.replace('_', ' ')}."] for name in class_names}, self.backbone)
         self.confusion = MulticlassConfusionMatrix(num_classes=max(len(class_names), 2)).to(self.device)
         self._evaluation_texts = None
 

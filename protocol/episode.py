@@ -24,6 +24,7 @@ from ..datamodules.few_shot import FewShotDataModule
 from ..errors import DtrapError
 from ..lightning_modules import FewShotClassifier
 from .checkpoint import SeededSteps, StepCheckpoint
+from .measures import NOTHING_TESTED, measure, share
 from .progress import EpisodeProgress
 from .run_folder import Row
 
@@ -245,7 +246,11 @@ def run_episode(
             signal.signal(signal.SIGINT, signal.default_int_handler)
             raise KeyboardInterrupt from stop
     row: Row = {"episode": data.episode, "seed": data.seed, "classes": list(data.class_names)}
-    row |= _accuracies(zero_shot, module, data.class_names)
+    row["support_images"] = len(data.support_ids)
+    if zero_shot is None:
+        row |= NOTHING_TESTED
+    else:
+        row |= {"zero_shot_accuracy": share(zero_shot), **measure(module, data.class_names)}
     return row | {"losses": recorder.losses, "seconds": round(recorder.seconds, 3)}
 
 
@@ -259,20 +264,3 @@ def _zero_shot(trainer: Trainer, module: FewShotClassifier, data: FewShotDataMod
             trainer.test(module, datamodule=data, verbose=False)
         kept[images] = module.confusion.compute().cpu()
     return kept[images]
-
-
-def _accuracies(zero_shot: Tensor | None, module: FewShotClassifier, class_names: list[str]) -> Row:
-    if zero_shot is None:
-        return {"zero_shot_accuracy": None, "accuracy": None, "per_class": None, "confusion": None}
-    # The confusion has room for two classes at least, also where the task has one.
-    counts = module.confusion.compute().cpu()[: len(class_names), : len(class_names)]
-    right, queries = counts.diag(), counts.sum(dim=1)
-    per_class = {
-        name: 100.0 * int(r) / int(q) for name, r, q in zip(class_names, right, queries, strict=True) if int(q) > 0
-    }
-    return {
-        "zero_shot_accuracy": 100.0 * int(zero_shot.diag().sum()) / int(zero_shot.sum()),
-        "accuracy": 100.0 * int(right.sum()) / int(queries.sum()),
-        "per_class": per_class,
-        "confusion": counts.tolist(),
-    }

@@ -23,6 +23,7 @@ from .episode import ZeroShots, episode_trainer, run_episode, without_expected_w
 from .folder_identity import FolderIdentity, Method
 from .identity import default_folder_name
 from .loggers import ProtocolLogger
+from .method_names import find_same
 from .module_method import ModuleMethod
 from .progress import EpisodeProgress
 from .result import ProtocolResult
@@ -71,7 +72,7 @@ def run_protocol(
     if not methods:
         raise DtrapError("methods is empty; expected at least one, such as {'svl-ra': make_module}.")
     chosen = [
-        replace(method, name=name)
+        replace(method, name=name, old_name=None)
         if isinstance(method, MethodConfig)
         else ModuleMethod(name, method, data, trainer, stage_switch)
         for name, method in methods.items()
@@ -130,6 +131,8 @@ class ProtocolRun:
         with self.folder.lock(), without_expected_warnings():
             overwrite = self.settings.overwrite and self.folder.identity.exists()
             if not overwrite:
+                self.record.keep_old_names()
+                self.names = [method.name for method in self.methods]
                 self.record.check_methods()
             every, rows = list(range(self.episodes)), self.folder.rows
             missing = {name: every if overwrite else rows.missing(name, self.episodes) for name in self.names}
@@ -170,7 +173,10 @@ class ProtocolRun:
     def _run_missing(self, missing: dict[str, list[int]]) -> None:
         episodes = sorted(set().union(*missing.values()))
         self.data.setup()
-        modules = self._build_modules()
+        same = find_same(self.methods)
+        for name, first in same.items():
+            self._say(f"'{name}' trains the same as '{first}', which is run once and shown under both names.")
+        modules = self._build_modules([method for method in self.methods if method.name not in same])
         for module in dict.fromkeys(modules.values()):
             self._rehearse(module)
         for line in dict.fromkeys(module.describe_training() for module in modules.values()):
@@ -192,7 +198,10 @@ class ProtocolRun:
                     for method in self.methods:
                         if episode in missing[method.name]:
                             progress.begin(episode)
-                            row = self._run_method(method, modules[method.name], arguments[method.name], progress)
+                            if method.name in same:
+                                row = self._repeat(rows, episode, same[method.name], method.name)
+                            else:
+                                row = self._run_method(method, modules[method.name], arguments[method.name], progress)
                             rows.append(row)
                             progress.finish(row)
                     logger.log_episode(rows, episode)
@@ -228,11 +237,19 @@ class ProtocolRun:
             checkpoint.remove()
         return row
 
-    def _build_modules(self) -> dict[str, FewShotClassifier]:
+    def _repeat(self, rows: Sequence[Row], episode: int, first: str, name: str) -> Row:
+        """Write the row of a method that trains the same as an earlier one, under its own name."""
+        (known,) = [row for row in rows if (row["method"], row["episode"]) == (first, episode)]
+        row = {**known, "method": name, "same_as": first}
+        self.folder.rows.append(row)
+        return row
+
+    @staticmethod
+    def _build_modules(methods: Sequence[Method]) -> dict[str, FewShotClassifier]:
         """Return a module for each method; methods with the same backbone and tuner share both."""
         modules: dict[str, FewShotClassifier] = {}
-        for method in self.methods:
-            first = next(other for other in self.methods if other.shared_parts == method.shared_parts)
+        for method in methods:
+            first = next(other for other in methods if other.shared_parts == method.shared_parts)
             shared = modules.get(first.name)
             modules[method.name] = method.build(shared)
             if shared is not None:
