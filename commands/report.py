@@ -17,7 +17,7 @@ from rich.text import Text
 from ..console import CommandParser, print_table, say
 from ..errors import DtrapError
 from ..files import write_atomically
-from ..protocol.claims import MEASURES
+from ..protocol.claims import MEASURES, counted
 from ..protocol.run_folder import RunFolder
 from ..protocol.statistics import BINOMIAL, STUDENT, TOO_FEW
 
@@ -131,9 +131,11 @@ def _weight(line: Any) -> str:
     if not isinstance(line["run"], Path) or math.isnan(line["mean"]):
         return ""
     episodes, images = line["episodes"] - line["diverged"], line["test_images"]
-    if isinstance(images, int) and images % episodes == 0:
+    if not isinstance(images, int):  # of an earlier version
+        return counted(episodes, "episode") if line["complete"] else ""
+    if images % episodes == 0:
         return f"{episodes} × {images // episodes:,} images"
-    return f"{episodes} episodes" + (f", {images:,} images" if isinstance(images, int) else "")
+    return f"{counted(episodes, 'episode')}, {images:,} images"
 
 
 def _notes(lines: DataFrame) -> list[str]:
@@ -170,7 +172,7 @@ def _cell(line: Any, weight: str) -> str:
     notes += [f"{diverged} diverged"] if diverged else []
     if math.isnan(mean):
         return ", ".join(notes) or "no accuracy"
-    notes += [own] if own != weight else []
+    notes += [own] if own not in ("", weight) else []
     if line["untested_classes"]:
         notes.append(f"{line['classes'] - line['untested_classes']} of {line['classes']} classes")
     notes += [f"{MEASURES[key]} {line[key]:.1f}" for key in MEASURES if not math.isnan(line[key])]

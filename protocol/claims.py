@@ -16,8 +16,12 @@ def counted(number: int, noun: str) -> str:
     return f"{number:,} {noun}{'' if number == 1 else 's'}"
 
 
+def _all(number: int, noun: str) -> str:
+    return f"both {noun}s" if number == 2 else f"all {counted(number, noun)}"
+
+
 def percent(interval: Mapping[str, Any] | None, unit: str = "episode", *, said: bool = False) -> str:
-    """Return an accuracy with its interval, "" for None: `51.2 ± 0.6 %` or `70.0 % (34.8 to 93.3)`.
+    """Return an accuracy with its interval, "" for None: `51.2 ± 0.6 %` or `70.0 %, 34.8 to 93.3`.
 
     Args:
         interval: An `Interval` as a dictionary.
@@ -27,12 +31,12 @@ def percent(interval: Mapping[str, Any] | None, unit: str = "episode", *, said: 
     if interval is None:
         return ""
     found = Interval(**interval)
-    few = f"{counted(found.count, unit)} are too few" if said else "too few"
-    notes = [few] if found.too_few else []
-    if found.kind == BINOMIAL:
-        notes = [f"95 % {_ends(found)}, {BINOMIAL}" if said else _ends(found)]
-    elif found.kind == STUDENT and said:
-        notes = [f"95 %, {STUDENT}", *notes]
+    if not said:
+        ends = [_ends(found)] if found.kind == BINOMIAL else []
+        return ", ".join([_value(found, unit), *ends, *(["too few"] if found.too_few else [])])
+    notes = [f"95 %, {STUDENT}"] if found.kind == STUDENT else []
+    notes += [f"95 % {_ends(found)}, {BINOMIAL}"] if found.kind == BINOMIAL else []
+    notes += [f"{counted(found.count, unit)} are too few"] if found.too_few else []
     return _with_notes(_value(found, unit), notes)
 
 
@@ -47,7 +51,7 @@ def so_far(found: Interval, unit: str) -> str:
 
 def _value(found: Interval, unit: str) -> str:
     if found.identical:
-        return f"{found.mean:.1f} % in all {counted(found.count, unit)}"
+        return f"{found.mean:.1f} % in {_all(found.count, unit)}"
     half_width = "" if found.half_width is None else f" ± {found.half_width:.1f}"
     return f"{found.mean:.1f}{half_width} %"
 
@@ -67,7 +71,7 @@ def points(interval: Mapping[str, Any] | None) -> str:
     found = Interval(**interval)
     pairs = counted(found.count, "pair")
     if found.identical:
-        return f"identical ({pairs})" if found.mean == 0 else f"{found.mean:+.2f} in all {pairs}"
+        return f"identical ({pairs})" if found.mean == 0 else f"{found.mean:+.2f} in {_all(found.count, 'pair')}"
     half_width = "" if found.half_width is None else f" ± {found.half_width:.2f}"
     return f"{found.mean:+.2f}{half_width} ({pairs}){', too few' if found.too_few else ''}"
 

@@ -56,7 +56,8 @@ def run_protocol(
         trainer: Arguments of the Trainer that differ from those of `dtrap fit` (250 epochs on one device), for the
             methods that are functions. `logger=False` writes no metrics.csv.
         stage_switch: The stage of SVL and RA for the methods that are functions; its first 3/5 if None.
-        console: Where progress and result lines are printed. `Console(quiet=True)` prints nothing.
+        console: Where the progress is printed; the result is what `print` shows of the returned object. After an
+            interruption, the result so far is printed, too. `Console(quiet=True)` prints nothing.
         **settings: `episodes` (400), `folder` (under `runs`, named after data and method), `overwrite` (False; True
             starts over), `pictures` (0), `save_adapters` (False), `checkpoint_every` (100); see `ProtocolSettings`.
 
@@ -77,7 +78,8 @@ def run_protocol(
         else ModuleMethod(name, method, data, trainer, stage_switch)
         for name, method in methods.items()
     ]
-    return ProtocolRun(chosen, data, ProtocolSettings(**settings), console or Console()).run()
+    run = ProtocolRun(chosen, data, ProtocolSettings(**settings), console or Console())
+    return run.run(show=False)
 
 
 class ProtocolRun:
@@ -122,8 +124,11 @@ class ProtocolRun:
             seed=data.seed,
         )
 
-    def run(self) -> ProtocolResult:
-        """Run the missing episodes, print the result and return it.
+    def run(self, *, show: bool = True) -> ProtocolResult:
+        """Run the missing episodes and return the result.
+
+        Args:
+            show: Whether to print the result; one that is interrupted is always printed.
 
         Raises:
             KeyboardInterrupt: The run was interrupted; the result so far has been printed.
@@ -144,13 +149,13 @@ class ProtocolRun:
                 try:
                     self._run_missing(missing)
                 except KeyboardInterrupt:
-                    self._finish(complete=False)
+                    self._finish(complete=False, show=True)
                     raise
             else:
                 if self.data.root.exists():  # without the data the result is shown, with other data it is not
                     self.record.check_data_files()
                 self._say(f"Already finished: {self.folder.path} (use --protocol.overwrite true to start over)")
-            return self._finish(complete=True)
+            return self._finish(complete=True, show=show)
 
     def _check_settings(self) -> None:
         """Validate data, trainer and stage before anything is deleted, written or loaded."""
@@ -265,8 +270,8 @@ class ProtocolRun:
             with torch.no_grad():
                 module.text_features()
 
-    def _finish(self, *, complete: bool) -> ProtocolResult:
-        """Write the summary, print it and return the result."""
+    def _finish(self, *, complete: bool, show: bool) -> ProtocolResult:
+        """Write the summary, print it if wanted, and return the result."""
         rows, data = self.folder.rows.read(), self.data
         support = len(data.support_ids) if complete and not data.has_query else None
         summary = summarize(
@@ -276,7 +281,8 @@ class ProtocolRun:
         for method in self.methods:
             summary["methods"][method.name] |= {"backbone": method.backbone, "tuner": method.tuner}
         self.folder.write_json(self.folder.summary, summary)
-        render(summary, self.console)
+        if show:
+            render(summary, self.console)
         if data.skipped_images:
             self._say(f"{len(data.skipped_images)} missing or unreadable images left out; listed above.")
         if self.settings.save_adapters and self.folder.adapters.exists():
