@@ -247,10 +247,7 @@ def run_episode(
             raise KeyboardInterrupt from stop
     row: Row = {"episode": data.episode, "seed": data.seed, "classes": list(data.class_names)}
     row["support_images"] = len(data.support_ids)
-    if zero_shot is None:
-        row |= NOTHING_TESTED
-    else:
-        row |= {"zero_shot_accuracy": share(zero_shot), **measure(module, data.class_names)}
+    row |= _accuracies(zero_shot, module, data.class_names)
     return row | {"losses": recorder.losses, "seconds": round(recorder.seconds, 3)}
 
 
@@ -264,3 +261,10 @@ def _zero_shot(trainer: Trainer, module: FewShotClassifier, data: FewShotDataMod
             trainer.test(module, datamodule=data, verbose=False)
         kept[images] = module.confusion.compute().cpu()
     return kept[images]
+
+
+def _accuracies(zero_shot: Tensor | None, module: FewShotClassifier, class_names: list[str]) -> Row:
+    """Return what a row says of the test images; see `ResultRows`."""
+    if zero_shot is None:
+        return NOTHING_TESTED
+    return {"zero_shot_accuracy": share(zero_shot), **measure(module, class_names)}
