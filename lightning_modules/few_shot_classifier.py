@@ -15,8 +15,8 @@ from torch import Tensor
 from ..errors import DtrapError, check_one_of
 from .backbones.base import Backbone
 from .contracts import check_loss
+from .evaluation_metrics import Ranking, balanced_metrics
 from .objective import Objective, PlainRows
-from .test_metrics import Ranking, balanced_metrics
 from .tuned_model import Rows, TunedModel
 from .tuners.base import Batch, TaskData, Tuner
 
@@ -379,7 +379,7 @@ class FewShotClassifier(TunedModel):
         self.test_predictions.append(self._count_predictions(batch).cpu())
 
     def on_test_epoch_end(self) -> None:
-        """Log the accuracy in percent, the number of images, and what stands beside it (see `test_metrics`)."""
+        """Log the accuracy in percent, the number of images, and what stands beside it (see `evaluation_metrics`)."""
         self._log_evaluation("test")
 
     on_predict_epoch_start = on_validation_epoch_start

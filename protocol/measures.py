@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import Tensor
 
 from ..lightning_modules import FewShotClassifier
-from ..lightning_modules.test_metrics import balanced_metrics
+from ..lightning_modules.evaluation_metrics import balanced_metrics
 from .run_folder import Row
 from .statistics import binomial_interval
 

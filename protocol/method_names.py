@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from fractions import Fraction
 from typing import Any
+
+import torch
 
 from ..errors import DtrapError
 from ..lightning_modules.backbones.base import Tower
@@ -14,6 +16,7 @@ from ..lightning_modules.tuners import Tuner
 from .configuration import MethodConfig
 from .folder_identity import Method
 from .identity import ABSENT, Change, changes, identity, name_part
+from .module_method import ModuleMethod
 
 SECTIONS = ("trainer", "model", "stage_switch")
 # The weights that "svl" and "ra" in the name of the losses stand for.
@@ -87,29 +90,36 @@ def _drop_without_effect(settings: dict[str, Any], objective: dict[str, Any], tu
 def same_settings(one: Method, other: Method) -> bool:
     """Whether two methods train the same with certainty.
 
-    Modules of the Python interface are the same only if all their code is dtrap's, torch's and Lightning's: an object
-    of the caller's own may hold more than the arguments that it can be described by.
+    Modules of the Python interface may hold more than the arguments that they are described by. They are the same only
+    if all their code is dtrap's, torch's and Lightning's, and their backbones have the same weights.
     """
-    if type(one) is not type(other):
+    if isinstance(one, ModuleMethod) and isinstance(other, ModuleMethod):
+        described = [method.values[name] for method in (one, other) for name in SECTIONS]
+        if not (_has_known_code(described) and _same_weights(one, other)):
+            return False
+    elif type(one) is not type(other):
         return False
-    known = all(_has_known_code(method) for method in (one, other))
-    return known and not changes(*(effective_settings(method.values, method.own_tuner) for method in (one, other)))
+    return not changes(*(effective_settings(method.values, method.own_tuner) for method in (one, other)))
 
 
-def _has_known_code(method: Method) -> bool:
-    if isinstance(method, MethodConfig):
-        return True  # a config says all that its objects are built from
-    paths = _class_paths({name: method.values[name] for name in SECTIONS})
-    return all(isinstance(path, str) and path.startswith(KNOWN_CODE) for path in paths)
-
-
-def _class_paths(value: Any) -> Iterator[Any]:
+def _has_known_code(value: Any) -> bool:
+    """Whether a description has dtrap's, torch's and Lightning's classes only, and no function without a name."""
     if isinstance(value, dict):
-        yield from [value["class_path"]] if "class_path" in value else []
-        value = list(value.values())
+        path = value.get("class_path", KNOWN_CODE[0])
+        return str(path).startswith(KNOWN_CODE) and all(map(_has_known_code, value.values()))
     if isinstance(value, list):
-        for item in value:
-            yield from _class_paths(item)
+        return all(map(_has_known_code, value))
+    return not (isinstance(value, str) and ("<lambda>" in value or "<locals>" in value))
+
+
+def _same_weights(one: ModuleMethod, other: ModuleMethod) -> bool:
+    backbones = one.module.backbone, other.module.backbone
+    if backbones[0] is backbones[1]:
+        return True
+    first, second = (
+        {name: value for name, value in backbone.state_dict().items() if ".lora_" not in name} for backbone in backbones
+    )
+    return first.keys() == second.keys() and all(torch.equal(value, second[name]) for name, value in first.items())
 
 
 def find_same(methods: Sequence[Method]) -> dict[str, str]:

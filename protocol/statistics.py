@@ -48,13 +48,13 @@ class Interval:
     def __str__(self) -> str:
         tested = "" if self.images is None else f", {self.images:,} test image{'' if self.images == 1 else 's'}"
         if self.kind == BINOMIAL:
-            return f"{self.mean:.1f} (95% {self.low:.1f} to {self.high:.1f}, {BINOMIAL}{tested})"
+            return f"{self.mean:.1f} (95 % {self.low:.1f} to {self.high:.1f}, {BINOMIAL}{tested})"
         if self.count == 1:
             return f"{self.mean:.1f} (1 value{tested})"
         if self.identical:
             return f"{self.mean:.1f} (identical in {self.count}{tested})"
         few = ", too few" if self.too_few else ""
-        return f"{self.mean:.1f} ± {self.half_width:.1f} (95%, {STUDENT} over {self.count}{few}{tested})"
+        return f"{self.mean:.1f} ± {self.half_width:.1f} (95 %, {STUDENT} over {self.count}{few}{tested})"
 
 
 def mean_interval(values: Iterable[float]) -> Interval:

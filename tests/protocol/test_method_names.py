@@ -14,6 +14,7 @@ from dtrap.lightning_modules.tuners import LoRA
 from dtrap.protocol import run_protocol
 from rich.console import Console
 from run_folders import rows_of, summary_of
+from torch.optim import SGD
 
 TRAINER = {"max_epochs": 2, "accelerator": "cpu", "logger": False}
 
@@ -166,6 +167,15 @@ def test_equal_modules_run_once_in_the_python_interface_unless_they_may_hide_a_d
     assert result.accuracy["a"] == result.accuracy["b"]
     steps.clear()
     python_run(tmp_path / "two", {name: lambda: FewShotClassifier(model, tuner, Mine()) for name in "ab"})
+    assert len(steps) == 4
+    steps.clear()
+    slow, fast = (FewShotClassifier(model, tuner, optimizer=lambda p, rate=rate: SGD(p, rate)) for rate in (0.0, 0.1))
+    result = python_run(tmp_path / "three", {"slow": lambda: slow, "fast": lambda: fast})
+    assert len(steps) == 4
+    assert result.rows[0]["losses"] != result.rows[1]["losses"]
+    steps.clear()
+    unlike = [OpenCLIP("tiny_clip.json", None) for _ in "ab"]  # random weights, the same arguments
+    python_run(tmp_path / "four", {str(n): lambda n=n: FewShotClassifier(unlike[n], LoRA(rank=2)) for n in (0, 1)})
     assert len(steps) == 4
 
 

@@ -60,8 +60,8 @@ def test_identical_values_have_no_interval_and_two_or_three_are_too_few():
 @pytest.mark.parametrize(
     ("interval", "text"),
     [
-        (mean_interval([50.0, 60.0, 70.0]), "60.0 ± 24.8 (95%, Student's t over 3, too few)"),
-        (binomial_interval(7, 10), "70.0 (95% 34.8 to 93.3, exact binomial, 10 test images)"),
+        (mean_interval([50.0, 60.0, 70.0]), "60.0 ± 24.8 (95 %, Student's t over 3, too few)"),
+        (binomial_interval(7, 10), "70.0 (95 % 34.8 to 93.3, exact binomial, 10 test images)"),
         (mean_interval([50.0, 50.0]), "50.0 (identical in 2)"),
         (mean_interval([50.0]), "50.0 (1 value)"),
     ],

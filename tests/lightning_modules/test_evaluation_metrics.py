@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from dtrap.lightning_modules.test_metrics import Ranking, balanced_metrics
+from dtrap.lightning_modules.evaluation_metrics import Ranking, balanced_metrics
 
 
 def test_balanced_accuracy_and_macro_f1_of_unequal_classes():
