@@ -12,7 +12,7 @@ from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 
 from .. import callbacks, datamodules
 from ..callbacks import StageSwitch
-from ..configs import SHIPPED
+from ..configs import SHIPPED, find_config
 from ..datamodules.few_shot import FewShotDataModule
 from ..errors import DtrapError
 from ..lightning_modules import FewShotClassifier, Objective, backbones, tuners
@@ -30,9 +30,10 @@ class DtrapCLI(LightningCLI):
     Args:
         arguments: Command line words after the command's name.
         command: "fit", "test", "predict" or "export"; the last three have further options.
+        overlay: A config that is read after the whole command line and replaces its options; None for none.
     """
 
-    def __init__(self, arguments: list[str], command: str) -> None:
+    def __init__(self, arguments: list[str], command: str, overlay: str | None = None) -> None:
         self.command = command
         for package in (callbacks, datamodules, backbones, tuners):
             for name in package.__all__:
@@ -45,7 +46,7 @@ class DtrapCLI(LightningCLI):
             seed_everything_default=False,
             auto_configure_optimizers=False,
             run=False,
-            args=["--config", str(SHIPPED / "defaults.yaml"), *find_configs(arguments)],
+            args=["--config", str(SHIPPED / "defaults.yaml"), *find_configs(arguments), *_overlay(overlay)],
             parser_kwargs={
                 "prog": f"dtrap {command}",
                 "description": _DESCRIPTIONS[command],
@@ -130,7 +131,7 @@ def parse_methods(arguments: list[str]) -> list[MethodConfig]:
     main.explicit = main.values["protocol"]["method"] is not None
     named, overlays = [(main, losses)], main.settings.overlays
     for overlay in overlays:
-        method, losses = _parse_method([*arguments, "--config", overlay])
+        method, losses = _parse_method(arguments, overlay)
         if method.values["data"] != main.values["data"]:
             raise DtrapError(
                 f"protocol.compare: the overlay {overlay} changes the data, but methods are compared on the same "
@@ -147,9 +148,14 @@ def parse_methods(arguments: list[str]) -> list[MethodConfig]:
     return methods
 
 
-def _parse_method(arguments: list[str]) -> tuple[MethodConfig, str]:
+def _overlay(name: str | None) -> list[str]:
+    """Return the words that lay a config over a whole command line, whose options it replaces."""
+    return [] if name is None else find_configs(["--config", name])
+
+
+def _parse_method(arguments: list[str], overlay: str | None = None) -> tuple[MethodConfig, str]:
     """Return a method that has no name yet, and the short name of its losses."""
-    cli = DtrapCLI(arguments, "fit")
+    cli = DtrapCLI(arguments, "fit", overlay)
     values = to_values(cli)
     if isinstance(values["model"]["descriptions"], str):  # the identity holds the file's content, not its path
         values["model"]["descriptions"] = read_descriptions(values["model"]["descriptions"])

@@ -83,7 +83,7 @@ def difference(old: object, new: object) -> list[str]:
         new: Identity of the requested run.
     """
     return [
-        f"{'.'.join(path)}: {_shown(before)} in the folder, {_shown(now)} now"
+        f"{as_typed('.'.join(path))}: {_shown(before)} in the folder, {_shown(now)} now"
         for path, before, now in changes(old, new)
     ]
 
@@ -140,17 +140,9 @@ def _changes(old: object, new: object, path: tuple[str, ...], owner: Any) -> Ite
         for key in dict.fromkeys([*old, *new]):
             values = old.get(key, ABSENT), new.get(key, ABSENT)
             if not _is_default(*values, (*path, key), owner):
-<<<<<<< HEAD
-                lines += _differences(*values, (*path, key), _owner_below(new, path, key, owner))
-        return lines
-    if _equal(old, new) or (path[-1:] == ("class_path",) and old != ABSENT != new and _same_class(old, new)):
-        return []
-    return [f"{as_typed('.'.join(path))}: {_shown(old)} in the folder, {_shown(new)} now"]
-=======
                 yield from _changes(*values, (*path, key), _owner_below(new, path, key, owner))
     elif not _equal(old, new) and not (path[-1:] == ("class_path",) and old != ABSENT != new and _same_class(old, new)):
         yield path, old, new
->>>>>>> f094dec (Methods are named after what they train; every accuracy says its interval and test images; classes with equal prompts are refused)
 
 
 def _is_default(old: object, new: object, path: tuple[str, ...], owner: Any) -> bool:

@@ -72,6 +72,12 @@ def test_the_file_name_of_an_overlay_does_not_hide_what_it_runs(names, tmp_path)
     assert names(overlays=["tip_adapter.yaml"]) == ["svl-ra", "svl-ra-max_epochs_3"]
 
 
+def test_an_overlay_replaces_an_option_of_the_command_line(names):
+    overlay = "model: {learning_rate: 0.1, tuner: {init_args: {rank: 4}}}"
+    given = names("--model.learning_rate", "0.001", "--model.tuner.rank", "2", overlays=[overlay])
+    assert given == ["svl-ra", "lora-rank_4-svl-ra-learning_rate_0.1"]
+
+
 def test_overlays_with_one_tuner_are_told_apart(names):
     tuner = "model: {tuner: {class_path: dtrap.lightning_modules.tuners.CoOp, init_args: {context_tokens: %d}}}"
     assert names(overlays=[tuner % 16, tuner % 4]) == [
