@@ -12,13 +12,13 @@ from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 
 from .. import callbacks, datamodules
 from ..callbacks import StageSwitch
-from ..configs import SHIPPED
+from ..configs import SHIPPED, find_config
 from ..datamodules.few_shot import FewShotDataModule
 from ..errors import DtrapError
 from ..lightning_modules import FewShotClassifier, Objective, backbones, tuners
 from ..lightning_modules.text_head import read_descriptions
-from ..lightning_modules.tuners import Tuner
 from ..protocol.configuration import MethodConfig, build_part
+from ..protocol.method_names import check_distinct, overlay_name
 from ..protocol.settings import ProtocolSettings
 from .given_configs import find_configs
 from .parser_errors import explain
@@ -30,9 +30,10 @@ class DtrapCLI(LightningCLI):
     Args:
         arguments: Command line words after the command's name.
         command: "fit", "test", "predict" or "export"; the last three have further options.
+        overlay: A config that is read after the whole command line and replaces its options; None for none.
     """
 
-    def __init__(self, arguments: list[str], command: str) -> None:
+    def __init__(self, arguments: list[str], command: str, overlay: str | None = None) -> None:
         self.command = command
         for package in (callbacks, datamodules, backbones, tuners):
             for name in package.__all__:
@@ -45,7 +46,7 @@ class DtrapCLI(LightningCLI):
             seed_everything_default=False,
             auto_configure_optimizers=False,
             run=False,
-            args=["--config", str(SHIPPED / "defaults.yaml"), *find_configs(arguments)],
+            args=["--config", str(SHIPPED / "defaults.yaml"), *find_configs(arguments), *_overlay(overlay)],
             parser_kwargs={
                 "prog": f"dtrap {command}",
                 "description": _DESCRIPTIONS[command],
@@ -119,42 +120,57 @@ def parse_methods(arguments: list[str]) -> list[MethodConfig]:
     """Parse the command line of `dtrap fit`.
 
     Returns:
-        The main method, then one for each overlay of `protocol.compare`.
+        The main method, then one for each overlay of `protocol.compare`. A method that is given no name in
+        `protocol.method`, on the command line or in its overlay, is named after what it trains.
 
     Raises:
-        DtrapError: A mistake in a config or the command line, or methods that cannot be compared.
+        DtrapError: A mistake in a config or the command line, or methods that cannot be compared or told apart.
     """
-    main = _parse_method(arguments, None)
-    methods = [main]
-    for overlay in main.settings.overlays:
-        methods.append(_parse_method([*arguments, "--config", overlay], Path(overlay).stem, main))
-        if methods[-1].values["data"] != main.values["data"]:
+    main, losses = _parse_method(arguments)
+    main.name = _marked(main.values["protocol"]["method"] or losses, main)
+    main.explicit = main.values["protocol"]["method"] is not None
+    named, overlays = [(main, losses)], main.settings.overlays
+    for overlay in overlays:
+        method, losses = _parse_method(arguments, overlay)
+        if method.values["data"] != main.values["data"]:
             raise DtrapError(
-                f"protocol.compare: the overlay of '{methods[-1].name}' changes the data, but methods are compared on "
-                "the same episodes. Leave `data` out of the overlay."
+                f"protocol.compare: the overlay {overlay} changes the data, but methods are compared on the same "
+                "episodes. Leave `data` out of the overlay."
             )
-    names = [method.name for method in methods]
-    if len(set(names)) < len(names):
-        raise DtrapError(
-            f"protocol.compare: duplicate method name in {', '.join(names)}. Expected overlays that differ from the "
-            "main config; set --protocol.method to name the main method."
-        )
+        given = method.settings.method if _gives_name(overlay) else None
+        method.explicit, method.values["protocol"]["method"] = given is not None, given
+        method.name = _marked(given or overlay_name(method, losses, named), method)
+        other_tuner = method.values["model"]["tuner"] != main.values["model"]["tuner"]
+        method.old_name = _marked(f"{Path(overlay).stem}-{losses}" if other_tuner else Path(overlay).stem, method)
+        named.append((method, losses))
+    methods = [method for method, _ in named]
+    check_distinct(methods, ["the main method", *map(str, overlays)])
     return methods
 
 
-def _parse_method(arguments: list[str], name: str | None, main: MethodConfig | None = None) -> MethodConfig:
-    cli = DtrapCLI(arguments, "fit")
+def _overlay(name: str | None) -> list[str]:
+    """Return the words that lay a config over a whole command line, whose options it replaces."""
+    return [] if name is None else find_configs(["--config", name])
+
+
+def _parse_method(arguments: list[str], overlay: str | None = None) -> tuple[MethodConfig, str]:
+    """Return a method that has no name yet, and the short name of its losses."""
+    cli = DtrapCLI(arguments, "fit", overlay)
     values = to_values(cli)
     if isinstance(values["model"]["descriptions"], str):  # the identity holds the file's content, not its path
         values["model"]["descriptions"] = read_descriptions(values["model"]["descriptions"])
-    losses = build_part(Objective, cli.config.model.objective).method
-    if name is None:
-        name = cli.config.protocol.method or losses
-    elif main is not None and values["model"]["tuner"] != main.values["model"]["tuner"]:
-        name = f"{name}-{losses}"  # an overlay with another tuner is compared in both respects
-    if build_part(Tuner, cli.config.model.tuner).transductive and "transductive" not in name:
-        name += "-transductive"
-    return MethodConfig(name, cli.config, values)
+    return MethodConfig("", cli.config, values), build_part(Objective, cli.config.model.objective).method
+
+
+def _marked(name: str, method: MethodConfig) -> str:
+    """Mark the name of a transductive method, whose results are not comparable with others."""
+    return f"{name}-transductive" if method.own_tuner.transductive and "transductive" not in name else name
+
+
+def _gives_name(overlay: str) -> bool:
+    """Whether an overlay itself names its method; a name from the command line is the main method's."""
+    content = yaml.safe_load(Path(find_config(overlay)).read_text(encoding="utf-8")) or {}
+    return (content.get("protocol") or {}).get("method") is not None
 
 
 def to_values(cli: DtrapCLI) -> dict[str, Any]:

@@ -37,6 +37,7 @@ class ChestXDataModule(TableDataModule):
     """
 
     title = "ChestX"
+    measures_auroc = True
     published = Published(7)
     published_rows: ClassVar[int] = 112_120
     tables = tuple(str(Path(folder, name)) for folder in ("", "ChestX", "chestX", "CXR8") for name in _TABLES)

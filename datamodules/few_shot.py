@@ -84,6 +84,8 @@ class FewShotDataModule(ImageCollection):
         all_way_preprocessing: What `test_preprocessing` None stands for in the all-way protocol.
         fixed_numbers: Whether every class needs exactly its numbers of images; otherwise unreadable ones may be left
             out without a replacement.
+        measures_auroc: Whether the area under the ROC curve is measured, as is usual for this data set. With two
+            classes it always is.
 
     Raises:
         DtrapError: An argument is unknown or out of range.
@@ -92,6 +94,7 @@ class FewShotDataModule(ImageCollection):
     own_images = False
     all_way_preprocessing: ClassVar[TestPreprocessing] = "backbone"
     fixed_numbers = True
+    measures_auroc = False
 
     def __init__(
         self,

@@ -187,10 +187,14 @@ class FolderDataModule(FewShotDataModule):
 
     @property
     def description(self) -> str:
-        """Name of the folder with way and shot, or of one task as in "my_photos 4 classes · 23 images"."""
+        """Name of the folder with way and shot, or of one task as in "my_photos 4 classes · 23 images".
+
+        With images to test on there are two numbers, which belong to the result.
+        """
         if self.fixed_numbers:
             return super().description
-        return f"{self.title} {len(self.task.classes)} classes · {sum(map(len, self.task.support))} images"
+        images = "" if self.has_query else f" · {sum(map(len, self.task.support))} images"
+        return f"{self.title} {len(self.task.classes)} classes{images}"
 
     @property
     def steps_per_epoch(self) -> int:

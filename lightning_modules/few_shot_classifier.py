@@ -377,18 +377,21 @@ class FewShotClassifier(TunedModel):
         with torch.no_grad():
             self._evaluation_texts = self.text_features()
         self.confusion.reset()
+        self.ranking.start(wanted=False)
 
     def validation_step(self, batch: Any, batch_idx: int) -> None:
         """Count predictions in `confusion`."""
         self._count_predictions(self.incoming(batch, "validate"))
 
     def on_validation_epoch_end(self) -> None:
-        """Log the accuracy in percent."""
-        self.log("val/accuracy", self._accuracy())
+        """Log the accuracy in percent and the number of images; see `on_test_epoch_end`."""
+        self._log_evaluation("val")
 
     def on_test_epoch_start(self) -> None:
         """Encode the class texts once for the whole test."""
         self.on_validation_epoch_start()
+        two = len(self.class_prompts.class_names) == 2
+        self.ranking.start(wanted=two or getattr(self.data_source, "measures_auroc", False))
         self.test_predictions = []
 
     def test_step(self, batch: Any, batch_idx: int) -> None:
@@ -396,8 +399,8 @@ class FewShotClassifier(TunedModel):
         self.test_predictions.append(self._count_predictions(self.incoming(batch, "test")).cpu())
 
     def on_test_epoch_end(self) -> None:
-        """Log the accuracy in percent."""
-        self.log("test/accuracy", self._accuracy())
+        """Log the accuracy in percent, the number of images, and what stands beside it (see `evaluation_metrics`)."""
+        self._log_evaluation("test")
 
     on_predict_epoch_start = on_validation_epoch_start
 

@@ -54,13 +54,14 @@ def class_prompts(
         descriptions: Sentences of each class that replace the templates.
 
     Raises:
-        DtrapError: No class, a duplicate class name, a class without description, a template without `{}`, or a prompt
-            that is too long for the model; the message names the class.
+        DtrapError: No class, a duplicate class name, a class without description, a template without `{}`, a prompt
+            that is too long for the model, or two classes with the same tokens; the message names the class.
     """
     prompts = prompt_texts(class_names, templates, descriptions)
+    tokens = tokenize_classes(prompts, backbone)
     every = tuple(prompt for name in class_names for prompt in prompts[name])
     per_class = tuple(len(prompts[name]) for name in class_names)
-    return ClassPrompts(tuple(class_names), every, per_class, tokenize_classes(prompts, backbone))
+    return ClassPrompts(tuple(class_names), every, per_class, tokens)
 
 
 def prompt_texts(
@@ -111,10 +112,11 @@ def tokenize_classes(prompts: Mapping[str, Sequence[str]], backbone: Backbone) -
     """Tokenize the prompts of each class to [P, context_length], ordered by class.
 
     Raises:
-        DtrapError: A prompt is too long for the model; the message names the class and the prompt.
+        DtrapError: A prompt is too long for the model, or two classes have the same tokens; the message names the class
+            and the prompt.
     """
     try:
-        return backbone.tokenize([prompt for of_class in prompts.values() for prompt in of_class])
+        tokens = backbone.tokenize([prompt for of_class in prompts.values() for prompt in of_class])
     except DtrapError:  # tokenize again class by class, to find the class that the message has to name
         for name, of_class in prompts.items():
             try:
@@ -122,6 +124,33 @@ def tokenize_classes(prompts: Mapping[str, Sequence[str]], backbone: Backbone) -
             except DtrapError as error:
                 raise DtrapError(f"class {name!r}: {error}") from error
         raise
+    _check_distinct(prompts, tokens, backbone)
+    return tokens
+
+
+def _check_distinct(prompts: Mapping[str, Sequence[str]], tokens: Tensor, backbone: Backbone) -> None:
+    """Refuse two classes that the text tower cannot tell apart; tokenizers ignore case, spaces and more."""
+    if not isinstance(tokens, Tensor) or len(tokens) != sum(map(len, prompts.values())):
+        return  # `check_tokens` says what is wrong with them
+    known: dict[frozenset[tuple[bytes, float]], str] = {}
+    same = []
+    rows = iter(tokens.cpu().numpy())
+    for name, of_class in prompts.items():
+        counts = Counter(next(rows).tobytes() for _ in of_class)
+        # The features of a class's prompts are averaged: their shares count, not their order.
+        key = frozenset((row, count / len(of_class)) for row, count in counts.items())
+        if key in known:
+            same.append((known[key], name))
+        known.setdefault(key, name)
+    if same:
+        first, second = same[0]
+        more = f", and {len(same) - 1} more pairs are like them" if len(same) > 1 else ""
+        raise DtrapError(
+            f"the classes {first!r} and {second!r} cannot be told apart: {backbone.identifier} reads "
+            f"{prompts[first][0]!r} and {prompts[second][0]!r} as the same text{more}. Give one of them another name "
+            f"(images of your own: --data.class_names '{{{second}: ANOTHER NAME}}'; any data: different sentences in "
+            "--model.descriptions FILE)."
+        )
 
 
 def read_descriptions(path: str | Path) -> dict[str, list[str]]:

@@ -18,11 +18,19 @@ from .backbones.base import Backbone
 from .chunking import encode_in_chunks
 from .contracts import check_backbone, check_rows, check_tokens
 from .divergence import divergence_remedy
+from .evaluation_metrics import Ranking, balanced_metrics
 from .finite import DivergedError, finite_rows
 from .image_cache import FrozenImageFeatures
 from .incoming import IncomingBatches, Stage, tell_input
 from .objective import Objective
-from .text_head import ClassPrompts, FrozenTextFeatures, check_descriptions, class_prompts, read_descriptions
+from .text_head import (
+    ClassPrompts,
+    FrozenTextFeatures,
+    check_descriptions,
+    class_prompts,
+    read_descriptions,
+    tokenize_classes,
+)
 from .tracing import can_be_kept
 from .tuners.base import Batch, Tuner
 from .tuners.contract import check_state, check_tuner
@@ -118,6 +126,7 @@ class TunedModel(LightningModule):
         self.objective.text_only = self.tuner.trains == {"text"}
         self.prompts: ClassPrompts | None = None
         self.confusion = MulticlassConfusionMatrix(num_classes=2)
+        self.ranking = Ranking()
         self._frozen_texts, self._frozen_images = FrozenTextFeatures(), FrozenImageFeatures()
         self._zero_shot = False
         self._evaluation_texts: Tensor | None = None
@@ -162,6 +171,8 @@ class TunedModel(LightningModule):
         """Create the text classifier head; the module's own `template` or `descriptions` override this template."""
         own = template if self.template is None else self.template
         self.set_prompts(class_prompts(class_names, own, self.backbone, self.descriptions))
+        if self.tuner.own_prompts:  # the names must differ without the words of a template or a description
+            tokenize_classes({name: [f"{name.replace('_', ' ')}."] for name in class_names}, self.backbone)
 
     def set_prompts(self, prompts: ClassPrompts) -> None:
         """Create the text classifier head from tokenized prompts."""
@@ -332,6 +343,7 @@ class TunedModel(LightningModule):
         scores = self.finite_scores(scores)
         predicted = scores.argmax(dim=-1)
         self.confusion.update(predicted, labels[: len(predicted)])
+        self.ranking.update(scores, labels[: len(predicted)], views=1 if self._zero_shot else views)
         return predicted
 
     def _add_views(self, logits: Tensor, images: Tensor | None, views: int) -> Tensor:
@@ -344,9 +356,13 @@ class TunedModel(LightningModule):
         per_view = logits.unflatten(0, (views, -1))
         return per_view[0] if self._zero_shot else per_view.softmax(dim=-1).sum(dim=0)
 
-    def _accuracy(self) -> Tensor:
-        """Return the accuracy in percent of the rows that were counted in `confusion`."""
+    def _log_evaluation(self, name: str) -> None:
         self._evaluation_texts = None
         self.finish_incoming()
-        counts = self.confusion.compute()
-        return 100.0 * counts.diag().sum() / counts.sum().clamp(min=1)
+        classes = len(self.class_prompts.class_names)  # the confusion has room for two at least
+        counts = self.confusion.compute().cpu()[:classes, :classes]
+        numbers = {"accuracy": 100.0 * float(counts.diag().sum() / counts.sum().clamp(min=1))}
+        numbers |= {"images": float(counts.sum()), **balanced_metrics(counts)}
+        if self.ranking.auroc is not None:
+            numbers["auroc"] = self.ranking.auroc
+        self.log_dict({f"{name}/{key}": value for key, value in numbers.items()})

@@ -30,11 +30,15 @@ class MethodConfig:
         name: Name in rows, tables and file names.
         parsed: The parsed config.
         values: The same config as values of JSON and YAML.
+        explicit: Whether the user gave the name; otherwise it follows from the settings.
+        old_name: Name that the method of an overlay had in run folders until names followed from the settings.
     """
 
     name: str
     parsed: Namespace
     values: dict[str, Any]
+    explicit: bool = False
+    old_name: str | None = None
 
     @property
     def settings(self) -> ProtocolSettings:
@@ -58,9 +62,14 @@ class MethodConfig:
         return self.parsed.model.tuner.class_path.rpartition(".")[2]
 
     @cached_property
+    def own_tuner(self) -> Tuner:
+        """The tuner, attached to nothing."""
+        return build_part(Tuner, self.parsed.model.tuner)
+
+    @property
     def tuner_name(self) -> str:
         """The tuner's own name, for file names and tags."""
-        return build_part(Tuner, self.parsed.model.tuner).name
+        return self.own_tuner.name
 
     def trainer_arguments(self, *, logger: bool = True) -> dict[str, Any]:
         """Return the Trainer's arguments with callbacks and, if wanted, loggers instantiated."""

@@ -26,6 +26,7 @@ from ..errors import DtrapError
 from ..lightning_modules import FewShotClassifier
 from ..lightning_modules.finite import DivergedError
 from .checkpoint import SeededSteps, StepCheckpoint
+from .measures import NOTHING_TESTED, measure, share
 from .progress import EpisodeProgress
 from .run_folder import Row
 from .trainer_options import check_trainer_options
@@ -249,6 +250,7 @@ def run_episode(
             signal.signal(signal.SIGINT, signal.default_int_handler)
             raise KeyboardInterrupt from stop
     row: Row = {"episode": data.episode, "seed": data.seed, "classes": list(data.class_names)}
+    row["support_images"] = len(data.support_ids)
     row |= _accuracies(zero_shot, None if diverged else module, data.class_names)
     row |= {"losses": recorder.losses, "seconds": round(recorder.seconds, 3)}
     if diverged:
@@ -291,20 +293,8 @@ def _zero_shot(trainer: Trainer, module: FewShotClassifier, data: FewShotDataMod
 
 
 def _accuracies(zero_shot: Tensor | None, module: FewShotClassifier | None, class_names: list[str]) -> Row:
-    """Accuracies of the zero-shot test and of the module's last test; None where there is none."""
-    row: Row = {"zero_shot_accuracy": None, "accuracy": None, "per_class": None, "confusion": None}
-    if zero_shot is not None:
-        row["zero_shot_accuracy"] = 100.0 * int(zero_shot.diag().sum()) / int(zero_shot.sum())
-    if zero_shot is None or module is None:
-        return row
-    # The confusion has room for two classes at least, also where the task has one.
-    counts = module.confusion.compute().cpu()[: len(class_names), : len(class_names)]
-    right, queries = counts.diag(), counts.sum(dim=1)
-    per_class = {
-        name: 100.0 * int(r) / int(q) for name, r, q in zip(class_names, right, queries, strict=True) if int(q) > 0
-    }
-    return row | {
-        "accuracy": 100.0 * int(right.sum()) / int(queries.sum()),
-        "per_class": per_class,
-        "confusion": counts.tolist(),
-    }
+    """Return what a row says of the test images, without the module's own if it diverged; see `ResultRows`."""
+    if zero_shot is None:
+        return NOTHING_TESTED
+    tested = {} if module is None else measure(module, class_names)
+    return NOTHING_TESTED | tested | {"zero_shot_accuracy": share(zero_shot)}

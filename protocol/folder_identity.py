@@ -63,11 +63,21 @@ class FolderIdentity:
             # The main method is compared with the main one of the folder, whose name may be another.
             name = stored["main"] if position == 0 and stored else method.name
             known = stored.get("methods", {}).get(name) if name in with_rows else None
-            lines = difference(identity(known), identity(method.values)) if known is not None else []
+            lines = _lines(known, method, main=position == 0) if known is not None else []
             if lines:
                 more = [f"  and {len(lines) - MOST_LINES} more"] if len(lines) > MOST_LINES else []
                 title = f"{self.folder.path} holds the results of another config of '{method.name}':"
                 raise DtrapError("\n".join([title, *(f"  {line}" for line in lines[:MOST_LINES]), *more, ELSEWHERE]))
+
+    def keep_old_names(self) -> None:
+        """Give methods the names that an earlier version stored them under, so that their rows are found."""
+        stored = self.stored().get("methods", {})
+        taken = {method.name for method in self.methods}
+        for method in self.methods[1:]:
+            old = method.old_name
+            renamed = old is not None and method.name not in stored and old in stored.keys() - taken
+            if renamed and not _lines(stored[old], method, main=False):
+                method.name = str(old)
 
     def check_data_files(self) -> None:
         """Raise a DtrapError if the rows come from other data files."""
@@ -99,9 +109,9 @@ class FolderIdentity:
         """Delete the checkpoints of tasks that were started with another config or other data."""
         stored = self.stored()
         other_data = stored.get("data_files") != self.data.fingerprint
-        for method in self.methods:
+        for position, method in enumerate(self.methods):
             known = stored.get("methods", {}).get(method.name)
-            if known is None or other_data or difference(identity(known), identity(method.values)):
+            if known is None or other_data or _lines(known, method, main=position == 0):
                 for path in self.folder.checkpoints.glob(f"episode_????_{glob.escape(method.name)}.ckpt"):
                     path.unlink(missing_ok=True)
 
@@ -138,3 +148,16 @@ class FolderIdentity:
             for checkpoint in self.folder.checkpoints.glob(f"episode_{episode:04d}_*.ckpt"):
                 checkpoint.unlink(missing_ok=True)
         self.folder.write_json(self.folder.subset, content)
+
+
+def _lines(known: dict[str, Any], method: Method, *, main: bool) -> list[str]:
+    """Differences of a stored config from a method's.
+
+    The name in the config of a compared method does not count: until methods were named after their settings, it was
+    that of the main method.
+    """
+    old, new = identity(known), identity(method.values)
+    if not main:
+        old.pop("protocol", None)
+        new.pop("protocol", None)
+    return difference(old, new)

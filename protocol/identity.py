@@ -11,7 +11,7 @@ import sys
 import textwrap
 import typing
 import unicodedata
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -57,6 +57,9 @@ NAME_PART_BYTES = 48
 SHOWN_CHARACTERS = 80
 ABSENT = object()
 
+# Where two identities differ: the path of keys, the old value and the new one; `ABSENT` for none.
+Change = tuple[tuple[str, ...], object, object]
+
 
 def identity(config: Mapping[str, Any]) -> dict[str, Any]:
     """Return the part of a resolved config that decides the numbers of a run; rows of two identities never mix.
@@ -79,7 +82,15 @@ def difference(old: object, new: object) -> list[str]:
         old: Identity of the run in the folder.
         new: Identity of the requested run.
     """
-    return _differences(old, new, (), None)
+    return [
+        f"{as_typed('.'.join(path))}: {_shown(before)} in the folder, {_shown(now)} now"
+        for path, before, now in changes(old, new)
+    ]
+
+
+def changes(old: object, new: object) -> list[Change]:
+    """Compare two identities as `difference` does, and return where they differ."""
+    return list(_changes(old, new, (), None))
 
 
 def default_folder_name(
@@ -99,12 +110,12 @@ def default_folder_name(
     Returns:
         At most 255 bytes of letters, digits and `.`, `-`, `_`. A cut part ends with a hash of the whole.
     """
-    parts = [_name_part(dataset)]
+    parts = [name_part(dataset)]
     if way is not None:
         parts.append(f"{way}way")
     if shot is not None:
         parts.append(f"{shot}shot")
-    return "_".join([*parts, _name_part(backbone), _name_part(tuner), _name_part(method), f"seed{seed}"])
+    return "_".join([*parts, name_part(backbone), name_part(tuner), name_part(method), f"seed{seed}"])
 
 
 def _without_neutral(value: Any, path: tuple[str, ...]) -> Any:
@@ -121,21 +132,18 @@ def _is_neutral(key: str, path: tuple[str, ...]) -> bool:
     return key in NEUTRAL.get(path, ()) or (path == ("trainer",) and key.startswith("enable_"))
 
 
-def _differences(old: object, new: object, path: tuple[str, ...], owner: Any) -> list[str]:
-    """Lines for two values at a path; `owner` is the class that has the keys of a mapping as arguments, if known."""
+def _changes(old: object, new: object, path: tuple[str, ...], owner: Any) -> Iterator[Change]:
+    """Where two values at a path differ; `owner` is the class that has a mapping's keys as arguments, if known."""
     if isinstance(old, list) and isinstance(new, list) and any(isinstance(item, dict) for item in old + new):
         old, new = _numbered(old), _numbered(new)
     if isinstance(old, dict) and isinstance(new, dict):
-        lines = []
         for key in dict.fromkeys([*old, *new]):
             before = VALUES_BEFORE.get(".".join((*path, key)), ABSENT)
             values = old.get(key, before), new.get(key, ABSENT)
             if not _is_default(*values, (*path, key), owner):
-                lines += _differences(*values, (*path, key), _owner_below(new, path, key, owner))
-        return lines
-    if _equal(old, new) or (path[-1:] == ("class_path",) and old != ABSENT != new and _same_class(old, new)):
-        return []
-    return [f"{as_typed('.'.join(path))}: {_shown(old)} in the folder, {_shown(new)} now"]
+                yield from _changes(*values, (*path, key), _owner_below(new, path, key, owner))
+    elif not _equal(old, new) and not (path[-1:] == ("class_path",) and old != ABSENT != new and _same_class(old, new)):
+        yield path, old, new
 
 
 def _is_default(old: object, new: object, path: tuple[str, ...], owner: Any) -> bool:
@@ -216,7 +224,8 @@ def _shown(value: object) -> str:
     return textwrap.shorten(text, SHOWN_CHARACTERS, placeholder=" …")
 
 
-def _name_part(text: str) -> str:
+def name_part(text: str) -> str:
+    """Return a text as part of a file name, in lower case; a long one is cut and ends with a hash of the whole."""
     pieces = unicodedata.normalize("NFKC", text).lower().split("/")
     words = [re.sub(r"[^\w.]+", "-", piece).strip("-._") for piece in pieces]
     name = "_".join(word for word in words if word) or "unnamed"

@@ -14,8 +14,9 @@ from typing import Any
 from lightning.pytorch.loggers import CSVLogger, Logger, WandbLogger
 
 from ..files import write_atomically
+from .claims import MEASURES
 from .run_folder import RESUMES, Row, RunFolder
-from .summary import summarize
+from .summary import summarize, tested_images
 
 WANDB_ID_FILE = "wandb_id.txt"
 # By default W&B waits 90 s for a connection at the start and without limit at the end. The last two settings keep W&B
@@ -28,7 +29,16 @@ WANDB_SETTINGS = {
 }
 WANDB_TAG_CHARACTERS = 64
 WANDB_NAME_CHARACTERS = 128
-AVERAGED = ("accuracy", "zero_shot_accuracy")
+AVERAGED = ("accuracy", "zero_shot_accuracy", *MEASURES)
+# Suffix of a running mean's number, and the field of `Interval` that it is.
+PARTS = {
+    "mean": "mean",
+    "interval": "half_width",
+    "low": "low",
+    "high": "high",
+    "episodes": "count",
+    "images": "images",
+}
 
 
 def _wandb_id(folder: RunFolder) -> str:
@@ -46,9 +56,11 @@ class ProtocolLogger:
 
     A W&B run is named after the run folder and belongs to it, also when the run is resumed; see `complete_wandb`. The
     names of the main method's numbers have no ending, so that runs of different methods share a chart: `accuracy`,
-    `zero_shot_accuracy`, both also as running `..._mean` and half width `..._interval`, `seconds`, and each loss at the
-    stage boundary and at the end (`L_vlm_boundary`, `L_vlm_end`). The names of the other methods' numbers end with
-    `/NAME`, as does the paired `difference`, main minus other. Accuracies are in percent, intervals 95%.
+    `zero_shot_accuracy` and what stands beside them, `test_images`, `seconds`, and each loss at the stage boundary and
+    at the end (`L_vlm_boundary`, `L_vlm_end`). Of each accuracy the running `..._mean`, its 95% interval (half width
+    `..._interval`, ends `..._low` and `..._high`) and the numbers of `..._episodes` and test `..._images` that it rests
+    on. `diverged` counts the diverged episodes so far, which are in no mean. The names of the other methods' numbers
+    end with `/NAME`, as does the paired `difference`, main minus other. Accuracies are in percent.
 
     Args:
         configured: The Trainer's `logger`: one or several loggers, True or None for the CSVLogger, False for none.
@@ -137,15 +149,20 @@ class ProtocolLogger:
         return metrics | self.means([row for row in rows if row["episode"] <= episode])
 
     def means(self, rows: Sequence[Row]) -> dict[str, float]:
-        """Return means over the rows and half widths of their 95% intervals."""
+        """Return means over the rows with their 95% intervals, and what they rest on."""
         summary = summarize(rows, "", self.methods, episodes=sys.maxsize)
-        found = [(key, name, method[key]) for key in AVERAGED for name, method in summary["methods"].items()]
+        found = [(key, name, method.get(key)) for key in AVERAGED for name, method in summary["methods"].items()]
         found += [("difference", name, difference) for name, difference in summary["differences"].items()]
         means: dict[str, float] = {}
         for key, name, interval in found:
-            for part, value in (("mean", "mean"), ("interval", "half_width")):
-                if interval is not None and interval[value] is not None:
+            for part, value in PARTS.items():
+                identical = part == "interval" and interval is not None and interval[value] == 0
+                if interval is not None and interval[value] is not None and not identical:
                     means[f"{key}_{part}{self._ending(name)}"] = interval[value]
+        for name, method in summary["methods"].items():
+            for key in ("diverged", "untested_classes"):
+                if method[key]:
+                    means[f"{key}{self._ending(name)}"] = len(method[key])
         return means
 
     def _ending(self, method: str) -> str:
@@ -244,6 +261,8 @@ def _no_prompt() -> Iterator[None]:
 
 def _numbers(row: Row) -> dict[str, float]:
     numbers = {key: row[key] for key in (*AVERAGED, "seconds") if row.get(key) is not None}
+    if "accuracy" in numbers and tested_images(row) is not None:
+        numbers["test_images"] = tested_images(row)
     for moment, terms in (row.get("losses") or {}).items():
         numbers |= {f"{name}_{moment}": value for name, value in (terms or {}).items() if value is not None}
     return numbers

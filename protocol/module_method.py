@@ -74,6 +74,7 @@ class ModuleMethod:
         defaults = yaml.safe_load((SHIPPED / "defaults.yaml").read_text(encoding="utf-8"))["trainer"]
         self.name, self.module = name, module
         self.backbone, self.tuner = module.backbone.identifier, type(module.tuner).__name__
+        self.own_tuner, self.old_name = module.tuner, None
         self.tuner_name = module.tuner.name  # the tuner's own name, for file names and tags
         self.shared_parts = [module.backbone, module.tuner]  # methods with the same ones share their frozen features
         self.trainer, self.switch = {**defaults, **(trainer or {})}, switch or StageSwitch()

@@ -15,7 +15,9 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from ..drawing import GREY, HEAD, MARGIN, draw_frame, draw_pixels, draw_text, new_page, save_png
+from .claims import so_far
 from .run_folder import RESUMES, Row
+from .summary import mean_of
 
 if TYPE_CHECKING:  # so that the figure can be drawn without torch
     from torch import Tensor
@@ -46,7 +48,8 @@ def save_episode_picture(path: Path, module: FewShotClassifier, data: FewShotDat
         query = data.query()
         queries, labels = _visible(query["images"], data), query["labels"].numpy()
         predictions = np.concatenate([part.numpy() for part in module.test_predictions])
-    accuracy = "" if row["accuracy"] is None else f", {row['accuracy']:.1f} %"
+    interval = mean_of([row])
+    accuracy = "" if interval is None else f", {so_far(interval, data.unit)}"
     figure = episode_figure(
         support_images=images,
         support_labels=support["labels"][: images.shape[1]].numpy(),

@@ -9,7 +9,9 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn
 from rich.text import Text
 
+from .claims import so_far
 from .run_folder import Row
+from .summary import mean_of, tested_images
 
 SECONDS_BETWEEN_LINES = 30.0
 
@@ -46,7 +48,10 @@ class EpisodeProgress:
         self.total = episodes * len(methods)
         self.console, self.clock = console or Console(), clock
         self.earlier = self.finished = len(earlier)
-        self.accuracies = [row["accuracy"] for row in earlier if self._counts(row)]
+        self.tested: list[Row] = []
+        self.diverged = 0
+        self.accuracy = ""
+        self._count(earlier)
         self.episode: int | None = None
         self.fraction = 0.0
         self.testing = ""
@@ -85,20 +90,21 @@ class EpisodeProgress:
         """End the current method-episode with its result row."""
         self.finished += 1
         self.fraction, self.testing = 0.0, ""
-        if self._counts(row):
-            self.accuracies.append(row["accuracy"])
+        self._count([row])
         self._show()
 
     def text(self) -> str:
-        """Return a line such as `episode 37/400 · accuracy 51.2 % · 12 min left`.
+        """Return a line such as `episode 37/400 · accuracy 51.2 ± 1.9 % (36 episodes, …) · 12 min left`.
 
         For several methods, or a transductive one, the name of the first stands for "accuracy".
         """
         parts = []
         if self.episode is not None:
             parts.append(f"{self.unit} {self.episode + 1}/{self.episodes}")
-        if self.accuracies:
-            parts.append(f"{self.accuracy_title} {sum(self.accuracies) / len(self.accuracies):.1f} %")
+        if self.accuracy:
+            parts.append(f"{self.accuracy_title} {self.accuracy}")
+        if self.diverged:
+            parts.append(f"{self.diverged} diverged")
         if self.testing:
             parts.append(self.testing)
         remaining = self.remaining_seconds()
@@ -114,8 +120,15 @@ class EpisodeProgress:
             return None
         return (self.clock() - self.started) / here * left
 
-    def _counts(self, row: Row) -> bool:
-        return row["method"] == self.first_method and row.get("accuracy") is not None
+    def _count(self, rows: Iterable[Row]) -> None:
+        """Add rows of the first method to its running mean; the text is shown far more often than this changes."""
+        for row in rows:
+            if row.get("diverged"):
+                self.diverged += 1
+            elif row["method"] == self.first_method and row.get("accuracy") is not None:
+                self.tested.append({"accuracy": row["accuracy"], "test_images": tested_images(row)})
+        interval = mean_of(self.tested)
+        self.accuracy = "" if interval is None else so_far(interval, self.unit)
 
     def _show(self) -> None:
         if not self.bar.disable:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from .run_folder import Row
 from .statistics import Interval
-from .summary import result_lines
+from .summary import difference_lines, result_lines
 
 if TYPE_CHECKING:
     from pandas import DataFrame
@@ -31,7 +31,11 @@ class ProtocolResult:
 
     @property
     def accuracy(self) -> dict[str, Interval | None]:
-        """Mean accuracy in percent and its 95% interval by method; None without a result or without queries."""
+        """Mean accuracy in percent and its 95% interval by method; None without a result or without queries.
+
+        The interval is Student's t over episodes or seeds, or for a single task the exact binomial one over its test
+        images. Diverged episodes are left out.
+        """
         return {name: _interval(method["accuracy"]) for name, method in self.summary["methods"].items()}
 
     @property
@@ -45,13 +49,16 @@ class ProtocolResult:
         return {name: _interval(difference) for name, difference in self.summary["differences"].items()}
 
     def frame(self) -> DataFrame:
-        """Return the rows as a pandas frame, one line per episode and method."""
+        """Return the rows as a pandas frame, one line per episode and method.
+
+        `test_images` and `binomial_interval` say what an `accuracy` rests on; see `ResultRows` for the columns.
+        """
         import pandas
 
         return pandas.DataFrame(self.rows)
 
     def __repr__(self) -> str:
-        return "\n".join([*result_lines(self.summary), f"Results: {self.folder}"])
+        return "\n".join([*result_lines(self.summary), *difference_lines(self.summary), f"Results: {self.folder}"])
 
 
 def _interval(values: Mapping[str, Any] | None) -> Interval | None:

@@ -27,9 +27,12 @@ ELSEWHERE = "Choose another folder with --protocol.folder, or start over with --
 class ResultRows:
     """Rows of finished episodes in a JSON Lines file that survives a kill at any moment.
 
-    A row holds `episode`, `method`, `seed`, `classes`, `zero_shot_accuracy` and `accuracy` (percent, None without
-    held-out images), `per_class` {class: percent}, `confusion` (rows true, columns predicted), `losses` {"boundary":
-    {...}, "end": {...}} and `seconds`. `episode` and `method` identify a row; this class needs no other key.
+    A row holds `episode`, `method`, `seed`, `classes`, `support_images`, `zero_shot_accuracy` and `accuracy` (percent,
+    None without held-out images), `test_images` and `binomial_interval` [low, high] that the accuracy rests on,
+    `per_class` {class: percent}, `confusion` (rows true, columns predicted), `losses` {"boundary": {...}, "end": {...}}
+    and `seconds`. Where classes differ in their numbers of test images, it has `balanced_accuracy` and `macro_f1`; for
+    two classes and ChestX `auroc`; all in percent. `diverged` says why an episode has no accuracy. `episode` and
+    `method` identify a row; this class needs no other key.
 
     Args:
         path: The file; it need not exist.

@@ -25,6 +25,7 @@ from .episode import ZeroShots, episode_trainer, run_episode, without_expected_w
 from .folder_identity import FolderIdentity, Method
 from .identity import default_folder_name
 from .loggers import ProtocolLogger
+from .method_names import find_same
 from .module_method import ModuleMethod
 from .preprocessing import settle_test_preprocessing
 from .progress import EpisodeProgress
@@ -58,7 +59,8 @@ def run_protocol(
         trainer: Arguments of the Trainer that differ from those of `dtrap fit` (250 epochs on one device), for the
             methods that are functions. `logger=False` writes no metrics.csv.
         stage_switch: The stage of SVL and RA for the methods that are functions; its first 3/5 if None.
-        console: Where progress and result lines are printed. `Console(quiet=True)` prints nothing.
+        console: Where the progress is printed; the result is what `print` shows of the returned object. After an
+            interruption, the result so far is printed, too. `Console(quiet=True)` prints nothing.
         **settings: `episodes` (400), `folder` (under `runs`, named after data and method), `overwrite` (False; True
             starts over), `pictures` (0), `save_adapters` (False), `checkpoint_every` (100); see `ProtocolSettings`.
 
@@ -75,12 +77,13 @@ def run_protocol(
     if not methods:
         raise DtrapError("methods is empty; expected at least one, such as {'svl-ra': make_module}.")
     chosen = [
-        replace(method, name=name)
+        replace(method, name=name, old_name=None)
         if isinstance(method, MethodConfig)
         else ModuleMethod(name, method, data, trainer, stage_switch)
         for name, method in methods.items()
     ]
-    return ProtocolRun(chosen, data, ProtocolSettings(**settings), console or Console()).run()
+    run = ProtocolRun(chosen, data, ProtocolSettings(**settings), console or Console())
+    return run.run(show=False)
 
 
 class ProtocolRun:
@@ -128,8 +131,11 @@ class ProtocolRun:
             seed=data.seed,
         )
 
-    def run(self) -> ProtocolResult:
-        """Run the missing episodes, print the result and return it.
+    def run(self, *, show: bool = True) -> ProtocolResult:
+        """Run the missing episodes and return the result.
+
+        Args:
+            show: Whether to print the result; one that is interrupted is always printed.
 
         Raises:
             KeyboardInterrupt: The run was interrupted; the result so far has been printed.
@@ -137,6 +143,8 @@ class ProtocolRun:
         with self.folder.lock(), without_expected_warnings():
             overwrite = self.settings.overwrite and self.folder.identity.exists()
             if not overwrite:
+                self.record.keep_old_names()
+                self.names = [method.name for method in self.methods]
                 self.record.check_methods()
             every, rows = list(range(self.episodes)), self.folder.rows
             missing = {name: every if overwrite else rows.missing(name, self.episodes) for name in self.names}
@@ -149,13 +157,13 @@ class ProtocolRun:
                 try:
                     self._run_missing(missing)
                 except KeyboardInterrupt:
-                    self._finish(complete=False)
+                    self._finish(complete=False, show=True)
                     raise
             else:
                 if self.data.root.exists():  # without the data the result is shown, with other data it is not
                     self.record.check_data_files()
                 self._say(f"Already finished: {self.folder.path} (use --protocol.overwrite true to start over)")
-            result = self._finish(complete=True)
+            result = self._finish(complete=True, show=show)
         self._refuse_all_diverged(result.rows)
         return result
 
@@ -183,7 +191,10 @@ class ProtocolRun:
     def _run_missing(self, missing: dict[str, list[int]]) -> None:
         episodes = sorted(set().union(*missing.values()))
         self.data.setup()
-        modules = self._build_modules()
+        same = find_same(self.methods)
+        for name, first in same.items():
+            self._say(f"'{name}' trains the same as '{first}', which is run once and shown under both names.")
+        modules = self._build_modules([method for method in self.methods if method.name not in same])
         for module in dict.fromkeys(modules.values()):
             self._rehearse(module)
         for line in dict.fromkeys(module.describe_training() for module in modules.values()):
@@ -205,7 +216,10 @@ class ProtocolRun:
                     for method in self.methods:
                         if episode in missing[method.name]:
                             progress.begin(episode)
-                            row = self._run_method(method, modules[method.name], arguments[method.name], progress)
+                            if method.name in same:
+                                row = self._repeat(rows, episode, same[method.name], method.name)
+                            else:
+                                row = self._run_method(method, modules[method.name], arguments[method.name], progress)
                             rows.append(row)
                             progress.finish(row)
                     logger.log_episode(rows, episode)
@@ -262,11 +276,19 @@ class ProtocolRun:
                 reason = f"'{name}' has no result: {many} of {len(found)} diverged ({found[0]['diverged']})"
                 raise DivergedError(reason, "change that and start over with --protocol.overwrite true")
 
-    def _build_modules(self) -> dict[str, FewShotClassifier]:
+    def _repeat(self, rows: Sequence[Row], episode: int, first: str, name: str) -> Row:
+        """Write the row of a method that trains the same as an earlier one, under its own name."""
+        (known,) = [row for row in rows if (row["method"], row["episode"]) == (first, episode)]
+        row = {**known, "method": name, "same_as": first}
+        self.folder.rows.append(row)
+        return row
+
+    @staticmethod
+    def _build_modules(methods: Sequence[Method]) -> dict[str, FewShotClassifier]:
         """Return a module for each method; methods with the same backbone and tuner share both."""
         modules: dict[str, FewShotClassifier] = {}
-        for method in self.methods:
-            first = next(other for other in self.methods if other.shared_parts == method.shared_parts)
+        for method in methods:
+            first = next(other for other in methods if other.shared_parts == method.shared_parts)
             shared = modules.get(first.name)
             modules[method.name] = method.build(shared)
             if shared is not None:
@@ -282,8 +304,8 @@ class ProtocolRun:
             with torch.no_grad():
                 module.text_features()
 
-    def _finish(self, *, complete: bool) -> ProtocolResult:
-        """Write the summary, print it and return the result."""
+    def _finish(self, *, complete: bool, show: bool) -> ProtocolResult:
+        """Write the summary, print it if wanted, and return the result."""
         rows, data = self.folder.rows.read(), self.data
         support = len(data.support_ids) if complete and not data.has_query else None
         summary = summarize(
@@ -293,7 +315,8 @@ class ProtocolRun:
         for method in self.methods:
             summary["methods"][method.name] |= {"backbone": method.backbone, "tuner": method.tuner}
         self.folder.write_json(self.folder.summary, summary)
-        render(summary, self.console)
+        if show:
+            render(summary, self.console)
         if data.skipped_images:
             self._say(f"{len(data.skipped_images)} missing or unreadable images left out; listed above.")
         if self.settings.save_adapters and self.folder.adapters.exists():

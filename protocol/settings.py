@@ -32,7 +32,8 @@ class ProtocolSettings:
         overwrite: Delete the results in the folder and start over instead of resuming.
         compare: One overlay by name or path, or several as in "[methods/baseline.yaml, methods/paper.yaml]". Each
             runs as a further method on the same episodes.
-        method: Name of the method in rows, tables and file names. null names it after its losses.
+        method: Name of the method in rows, tables and file names; an overlay of `compare` may give one, too. null names
+            it after its losses, and a compared method also after what else it trains otherwise.
         pictures: Number of episodes, counted from the first, for which a picture of support views and queries is saved.
         save_adapters: Save the adapter of every episode.
         checkpoint_every: Steps between two checkpoints of an all-way task; a stopped run resumes at the last one.

@@ -1,32 +1,60 @@
-"""Means over episodes and their 95% intervals."""
+"""Means over episodes, shares of test images, and their 95% intervals."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 
 CONFIDENCE = 0.95
+STUDENT, BINOMIAL = "Student's t", "exact binomial"
+TOO_FEW = (2, 3)  # numbers of values from which a standard deviation says little
 
 
 @dataclass(frozen=True)
 class Interval:
-    """A mean and its 95% interval, mean ± half_width.
+    """A mean and its 95% interval.
 
     Attributes:
         mean: Mean of the values.
-        half_width: Half width of the interval; None for a single value.
-        count: Number of values.
+        half_width: Half width of Student's interval, mean ± half_width; 0 for identical values, None for one value.
+        count: Number of values (episodes, seeds or pairs).
+        low: Lower end of the interval; None without one.
+        high: Upper end of the interval; None without one.
+        kind: "Student's t" over the values, "exact binomial" over the test images of one task, or None.
+        images: Number of test images of all values together; None if unknown. Not compared.
     """
 
     mean: float
     half_width: float | None
     count: int
+    low: float | None = None
+    high: float | None = None
+    kind: str | None = None
+    images: int | None = field(default=None, compare=False)
+
+    @property
+    def identical(self) -> bool:
+        """Whether these are several values that are all the same, which have no interval."""
+        return self.count > 1 and self.half_width == 0
+
+    @property
+    def too_few(self) -> bool:
+        """Whether the interval rests on two or three values only."""
+        return self.count in TOO_FEW and not self.identical
 
     def __str__(self) -> str:
-        return f"{self.mean:.1f}" if self.half_width is None else f"{self.mean:.1f} ± {self.half_width:.1f}"
+        tested = "" if self.images is None else f", {self.images:,} test image{'' if self.images == 1 else 's'}"
+        if self.kind == BINOMIAL:
+            return f"{self.mean:.1f} (95 % {self.low:.1f} to {self.high:.1f}, {BINOMIAL}{tested})"
+        if self.count == 1:
+            return f"{self.mean:.1f} (1 value{tested})"
+        if self.identical:
+            return f"{self.mean:.1f} (identical in {self.count}{tested})"
+        few = ", too few" if self.too_few else ""
+        return f"{self.mean:.1f} ± {self.half_width:.1f} (95 %, {STUDENT} over {self.count}{few}{tested})"
 
 
 def mean_interval(values: Iterable[float]) -> Interval:
@@ -39,14 +67,27 @@ def mean_interval(values: Iterable[float]) -> Interval:
     count = len(numbers)
     if count == 0:
         raise ValueError("a mean needs at least one value, got none")
-    mean = float(numbers.mean())
-    if count == 1:
-        return Interval(mean, None, 1)
+    if count == 1 or numbers.min() == numbers.max():  # the mean of equal values may differ from them in the last bit
+        return Interval(float(numbers[0]), 0.0 if count > 1 else None, count)
     # scipy takes longer to import than the rest of a report; a single value does not need it.
     from scipy import stats  # type: ignore[import-untyped]
 
-    quantile = float(stats.t.ppf((1 + CONFIDENCE) / 2, df=count - 1))
-    return Interval(mean, quantile * float(numbers.std(ddof=1)) / math.sqrt(count), count)
+    mean, quantile = float(numbers.mean()), float(stats.t.ppf((1 + CONFIDENCE) / 2, df=count - 1))
+    half_width = quantile * float(numbers.std(ddof=1)) / math.sqrt(count)
+    return Interval(mean, half_width, count, mean - half_width, mean + half_width, STUDENT)
+
+
+def binomial_interval(right: int, images: int) -> Interval:
+    """Accuracy in percent on the test images of one task, with the exact interval of Clopper and Pearson.
+
+    Raises:
+        ValueError: There are no test images, or more right ones than images.
+    """
+    from scipy import stats
+
+    interval = stats.binomtest(right, images).proportion_ci(CONFIDENCE, method="exact")
+    low, high = 100.0 * float(interval.low), 100.0 * float(interval.high)
+    return Interval(100.0 * right / images, None, 1, low, high, BINOMIAL, images)
 
 
 def paired_difference(first: Mapping[int, float], second: Mapping[int, float]) -> Interval:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import Any
 
 from rich import box
@@ -13,8 +13,10 @@ from rich.table import Table
 from rich.text import Text
 
 from ..console import print_table
+from . import claims
+from .claims import counted, percent, points
 from .run_folder import Row
-from .statistics import Interval, mean_interval, paired_difference
+from .statistics import Interval, binomial_interval, mean_interval, paired_difference
 
 
 def summarize(
@@ -33,18 +35,19 @@ def summarize(
         description: The task, such as "ISIC 5-way 5-shot".
         methods: Names of the methods, in the order of the output; differences are the first minus each other.
         episodes: Number of requested episodes.
-        support_images: Number of training images of an episode, for runs without held-out images.
+        support_images: Number of training images of an episode, where the rows do not say it.
         unit: What an episode is called: "episode", or "seed" in the all-way protocol.
 
     Returns:
         `description`, `unit`, `episodes`, `support_images`, `seconds` (all rows together), `methods` {name:
-        `episodes`, `accuracy`, `zero_shot_accuracy`, `per_class` {class: `mean`, `episodes`}, `seconds`} and
-        `differences` {name: ...}. Accuracies and differences are {`mean`, `half_width`, `count`}, with the
-        half width of the 95% interval, or None.
+        `episodes`, `diverged` [...], `support_images`, `test_images`, `test_images_each` [least, most], `classes`,
+        `untested_classes`, `accuracy`, `zero_shot_accuracy`, `per_class` {class: `mean`, `episodes`}, `seconds`, and
+        where measured `balanced_accuracy`, `macro_f1`, `auroc`} and `differences` {name: ...}. Accuracies and
+        differences are an `Interval` as a dictionary, or None. Diverged episodes count in no mean.
     """
     chosen = {name: [row for row in rows if row["method"] == name and row["episode"] < episodes] for name in methods}
     first = _accuracies(chosen[methods[0]])
-    summaries = {name: _method_summary(chosen[name]) for name in methods}
+    summaries = {name: _method_summary(chosen[name], unit) for name in methods}
     return {
         "description": description,
         "unit": unit,
@@ -71,84 +74,159 @@ def render(summary: Mapping[str, Any], console: Console) -> None:
 
 
 def result_lines(summary: Mapping[str, Any]) -> list[str]:
-    """Return one line per method: `ISIC 5-way 5-shot · 400 episodes · 51.2 ± 0.6 %  (zero-shot 30.1 ± 0.4 %)`.
+    """Return one line per method: description, episodes, test images, accuracy with its interval, zero-shot accuracy.
 
     The method's name follows the description if there are several methods or it is transductive. An unfinished run has
-    `37 of 400 episodes`. A run without held-out images has no accuracy.
+    `37 of 400 episodes`. A run without held-out images has no accuracy. Diverged episodes and classes without test
+    images are named.
     """
     several = len(summary["methods"]) > 1
     lines = []
     for name, method in summary["methods"].items():
         named = several or name.endswith("transductive")
         start = [summary["description"], name] if named else [summary["description"]]
-        lines.append(" · ".join(start + _claims(summary, method)))
+        lines.append(" · ".join(part for part in start + _claims(summary, method) if part))
     return lines
 
 
+def difference_lines(summary: Mapping[str, Any]) -> list[str]:
+    """Return one line per paired difference: `svl-ra minus baseline, paired: +0.09 ± 1.23 (15 pairs)`."""
+    first = next(iter(summary["methods"]))
+    return [f"{first} minus {name}, paired: {points(found)}" for name, found in summary["differences"].items() if found]
+
+
 def _claims(summary: Mapping[str, Any], method: Mapping[str, Any]) -> list[str]:
-    done, asked = method["episodes"], summary["episodes"]
-    count = f"{done} of {asked}" if done < asked else f"{asked}"
-    counted = f"{count} {summary['unit']}{'' if asked == 1 else 's'}"
+    done, asked, unit = method["episodes"], summary["episodes"], summary["unit"]
+    count = f"{done} of {counted(asked, unit)}" if done < asked else counted(asked, unit)
     if done == 0:
-        return [counted, "no result yet"]
+        return [count, "no result yet"]
+    left_out = claims.diverged(method, unit)
+    images = method.get("support_images") or summary["support_images"]
     if method["accuracy"] is None:
-        images = summary["support_images"]
-        trained = [] if images is None else [f"trained on {images} image{'' if images == 1 else 's'}"]
-        return [*([counted] if asked > 1 else []), *trained, "no held-out images, so no accuracy"]
+        trained = "" if images is None else f"trained on {counted(images, 'image')}"
+        reason = "no accuracy" if left_out else "no held-out images, so no accuracy"
+        return [count if asked > 1 or left_out else "", trained, left_out, reason]
+    tested = claims.tested(method.get("test_images_each"), done)
+    if asked == 1 and images is not None and tested:
+        tested = f"trained on {counted(images, 'image')}, tested on {method['test_images']:,}"
     zero_shot = method["zero_shot_accuracy"]
-    compared = "" if zero_shot is None else f"  (zero-shot {_percent(zero_shot)})"
-    return [counted, f"{_percent(method['accuracy'])}{compared}"]
+    compared = "" if zero_shot is None else f"  (zero-shot {percent(zero_shot, unit)})"
+    beside = ", ".join(
+        f"{title} {percent(method[key], unit)}" for key, title in claims.MEASURES.items() if method.get(key)
+    )
+    accuracy = f"{percent(method['accuracy'], unit, said=True)}{compared}"
+    return [count, tested, accuracy, beside, left_out, claims.untested(method)]
 
 
 def _table(summary: Mapping[str, Any]) -> Table:
-    first = next(iter(summary["methods"]))
+    methods, unit = summary["methods"], summary["unit"]
     table = Table(box=box.SIMPLE)
     table.add_column("method", no_wrap=True)
-    for title in ("accuracy", "zero-shot"):
-        table.add_column(title, justify="right", no_wrap=True)
-    table.add_column(Text(f"{first} minus this, paired"), justify="right", no_wrap=True)
-    for name, method in summary["methods"].items():
-        accuracies = (method["accuracy"], method["zero_shot_accuracy"])
-        cells = [name, *(_percent(value) for value in accuracies), _points(summary["differences"].get(name))]
+    beside = [key for key in claims.MEASURES if any(method.get(key) for method in methods.values())]
+    first = next(iter(methods))
+    titles = ["accuracy", *(claims.MEASURES[key] for key in beside), "zero-shot", f"{unit}s × images"]
+    for title in [*titles, f"{first} minus this, paired"]:
+        table.add_column(Text(title), justify="right", no_wrap=True)
+    for name, method in methods.items():
+        values = [percent(method.get(key), unit) for key in (*beside, "zero_shot_accuracy")]
+        cells = [name, _accuracy_cell(method, unit), *values, _weight(method), points(summary["differences"].get(name))]
         table.add_row(*(Text(cell) for cell in cells))
     return table
 
 
-def _percent(interval: Mapping[str, Any] | None) -> str:
-    return "" if interval is None else f"{Interval(**interval)} %"
+def _accuracy_cell(method: Mapping[str, Any], unit: str) -> str:
+    untested, faults = method.get("untested_classes") or [], method.get("diverged") or []
+    notes = [f"{method['classes'] - len(untested)} of {method['classes']} classes"] if untested else []
+    notes += [f"{len(faults)} diverged"] if faults else []
+    value = percent(method["accuracy"], unit) or ("no accuracy" if method["episodes"] else "no result yet")
+    return f"{value} ({', '.join(notes)})" if notes else value
 
 
-def _points(interval: Mapping[str, Any] | None) -> str:
-    if interval is None:
+def _weight(method: Mapping[str, Any]) -> str:
+    """Episodes and test images of each, such as "15 × 75"."""
+    if method["accuracy"] is None:
         return ""
-    half_width = "" if interval["half_width"] is None else f" ± {interval['half_width']:.2f}"
-    return f"{interval['mean']:+.2f}{half_width} ({interval['count']} pair{'' if interval['count'] == 1 else 's'})"
+    episodes, each = str(method["accuracy"]["count"]), method.get("test_images_each")
+    if each is None:
+        return episodes
+    return f"{episodes} × {each[0]:,}" if each[0] == each[1] else f"{episodes} × {each[0]:,} to {each[1]:,}"
 
 
-def _method_summary(rows: Sequence[Row]) -> dict[str, Any]:
+def _method_summary(rows: Sequence[Row], unit: str) -> dict[str, Any]:
+    sound = [row for row in rows if not row.get("diverged")]
     by_class: defaultdict[str, list[float]] = defaultdict(list)
-    for row in rows:
+    for row in sound:
         for name, accuracy in (row.get("per_class") or {}).items():
             if accuracy is not None:
                 by_class[name].append(accuracy)
+    images = [tested_images(row) for row in sound if row.get("accuracy") is not None]
+    known = [number for number in images if number is not None]
+    each = [min(known), max(known)] if known and len(known) == len(images) else None
+    supports = {row.get("support_images") for row in sound}
     return {
         "episodes": len(rows),
-        "accuracy": _interval(_accuracies(rows)),
-        "zero_shot_accuracy": _interval(_accuracies(rows, "zero_shot_accuracy")),
+        "diverged": [
+            {"episode": row["episode"], unit: row.get(unit, row["episode"]), "reason": row["diverged"]}
+            for row in rows
+            if row.get("diverged")
+        ],
+        "support_images": supports.pop() if len(supports) == 1 else None,
+        "test_images": sum(known) if each else None,
+        "test_images_each": each,
+        **_untested(sound),
+        "accuracy": _interval(sound),
+        "zero_shot_accuracy": _interval(sound, "zero_shot_accuracy"),
+        **{key: _interval(sound, key) for key in claims.MEASURES if _have(sound, key)},
         "per_class": {
             name: {"mean": sum(values) / len(values), "episodes": len(values)}
             for name, values in sorted(by_class.items())
         },
-        "seconds": sum(row.get("seconds") or 0.0 for row in rows),
+        "seconds": sum(row.get("seconds") or 0.0 for row in rows if "same_as" not in row),
     }
 
 
-def _accuracies(rows: Sequence[Row], key: str = "accuracy") -> dict[int, float]:
-    return {row["episode"]: row[key] for row in rows if row.get(key) is not None}
+def tested_images(row: Row) -> int | None:
+    """Return the number of test images behind a row's accuracy; None if an old row does not say it."""
+    if row.get("test_images") is not None:
+        return int(row["test_images"])
+    confusion = row.get("confusion")
+    return None if confusion is None else sum(map(sum, confusion))
 
 
-def _interval(values: Mapping[int, float]) -> dict[str, Any] | None:
-    return asdict(mean_interval(values.values())) if values else None
+def mean_of(rows: Sequence[Row], key: str = "accuracy") -> Interval | None:
+    """Return the mean of an accuracy over rows, with the interval over episodes, or over the images of a single one."""
+    values = [(row[key], tested_images(row)) for row in rows if row.get(key) is not None]
+    if not values:
+        return None
+    images = [number for _, number in values if number]
+    (value, number), *others = values
+    if not others and number and key in ("accuracy", "zero_shot_accuracy"):
+        return binomial_interval(round(value / 100 * number), number)
+    total = sum(images) if len(images) == len(values) else None
+    return replace(mean_interval(value for value, _ in values), images=total)
+
+
+def _interval(rows: Sequence[Row], key: str = "accuracy") -> dict[str, Any] | None:
+    found = mean_of(rows, key)
+    return None if found is None else asdict(found)
+
+
+def _have(rows: Sequence[Row], key: str) -> bool:
+    """Whether all rows with an accuracy have this number, too: old ones have fewer."""
+    tested = [row for row in rows if row.get("accuracy") is not None]
+    return bool(tested) and all(row.get(key) is not None for row in tested)
+
+
+def _untested(rows: Sequence[Row]) -> dict[str, Any]:
+    """Number of classes of an episode, and those that had no test image in an episode of theirs."""
+    tested = [row for row in rows if row.get("per_class") and row.get("classes")]
+    missing = dict.fromkeys(name for row in tested for name in row["classes"] if row["per_class"].get(name) is None)
+    return {"classes": max((len(row["classes"]) for row in tested), default=None), "untested_classes": list(missing)}
+
+
+def _accuracies(rows: Sequence[Row]) -> dict[int, float]:
+    sound = [row for row in rows if row.get("accuracy") is not None and not row.get("diverged")]
+    return {row["episode"]: row["accuracy"] for row in sound}
 
 
 def _difference(first: Mapping[int, float], other: Mapping[int, float]) -> dict[str, Any] | None:

@@ -108,7 +108,7 @@ def test_use_it_in_a_lightning_project(run_pages, tmp_path):
 def test_compare_methods_and_read_the_rows(run_pages, tmp_path, capsys):
     short = ["--trainer.max_epochs", "2", "--data.query", "2", "--protocol.episodes", "2"]
     out = run_pages("how-to/compare-methods.md", "reference/rows.md", shorter=short)
-    assert "stronger" in out
+    assert "svl-ra-anti_visual_weight_0.3" in out
     assert "lpp-svl-ra" in out
     assert (tmp_path / "table.csv").exists()
     assert re.search(r"-?[\d.]+\n", capsys.readouterr().out)

@@ -44,12 +44,14 @@ def test_a_column_per_set_and_the_mean_over_sets(dtrap, make_run):
     ]
     status, out, err = dtrap("report", *runs[:2])
     assert (status, err) == (0, "")
-    assert cells_of(out, "svl-ra") == ["51.0 ± 12.7", "80.0 ± 0.0", "65.5"]
-    assert cells_of(out, "baseline") == ["40.0 ± 0.0", "71.0 ± 12.7", "55.5"]
+    assert cells_of(out, "svl-ra") == ["51.0 ± 12.7, too few", "80.0 in all 2", "65.5"]
+    assert cells_of(out, "baseline") == ["40.0 in all 2", "71.0 ± 12.7, too few", "55.5"]
     assert "mean of 2" in out
+    assert "95 % intervals. ±: Student's t over episodes or seeds." in out
     status, out, _ = dtrap("report", *runs)
-    assert cells_of(out, "svl-ra") == ["51.0 ± 12.7", "80.0 ± 0.0", "61.0 ± 0.0", "41.0 ± 0.0", "65.5", "51.0"]
-    assert cells_of(out, "baseline") == ["40.0 ± 0.0", "71.0 ± 12.7", "55.5"]
+    same = ["80.0 in all 2", "61.0 in all 2", "41.0 in all 2"]
+    assert cells_of(out, "svl-ra") == ["51.0 ± 12.7, too few", *same, "65.5", "51.0"]
+    assert cells_of(out, "baseline") == ["40.0 in all 2", "71.0 ± 12.7, too few", "55.5"]
     assert out.count("mean of 2") == 2
     status, out, _ = dtrap("report", *runs[1:3])
     assert "mean" not in out
@@ -57,15 +59,62 @@ def test_a_column_per_set_and_the_mean_over_sets(dtrap, make_run):
 
 def test_one_set_has_no_mean_over_sets(dtrap, make_run):
     _, out, _ = dtrap("report", make_run("a", "ISIC 5-way 5-shot", {"svl-ra": [50.0, 52.0]}))
-    assert cells_of(out, "svl-ra") == ["51.0 ± 12.7"]
+    assert cells_of(out, "svl-ra") == ["51.0 ± 12.7, too few"]
     assert "mean" not in out
 
 
 def test_lines_are_whole_however_many_sets_there_are(dtrap, make_run):
     runs = [make_run(str(n), f"Set{n:02d} all-way 16-shot", {"svl-ra": [10.0 + n, 12.0 + n]}) for n in range(15)]
     _, out, _ = dtrap("report", *runs)
-    assert cells_of(out, "svl-ra") == [*(f"{11 + n}.0 ± 12.7" for n in range(15)), "18.0"]
+    assert cells_of(out, "svl-ra") == [*(f"{11 + n}.0 ± 12.7, too few" for n in range(15)), "18.0"]
     assert all(f"Set{n:02d}" in out for n in range(15))
+
+
+def test_what_an_accuracy_rests_on_is_in_its_column_or_its_cell(dtrap, make_run, tmp_path):
+    def run(name, **more):
+        folder = make_run(name, name, {"svl-ra": [50.0, 60.0, 70.0, 80.0], "baseline": [50.0] * 4}, 4)
+        summary = json.loads((folder / "summary.json").read_text())
+        for method in summary["methods"].values():
+            method |= {"test_images": 300, "test_images_each": [75, 75]}
+        summary["methods"]["baseline"] |= more
+        (folder / "summary.json").write_text(json.dumps(summary))
+        return folder
+
+    status, out, err = dtrap("report", run("ISIC"), "--csv", "all.csv")
+    assert status == 0, err
+    assert "4 × 75 images" in out
+    assert cells_of(out, "baseline") == ["50.0 in all 4"]
+    reason = [{"episode": 3, "reason": "the loss is not finite from step 3"}]
+    beside = {"balanced_accuracy": {"mean": 45.0}, "classes": 10, "untested_classes": ["a", "b"]}
+    other = run("EuroSAT", test_images=10, diverged=reason, **beside)
+    status, out, err = dtrap("report", other, "--csv", "all.csv")
+    assert status == 0, err
+    (cell,) = cells_of(out, "baseline")
+    assert cell == ("50.0 in all 3 (1 diverged, 3 episodes, 10 images, 8 of 10 classes, balanced accuracy 45.0)")
+    assert f"{other}: 2 of 10 classes of 'baseline' have no test image" in " ".join(out.split())
+    with (tmp_path / "all.csv").open() as file:
+        rows = {row["method"]: row for row in csv.DictReader(file)}
+    assert (rows["svl-ra"]["test_images"], rows["svl-ra"]["interval"]) == ("300", "Student's t")
+    assert (rows["baseline"]["diverged"], rows["baseline"]["untested_classes"]) == ("1", "2")
+
+
+def test_a_method_whose_episodes_all_diverged_has_no_accuracy(dtrap, make_run):
+    folder = make_run("a", "ISIC", {"svl-ra": [None, None]})
+    summary = json.loads((folder / "summary.json").read_text())
+    summary["methods"]["svl-ra"]["diverged"] = [{"episode": n, "reason": "x"} for n in range(2)]
+    (folder / "summary.json").write_text(json.dumps(summary))
+    assert cells_of(dtrap("report", folder)[1], "svl-ra") == ["2 diverged"]
+
+
+def test_a_summary_of_an_earlier_version_is_read(dtrap, make_run):
+    folder = make_run("a", "ISIC", {"svl-ra": [50.0, 52.0]})
+    accuracy = {"mean": 51.0, "half_width": 12.7, "count": 2}
+    old = {"episodes": 2, "accuracy": accuracy, "zero_shot_accuracy": None, "per_class": {}, "seconds": 1.0}
+    content = {"description": "ISIC", "unit": "episode", "episodes": 2, "methods": {"svl-ra": old}, "differences": {}}
+    (folder / "summary.json").write_text(json.dumps(content))
+    status, out, err = dtrap("report", folder)
+    assert status == 0, err
+    assert cells_of(out, "svl-ra") == ["51.0 ± 12.7, too few"]
 
 
 def test_unfinished_runs_are_marked_and_so_is_their_mean(dtrap, make_run):
@@ -74,8 +123,8 @@ def test_unfinished_runs_are_marked_and_so_is_their_mean(dtrap, make_run):
         make_run("b", "EuroSAT", {"svl-ra": [80.0], "baseline": [71.0], "new": [1.0]}, episodes=1),
     ]
     _, out, _ = dtrap("report", *runs)
-    assert cells_of(out, "svl-ra") == ["50.0 ± 0.0 (37 of 400)", "80.0", "65.0 (unfinished)"]
-    assert cells_of(out, "baseline") == ["41.0 ± 0.0", "71.0", "56.0"]
+    assert cells_of(out, "svl-ra") == ["50.0 in all 37 (37 of 400)", "80.0", "65.0 (unfinished)"]
+    assert cells_of(out, "baseline") == ["41.0 in all 400 (400 episodes)", "71.0", "56.0"]
     assert cells_of(out, "new") == ["0 of 400", "1.0"]
 
 
@@ -93,7 +142,10 @@ def test_rows_of_two_runs_on_one_set_go_together_if_their_methods_differ(dtrap, 
     second = make_run("b", "ISIC 5-way 5-shot", {"baseline": [40.0, 40.0], "coop": [1.0, 1.0]})
     third = make_run("c", "ISIC 5-way 5-shot", {"other": [40.0, 40.0], "coop": [2.0, 2.0]})
     _, out, _ = dtrap("report", first, second)
-    assert [cells_of(out, name) for name in ("svl-ra", "baseline")] == [["51.0 ± 12.7"], ["40.0 ± 0.0"]]
+    assert [cells_of(out, name) for name in ("svl-ra", "baseline")] == [
+        ["51.0 ± 12.7, too few"],
+        ["40.0 in all 2"],
+    ]
     status, _, err = dtrap("report", first, second, third)
     assert status == 2
     for part in (str(second), str(third), "'coop'", "ISIC 5-way 5-shot"):
@@ -212,7 +264,10 @@ def test_the_summary_that_fit_leaves_is_read(dtrap):
         summary = json.loads(Path("run_1/summary.json").read_text())["methods"][method]
         assert summary["tuner"] == "LoRA"
         assert summary["backbone"]
-        assert cell == f"{summary['accuracy']['mean']:.1f}"
+        accuracy = summary["accuracy"]
+        assert cell == f"{accuracy['mean']:.1f}, {accuracy['low']:.1f} to {accuracy['high']:.1f}"
+    assert "1 × 75 images" in out
+    assert "a to b: exact binomial over the test images" in out
     status, _, err = dtrap("report", "run_1", "run_2")
     assert status == 2
     assert "run_1 and run_2 both have 'svl-ra'" in err

@@ -7,7 +7,8 @@ import torch
 from dtrap.errors import DtrapError
 from dtrap.lightning_modules import FewShotClassifier
 from dtrap.lightning_modules.text_head import FrozenTextFeatures, average_prompts, class_prompts, read_descriptions
-from dtrap.lightning_modules.tuners import CLIPAdapter
+from dtrap.lightning_modules.tuners import CLIPAdapter, CoOp, MaPLe
+from layouts import make_folder
 
 NAMES = ["annual_crop", "river"]
 
@@ -111,3 +112,68 @@ def test_one_sentence_of_a_mapping_is_one_prompt(tiny_backbone):
     module = FewShotClassifier(tiny_backbone, descriptions={"annual_crop": "fields", "river": ["water"]})
     module.set_classes(NAMES)
     assert module.prompts.prompts == ("fields", "water")
+
+
+@pytest.mark.parametrize(
+    ("first", "second"),
+    [("Cardigan", "cardigan"), ("annual_crop", "annual crop"), ("annual  crop", "annual crop"), (" river", "river ")],
+)
+def test_classes_whose_names_are_one_text_for_the_model_are_refused_and_both_named(tiny_backbone, first, second):
+    module = FewShotClassifier(tiny_backbone)
+    with pytest.raises(DtrapError, match="cannot be told apart") as caught:
+        module.set_classes(["lake", first, second], "a photo of a {}.")
+    assert repr(first) in str(caught.value)
+    assert repr(second) in str(caught.value)
+    assert "--data.class_names" in str(caught.value)
+    assert "--model.descriptions" in str(caught.value)
+    assert module.prompts is None
+
+
+def test_punctuation_tells_classes_apart_unless_the_tokenizer_removes_it(tiny_backbone, monkeypatch):
+    names = ["T-shirt", "T shirt"]
+    assert len(class_prompts(names, "a {}", tiny_backbone).tokens) == 2
+    plain = type(tiny_backbone).tokenize
+    monkeypatch.setattr(
+        type(tiny_backbone), "tokenize", lambda self, texts: plain(self, [text.replace("-", " ") for text in texts])
+    )
+    with pytest.raises(DtrapError, match="'T-shirt' and 'T shirt' cannot be told apart"):
+        class_prompts(names, "a {}", tiny_backbone)
+
+
+@pytest.mark.parametrize(
+    "sentences", [["a bird.", "a small bird."], ["a small bird.", "a bird."], ["A Bird.", "a small bird."]]
+)
+def test_the_same_descriptions_in_any_order_are_refused(tiny_backbone, sentences):
+    descriptions = {"robin": ["a bird.", "a small bird."], "wren": sentences}
+    with pytest.raises(DtrapError, match="'robin' and 'wren' cannot be told apart"):
+        class_prompts(["robin", "wren"], "{}", tiny_backbone, descriptions)
+
+
+def test_a_description_more_tells_classes_apart_but_not_a_repeated_one(tiny_backbone):
+    descriptions = {"robin": ["a bird."], "wren": ["a bird.", "a brown bird."], "tit": ["a bird.", "a bird."]}
+    assert len(class_prompts(["robin", "wren"], "{}", tiny_backbone, descriptions).tokens) == 3
+    with pytest.raises(DtrapError, match="'robin' and 'tit' cannot be told apart"):
+        class_prompts(["robin", "tit"], "{}", tiny_backbone, descriptions)
+
+
+@pytest.mark.parametrize("tuner", [CoOp(context_tokens=2), CoOp(context_tokens=2, class_specific=True), MaPLe(depth=1)])
+@pytest.mark.filterwarnings("ignore:.*learns its own prompt")
+def test_descriptions_do_not_hide_equal_names_from_a_tuner_with_prompts_of_its_own(tiny_backbone, tuner):
+    descriptions = {"Cardigan": ["a dog."], "cardigan": ["a warm jacket."]}
+    module = FewShotClassifier(tiny_backbone, tuner, descriptions=descriptions)
+    with pytest.raises(DtrapError, match="'Cardigan' and 'cardigan' cannot be told apart"):
+        module.set_classes(list(descriptions))
+
+
+def test_a_run_names_equal_classes_before_its_first_episode(dtrap, tmp_path, tiny_model):
+    root = make_folder(tmp_path / "photos", counts=(3, 3, 3))
+    for number, name in enumerate(("Cardigan", "cardigan", "clog")):
+        (root / f"cls_{number:02d}").rename(root / name)
+    words = ["fit", "--config", "folder.yaml", "--data.root", root, *tiny_model, "--trainer.max_epochs", 1]
+    status, out, err = dtrap(*words)
+    assert status == 2
+    assert "the classes 'Cardigan' and 'cardigan' cannot be told apart" in err
+    assert len(err.splitlines()) == 1
+    assert "Results" not in out
+    status, _, err = dtrap(*words, "--data.class_names", "{cardigan: woolen jacket}")
+    assert status == 0, err

@@ -26,8 +26,8 @@ def lines_of(console):
     return console.file.getvalue().splitlines()
 
 
-def result(episode, accuracy, method="a"):
-    return {"episode": episode, "method": method, "accuracy": accuracy}
+def result(episode, accuracy, method="a", **more):
+    return {"episode": episode, "method": method, "accuracy": accuracy, **more}
 
 
 def test_without_a_terminal_the_first_line_then_one_in_thirty_seconds_then_the_last(clock):
@@ -48,7 +48,7 @@ def test_without_a_terminal_the_first_line_then_one_in_thirty_seconds_then_the_l
         "episode 90/100",
     ]
     assert lines[1].endswith(" · 1 min left")
-    assert lines[-1] == "episode 100/100 · accuracy 50.0 %"
+    assert lines[-1] == "episode 100/100 · accuracy 50.0 % in all 100 episodes"
 
 
 def test_a_long_episode_reports_from_within(clock):
@@ -101,7 +101,18 @@ def test_the_mean_is_of_the_first_method_and_earlier_rows_count_into_it(clock):
         progress.finish(result(1, 60.0))
         clock.now += 5
         progress.finish(result(1, 0.0, "b"))
-        assert progress.text() == "episode 2/3 · a 50.0 % · 10 s left"
+        assert progress.text() == "episode 2/3 · a 50.0 ± 127.1 % (2 episodes, too few) · 10 s left"
+
+
+def test_the_running_accuracy_says_what_it_rests_on(clock):
+    with EpisodeProgress(9, ["a"], console=plain_console(), clock=clock) as progress:
+        progress.finish(result(0, 70.0, test_images=10))
+        assert progress.text().startswith("accuracy 70.0 % (95 % 34.8 to 93.3, 10 test images)")
+        for episode, accuracy in enumerate((60.0, 70.0, 80.0), start=1):
+            progress.finish(result(episode, accuracy, test_images=10))
+        assert progress.text().startswith("accuracy 70.0 ± 13.0 % (4 episodes, 40 test images)")
+        progress.finish(result(4, None, diverged="the loss is not finite from step 3"))
+        assert progress.text().startswith("accuracy 70.0 ± 13.0 % (4 episodes, 40 test images) · 1 diverged")
 
 
 def test_no_accuracy_is_shown_where_there_is_none(clock):
@@ -136,7 +147,7 @@ def test_on_a_terminal_one_bar_shows_the_whole_run(clock):
             progress.advance(0.5)
             progress.finish(result(episode, 25.0 * episode))
     text = console.file.getvalue()
-    assert "episode 4/4 · accuracy 37.5 %" in text
+    assert "episode 4/4 · accuracy 37.5 ± 51.4 % (4 episodes)" in text
     assert "\x1b[" in text
 
 

@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
-from dtrap.protocol.statistics import Interval, mean_interval, paired_difference
-from scipy import integrate, special
+from dtrap.protocol.statistics import Interval, binomial_interval, mean_interval, paired_difference
+from scipy import integrate, special, stats
 
 
 def test_interval_of_a_hand_computed_example():
@@ -39,6 +39,35 @@ def test_one_value_has_no_interval_and_none_is_an_error():
     assert mean_interval([42.0]) == Interval(42.0, None, 1)
     with pytest.raises(ValueError, match="at least one"):
         mean_interval([])
+
+
+@pytest.mark.parametrize(("right", "images"), [(7, 10), (0, 10), (10, 10), (1, 1), (412, 1000)])
+def test_the_ends_of_the_exact_binomial_interval_leave_two_and_a_half_percent(right, images):
+    found = binomial_interval(right, images)
+    assert (found.mean, found.count, found.images) == (100 * right / images, 1, images)
+    above = stats.binom.sf(right - 1, images, found.low / 100)  # P(X >= right)
+    below = stats.binom.cdf(right, images, found.high / 100)
+    assert above == pytest.approx(0.025 if right > 0 else 1.0, abs=1e-6)
+    assert below == pytest.approx(0.025 if right < images else 1.0, abs=1e-6)
+
+
+def test_identical_values_have_no_interval_and_two_or_three_are_too_few():
+    same = mean_interval([0.1 + 0.2] * 3)
+    assert (same.identical, same.too_few, same.low) == (True, False, None)
+    assert [mean_interval(range(count)).too_few for count in (1, 2, 3, 4)] == [False, True, True, False]
+
+
+@pytest.mark.parametrize(
+    ("interval", "text"),
+    [
+        (mean_interval([50.0, 60.0, 70.0]), "60.0 ± 24.8 (95 %, Student's t over 3, too few)"),
+        (binomial_interval(7, 10), "70.0 (95 % 34.8 to 93.3, exact binomial, 10 test images)"),
+        (mean_interval([50.0, 50.0]), "50.0 (identical in 2)"),
+        (mean_interval([50.0]), "50.0 (1 value)"),
+    ],
+)
+def test_a_printed_interval_says_what_it_is(interval, text):
+    assert str(interval) == text
 
 
 def test_paired_difference_uses_the_common_episodes_only():

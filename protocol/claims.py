@@ -1,0 +1,107 @@
+"""How an accuracy is written: its value, its interval, and what it rests on."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from .statistics import BINOMIAL, STUDENT, Interval
+
+MEASURES = {"balanced_accuracy": "balanced accuracy", "macro_f1": "macro-F1", "auroc": "AUROC"}
+NAMED = 3
+
+
+def counted(number: int, noun: str) -> str:
+    """Return such as "1 episode" or "1,125 test images"."""
+    return f"{number:,} {noun}{'' if number == 1 else 's'}"
+
+
+def _all(number: int, noun: str) -> str:
+    return f"both {noun}s" if number == 2 else f"all {counted(number, noun)}"
+
+
+def percent(interval: Mapping[str, Any] | None, unit: str = "episode", *, said: bool = False) -> str:
+    """Return an accuracy with its interval, "" for None: `51.2 ± 0.6 %` or `70.0 %, 34.8 to 93.3`.
+
+    Args:
+        interval: An `Interval` as a dictionary.
+        unit: What an episode is called.
+        said: Whether to say what the interval is: `70.0 % (95 % 34.8 to 93.3, exact binomial)`.
+    """
+    if interval is None:
+        return ""
+    found = Interval(**interval)
+    if not said:
+        ends = [_ends(found)] if found.kind == BINOMIAL else []
+        return ", ".join([_value(found, unit), *ends, *(["too few"] if found.too_few else [])])
+    notes = [f"95 %, {STUDENT}"] if found.kind == STUDENT else []
+    notes += [f"95 % {_ends(found)}, {BINOMIAL}"] if found.kind == BINOMIAL else []
+    notes += [f"{counted(found.count, unit)} are too few"] if found.too_few else []
+    return _with_notes(_value(found, unit), notes)
+
+
+def so_far(found: Interval, unit: str) -> str:
+    """Return a running mean with what it rests on: `51.2 ± 1.9 % (36 episodes, 2,700 test images)`."""
+    notes = [f"95 % {_ends(found)}"] if found.kind == BINOMIAL else []
+    notes += [counted(found.count, unit)] if found.kind == STUDENT else []
+    notes += ["too few"] if found.too_few else []
+    notes += [] if found.images is None else [counted(found.images, "test image")]
+    return _with_notes(_value(found, unit), notes)
+
+
+def _value(found: Interval, unit: str) -> str:
+    if found.identical:
+        return f"{found.mean:.1f} % in {_all(found.count, unit)}"
+    half_width = "" if found.half_width is None else f" ± {found.half_width:.1f}"
+    return f"{found.mean:.1f}{half_width} %"
+
+
+def _ends(found: Interval) -> str:
+    return f"{found.low:.1f} to {found.high:.1f}"
+
+
+def _with_notes(value: str, notes: Sequence[str]) -> str:
+    return f"{value} ({', '.join(notes)})" if notes else value
+
+
+def points(interval: Mapping[str, Any] | None) -> str:
+    """Return a paired difference in percentage points, such as `+0.09 ± 1.23 (15 pairs)`; "" for None."""
+    if interval is None:
+        return ""
+    found = Interval(**interval)
+    pairs = counted(found.count, "pair")
+    if found.identical:
+        return f"identical ({pairs})" if found.mean == 0 else f"{found.mean:+.2f} in {_all(found.count, 'pair')}"
+    half_width = "" if found.half_width is None else f" ± {found.half_width:.2f}"
+    return f"{found.mean:+.2f}{half_width} ({pairs}){', too few' if found.too_few else ''}"
+
+
+def tested(each: Sequence[int] | None, episodes: int) -> str:
+    """Return such as "75 test images each" for the smallest and largest number of an episode; "" if unknown."""
+    if each is None:
+        return ""
+    least, most = each
+    number = counted(most, "test image") if least == most else f"{least:,} to {most:,} test images"
+    return number if episodes == 1 else f"{number} each"
+
+
+def untested(method: Mapping[str, Any]) -> str:
+    """Return a note on the classes without test images, such as "2 of 10 classes have no test image: 'a', 'b'"."""
+    names = method.get("untested_classes") or []
+    if not names:
+        return ""
+    more = f" and {len(names) - NAMED} more" if len(names) > NAMED else ""
+    verb = "has" if len(names) == 1 else "have"
+    shown = ", ".join(map(repr, names[:NAMED]))
+    return f"{len(names)} of {method['classes']:,} classes {verb} no test image: {shown}{more}"
+
+
+def diverged(method: Mapping[str, Any], unit: str = "episode") -> str:
+    """Return a note on the episodes that diverged, with the reason of the first; "" for none."""
+    faults = method.get("diverged") or []
+    if not faults:
+        return ""
+    numbers = ", ".join(str(fault[unit]) for fault in faults[:NAMED])
+    more = f" and {len(faults) - NAMED} more" if len(faults) > NAMED else ""
+    which = f"{unit}{'' if len(faults) == 1 else 's'} {numbers}{more}"
+    return f"{len(faults)} diverged and left out ({which}: {faults[0]['reason']})"
