@@ -9,6 +9,8 @@ from importlib import import_module
 
 from rich.console import Console
 
+from ..signals import STOP
+
 LIGHT = ("data", "report")
 
 
@@ -22,7 +24,8 @@ def run(command: str, arguments: list[str]) -> int:
         _prepare_torch()
     # Each command is a function in the module of the same name.
     function = getattr(import_module(f".{command}", __name__), command)
-    return function(arguments, Console(highlight=False))
+    with STOP.raising():
+        return function(arguments, Console(highlight=False))
 
 
 def _prepare_torch() -> None:

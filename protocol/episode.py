@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import copy
 import logging
-import signal
-import threading
 import time
 import warnings
 from collections.abc import Iterator
@@ -24,6 +22,7 @@ from ..datamodules.few_shot import FewShotDataModule
 from ..errors import DtrapError
 from ..lightning_modules import FewShotClassifier
 from .checkpoint import SeededSteps, StepCheckpoint
+from .interrupts import Interrupts, keyboard_interrupts, leave_signals_alone
 from .progress import EpisodeProgress
 from .run_folder import Row
 
@@ -116,37 +115,6 @@ class EpisodeRecorder(Callback):
         return {"boundary": _floats(self._boundary), "end": _floats(self._end)}
 
 
-class Interrupts(Callback):
-    """Stops the run at the next batch if Ctrl-C came while Python ignores exceptions, as during the fork of workers.
-
-    Use as a context manager around the run.
-    """
-
-    def __init__(self) -> None:
-        self._interrupted = False
-
-    def __enter__(self) -> Interrupts:
-        main = threading.current_thread() is threading.main_thread()
-        if main and signal.getsignal(signal.SIGINT) is signal.default_int_handler:
-            signal.signal(signal.SIGINT, self._interrupt)
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        if signal.getsignal(signal.SIGINT) == self._interrupt:
-            signal.signal(signal.SIGINT, signal.default_int_handler)
-
-    def _interrupt(self, *_: object) -> None:
-        self._interrupted = True
-        raise KeyboardInterrupt
-
-    def on_train_batch_start(self, *_: Any) -> None:
-        """Raise the KeyboardInterrupt that was lost."""
-        if self._interrupted:
-            raise KeyboardInterrupt
-
-    on_validation_batch_start = on_test_batch_start = on_train_batch_start  # type: ignore[assignment]
-
-
 def _floats(terms: dict[str, Tensor] | None) -> dict[str, float] | None:
     return None if terms is None else {name: float(value) for name, value in terms.items()}
 
@@ -171,7 +139,7 @@ def episode_trainer(arguments: dict[str, Any], callbacks: list[Callback], *, pro
         # A launcher's variables (torchrun, SLURM) must not turn an episode into a distributed run.
         "plugins": [*_as_list(arguments.get("plugins")), LightningEnvironment()],
         # Copies: what a callback such as EarlyStopping has seen of one episode must not reach the next.
-        "callbacks": [*copy.deepcopy(_as_list(arguments.get("callbacks"))), *callbacks],
+        "callbacks": [Interrupts(), *copy.deepcopy(_as_list(arguments.get("callbacks"))), *callbacks],
     }
     try:
         trainer = Trainer(**settings)
@@ -179,6 +147,7 @@ def episode_trainer(arguments: dict[str, Any], callbacks: list[Callback], *, pro
         shown = ("accelerator", "devices", "precision")
         given = ", ".join(f"{name} {arguments[name]!r}" for name in shown if name in arguments)
         raise _trainer_error(error, f" ({given})") from error
+    leave_signals_alone(trainer)
     if trainer.num_devices != 1 or trainer.num_nodes != 1:
         raise DtrapError(
             f"trainer.devices is {arguments.get('devices')!r}, which is {trainer.num_devices} devices; an episode runs "
@@ -226,8 +195,8 @@ def run_episode(
         DtrapError: The data or the settings do not allow the episode.
     """
     recorder = EpisodeRecorder(progress)
-    with Interrupts() as interrupts:
-        callbacks: list[Callback] = [stage_switch, recorder, interrupts]
+    with keyboard_interrupts():
+        callbacks: list[Callback] = [stage_switch, recorder]
         resumed: dict[str, Any] = {}
         if checkpoint is not None:
             callbacks += [SeededSteps(data.episode_seed("step")), checkpoint]
@@ -241,9 +210,6 @@ def run_episode(
                 trainer.test(module, datamodule=data, verbose=False)
         except MisconfigurationException as error:
             raise _trainer_error(error) from error
-        except SystemExit as stop:  # Lightning turns Ctrl-C and SIGTERM into it, and leaves its own signal handler
-            signal.signal(signal.SIGINT, signal.default_int_handler)
-            raise KeyboardInterrupt from stop
     row: Row = {"episode": data.episode, "seed": data.seed, "classes": list(data.class_names)}
     row |= _accuracies(zero_shot, module, data.class_names)
     return row | {"losses": recorder.losses, "seconds": round(recorder.seconds, 3)}

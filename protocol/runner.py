@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -16,6 +17,7 @@ from ..datamodules.few_shot import FewShotDataModule
 from ..errors import DtrapError, check_one_of
 from ..keywords import Unpack
 from ..lightning_modules import FewShotClassifier
+from ..signals import STOP
 from .adapters import AdapterCard, save_adapter
 from .checkpoint import StepCheckpoint
 from .configuration import MethodConfig
@@ -88,6 +90,9 @@ class ProtocolRun:
         settings: Number of episodes, and which files are written.
         console: Where progress and results are printed.
 
+    Attributes:
+        begun: Whether the folder holds results of this run, and none of one that it overwrites.
+
     Raises:
         DtrapError: The results would be written into the user's image folder.
     """
@@ -101,6 +106,7 @@ class ProtocolRun:
         self.episodes = min(settings.episodes, data.tasks or settings.episodes)
         self.folder = RunFolder(settings.folder or Path("runs") / self._default_name())
         self.record = FolderIdentity(self.folder, methods, data)
+        self.begun = False
         self._zero_shots: dict[str, ZeroShots] = {}
         if data.own_images and self.folder.path.resolve().is_relative_to(data.root.resolve()):
             raise DtrapError(
@@ -127,7 +133,7 @@ class ProtocolRun:
         Raises:
             KeyboardInterrupt: The run was interrupted; the result so far has been printed.
         """
-        with self.folder.lock(), without_expected_warnings():
+        with STOP.handled([signal.SIGINT]), self.folder.lock(), without_expected_warnings():
             overwrite = self.settings.overwrite and self.folder.identity.exists()
             if not overwrite:
                 self.record.check_methods()
@@ -135,14 +141,20 @@ class ProtocolRun:
             missing = {name: every if overwrite else rows.missing(name, self.episodes) for name in self.names}
             if any(missing.values()):
                 self._check_settings()
+                self.begun = True
                 if overwrite:
                     self.folder.clear()
                 self.record.record()
                 try:
                     self._run_missing(missing)
-                except KeyboardInterrupt:
+                except (KeyboardInterrupt, Exception) as error:
+                    # A worker process that the same signal ended raises a RuntimeError.
+                    if not isinstance(error, KeyboardInterrupt) and (
+                        STOP.received is None or isinstance(error, DtrapError)
+                    ):
+                        raise
                     self._finish(complete=False)
-                    raise
+                    raise KeyboardInterrupt from error
             else:
                 if self.data.root.exists():  # without the data the result is shown, with other data it is not
                     self.record.check_data_files()
@@ -191,6 +203,7 @@ class ProtocolRun:
                     self.data.set_episode(episode)
                     for method in self.methods:
                         if episode in missing[method.name]:
+                            STOP.check()
                             progress.begin(episode)
                             row = self._run_method(method, modules[method.name], arguments[method.name], progress)
                             rows.append(row)
