@@ -22,6 +22,7 @@ from ..datamodules.few_shot import FewShotDataModule
 from ..errors import DtrapError
 from ..lightning_modules import FewShotClassifier
 from .checkpoint import SeededSteps, StepCheckpoint
+from .explanation import explained_creation, explained_use
 from .interrupts import Interrupts, keyboard_interrupts, leave_signals_alone
 from .progress import EpisodeProgress
 from .run_folder import Row
@@ -139,11 +140,11 @@ def episode_trainer(arguments: dict[str, Any], callbacks: list[Callback], *, pro
         # A launcher's variables (torchrun, SLURM) must not turn an episode into a distributed run.
         "plugins": [*_as_list(arguments.get("plugins")), LightningEnvironment()],
         # Copies: what a callback such as EarlyStopping has seen of one episode must not reach the next.
-        "callbacks": [Interrupts(), *copy.deepcopy(_as_list(arguments.get("callbacks"))), *callbacks],
+        "callbacks": [Interrupts(), *_copies(_as_list(arguments.get("callbacks"))), *callbacks],
     }
     try:
         trainer = Trainer(**settings)
-    except (MisconfigurationException, ValueError, TypeError, ImportError) as error:
+    except Exception as error:
         shown = ("accelerator", "devices", "precision")
         given = ", ".join(f"{name} {arguments[name]!r}" for name in shown if name in arguments)
         raise _trainer_error(error, f" ({given})") from error
@@ -160,6 +161,16 @@ def episode_trainer(arguments: dict[str, Any], callbacks: list[Callback], *, pro
 
 def _as_list(value: Any) -> list[Any]:
     return value if isinstance(value, list) else [value] if value else []
+
+
+def parts_of(module: FewShotClassifier) -> list[object]:
+    """Return the module and its parts that a user may have written."""
+    return [module, module.backbone, module.tuner, module.objective]
+
+
+def _copies(callbacks: list[Callback]) -> list[Callback]:
+    with explained_creation("trainer.callbacks", None):
+        return copy.deepcopy(callbacks)
 
 
 def _trainer_error(error: Exception, given: str = "") -> DtrapError:
@@ -201,13 +212,14 @@ def run_episode(
         if checkpoint is not None:
             callbacks += [SeededSteps(data.episode_seed("step")), checkpoint]
             resumed = {"ckpt_path": checkpoint.path, "weights_only": True} if checkpoint.found else {}
-        trainer = episode_trainer(arguments, callbacks)
+        trainer: Any = episode_trainer(arguments, callbacks)
         try:
-            zero_shot = _zero_shot(trainer, module, data, zero_shots) if data.has_query else None
-            torch.manual_seed(data.episode_seed("training"))
-            trainer.fit(module, datamodule=data, **resumed)
-            if data.has_query:
-                trainer.test(module, datamodule=data, verbose=False)
+            with explained_use([*trainer.callbacks, *parts_of(module), data]):
+                zero_shot = _zero_shot(trainer, module, data, zero_shots) if data.has_query else None
+                torch.manual_seed(data.episode_seed("training"))
+                trainer.fit(module, datamodule=data, **resumed)
+                if data.has_query:
+                    trainer.test(module, datamodule=data, verbose=False)
         except MisconfigurationException as error:
             raise _trainer_error(error) from error
     row: Row = {"episode": data.episode, "seed": data.seed, "classes": list(data.class_names)}

@@ -21,7 +21,8 @@ from ..signals import STOP
 from .adapters import AdapterCard, save_adapter
 from .checkpoint import StepCheckpoint
 from .configuration import MethodConfig
-from .episode import ZeroShots, episode_trainer, run_episode, without_expected_warnings
+from .episode import ZeroShots, episode_trainer, parts_of, run_episode, without_expected_warnings
+from .explanation import explained_creation, explained_use
 from .folder_identity import FolderIdentity, Method
 from .identity import default_folder_name
 from .loggers import ProtocolLogger
@@ -30,6 +31,7 @@ from .progress import EpisodeProgress
 from .result import ProtocolResult
 from .run_folder import Row, RunFolder
 from .settings import ProtocolOptions, ProtocolSettings
+from .space import check_space
 from .summary import render, summarize
 
 
@@ -140,13 +142,13 @@ class ProtocolRun:
             every, rows = list(range(self.episodes)), self.folder.rows
             missing = {name: every if overwrite else rows.missing(name, self.episodes) for name in self.names}
             if any(missing.values()):
-                self._check_settings()
+                modules, arguments = self._prepare(missing, overwrite=overwrite)
                 self.begun = True
                 if overwrite:
                     self.folder.clear()
                 self.record.record()
                 try:
-                    self._run_missing(missing)
+                    self._run_missing(missing, modules, arguments)
                 except (KeyboardInterrupt, Exception) as error:
                     # A worker process that the same signal ended raises a RuntimeError.
                     if not isinstance(error, KeyboardInterrupt) and (
@@ -179,18 +181,43 @@ class ProtocolRun:
                     f"{self.data.steps_per_epoch} step(s), which can be resumed. Set trainer.max_epochs instead."
                 )
 
-    def _run_missing(self, missing: dict[str, list[int]]) -> None:
-        episodes = sorted(set().union(*missing.values()))
+    def _prepare(
+        self, missing: dict[str, list[int]], *, overwrite: bool
+    ) -> tuple[dict[str, FewShotClassifier], dict[str, dict[str, Any]]]:
+        """Return the modules and the Trainer's arguments of the methods; a mistake is found before a file is touched.
+
+        Only the first method has loggers: they log all methods, and some of them start a run when they are created.
+        """
+        self._check_settings()
+        if not overwrite and self.folder.rows.read():
+            self.record.check_data_files()
         self.data.setup()
         modules = self._build_modules()
         for module in dict.fromkeys(modules.values()):
-            self._rehearse(module)
+            with explained_use([*parts_of(module), self.data]):
+                self._rehearse(module)
+        check_space(
+            self.folder,
+            modules,
+            missing,
+            save_adapters=self.settings.save_adapters,
+            checkpoints=self.data.streams,
+            overwrite=overwrite,
+        )
+        return modules, {method.name: method.trainer_arguments(logger=method is self.main) for method in self.methods}
+
+    def _run_missing(
+        self,
+        missing: dict[str, list[int]],
+        modules: dict[str, FewShotClassifier],
+        arguments: dict[str, dict[str, Any]],
+    ) -> None:
+        episodes = sorted(set().union(*missing.values()))
         for line in dict.fromkeys(module.describe_training() for module in modules.values()):
             self._say(line)
         self._say(f"Results: {self.folder.path}")
         self.record.record_subsets(episodes)
         rows = [row for row in self.folder.rows.read() if row["episode"] < self.episodes]
-        arguments = {method.name: method.trainer_arguments() for method in self.methods}
         configs = {method.name: method.values for method in self.methods}
         configured = arguments[self.main.name].get("logger")
         logger = ProtocolLogger(configured, self.folder, configs, self._warn, self.data.description, self._tags())
@@ -224,12 +251,14 @@ class ProtocolRun:
         checkpoint = zero_shots = None
         if self.data.streams:
             zero_shots = self._zero_shots.setdefault(method.name, {})
-            checkpoint = StepCheckpoint(self.folder.checkpoints / f"{stem}.ckpt", self.settings.checkpoint_every)
+            path, every = self.folder.checkpoints / f"{stem}.ckpt", self.settings.checkpoint_every
+            checkpoint = StepCheckpoint(path, every, self.folder.check_present)
         row = run_episode(module, self.data, arguments, method.stage_switch(), progress, checkpoint, zero_shots)
         row = {"episode": row.pop("episode"), "method": method.name, **row}
+        self.folder.check_present()
         if self.settings.save_adapters:
             card = AdapterCard.of(module, self.data, row)
-            save_adapter(self.folder.adapters / f"{stem}.safetensors", module, card)
+            save_adapter(self._path_of(self.data.episode, method.name), module, card)
         if self.data.episode < self.settings.pictures:
             from .picture import save_episode_picture  # imports matplotlib
 
@@ -260,9 +289,20 @@ class ProtocolRun:
         if module.tuner.own_prompts:
             with torch.no_grad():
                 module.text_features()
+        if module.own_optimizer is not None:
+            with explained_creation("model.optimizer", None):
+                optimizer = module.own_optimizer([torch.nn.Parameter(torch.zeros(1))])
+            if module.own_lr_scheduler is not None:
+                with explained_creation("model.lr_scheduler", None):
+                    module.own_lr_scheduler(optimizer)
 
     def _finish(self, *, complete: bool) -> ProtocolResult:
-        """Write the summary, print it and return the result."""
+        """Write the summary, print it and return the result.
+
+        Raises:
+            DtrapError: The folder is gone, or rows are missing at the end of a complete run.
+        """
+        self.folder.check_present()
         rows, data = self.folder.rows.read(), self.data
         support = len(data.support_ids) if complete and not data.has_query else None
         summary = summarize(
@@ -275,12 +315,26 @@ class ProtocolRun:
         render(summary, self.console)
         if data.skipped_images:
             self._say(f"{len(data.skipped_images)} missing or unreadable images left out; listed above.")
-        if self.settings.save_adapters and self.folder.adapters.exists():
-            self._say(f"Adapters: {self.folder.adapters}")
-        elif self.settings.save_adapters:
-            self._warn("this run saved no adapters; use --protocol.overwrite true to run it again and save them.")
         chosen = [row for row in rows if row["method"] in self.names and row["episode"] < self.episodes]
+        if self.settings.save_adapters:
+            self._tell_adapters(chosen, complete=complete)
+        lost = len(self.names) * self.episodes - len(chosen)
+        if complete and lost:
+            raise DtrapError(f"{self.folder.results}: {lost} rows are missing. Rerun the same command; it runs them.")
         return ProtocolResult(self.folder.path, chosen, summary)
+
+    def _tell_adapters(self, rows: list[Row], *, complete: bool) -> None:
+        without = [row for row in rows if not self._path_of(row["episode"], row["method"]).exists()]
+        if len(without) < len(rows):
+            self._say(f"Adapters: {self.folder.adapters}")
+        # Not after an interrupt: the remedy would delete the rows and checkpoints that the run resumes from.
+        if without and complete:
+            which = "this run" if len(without) == len(rows) else f"{len(without)} of {len(rows)} episodes"
+            self._warn(f"{which} saved no adapters; use --protocol.overwrite true to run it again and save them.")
+
+    def _path_of(self, episode: int, method: str) -> Path:
+        """File of an adapter."""
+        return self.folder.adapters / f"episode_{episode:04d}_{method}.safetensors"
 
     def _say(self, line: str) -> None:
         say(self.console, line)
