@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pkgutil import resolve_name
 from types import CodeType
 from typing import Any
@@ -32,12 +32,12 @@ def explained_creation(option: str, config: Any) -> Iterator[None]:
     except DtrapError:
         raise
     except Exception as error:
-        name, path = _configured(error, dict(_class_paths(option, config))) or (option, None)
+        source, name, path = _configured(error, dict(_class_paths(option, config))) or (error, option, "")
         what = f"{name}: {path} cannot be created" if path else f"{name}: cannot be created"
-        missing = "install what it needs, " if isinstance(error, ImportError) else ""
+        missing = "install what it needs, " if isinstance(source, ImportError) else ""
         raise DtrapError(
-            f"{what} ({_reason(error)}). Change --{name} or its arguments, {missing}or leave it out; --debug shows the "
-            "traceback."
+            f"{what} ({_reason(source)}). Change --{name} or its arguments, {missing}or leave it out; --debug shows "
+            "the traceback."
         ) from error
 
 
@@ -69,7 +69,7 @@ def explained_use(parts: Iterable[object]) -> Iterator[None]:
         ) from error
 
 
-def _reason(error: Exception) -> str:
+def _reason(error: BaseException) -> str:
     return f"{type(error).__name__}: {first_line(error)[:LONGEST_REASON]}".rstrip(".")
 
 
@@ -91,27 +91,41 @@ def _class_paths(option: str, config: Any) -> Iterator[tuple[str, str]]:
             yield from _class_paths(option if key == "init_args" else f"{option}.{key}", value)
 
 
-def _configured(error: Exception, options: dict[str, str]) -> tuple[str, str] | None:
-    """Return option and class path of the innermost configured class in whose constructor the error was raised."""
+def _configured(error: BaseException, options: dict[str, str]) -> tuple[BaseException, str, str] | None:
+    """Return the error in the constructor of a configured class, and the option and class path of that class."""
     classes: dict[str, Any] = {}
     for path in options:
-        try:
+        with suppress(ImportError, AttributeError, ValueError):
             classes[path] = resolve_name(path)
-        except (ImportError, AttributeError, ValueError):
-            continue
-    found = None
-    for code, owner in _frames(error):
-        for path, kind in classes.items():
-            is_class = isinstance(kind, type) and isinstance(owner, kind)
-            if (is_class and code.co_name in ("__init__", "__new__")) or getattr(kind, "__code__", None) is code:
-                found = options[path], path
-    if found is None and len(options) == 1:
+    for source in _sources(error):
+        for code, owner in reversed(list(_frames(source))):
+            for path, kind in classes.items():
+                is_class = isinstance(kind, type) and isinstance(owner, kind)
+                if is_class or getattr(kind, "__code__", None) is code:
+                    return source, options[path], path
+    if len(options) == 1:
         ((path, option),) = options.items()
-        found = option, path
-    return found
+        return error, option, path
+    return None
 
 
-def _frames(error: Exception) -> Iterator[tuple[CodeType, object]]:
+def _sources(error: BaseException) -> Iterator[BaseException]:
+    """Yield an error and those that it was raised from.
+
+    Where an option's type allows several classes, jsonargparse raises one error from a list with one for each.
+    """
+    yield error
+    traceback = error.__traceback__
+    while traceback is not None and traceback.tb_next is not None:
+        traceback = traceback.tb_next
+    # Private: the list is a local variable of jsonargparse's function.
+    listed = traceback.tb_frame.f_locals.get("exceptions", []) if traceback is not None else []
+    for source in [error.__cause__, *(listed if isinstance(listed, list) else [])]:
+        if isinstance(source, BaseException):
+            yield from _sources(source)
+
+
+def _frames(error: BaseException) -> Iterator[tuple[CodeType, object]]:
     """Yield the code of each frame of a traceback and its first argument, the outermost frame first."""
     traceback = error.__traceback__
     while traceback is not None:

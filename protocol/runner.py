@@ -289,12 +289,17 @@ class ProtocolRun:
         if module.tuner.own_prompts:
             with torch.no_grad():
                 module.text_features()
+        self._try_optimizer(module)
+
+    def _try_optimizer(self, module: FewShotClassifier) -> None:
+        """Find mistakes in the arguments of optimizer and schedule, which are created in every episode."""
+        optimizer: Any = torch.optim.SGD(parameters := [torch.nn.Parameter(torch.zeros(1))], lr=1.0)
         if module.own_optimizer is not None:
             with explained_creation("model.optimizer", None):
-                optimizer = module.own_optimizer([torch.nn.Parameter(torch.zeros(1))])
-            if module.own_lr_scheduler is not None:
-                with explained_creation("model.lr_scheduler", None):
-                    module.own_lr_scheduler(optimizer)
+                optimizer = module.own_optimizer(parameters)
+        if module.own_lr_scheduler is not None:
+            with explained_creation("model.lr_scheduler", None):
+                module.own_lr_scheduler(optimizer)
 
     def _finish(self, *, complete: bool) -> ProtocolResult:
         """Write the summary, print it and return the result.

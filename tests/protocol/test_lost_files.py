@@ -49,7 +49,7 @@ def replaced(run):
 @pytest.mark.parametrize("more", [[], ["--protocol.save_adapters", "true", "--protocol.pictures", "2"]])
 def test_a_folder_that_vanishes_stops_the_run_at_the_next_row(dtrap, words, tmp_path, at_step, fate, more):
     at_step(12, lambda: fate(tmp_path / "run"))
-    status, out, err = dtrap(*words, *more, "--protocol.folder", "run")
+    status, _, err = dtrap(*words, *more, "--protocol.folder", "run")
     assert status == 2
     assert "the run folder run was deleted or moved while the run was writing to it" in err
     assert "rerun the same command" in err
