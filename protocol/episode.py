@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import gc
 import logging
 import time
 import warnings
@@ -161,6 +162,21 @@ def episode_trainer(arguments: dict[str, Any], callbacks: list[Callback], *, pro
 
 def _as_list(value: Any) -> list[Any]:
     return value if isinstance(value, list) else [value] if value else []
+
+
+@contextmanager
+def cheap_collection() -> Iterator[None]:
+    """Make `gc.collect` cheap in this context: objects that exist before it are not looked at.
+
+    Each Trainer is garbage in cycles. Python collects such garbage after many episodes only, so that memory grows in
+    between and its free parts are scattered.
+    """
+    gc.collect()
+    gc.freeze()
+    try:
+        yield
+    finally:
+        gc.unfreeze()
 
 
 def parts_of(module: FewShotClassifier) -> list[object]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import signal
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
@@ -21,7 +22,7 @@ from ..signals import STOP
 from .adapters import AdapterCard, save_adapter
 from .checkpoint import StepCheckpoint
 from .configuration import MethodConfig
-from .episode import ZeroShots, episode_trainer, parts_of, run_episode, without_expected_warnings
+from .episode import ZeroShots, cheap_collection, episode_trainer, parts_of, run_episode, without_expected_warnings
 from .explanation import explained_creation, explained_use
 from .folder_identity import FolderIdentity, Method
 from .identity import default_folder_name
@@ -225,7 +226,7 @@ class ProtocolRun:
         progress = EpisodeProgress(self.episodes, self.names, rows=rows, unit=self.data.unit, console=self.console)
         status = "failed"
         try:
-            with progress:
+            with progress, cheap_collection():
                 for episode in episodes:
                     self.data.set_episode(episode)
                     for method in self.methods:
@@ -235,6 +236,7 @@ class ProtocolRun:
                             row = self._run_method(method, modules[method.name], arguments[method.name], progress)
                             rows.append(row)
                             progress.finish(row)
+                            gc.collect()
                     logger.log_episode(rows, episode)
             status = "success"
         finally:
