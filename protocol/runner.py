@@ -189,10 +189,11 @@ class ProtocolRun:
 
         Only the first method has loggers: they log all methods, and some of them start a run when they are created.
         """
-        self._check_settings()
+        with explained_use([self.data]):
+            self._check_settings()
+            self.data.setup()
         if not overwrite and self.folder.rows.read():
             self.record.check_data_files()
-        self.data.setup()
         modules = self._build_modules()
         for module in dict.fromkeys(modules.values()):
             with explained_use([*parts_of(module), self.data]):
