@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import os
+import shlex
 import sys
+from contextlib import suppress
 
 from . import __version__
 from .errors import DtrapError, expected_one_of
+from .signals import STOP
 
 COMMANDS = {
     "fit": "train and test on every episode; print mean and 95% interval",
@@ -49,25 +52,57 @@ def main(arguments: list[str] | None = None) -> None:
         arguments: Words after `dtrap`; those of the process if None.
     """
     words = list(sys.argv[1:] if arguments is None else arguments)
+    with STOP.handled(ends_process=True):
+        status = _run(words)
+    sys.exit(status)
+
+
+def _run(words: list[str]) -> int:
+    """Run the command and return its exit status: 128 + its number after a signal, 2 after a user's mistake."""
     debug = "--debug" in words
     words = [word for word in words if word != "--debug"]
+    STOP.last_words = "Interrupted."
+    if words[:1] == ["fit"]:
+        STOP.last_words += f" Resume with: {shlex.join(['dtrap', *words])}"
     try:
         status = _dispatch(words)
         if sys.stdout is not None:  # None if the shell closed it (>&-)
             sys.stdout.flush()
     except KeyboardInterrupt:
-        print("Interrupted.", file=sys.stderr)
+        _complain("Interrupted.")
         status = 130
     except BrokenPipeError:
-        # The reader has closed the pipe (`dtrap configs | head`); Python would fail again when it flushes at exit.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        # The reader has closed the pipe (`dtrap configs | head`).
         status = 141
     except (DtrapError, OSError) as error:
         if debug:
             raise
-        print(f"dtrap: {error}", file=sys.stderr)
+        _complain(f"dtrap: {error}")
         status = 2
-    sys.exit(status)
+    except (Exception, SystemExit):
+        # Lightning turns a KeyboardInterrupt into a SystemExit, an import that it ended into an ImportError, and a
+        # worker process that the same signal ended raises a RuntimeError.
+        if STOP.received is None:
+            raise
+        _complain("Interrupted.")
+        status = 130
+    _drop_unwritten()
+    return status if STOP.received is None else 128 + STOP.received
+
+
+def _complain(text: str) -> None:
+    with suppress(OSError):  # the terminal may be gone
+        print(text, file=sys.stderr)
+
+
+def _drop_unwritten() -> None:
+    """Let nothing fail at Python's own flush when it exits: the reader or the terminal may be gone."""
+    for stream in (sys.stdout, sys.stderr):
+        try:
+            if stream is not None:
+                stream.flush()
+        except OSError:
+            os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
 
 
 def _dispatch(words: list[str]) -> int:

@@ -11,7 +11,7 @@ class DtrapError(Exception):
     """A mistake in a config, a value, a file or the data; the message says what was expected and the remedy."""
 
 
-def first_line(error: Exception) -> str:
+def first_line(error: BaseException) -> str:
     """Return the first line of an exception's message, or its type if it has none."""
     return (str(error).strip() or type(error).__name__).splitlines()[0]
 

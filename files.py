@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 import errno
+import glob
 import math
 import os
+import re
 import shutil
 import stat
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import IO, Any
 
 from .errors import DtrapError
 
+# Names of the temporary files and folders of `replacing`, with the process that writes them.
+TEMPORARY = re.compile(r"\.(.+)\.(\d+)\.tmp", re.DOTALL)
 RERUN = "and rerun the same command."
 
 
@@ -32,14 +37,47 @@ def replacing(path: Path, remedy: str = RERUN, errors: tuple[type[Exception], ..
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
+        remove_leftovers(path.parent, glob.escape(path.name))
         yield temporary
         os.replace(temporary, path)
     except errors as error:
         raise cannot_write(path, error, remedy) from error
     finally:
-        shutil.rmtree(temporary, ignore_errors=True)
-        with suppress(OSError):
-            temporary.unlink()
+        _remove(temporary)
+
+
+def remove_leftovers(folder: Path, name: str) -> None:
+    """Delete the temporary files and folders in a folder that killed processes left of `replacing`.
+
+    Args:
+        folder: The folder; it need not exist.
+        name: Pattern of the names of the files that were to be replaced.
+    """
+    for path in folder.glob(f".{name}.*.tmp"):
+        found = TEMPORARY.fullmatch(path.name)
+        if found and fnmatchcase(found[1], name) and not _runs(int(found[2])):
+            _remove(path)
+
+
+def _runs(process: int) -> bool:
+    """Whether another process has this number; in a container, a killed one may have had that of this process."""
+    if process == os.getpid():
+        return False
+    if os.name != "posix":  # signal 0 would end the process
+        return True
+    try:
+        os.kill(process, 0)
+    except (ProcessLookupError, OverflowError):
+        return False
+    except OSError:  # of another user
+        return True
+    return True
+
+
+def _remove(path: Path) -> None:
+    shutil.rmtree(path, ignore_errors=True)
+    with suppress(OSError):
+        path.unlink()
 
 
 def write_atomically(path: Path, content: bytes, remedy: str = RERUN) -> None:

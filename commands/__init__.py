@@ -11,6 +11,7 @@ from rich.console import Console
 
 from ..errors import DtrapError
 from ..files import printable
+from ..signals import STOP
 
 LIGHT = ("data", "report")
 
@@ -31,7 +32,8 @@ def run(command: str, arguments: list[str]) -> int:
         _prepare_torch()
     # Each command is a function in the module of the same name.
     function = getattr(import_module(f".{command}", __name__), command)
-    return function(arguments, Console(highlight=False))
+    with STOP.raising():
+        return function(arguments, Console(highlight=False))
 
 
 def _prepare_torch() -> None:

@@ -13,6 +13,7 @@ from ..errors import DtrapError
 from ..lightning_modules.finite import DivergedError
 from ..protocol.configuration import build_data
 from ..protocol.runner import ProtocolRun
+from ..signals import STOP
 from .parser import parse_methods
 
 
@@ -25,17 +26,19 @@ def fit(arguments: list[str], console: Console) -> int:
     Raises:
         DtrapError: A config, a value or a file is not as expected.
     """
-    methods = parse_methods(arguments)
-    episode = methods[0].values["data"].get("init_args", {}).get("episode", 0)
-    if episode:
-        raise DtrapError(
-            f"data.episode is {episode}, but a run has the episodes 0 to --protocol.episodes - 1. Leave it out."
-        )
-    run = ProtocolRun(methods, build_data(methods[0].parsed), methods[0].settings, console)
+    with STOP.ending_at_once():  # nothing is written yet
+        methods = parse_methods(arguments)
+        episode = methods[0].values["data"].get("init_args", {}).get("episode", 0)
+        if episode:
+            raise DtrapError(
+                f"data.episode is {episode}, but a run has the episodes 0 to --protocol.episodes - 1. Leave it out."
+            )
+        run = ProtocolRun(methods, build_data(methods[0].parsed), methods[0].settings, console)
+    STOP.last_words = f"Interrupted. Resume with: {_resuming(arguments, begun=run.settings.overwrite)}"
     try:
         run.run()
     except KeyboardInterrupt:
-        say(console, f"Interrupted. Resume with: {_resuming(arguments)}")
+        say(console, f"Interrupted. Resume with: {_resuming(arguments, begun=run.begun)}")
         return 130
     except DivergedError as error:
         print(f"dtrap: {error}", file=sys.stderr)
@@ -43,8 +46,9 @@ def fit(arguments: list[str], console: Console) -> int:
     return 0
 
 
-def _resuming(arguments: list[str]) -> str:
-    """The command without `--protocol.overwrite`, which would delete the results."""
+def _resuming(arguments: list[str], *, begun: bool) -> str:
+    """The same command; without `--protocol.overwrite`, which would delete the new results, once it has been done."""
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     parser.add_argument("--protocol.overwrite", nargs="?")
-    return shlex.join(["dtrap", "fit", *parser.parse_known_args(arguments)[1]])
+    words = parser.parse_known_args(arguments)[1] if begun else arguments
+    return shlex.join(["dtrap", "fit", *words])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import warnings
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -45,10 +46,11 @@ class StepCheckpoint(Checkpoint):
     Args:
         path: The file, which is written atomically and deleted at the end of the task.
         every: Steps between two checkpoints.
+        check: Called before a file is written; raises an error if its folder is gone.
     """
 
-    def __init__(self, path: Path, every: int) -> None:
-        self.path, self.every = path, every
+    def __init__(self, path: Path, every: int, check: Callable[[], None] = lambda: None) -> None:
+        self.path, self.every, self.check = path, every, check
         self._due = False
 
     @property
@@ -95,6 +97,7 @@ class StepCheckpoint(Checkpoint):
         if not self._due:
             return
         self._due = False
+        self.check()
         # torch's writer raises a RuntimeError on a full disk.
         with replacing(self.path, RESUMES, (OSError, RuntimeError)) as temporary:
             trainer.save_checkpoint(temporary)

@@ -17,8 +17,10 @@ from ..datamodules.few_shot import FewShotDataModule
 from ..lightning_modules import FewShotClassifier, Objective
 from ..lightning_modules.backbones import Backbone
 from ..lightning_modules.tuners import Tuner
+from .explanation import explained_creation
 from .settings import ProtocolSettings
 
+OPTIONS = {Backbone: "model.backbone", Tuner: "model.tuner", Objective: "model.objective", FewShotDataModule: "data"}
 FILE_ENDINGS = (".json", ".safetensors", ".pt", ".pth", ".bin")
 
 
@@ -94,15 +96,21 @@ class MethodConfig:
 
 
 def build_part(annotation: Any, value: Any) -> Any:
-    """Instantiate one value of a parsed config as the type `annotation` says."""
+    """Instantiate one value of a parsed config as the type `annotation` says.
+
+    Raises:
+        DtrapError: The class refuses its arguments.
+    """
     parser = ArgumentParser(exit_on_error=False)
     parser.add_argument("--part", type=annotation)
-    return _instantiate(parser, Namespace(part=copy.deepcopy(value))).part
+    return _instantiate(parser, Namespace(part=copy.deepcopy(value)), OPTIONS.get(annotation, "config")).part
 
 
-def _instantiate(parser: ArgumentParser, config: Namespace) -> Any:
+def _instantiate(parser: ArgumentParser, config: Namespace, option: str) -> Any:
     # jsonargparse called the method `instantiate_classes` until 4.48 and warns of that name since.
-    return (parser.instantiate if hasattr(parser, "instantiate") else parser.instantiate_classes)(config)
+    instantiate = parser.instantiate if hasattr(parser, "instantiate") else parser.instantiate_classes
+    with explained_creation(option, next(iter(vars(config).values()))):
+        return instantiate(config)
 
 
 def build_data(config: Namespace) -> FewShotDataModule:
@@ -117,7 +125,7 @@ def build_trainer_arguments(config: Namespace, *, logger: bool = True) -> dict[s
         trainer.logger = False
     parser = ArgumentParser(exit_on_error=False)
     parser.add_class_arguments(Trainer, "trainer", instantiate=False, fail_untyped=False)
-    return dict(vars(_instantiate(parser, Namespace(trainer=trainer)).trainer))
+    return dict(vars(_instantiate(parser, Namespace(trainer=trainer), "trainer").trainer))
 
 
 def build_module(config: Namespace, shared: FewShotClassifier | None = None) -> FewShotClassifier:
@@ -136,4 +144,4 @@ def build_module(config: Namespace, shared: FewShotClassifier | None = None) -> 
         model.backbone, model.tuner = shared.backbone, shared.tuner
     parser = ArgumentParser(exit_on_error=False)
     parser.add_class_arguments(FewShotClassifier, "model")
-    return _instantiate(parser, Namespace(model=model)).model
+    return _instantiate(parser, Namespace(model=model), "model").model

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import copy
+import gc
 import logging
 import math
-import signal
-import threading
 import time
 import warnings
 from collections.abc import Iterator
@@ -26,6 +25,8 @@ from ..errors import DtrapError
 from ..lightning_modules import FewShotClassifier
 from ..lightning_modules.finite import DivergedError
 from .checkpoint import SeededSteps, StepCheckpoint
+from .explanation import explained_creation, explained_use
+from .interrupts import Interrupts, keyboard_interrupts, leave_signals_alone
 from .measures import NOTHING_TESTED, measure, share
 from .progress import EpisodeProgress
 from .run_folder import Row
@@ -120,37 +121,6 @@ class EpisodeRecorder(Callback):
         return {"boundary": _floats(self._boundary), "end": _floats(self._end)}
 
 
-class Interrupts(Callback):
-    """Stops the run at the next batch if Ctrl-C came while Python ignores exceptions, as during the fork of workers.
-
-    Use as a context manager around the run.
-    """
-
-    def __init__(self) -> None:
-        self._interrupted = False
-
-    def __enter__(self) -> Interrupts:
-        main = threading.current_thread() is threading.main_thread()
-        if main and signal.getsignal(signal.SIGINT) is signal.default_int_handler:
-            signal.signal(signal.SIGINT, self._interrupt)
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        if signal.getsignal(signal.SIGINT) == self._interrupt:
-            signal.signal(signal.SIGINT, signal.default_int_handler)
-
-    def _interrupt(self, *_: object) -> None:
-        self._interrupted = True
-        raise KeyboardInterrupt
-
-    def on_train_batch_start(self, *_: Any) -> None:
-        """Raise the KeyboardInterrupt that was lost."""
-        if self._interrupted:
-            raise KeyboardInterrupt
-
-    on_validation_batch_start = on_test_batch_start = on_train_batch_start  # type: ignore[assignment]
-
-
 def _floats(terms: dict[str, Tensor] | None) -> dict[str, float] | None:
     """Return the finite terms; None without any."""
     values = {name: float(value) for name, value in (terms or {}).items()}
@@ -179,14 +149,15 @@ def episode_trainer(arguments: dict[str, Any], callbacks: list[Callback], *, pro
         # A launcher's variables (torchrun, SLURM) must not turn an episode into a distributed run.
         "plugins": [*_as_list(arguments.get("plugins")), LightningEnvironment()],
         # Copies: what a callback such as EarlyStopping has seen of one episode must not reach the next.
-        "callbacks": [*copy.deepcopy(_as_list(arguments.get("callbacks"))), *callbacks],
+        "callbacks": [Interrupts(), *_copies(_as_list(arguments.get("callbacks"))), *callbacks],
     }
     try:
         trainer = Trainer(**settings)
-    except (MisconfigurationException, ValueError, TypeError, ImportError) as error:
+    except Exception as error:
         shown = ("accelerator", "devices", "precision")
         given = ", ".join(f"{name} {arguments[name]!r}" for name in shown if name in arguments)
         raise _trainer_error(error, f" ({given})") from error
+    leave_signals_alone(trainer)
     if trainer.num_devices != 1 or trainer.num_nodes != 1:
         raise DtrapError(
             f"trainer.devices is {arguments.get('devices')!r}, which is {trainer.num_devices} devices; an episode runs "
@@ -197,6 +168,31 @@ def episode_trainer(arguments: dict[str, Any], callbacks: list[Callback], *, pro
 
 def _as_list(value: Any) -> list[Any]:
     return value if isinstance(value, list) else [value] if value else []
+
+
+@contextmanager
+def cheap_collection() -> Iterator[None]:
+    """Make `gc.collect` cheap in this context: objects that exist before it are not looked at.
+
+    Each Trainer is garbage in cycles. Python collects such garbage after many episodes only, so that memory grows in
+    between and its free parts are scattered.
+    """
+    gc.collect()
+    gc.freeze()
+    try:
+        yield
+    finally:
+        gc.unfreeze()
+
+
+def parts_of(module: FewShotClassifier) -> list[object]:
+    """Return the module and its parts that a user may have written."""
+    return [module, module.backbone, module.tuner, module.objective]
+
+
+def _copies(callbacks: list[Callback]) -> list[Callback]:
+    with explained_creation("trainer.callbacks", None):
+        return copy.deepcopy(callbacks)
 
 
 def _trainer_error(error: Exception, given: str = "") -> DtrapError:
@@ -233,22 +229,20 @@ def run_episode(
         DtrapError: The data or the settings do not allow the episode.
     """
     recorder = EpisodeRecorder(progress)
-    with Interrupts() as interrupts:
-        callbacks: list[Callback] = [stage_switch, recorder, interrupts]
+    with keyboard_interrupts():
+        callbacks: list[Callback] = [stage_switch, recorder]
         resumed: dict[str, Any] = {}
         if checkpoint is not None:
             callbacks += [SeededSteps(data.episode_seed("step")), checkpoint]
             resumed = {"ckpt_path": checkpoint.path, "weights_only": True} if checkpoint.found else {}
-        trainer = episode_trainer(arguments, callbacks)
+        trainer: Any = episode_trainer(arguments, callbacks)
         try:
-            zero_shot = _zero_shot(trainer, module, data, zero_shots) if data.has_query else None
-            torch.manual_seed(data.episode_seed("training"))
-            diverged = _fit_and_test(trainer, module, data, resumed)
+            with explained_use([*trainer.callbacks, *parts_of(module), data]):
+                zero_shot = _zero_shot(trainer, module, data, zero_shots) if data.has_query else None
+                torch.manual_seed(data.episode_seed("training"))
+                diverged = _fit_and_test(trainer, module, data, resumed)
         except MisconfigurationException as error:
             raise _trainer_error(error) from error
-        except SystemExit as stop:  # Lightning turns Ctrl-C and SIGTERM into it, and leaves its own signal handler
-            signal.signal(signal.SIGINT, signal.default_int_handler)
-            raise KeyboardInterrupt from stop
     row: Row = {"episode": data.episode, "seed": data.seed, "classes": list(data.class_names)}
     row["support_images"] = len(data.support_ids)
     row |= _accuracies(zero_shot, None if diverged else module, data.class_names)

@@ -13,7 +13,7 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from ..errors import DtrapError
-from ..files import cannot_write, printable, to_json_values, write_atomically
+from ..files import cannot_write, printable, remove_leftovers, to_json_values, write_atomically
 
 Row = dict[str, Any]
 
@@ -40,6 +40,7 @@ class ResultRows:
 
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path)
+        self._end: int | None = None  # length of the file after the last row of this process
 
     def read(self) -> list[Row]:
         """Return the rows in the order of the file, the first of each (method, episode); [] without a file.
@@ -72,16 +73,24 @@ class ResultRows:
         """
         text = json.dumps(to_json_values(row), ensure_ascii=False, allow_nan=False)
         line = printable(text).encode() + b"\n"
-        content = self._content()
-        end = _sound_length(content)
-        if end and content[end - 1 : end] != b"\n":
-            line = b"\n" + line
+        end = self._end
+        if end is None or self._size() != end:
+            content = self._content()
+            if end and not content:
+                raise DtrapError(
+                    f"{self.path}: rows of this run were deleted while it was running. Rerun the same command; it runs "
+                    "the missing episodes."
+                )
+            end = _sound_length(content)
+            if end and content[end - 1 : end] != b"\n":
+                line = b"\n" + line
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
             with self.path.open("ab") as file:
                 _write_from(file.fileno(), end, line)
         except OSError as error:
             raise cannot_write(self.path, error, RESUMES) from error
+        self._end = end + len(line)
 
     def finished(self, method: str) -> set[int]:
         """Return the numbers of the episodes that `method` has finished."""
@@ -91,6 +100,9 @@ class ResultRows:
         """Return the episodes of 0 .. episodes - 1 that `method` has not finished, in ascending order."""
         finished = self.finished(method)
         return [episode for episode in range(episodes) if episode not in finished]
+
+    def _size(self) -> int:
+        return self.path.stat().st_size if self.path.is_file() else 0
 
     def _content(self) -> bytes:
         try:
@@ -122,6 +134,7 @@ class RunFolder:
         self.pictures = self.path / "pictures"
         self.subset = self.path / "subset.json"
         self.checkpoints = self.path / "checkpoints"
+        self._descriptor: int | None = None  # of the folder while it is locked
 
     @contextmanager
     def lock(self) -> Iterator[None]:
@@ -142,9 +155,38 @@ class RunFolder:
         except (OSError, NotImplementedError) as error:
             raise cannot_write(self.path, error, RESUMES) from error
         try:
+            self._remove_leftovers()
+            # Windows opens no folders, and lets none be moved in which a file is open.
+            self._descriptor = os.open(self.path, os.O_RDONLY) if os.name == "posix" else None
             yield
         finally:
+            if self._descriptor is not None:
+                os.close(self._descriptor)
+                self._descriptor = None
             lock.release()
+
+    def check_present(self) -> None:
+        """Raise a DtrapError if the folder that `lock` locked was deleted, moved or emptied since."""
+        if self._descriptor is None:
+            return
+        try:  # the open folder keeps its number, which a new folder could get otherwise
+            present = os.path.samestat(os.fstat(self._descriptor), self.path.stat()) and self.identity.exists()
+        except OSError:
+            present = False
+        if not present:
+            raise DtrapError(
+                f"the run folder {self.path} was deleted or moved while the run was writing to it. Move it back and "
+                "rerun the same command to resume; without it, the same command starts over."
+            )
+
+    def _remove_leftovers(self) -> None:
+        """Delete the temporary files of killed runs; the lock says that no other run is writing here."""
+        for name in ("config*.yaml", "identity.json", "summary.json", "subset.json", "wandb_id.txt"):
+            remove_leftovers(self.path, name)
+        for folder in (self.adapters, self.pictures, self.checkpoints):
+            remove_leftovers(folder, "episode_*")
+        with suppress(OSError):  # it does not exist, or holds a checkpoint
+            self.checkpoints.rmdir()
 
     def write_text(self, path: Path, text: str) -> None:
         """Write a small file atomically; raises a DtrapError on failure."""

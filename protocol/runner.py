@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gc
+import signal
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -18,10 +20,12 @@ from ..keywords import Unpack
 from ..lightning_modules import FewShotClassifier
 from ..lightning_modules.batch_checks import check_objective_batches, check_tuner_batches
 from ..lightning_modules.finite import DivergedError
+from ..signals import STOP
 from .adapters import AdapterCard, save_adapter
 from .checkpoint import StepCheckpoint
 from .configuration import MethodConfig
-from .episode import ZeroShots, episode_trainer, run_episode, without_expected_warnings
+from .episode import ZeroShots, cheap_collection, episode_trainer, parts_of, run_episode, without_expected_warnings
+from .explanation import explained_creation, explained_use
 from .folder_identity import FolderIdentity, Method
 from .identity import default_folder_name
 from .loggers import ProtocolLogger
@@ -32,6 +36,7 @@ from .progress import EpisodeProgress
 from .result import ProtocolResult
 from .run_folder import Row, RunFolder
 from .settings import ProtocolOptions, ProtocolSettings
+from .space import check_space
 from .summary import render, summarize
 
 
@@ -95,6 +100,9 @@ class ProtocolRun:
         settings: Number of episodes, and which files are written.
         console: Where progress and results are printed.
 
+    Attributes:
+        begun: Whether the folder holds results of this run, and none of one that it overwrites.
+
     Raises:
         DtrapError: The results would be written into the user's image folder.
     """
@@ -108,9 +116,11 @@ class ProtocolRun:
         self.episodes = min(settings.episodes, data.tasks or settings.episodes)
         self.folder = RunFolder(settings.folder or Path("runs") / self._default_name())
         self.record = FolderIdentity(self.folder, methods, data)
+        self.begun = False
         stored = {} if settings.overwrite else self.record.stored()
         settle_test_preprocessing(data, methods, stored["methods"][stored["main"]] if stored else None)
         self._zero_shots: dict[str, ZeroShots] = {}
+        self._same: dict[str, str] = {}
         self._diverged: set[str] = set()
         if data.own_images and self.folder.path.resolve().is_relative_to(data.root.resolve()):
             raise DtrapError(
@@ -140,7 +150,7 @@ class ProtocolRun:
         Raises:
             KeyboardInterrupt: The run was interrupted; the result so far has been printed.
         """
-        with self.folder.lock(), without_expected_warnings():
+        with STOP.handled([signal.SIGINT]), self.folder.lock(), without_expected_warnings():
             overwrite = self.settings.overwrite and self.folder.identity.exists()
             if not overwrite:
                 self.record.keep_old_names()
@@ -149,16 +159,21 @@ class ProtocolRun:
             every, rows = list(range(self.episodes)), self.folder.rows
             missing = {name: every if overwrite else rows.missing(name, self.episodes) for name in self.names}
             if any(missing.values()):
-                self._check_settings()
-                self.data.check_images(sorted(set().union(*missing.values())))
+                modules, arguments = self._prepare(missing, overwrite=overwrite)
+                self.begun = True
                 if overwrite:
                     self.folder.clear()
                 self.record.record()
                 try:
-                    self._run_missing(missing)
-                except KeyboardInterrupt:
+                    self._run_missing(missing, modules, arguments)
+                except (KeyboardInterrupt, Exception) as error:
+                    # A worker process that the same signal ended raises a RuntimeError.
+                    if not isinstance(error, KeyboardInterrupt) and (
+                        STOP.received is None or isinstance(error, DtrapError)
+                    ):
+                        raise
                     self._finish(complete=False, show=True)
-                    raise
+                    raise KeyboardInterrupt from error
             else:
                 if self.data.root.exists():  # without the data the result is shown, with other data it is not
                     self.record.check_data_files()
@@ -188,21 +203,48 @@ class ProtocolRun:
                     f"{self.data.steps_per_epoch} step(s), which can be resumed. Set trainer.max_epochs instead."
                 )
 
-    def _run_missing(self, missing: dict[str, list[int]]) -> None:
-        episodes = sorted(set().union(*missing.values()))
-        self.data.setup()
-        same = find_same(self.methods)
-        for name, first in same.items():
+    def _prepare(
+        self, missing: dict[str, list[int]], *, overwrite: bool
+    ) -> tuple[dict[str, FewShotClassifier], dict[str, dict[str, Any]]]:
+        """Return the modules and the Trainer's arguments of the methods; a mistake is found before a file is touched.
+
+        Only the first method has loggers: they log all methods, and some of them start a run when they are created.
+        """
+        with explained_use([self.data]):
+            self._check_settings()
+            self.data.check_images(sorted(set().union(*missing.values())))
+            self.data.setup()
+        if not overwrite and self.folder.rows.read():
+            self.record.check_data_files()
+        self._same = find_same(self.methods)
+        for name, first in self._same.items():
             self._say(f"'{name}' trains the same as '{first}', which is run once and shown under both names.")
-        modules = self._build_modules([method for method in self.methods if method.name not in same])
+        modules = self._build_modules([method for method in self.methods if method.name not in self._same])
         for module in dict.fromkeys(modules.values()):
-            self._rehearse(module)
+            with explained_use([*parts_of(module), self.data]):
+                self._rehearse(module)
+        check_space(
+            self.folder,
+            modules,
+            missing,
+            save_adapters=self.settings.save_adapters,
+            checkpoints=self.data.streams,
+            overwrite=overwrite,
+        )
+        return modules, {method.name: method.trainer_arguments(logger=method is self.main) for method in self.methods}
+
+    def _run_missing(
+        self,
+        missing: dict[str, list[int]],
+        modules: dict[str, FewShotClassifier],
+        arguments: dict[str, dict[str, Any]],
+    ) -> None:
+        episodes = sorted(set().union(*missing.values()))
         for line in dict.fromkeys(module.describe_training() for module in modules.values()):
             self._say(line)
         self._say(f"Results: {self.folder.path}")
         self.record.record_subsets(episodes)
         rows = [row for row in self.folder.rows.read() if row["episode"] < self.episodes]
-        arguments = {method.name: method.trainer_arguments() for method in self.methods}
         configs = {method.name: method.values for method in self.methods}
         configured = arguments[self.main.name].get("logger")
         logger = ProtocolLogger(configured, self.folder, configs, self._warn, self.data.description, self._tags())
@@ -210,18 +252,20 @@ class ProtocolRun:
         progress = EpisodeProgress(self.episodes, self.names, rows=rows, unit=self.data.unit, console=self.console)
         status = "failed"
         try:
-            with progress:
+            with progress, cheap_collection():
                 for episode in episodes:
                     self.data.set_episode(episode)
                     for method in self.methods:
                         if episode in missing[method.name]:
+                            STOP.check()
                             progress.begin(episode)
-                            if method.name in same:
-                                row = self._repeat(rows, episode, same[method.name], method.name)
+                            if method.name in self._same:
+                                row = self._repeat(rows, episode, self._same[method.name], method.name)
                             else:
                                 row = self._run_method(method, modules[method.name], arguments[method.name], progress)
                             rows.append(row)
                             progress.finish(row)
+                            gc.collect()
                     logger.log_episode(rows, episode)
             status = "success"
         finally:
@@ -238,15 +282,17 @@ class ProtocolRun:
         checkpoint = zero_shots = None
         if self.data.streams:
             zero_shots = self._zero_shots.setdefault(method.name, {})
-            checkpoint = StepCheckpoint(self.folder.checkpoints / f"{stem}.ckpt", self.settings.checkpoint_every)
+            path, every = self.folder.checkpoints / f"{stem}.ckpt", self.settings.checkpoint_every
+            checkpoint = StepCheckpoint(path, every, self.folder.check_present)
         row = run_episode(module, self.data, arguments, method.stage_switch(), progress, checkpoint, zero_shots)
         row = {"episode": row.pop("episode"), "method": method.name, **row}
+        self.folder.check_present()
         diverged = "diverged" in row
         if diverged:
             self._warn_diverged(row)
         if self.settings.save_adapters and not diverged:
             card = AdapterCard.of(module, self.data, row)
-            save_adapter(self.folder.adapters / f"{stem}.safetensors", module, card)
+            save_adapter(self._path_of(self.data.episode, method.name), module, card)
         if self.data.episode < self.settings.pictures and not diverged:
             from .picture import save_episode_picture  # imports matplotlib
 
@@ -303,9 +349,25 @@ class ProtocolRun:
         if module.tuner.own_prompts:
             with torch.no_grad():
                 module.text_features()
+        self._try_optimizer(module)
+
+    def _try_optimizer(self, module: FewShotClassifier) -> None:
+        """Find mistakes in the arguments of optimizer and schedule, which are created in every episode."""
+        optimizer: Any = torch.optim.SGD(parameters := [torch.nn.Parameter(torch.zeros(1))], lr=1.0)
+        if module.own_optimizer is not None:
+            with explained_creation("model.optimizer", None):
+                optimizer = module.own_optimizer(parameters)
+        if module.own_lr_scheduler is not None:
+            with explained_creation("model.lr_scheduler", None):
+                module.own_lr_scheduler(optimizer)
 
     def _finish(self, *, complete: bool, show: bool) -> ProtocolResult:
-        """Write the summary, print it if wanted, and return the result."""
+        """Write the summary, print it if wanted, and return the result.
+
+        Raises:
+            DtrapError: The folder is gone, or rows are missing at the end of a complete run.
+        """
+        self.folder.check_present()
         rows, data = self.folder.rows.read(), self.data
         support = len(data.support_ids) if complete and not data.has_query else None
         summary = summarize(
@@ -319,12 +381,27 @@ class ProtocolRun:
             render(summary, self.console)
         if data.skipped_images:
             self._say(f"{len(data.skipped_images)} missing or unreadable images left out; listed above.")
-        if self.settings.save_adapters and self.folder.adapters.exists():
-            self._say(f"Adapters: {self.folder.adapters}")
-        elif self.settings.save_adapters:
-            self._warn("this run saved no adapters; use --protocol.overwrite true to run it again and save them.")
         chosen = [row for row in rows if row["method"] in self.names and row["episode"] < self.episodes]
+        if self.settings.save_adapters:
+            self._tell_adapters(chosen, complete=complete)
+        lost = len(self.names) * self.episodes - len(chosen)
+        if complete and lost:
+            raise DtrapError(f"{self.folder.results}: {lost} rows are missing. Rerun the same command; it runs them.")
         return ProtocolResult(self.folder.path, chosen, summary)
+
+    def _tell_adapters(self, rows: list[Row], *, complete: bool) -> None:
+        rows = [row for row in rows if not row.get("diverged") and not row.get("same_as")]
+        without = [row for row in rows if not self._path_of(row["episode"], row["method"]).exists()]
+        if len(without) < len(rows):
+            self._say(f"Adapters: {self.folder.adapters}")
+        # Not after an interrupt: the remedy would delete the rows and checkpoints that the run resumes from.
+        if without and complete:
+            which = "this run" if len(without) == len(rows) else f"{len(without)} of {len(rows)} episodes"
+            self._warn(f"{which} saved no adapters; use --protocol.overwrite true to run it again and save them.")
+
+    def _path_of(self, episode: int, method: str) -> Path:
+        """File of an adapter."""
+        return self.folder.adapters / f"episode_{episode:04d}_{method}.safetensors"
 
     def _say(self, line: str) -> None:
         say(self.console, line)

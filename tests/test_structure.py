@@ -22,7 +22,7 @@ LAYERS = (
     ("commands",),
     ("protocol", "datamodules.acquisition", "datamodules.inspection"),
     ("lightning_modules", "datamodules", "callbacks", "metrics", "configs", "assets"),
-    ("console", "drawing", "keywords"),
+    ("console", "drawing", "keywords", "signals"),
     ("files",),
     ("errors",),
     ("dtrap",),

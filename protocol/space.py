@@ -1,0 +1,67 @@
+"""Whether the files of a run fit on the disk, before it begins."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+
+from rich.filesize import decimal
+from torch.nn.parameter import is_lazy
+
+from ..errors import DtrapError
+from ..lightning_modules import FewShotClassifier
+from .run_folder import RunFolder
+
+# A checkpoint holds the values and two moments of Adam, and the former one is kept until the new one is complete.
+CHECKPOINT_COPIES = 2 * 3
+
+
+def check_space(
+    folder: RunFolder,
+    modules: Mapping[str, FewShotClassifier],
+    missing: Mapping[str, list[int]],
+    *,
+    save_adapters: bool,
+    checkpoints: bool,
+    overwrite: bool,
+) -> None:
+    """Raise a DtrapError if the adapters and checkpoints of the missing episodes need more than the free space.
+
+    Args:
+        folder: The run folder, which exists.
+        modules: The module of each method.
+        missing: The episodes that each method has yet to run.
+        save_adapters: Whether the run saves adapters.
+        checkpoints: Whether the run writes checkpoints.
+        overwrite: Whether the files of an earlier run are deleted first.
+    """
+    sizes = {name: adapter_bytes(modules[name]) for name, episodes in missing.items() if episodes}
+    adapters = sum(size * len(missing[name]) for name, size in sizes.items()) if save_adapters else 0
+    resumed = CHECKPOINT_COPIES * max(sizes.values(), default=0) if checkpoints else 0
+    free = shutil.disk_usage(folder.path).free
+    if overwrite:
+        free += _bytes_of(folder.adapters) + _bytes_of(folder.checkpoints)
+    if adapters + resumed <= free:
+        return
+    parts = []
+    if adapters:
+        parts.append(f"{sum(len(missing[name]) for name in sizes)} adapters of {decimal(max(sizes.values()))}")
+    if resumed:
+        parts.append(f"checkpoints of {decimal(resumed // 2)}")
+    without = ", leave out --protocol.save_adapters" if adapters else ""
+    raise DtrapError(
+        f"{folder.path}: the run would write {' and '.join(parts)}, {decimal(adapters + resumed)} in all, but "
+        f"{decimal(free)} are free there. Free space{without}, or choose a folder on another disk with "
+        "--protocol.folder."
+    )
+
+
+def adapter_bytes(module: FewShotClassifier) -> int:
+    """Return the size of the values that an adapter file holds; those that a task creates do not count yet."""
+    values = module.tuner.adapter_state().values()
+    return sum(value.numel() * value.element_size() for value in values if not is_lazy(value))
+
+
+def _bytes_of(folder: Path) -> int:
+    return sum(path.stat().st_size for path in folder.glob("*") if path.is_file())
