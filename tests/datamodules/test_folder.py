@@ -195,8 +195,8 @@ def test_episodes_and_one_task_are_two_uses_of_one_class(folder_root):
 
 def test_class_folders_are_measured_in_both_protocols(dtrap, tmp_path, tiny_model):
     root = make_folder(tmp_path / "photos", counts=(6, 6, 6, 6, 6))
-    words = ["--config", "class_folders_1shot.yaml", "--data.root", root, *tiny_model, "--trainer.max_epochs", 1]
-    status, out, err = dtrap("fit", *words, "--data.query", 2, "--protocol.episodes", 1)
+    words = ["--config", "class_folders_1shot.yaml", "--data.root", root, *tiny_model]
+    status, out, err = dtrap("fit", *words, "--data.query", 2, "--protocol.episodes", 1, "--trainer.max_epochs", 1)
     assert status == 0, err
     assert "photos 5-way 1-shot · 1 episode · " in out
     assert list((tmp_path / "runs").glob("photos_5way_1shot_*"))
