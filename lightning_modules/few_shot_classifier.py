@@ -16,6 +16,7 @@ from .backbones.base import Backbone
 from .batch_checks import check_tuner_batches, read_batch_kind, warn_unstated
 from .contracts import check_loss
 from .divergence import DivergenceWatch
+from .evaluated_model import EvaluatedModel
 from .finite import check_finite
 from .incoming import Stage
 from .objective import Objective, PlainRows
@@ -23,14 +24,14 @@ from .optimizer_check import check_optimizer
 from .saved import SECTION, check_backbone, check_content, check_fits, describe, rebuild
 from .steps import StepState
 from .task_data import query_batch, support_batches, task_data
-from .tuned_model import Rows, TunedModel
+from .tuned_model import Rows
 from .tuners.base import Batch, Tuner
 
 if TYPE_CHECKING:
     from typing_extensions import Self
 
 
-class FewShotClassifier(TunedModel):
+class FewShotClassifier(EvaluatedModel):
     """Tune a frozen vision-language model to the classes of one few-shot task.
 
     Each `Trainer.fit` is one task: it resets the tuner with the seed of the data module's episode. Batches are
@@ -101,7 +102,6 @@ class FewShotClassifier(TunedModel):
         self.plain_views = plain_views
         self.start_seed = start_seed
         self.automatic_optimization = not self.tuner.trains_itself
-        self.test_predictions: list[Tensor] = []
         self._rows: Rows | None = None
         self._full_batch: bool | None = None
         self._divergence = DivergenceWatch(self)
@@ -369,46 +369,3 @@ class FewShotClassifier(TunedModel):
         """Return the state-dict names of the tensors that the tuner saves."""
         saved = {id(value) for value in self.tuner.adapter_state().values()}
         return {name for name, value in self.state_dict(keep_vars=True).items() if id(value) in saved}
-
-    # Evaluation
-
-    def on_validation_epoch_start(self) -> None:
-        """Encode the class texts once for the whole loop."""
-        with torch.no_grad():
-            self._evaluation_texts = self.text_features()
-        self.confusion.reset()
-        self.ranking.start(wanted=False)
-
-    def validation_step(self, batch: Any, batch_idx: int) -> None:
-        """Count predictions in `confusion`."""
-        self._count_predictions(self.incoming(batch, "validate"))
-
-    def on_validation_epoch_end(self) -> None:
-        """Log the accuracy in percent and the number of images; see `on_test_epoch_end`."""
-        self._log_evaluation("val")
-
-    def on_test_epoch_start(self) -> None:
-        """Encode the class texts once for the whole test."""
-        self.on_validation_epoch_start()
-        two = len(self.class_prompts.class_names) == 2
-        self.ranking.start(wanted=two or getattr(self.data_source, "measures_auroc", False))
-        self.test_predictions = []
-
-    def test_step(self, batch: Any, batch_idx: int) -> None:
-        """Count predictions in `confusion` [W, W] (rows true, columns predicted) and append to `test_predictions`."""
-        self.test_predictions.append(self._count_predictions(self.incoming(batch, "test")).cpu())
-
-    def on_test_epoch_end(self) -> None:
-        """Log the accuracy in percent, the number of images, and what stands beside it (see `evaluation_metrics`)."""
-        self._log_evaluation("test")
-
-    on_predict_epoch_start = on_validation_epoch_start
-
-    def on_predict_epoch_end(self) -> None:
-        """Drop the class texts."""
-        self._evaluation_texts = None
-        self.finish_incoming()
-
-    def predict_step(self, batch: Any, batch_idx: int) -> Tensor:
-        """Return the class probabilities [B, W] of a batch, or of images [B, 3, S, S] alone."""
-        return self.finite_scores(self(self.incoming(batch, "predict")["images"])).softmax(dim=-1)

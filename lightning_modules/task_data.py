@@ -54,7 +54,7 @@ def task_data(module: FewShotClassifier, batches: Iterable[Batch], query: Batch 
     """Return the support rows of batches, encoded if the image tower is frozen, and the images of the queries."""
     parts = []
     for batch in map(module.on_device, batches):
-        part = {name: batch[name] for name in ("labels", "view", "sample_id") if name in batch}
+        part: Batch = {name: batch[name] for name in ("labels", "view", "sample_id") if name in batch}
         if "vision" in module.tuner.trains:
             part["images"] = batch["images"]
         else:

@@ -17,9 +17,6 @@ from ..errors import DtrapError, check_at_least
 from .backbones.base import Backbone
 from .chunking import encode_in_chunks
 from .contracts import check_backbone, check_rows, check_tokens
-from .divergence import divergence_remedy
-from .evaluation_metrics import Ranking, balanced_metrics
-from .finite import DivergedError, finite_rows
 from .image_cache import FrozenImageFeatures
 from .incoming import IncomingBatches, Stage, tell_input
 from .objective import Objective
@@ -126,7 +123,6 @@ class TunedModel(LightningModule):
         self.objective.text_only = self.tuner.trains == {"text"}
         self.prompts: ClassPrompts | None = None
         self.confusion = MulticlassConfusionMatrix(num_classes=2)
-        self.ranking = Ranking()
         self._frozen_texts, self._frozen_images = FrozenTextFeatures(), FrozenImageFeatures()
         self._zero_shot = False
         self._evaluation_texts: Tensor | None = None
@@ -296,24 +292,6 @@ class TunedModel(LightningModule):
             features = self.tuner.text_features(self.backbone, prompts, self.text_chunk)
         return self._check_once("text", features, len(prompts.class_names))
 
-    def finite_scores(self, scores: Tensor) -> Tensor:
-        """Return scores [B, W], all of which are numbers: others have no highest class.
-
-        Raises:
-            DivergedError: Scores are not finite with the tuner.
-            DtrapError: Scores are not finite without it.
-        """
-        count = int((~finite_rows(scores)).sum())
-        if count == 0:
-            return scores
-        reason = f"the scores of {count} of {len(scores)} images are not finite"
-        if self._zero_shot:
-            raise DtrapError(
-                f"{self.backbone.identifier}, zero-shot: {reason}. Check the weights, the images, "
-                "--model.objective.logit_scale and --trainer.precision."
-            )
-        raise DivergedError(reason, divergence_remedy(self))
-
     @contextmanager
     def zero_shot(self) -> Iterator[None]:
         """Within it, features, tests and predictions use the backbone without the tuner."""
@@ -332,37 +310,3 @@ class TunedModel(LightningModule):
         logits = self.tuner.logits(features, texts, scale)
         check_rows(f"{type(self.tuner).__name__}.logits", logits, len(images), "images", len(texts))
         return logits
-
-    def _count_predictions(self, batch: Batch) -> Tensor:
-        """Predict a class for each row, or for each image if the tuner adds up its views, and count in `confusion`."""
-        rows = Rows.of(batch)
-        scores, labels = self(batch["images"], rows.ids), batch["labels"]
-        views = int(rows.view.max()) + 1 if self.query_views > 1 and rows.view is not None else 1
-        if views > 1:
-            scores = self._add_views(scores, rows.sample_id, views)
-        scores = self.finite_scores(scores)
-        predicted = scores.argmax(dim=-1)
-        self.confusion.update(predicted, labels[: len(predicted)])
-        self.ranking.update(scores, labels[: len(predicted)], views=1 if self._zero_shot else views)
-        return predicted
-
-    def _add_views(self, logits: Tensor, images: Tensor | None, views: int) -> Tensor:
-        """Return scores [b, W] of the images from logits [V*b, W] of their views."""
-        if images is None or not torch.equal(images, images[: len(images) // views].repeat(views)):
-            raise DtrapError(
-                f"the tuner {self.tuner.name} adds up the views of a query, but a batch of {len(logits)} rows is not "
-                f"{views} views of the same images, view slowest. Use all views of every image, or no `view`."
-            )
-        per_view = logits.unflatten(0, (views, -1))
-        return per_view[0] if self._zero_shot else per_view.softmax(dim=-1).sum(dim=0)
-
-    def _log_evaluation(self, name: str) -> None:
-        self._evaluation_texts = None
-        self.finish_incoming()
-        classes = len(self.class_prompts.class_names)  # the confusion has room for two at least
-        counts = self.confusion.compute().cpu()[:classes, :classes]
-        numbers = {"accuracy": 100.0 * float(counts.diag().sum() / counts.sum().clamp(min=1))}
-        numbers |= {"images": float(counts.sum()), **balanced_metrics(counts)}
-        if self.ranking.auroc is not None:
-            numbers["auroc"] = self.ranking.auroc
-        self.log_dict({f"{name}/{key}": value for key, value in numbers.items()})

@@ -9,7 +9,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import torch
 from rich.console import Console
 
 from ..callbacks import StageSwitch
@@ -25,7 +24,7 @@ from .adapters import AdapterCard, save_adapter
 from .checkpoint import StepCheckpoint
 from .configuration import MethodConfig
 from .episode import ZeroShots, cheap_collection, episode_trainer, parts_of, run_episode, without_expected_warnings
-from .explanation import explained_creation, explained_use
+from .explanation import explained_use
 from .folder_identity import FolderIdentity, Method
 from .identity import default_folder_name
 from .loggers import ProtocolLogger
@@ -33,6 +32,7 @@ from .method_names import find_same
 from .module_method import ModuleMethod
 from .preprocessing import settle_test_preprocessing
 from .progress import EpisodeProgress
+from .rehearsal import build_modules, rehearse
 from .result import ProtocolResult
 from .run_folder import Row, RunFolder
 from .settings import ProtocolOptions, ProtocolSettings
@@ -219,10 +219,10 @@ class ProtocolRun:
         self._same = find_same(self.methods)
         for name, first in self._same.items():
             self._say(f"'{name}' trains the same as '{first}', which is run once and shown under both names.")
-        modules = self._build_modules([method for method in self.methods if method.name not in self._same])
+        modules = build_modules([method for method in self.methods if method.name not in self._same])
         for module in dict.fromkeys(modules.values()):
             with explained_use([*parts_of(module), self.data]):
-                self._rehearse(module)
+                rehearse(module, self.data)
         check_space(
             self.folder,
             modules,
@@ -328,38 +328,6 @@ class ProtocolRun:
         row = {**known, "method": name, "same_as": first}
         self.folder.rows.append(row)
         return row
-
-    @staticmethod
-    def _build_modules(methods: Sequence[Method]) -> dict[str, FewShotClassifier]:
-        """Return a module for each method; methods with the same backbone and tuner share both."""
-        modules: dict[str, FewShotClassifier] = {}
-        for method in methods:
-            first = next(other for other in methods if other.shared_parts == method.shared_parts)
-            shared = modules.get(first.name)
-            modules[method.name] = method.build(shared)
-            if shared is not None:
-                modules[method.name].share_frozen(shared)
-        return modules
-
-    def _rehearse(self, module: FewShotClassifier) -> None:
-        """Find mistakes in the prompts of all classes before the first episode, and prepare `describe_training`."""
-        module.set_classes(self.data.index.class_names, self.data.template)
-        module.set_classes(self.data.class_names, self.data.template)
-        module.start_task(0)
-        if module.tuner.own_prompts:
-            with torch.no_grad():
-                module.text_features()
-        self._try_optimizer(module)
-
-    def _try_optimizer(self, module: FewShotClassifier) -> None:
-        """Find mistakes in the arguments of optimizer and schedule, which are created in every episode."""
-        optimizer: Any = torch.optim.SGD(parameters := [torch.nn.Parameter(torch.zeros(1))], lr=1.0)
-        if module.own_optimizer is not None:
-            with explained_creation("model.optimizer", None):
-                optimizer = module.own_optimizer(parameters)
-        if module.own_lr_scheduler is not None:
-            with explained_creation("model.lr_scheduler", None):
-                module.own_lr_scheduler(optimizer)
 
     def _finish(self, *, complete: bool, show: bool) -> ProtocolResult:
         """Write the summary, print it if wanted, and return the result.

@@ -1,0 +1,122 @@
+"""The model's validation, test and prediction."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..errors import DtrapError
+from .divergence import divergence_remedy
+from .evaluation_metrics import Ranking, balanced_metrics
+from .finite import DivergedError, finite_rows
+from .tuned_model import Rows, TunedModel
+from .tuners.base import Batch
+
+
+class EvaluatedModel(TunedModel):
+    """A tuned model whose predictions are counted and measured; see `TunedModel` for the arguments.
+
+    Attributes:
+        test_predictions: The predicted classes of each batch of the last test, on the CPU.
+        ranking: The scores of the last test, where the area under the ROC curve is measured.
+    """
+
+    def __init__(self, *arguments: Any) -> None:
+        super().__init__(*arguments)
+        self.test_predictions: list[Tensor] = []
+        self.ranking = Ranking()
+
+    def on_validation_epoch_start(self) -> None:
+        """Encode the class texts once for the whole loop."""
+        with torch.no_grad():
+            self._evaluation_texts = self.text_features()
+        self.confusion.reset()
+        self.ranking.start(wanted=False)
+
+    def validation_step(self, batch: Any, batch_idx: int) -> None:
+        """Count predictions in `confusion`."""
+        self._count_predictions(self.incoming(batch, "validate"))
+
+    def on_validation_epoch_end(self) -> None:
+        """Log the accuracy in percent and the number of images; see `on_test_epoch_end`."""
+        self._log_evaluation("val")
+
+    def on_test_epoch_start(self) -> None:
+        """Encode the class texts once for the whole test."""
+        self.on_validation_epoch_start()
+        two = len(self.class_prompts.class_names) == 2
+        self.ranking.start(wanted=two or getattr(self.data_source, "measures_auroc", False))
+        self.test_predictions = []
+
+    def test_step(self, batch: Any, batch_idx: int) -> None:
+        """Count predictions in `confusion` [W, W] (rows true, columns predicted) and append to `test_predictions`."""
+        self.test_predictions.append(self._count_predictions(self.incoming(batch, "test")).cpu())
+
+    def on_test_epoch_end(self) -> None:
+        """Log the accuracy in percent, the number of images, and what stands beside it (see `evaluation_metrics`)."""
+        self._log_evaluation("test")
+
+    on_predict_epoch_start = on_validation_epoch_start
+
+    def on_predict_epoch_end(self) -> None:
+        """Drop the class texts."""
+        self._evaluation_texts = None
+        self.finish_incoming()
+
+    def predict_step(self, batch: Any, batch_idx: int) -> Tensor:
+        """Return the class probabilities [B, W] of a batch, or of images [B, 3, S, S] alone."""
+        return self.finite_scores(self(self.incoming(batch, "predict")["images"])).softmax(dim=-1)
+
+    def finite_scores(self, scores: Tensor) -> Tensor:
+        """Return scores [B, W], all of which are numbers: others have no highest class.
+
+        Raises:
+            DivergedError: Scores are not finite with the tuner.
+            DtrapError: Scores are not finite without it.
+        """
+        count = int((~finite_rows(scores)).sum())
+        if count == 0:
+            return scores
+        reason = f"the scores of {count} of {len(scores)} images are not finite"
+        if self._zero_shot:
+            raise DtrapError(
+                f"{self.backbone.identifier}, zero-shot: {reason}. Check the weights, the images, "
+                "--model.objective.logit_scale and --trainer.precision."
+            )
+        raise DivergedError(reason, divergence_remedy(self))
+
+    def _count_predictions(self, batch: Batch) -> Tensor:
+        """Predict a class for each row, or for each image if the tuner adds up its views, and count in `confusion`."""
+        rows = Rows.of(batch)
+        scores, labels = self(batch["images"], rows.ids), batch["labels"]
+        views = int(rows.view.max()) + 1 if self.query_views > 1 and rows.view is not None else 1
+        if views > 1:
+            scores = self._add_views(scores, rows.sample_id, views)
+        scores = self.finite_scores(scores)
+        predicted = scores.argmax(dim=-1)
+        self.confusion.update(predicted, labels[: len(predicted)])
+        self.ranking.update(scores, labels[: len(predicted)], views=1 if self._zero_shot else views)
+        return predicted
+
+    def _add_views(self, logits: Tensor, images: Tensor | None, views: int) -> Tensor:
+        """Return scores [b, W] of the images from logits [V*b, W] of their views."""
+        if images is None or not torch.equal(images, images[: len(images) // views].repeat(views)):
+            raise DtrapError(
+                f"the tuner {self.tuner.name} adds up the views of a query, but a batch of {len(logits)} rows is not "
+                f"{views} views of the same images, view slowest. Use all views of every image, or no `view`."
+            )
+        per_view = logits.unflatten(0, (views, -1))
+        return per_view[0] if self._zero_shot else per_view.softmax(dim=-1).sum(dim=0)
+
+    def _log_evaluation(self, name: str) -> None:
+        self._evaluation_texts = None
+        self.finish_incoming()
+        classes = len(self.class_prompts.class_names)  # the confusion has room for two at least
+        counts = self.confusion.compute().cpu()[:classes, :classes]
+        numbers = {"accuracy": 100.0 * float(counts.diag().sum() / counts.sum().clamp(min=1))}
+        numbers |= {"images": float(counts.sum()), **balanced_metrics(counts)}
+        if self.ranking.auroc is not None:
+            numbers["auroc"] = self.ranking.auroc
+        self.log_dict({f"{name}/{key}": value for key, value in numbers.items()})
