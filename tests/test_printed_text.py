@@ -13,6 +13,8 @@ from pathlib import Path
 import pytest
 from dtrap.console import SafeConsole, print_table, say
 from dtrap.errors import visible
+from dtrap.protocol.loggers import ProtocolLogger
+from dtrap.protocol.run_folder import RunFolder
 from layouts import picture
 from rich.table import Table
 from rich.text import Text
@@ -105,3 +107,11 @@ def test_a_hostile_card_is_shown_escaped(dtrap, hostile):
     status, out, err = dtrap("predict", "--adapter", hostile, "--images=-new")
     assert status == 2
     assert "\x1b" not in out + err
+
+
+def test_a_wandb_run_has_no_control_characters_in_its_names(tmp_path):
+    methods = {"m\x1b": {}}
+    logger = ProtocolLogger(False, RunFolder(tmp_path / "a\x1b"), methods, print, "group\n", ["tag\u202e"])
+    defaults = logger.wandb_defaults
+    assert [defaults[key] for key in ("name", "group", "job_type")] == ["a\\x1b", "group\\n", "m\\x1b"]
+    assert defaults["tags"] == ["tag\\u202e"]
