@@ -8,7 +8,7 @@ import sys
 from contextlib import suppress
 
 from . import __version__
-from .errors import DtrapError, expected_one_of
+from .errors import DtrapError, expected_one_of, visible
 from .signals import STOP
 
 COMMANDS = {
@@ -77,7 +77,7 @@ def _run(words: list[str]) -> int:
     except (DtrapError, OSError) as error:
         if debug:
             raise
-        _complain(f"dtrap: {error}")
+        _complain(f"dtrap: {visible(str(error), keep=chr(10))}")
         status = 2
     except (Exception, SystemExit):
         # Lightning turns a KeyboardInterrupt into a SystemExit, an import that it ended into an ImportError, and a

@@ -4,16 +4,26 @@ from __future__ import annotations
 
 import argparse
 import io
+from collections.abc import Iterable
 from typing import Any, NoReturn
 
 from rich.console import Console
+from rich.segment import Segment
 from rich.table import Table
 from rich.text import Text
 
-from .errors import DtrapError, nearest
-from .files import printable
+from .errors import DtrapError, nearest, visible
 
 TABLE_WIDTH = 10_000
+
+
+class SafeConsole(Console):
+    """A console that shows the control characters escaped of whatever is printed on it."""
+
+    def render(self, renderable: Any, options: Any = None) -> Iterable[Segment]:
+        """Yield the parts of a line or table; the console's own control codes stay."""
+        for part in super().render(renderable, options):
+            yield part if part.control else part._replace(text=visible(part.text, keep="\n"))
 
 
 class CommandParser(argparse.ArgumentParser):
@@ -35,14 +45,17 @@ class CommandParser(argparse.ArgumentParser):
 
 
 def say(console: Console, text: str) -> None:
-    """Print a text without wrapping, markup and colors."""
-    console.print(printable(text), markup=False, highlight=False, soft_wrap=True)
+    """Print one line without wrapping, markup and colors; control characters are shown escaped."""
+    console.print(Text(visible(text)), soft_wrap=True)
 
 
 def print_table(table: Table, console: Console) -> None:
-    """Print a table whose lines are neither cut nor wrapped at any width of the console, without colors."""
+    """Print a table whose lines are neither cut nor wrapped at any width of the console, without colors.
+
+    Control characters are shown escaped.
+    """
     wide = Console(file=io.StringIO(), width=TABLE_WIDTH, color_system=None)
     with wide.capture() as captured:
         wide.print(table)
     for line in captured.get().splitlines():
-        console.print(Text(line.rstrip()), soft_wrap=True)
+        say(console, line.rstrip())

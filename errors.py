@@ -3,8 +3,14 @@
 from __future__ import annotations
 
 import math
+import unicodedata
 from collections.abc import Iterable
 from difflib import get_close_matches
+
+# Control characters, marks that change the direction of writing, line separators, and bytes that are not text. The two
+# joiners belong to the spelling of names in some scripts.
+_ESCAPED = ("Cc", "Cf", "Cs", "Zl", "Zp")
+_JOINERS = "\u200c\u200d"
 
 
 class DtrapError(Exception):
@@ -94,3 +100,22 @@ def check_at_least(name: str, value: float, least: float, unit: str = "") -> Non
     """
     if not least <= value < math.inf:  # also NaN
         raise DtrapError(f"{name} is {value}; expected at least {least}{f' {unit}' if unit else ''}.")
+
+
+def visible(text: str, keep: str = "") -> str:
+    """Return a text with the characters escaped that would move the cursor, start a line or hide other characters.
+
+    Names of files and classes, tables and cards come from others; whatever is printed passes through here.
+
+    Args:
+        text: The text.
+        keep: Characters that stay, such as the line ends of a message.
+    """
+    if text.isascii() and text.isprintable():
+        return text
+    return "".join(
+        character
+        if character in keep or character in _JOINERS or unicodedata.category(character) not in _ESCAPED
+        else character.encode("unicode_escape", "surrogatepass").decode("ascii")
+        for character in text
+    )

@@ -7,9 +7,8 @@ import os
 import warnings
 from importlib import import_module
 
-from rich.console import Console
-
-from ..errors import DtrapError
+from ..console import SafeConsole
+from ..errors import DtrapError, visible
 from ..files import printable
 from ..signals import STOP
 
@@ -28,12 +27,14 @@ def run(command: str, arguments: list[str]) -> int:
                 f"'{printable(argument)}' is not UTF-8, as configs and results are. Rename it, or make a link and give "
                 "that: ln -s FOLDER photos"
             )
+    if logging.lastResort is not None:  # the handler of warnings where the program sets up none
+        logging.lastResort.setFormatter(_Printable())
     if command not in LIGHT:
         _prepare_torch()
     # Each command is a function in the module of the same name.
     function = getattr(import_module(f".{command}", __name__), command)
     with STOP.raising():
-        return function(arguments, Console(highlight=False))
+        return function(arguments, SafeConsole(highlight=False))
 
 
 def _prepare_torch() -> None:
@@ -44,5 +45,13 @@ def _prepare_torch() -> None:
 
     warnings.filterwarnings("ignore", category=FutureWarning)
     warnings.filterwarnings("ignore", category=DeprecationWarning)
-    warnings.formatwarning = lambda message, *where, **more: f"Warning: {message}\n"
+    warnings.formatwarning = lambda message, *where, **more: f"Warning: {visible(str(message), keep=chr(10))}\n"
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
+
+
+class _Printable(logging.Formatter):
+    """Shows control characters of a message escaped: it may hold the name of somebody's file."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        """Return the line of a record."""
+        return visible(super().format(record), keep="\n")

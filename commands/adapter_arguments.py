@@ -1,25 +1,58 @@
-"""The argument `--adapter`: which adapters a command reads, and the config of the run that saved them."""
+"""The argument `--adapter`: which adapters a command reads, and the config that makes their models again."""
 
 from __future__ import annotations
 
 import argparse
+import json
+import shlex
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
+import yaml
 from jsonargparse import Namespace
+from rich.console import Console
 
+from ..configs import write_config
+from ..console import say
 from ..errors import DtrapError
 from ..lightning_modules import FewShotClassifier
 from ..lightning_modules.tuners import Tuner
 from ..protocol.adapters import CONFIG, AdapterCard, check_tuner, is_exported, is_standalone, read_card
 from ..protocol.configuration import build_module, build_part
 from ..protocol.export import load_exported
+from .found import Values, values_of_card, values_of_config
 from .parser import DtrapCLI
 
 
-def find_adapters(arguments: list[str], command: str) -> tuple[DtrapCLI, list[Path]]:
-    """Parse the command line and find its adapters; without `--config`, the config of their run is read.
+@dataclass(frozen=True)
+class SavedAdapter:
+    """An adapter, its card and the parsed config of its model; adapters of equal configs share the parsed one."""
 
-    Predictions of a standalone checkpoint need no config. Only `dtrap test` takes several adapters.
+    path: Path
+    card: AdapterCard
+    cli: DtrapCLI
+
+    @property
+    def config(self) -> Namespace:
+        """The parsed config."""
+        return self.cli.config
+
+    def build(self) -> FewShotClassifier:
+        """Build the module of the config, or load it from a standalone folder."""
+        if is_standalone(self.path):
+            return load_exported(self.path, self.card)
+        if self.card.prompts is not None:  # the card has the sentences of a file that may be gone
+            self.config.model.descriptions = None
+        check_tuner(self.path, build_part(Tuner, self.config.model.tuner).name, self.card)
+        return build_module(self.config)
+
+
+def find_adapters(arguments: list[str], command: str, console: Console) -> list[SavedAdapter]:
+    """Parse the command line and find its adapters.
+
+    Without `--config` the model is that of the card; for a card of an earlier version it is that of the config.yaml of
+    its run, as far as that names nothing but dtrap's own classes. Only `dtrap test` takes several adapters.
 
     Raises:
         DtrapError: A mistake in the config or the command line, or a folder without adapters or with too many.
@@ -28,13 +61,36 @@ def find_adapters(arguments: list[str], command: str) -> tuple[DtrapCLI, list[Pa
     parser.add_argument("--config", "-c", nargs="?")
     parser.add_argument("--adapter", nargs="?")
     given, _ = parser.parse_known_args(arguments)
-    if given.adapter and not given.config:
-        saved = _saved_config(Path(given.adapter), command)
-        arguments = ["--config", str(saved), *arguments] if saved else arguments
-    cli = DtrapCLI(arguments, command)
-    path = Path(cli.config.adapter)
+    if given.config or not given.adapter:
+        cli = DtrapCLI(arguments, command)
+        return [SavedAdapter(path, read_card(path), cli) for path in _paths(Path(cli.config.adapter), command)]
+    parsed: dict[str, DtrapCLI] = {}
+    saved = []
+    for path in _paths(Path(given.adapter), command):
+        card = read_card(path)
+        values = _found_values(path, card, arguments, command, console)
+        key = json.dumps(values, sort_keys=True)
+        if key not in parsed:
+            parsed[key] = DtrapCLI(["--config", _written(path, values), *arguments], command)
+        saved.append(SavedAdapter(path, card, parsed[key]))
+    return saved
+
+
+def _written(path: Path, values: Values) -> str:
+    """Write the options for the parser; return the path of the file."""
+    try:
+        json.dumps(values, ensure_ascii=False).encode()
+    except UnicodeEncodeError as error:  # of a path, which YAML cannot hold
+        raise DtrapError(
+            f"{path}: its card has a text that is not UTF-8. Give the data or the backbone's files, such as "
+            "--data.root FOLDER."
+        ) from error
+    return write_config(yaml.safe_dump(values, sort_keys=False, allow_unicode=True))
+
+
+def _paths(path: Path, command: str) -> list[Path]:
     if not path.is_dir() or is_exported(path):
-        return cli, [path]
+        return [path]
     found = sorted(path.glob("*.safetensors")) or sorted(path.glob("adapters/*.safetensors"))
     if not found:
         raise DtrapError(
@@ -42,24 +98,39 @@ def find_adapters(arguments: list[str], command: str) -> tuple[DtrapCLI, list[Pa
         )
     if len(found) > 1 and command != "test":
         raise DtrapError(f"{path} holds {len(found)} adapters; name the one to {command} with.")
-    return cli, found
+    return found
 
 
-def _saved_config(path: Path, command: str) -> Path | None:
-    if command == "predict" and is_standalone(path):
-        return None
-    names = [CONFIG]
-    if path.is_file() or is_exported(path):
-        names.insert(0, f"config.{read_card(path).method}.yaml")
-    places = [path, path.parent, path.parent.parent] if path.is_dir() else [path.parent, path.parent.parent]
+def _found_values(path: Path, card: AdapterCard, words: Sequence[str], command: str, console: Console) -> Values:
+    """Return the options of the card; those of the run's config for what an old card does not have."""
+    with_data, standalone = command == "test", is_standalone(path)
+    values: Values = {}
+    if card.model and not standalone:
+        values = values_of_card(path, card, words, with_data=with_data)
+    elif card.model and with_data:
+        values = values_of_card(path, card, words, with_data=True)
+        del values["model"]
+    if (card.model or standalone) and (card.data is not None or not with_data):
+        return values
+    config = _saved_config(path, card)
+    if config is None:
+        if card.model or standalone:
+            return values
+        raise DtrapError(
+            f"{path}: its card is of an earlier version and does not hold the model, and there is no {CONFIG} of its "
+            "run next to it. Give the config of the run: --config FILE."
+        )
+    found, ignored = values_of_config(config, words, with_data=with_data)
+    if ignored:
+        line = f"{config} was found, not given: ignored {', '.join(ignored)}"
+        say(console, f"{line} (--config {shlex.quote(str(config))} runs what it names).")
+    if standalone:
+        found.pop("model", None)
+    return {**found, **values}
+
+
+def _saved_config(path: Path, card: AdapterCard) -> Path | None:
+    """Return the config of an adapter's run: next to it or in the folder above."""
+    places = [path] if path.is_dir() else [path.parent, path.parent.parent]
+    names = (f"config.{card.method}.yaml", CONFIG)
     return next((place / name for place in places for name in names if (place / name).is_file()), None)
-
-
-def build_adapted(config: Namespace, adapter: Path, card: AdapterCard) -> FewShotClassifier:
-    """Build the module of the config, or load it from a standalone folder."""
-    if is_standalone(adapter):
-        return load_exported(adapter, card)
-    if card.prompts is not None:  # the card has the sentences of a file that may be gone
-        config.model.descriptions = None
-    check_tuner(adapter, build_part(Tuner, config.model.tuner).name, card)
-    return build_module(config)

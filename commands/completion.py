@@ -29,7 +29,7 @@ _dtrap_configs() {{
 _CONFIG_NAMES = {"bash": "_dtrap_configs", "zsh": "_dtrap_configs"}
 _OWN_OPTIONS = {
     "test": ["adapter"],
-    "predict": ["adapter", "images", "output"],
+    "predict": ["adapter", "images", "output", "escape_formulas"],
     "export": ["adapter", "output", "form"],
 }
 

@@ -8,15 +8,16 @@ import yaml
 from rich.console import Console
 from safetensors import SafetensorError
 
+from ..console import say
 from ..errors import DtrapError
 from ..files import replacing
 from ..lightning_modules.backbones.export import save_plain
 from ..lightning_modules.tuners import Tuner
-from ..protocol.adapters import CONFIG, EXPORT_CARD, card_content, is_standalone, load_adapter, read_card
+from ..protocol.adapters import CLASS_FEATURES, CONFIG, EXPORT_CARD, card_content, is_standalone, load_adapter
 from ..protocol.configuration import build_part
-from ..protocol.export import CLASS_FEATURES, save_class_features, save_peft, with_trained_weights
+from ..protocol.export import save_class_features, save_peft, with_trained_weights
 from ..protocol.preprocessing import read_preprocessing
-from .adapter_arguments import build_adapted, find_adapters
+from .adapter_arguments import find_adapters
 from .parser import DtrapCLI, to_values
 
 ANOTHER_FOLDER = "or name another folder with --output."
@@ -29,30 +30,30 @@ def export(arguments: list[str], console: Console) -> int:
         DtrapError: The config or the adapter is not as expected, the tuner cannot be exported in this form, or the
             folder cannot be written.
     """
-    cli, (adapter,) = find_adapters(arguments, "export")
-    config, output = cli.config, Path(cli.config.output)
-    if is_standalone(adapter):
-        raise DtrapError(f"--adapter {adapter} is an exported standalone checkpoint already. Copy the folder instead.")
-    card = read_card(adapter)
-    _check_output(output, adapter)
+    (adapter,) = find_adapters(arguments, "export", console)
+    path, config, output = adapter.path, adapter.config, Path(adapter.config.output)
+    if is_standalone(path):
+        raise DtrapError(f"--adapter {path} is an exported standalone checkpoint already. Copy the folder instead.")
+    _check_output(output, path)
     _check_tuner(build_part(Tuner, config.model.tuner))
-    module = build_adapted(config, adapter, card)
-    load_adapter(adapter, module, card)
+    module = adapter.build()
+    load_adapter(path, module, adapter.card)
+    card = adapter.card if adapter.card.model else adapter.card.with_model(module)
     with replacing(output.resolve(), ANOTHER_FOLDER, (OSError, SafetensorError)) as folder:
         folder.mkdir()
         if config.form == "peft":
-            save_peft(module, folder)
+            save_peft(module, folder, card)
         else:
-            save_class_features(module, folder / CLASS_FEATURES)
+            save_class_features(module, folder / CLASS_FEATURES, card)
             settings = config.model.backbone.get("init_args") or {}
-            images = read_preprocessing(card.preprocessing, module.backbone, adapter)
+            images = read_preprocessing(card.preprocessing, module.backbone, path)
             resizing = images.resize_mode, images.interpolation
             save_plain(with_trained_weights(module), folder, settings.get("name"), *resizing)
         (folder / EXPORT_CARD).write_bytes(card_content(card))
-        (folder / CONFIG).write_text(_run_config(cli), encoding="utf-8")
-        for path in folder.iterdir():  # safetensors writes files that only their owner can read
-            path.chmod((folder / CONFIG).stat().st_mode)
-    console.print(f"{card.tuner} on {card.backbone}, {len(card.class_names)} classes: {output}", soft_wrap=True)
+        (folder / CONFIG).write_text(_run_config(adapter.cli), encoding="utf-8")
+        for file in folder.iterdir():  # safetensors writes files that only their owner can read
+            file.chmod((folder / CONFIG).stat().st_mode)
+    say(console, f"{card.tuner} on {card.backbone}, {len(card.class_names)} classes: {output}")
     return 0
 
 

@@ -7,14 +7,13 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from ..configs import find_config
 from ..errors import DtrapError, expected_one_of
+from ..parsing import read_yaml
 
 CONFIG_OPTIONS = ("--config", "-c")
 SECTIONS = ("data", "model", "trainer", "stage_switch", "protocol")
-OPTIONS = ("seed_everything", "adapter", "images", "output", "form")
+OPTIONS = ("seed_everything", "adapter", "images", "output", "form", "escape_formulas")
 
 
 def find_configs(arguments: list[str]) -> list[str]:
@@ -38,8 +37,8 @@ def find_configs(arguments: list[str]) -> list[str]:
 def _sections(path: str, name: str) -> dict[str, Any]:
     """Return the content of a config after checking that it has the sections of a run."""
     try:
-        content = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
-    except (OSError, ValueError, yaml.YAMLError) as error:
+        content = read_yaml(Path(path))
+    except (OSError, ValueError) as error:
         lines = " ".join(str(error).split())
         raise DtrapError(f"{path}: not readable as YAML ({lines[:300]}). Fix that line.") from error
     if content is None:

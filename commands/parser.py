@@ -19,6 +19,7 @@ from ..lightning_modules import FewShotClassifier, Objective, backbones, tuners
 from ..lightning_modules.text_head import read_descriptions
 from ..protocol.configuration import MethodConfig, build_part
 from ..protocol.method_names import check_distinct, overlay_name
+from ..protocol.paths import with_absolute_paths
 from ..protocol.settings import ProtocolSettings
 from .given_configs import find_configs
 from .parser_errors import explain
@@ -90,6 +91,12 @@ class DtrapCLI(LightningCLI):
                 "--images", type=str, required=True, help="Folder of images; subfolders are searched, too"
             )
             parser.add_argument("--output", type=str, default="predictions.csv", help="CSV file to write")
+            parser.add_argument(
+                "--escape_formulas",
+                type=bool,
+                default=True,
+                help="Put ' before names that begin with = + - @ in the CSV: a spreadsheet would compute them",
+            )
 
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
         """Parse into `self.config`; raise a DtrapError with a short message for a mistake."""
@@ -177,4 +184,5 @@ def to_values(cli: DtrapCLI) -> dict[str, Any]:
     """Return the resolved config as the values of its YAML file."""
     config = cli.config.clone()
     config.pop("config", None)
-    return yaml.safe_load(cli.parser.dump(config, skip_none=False, skip_validation=True, format="yaml"))
+    values = yaml.safe_load(cli.parser.dump(config, skip_none=False, skip_validation=True, format="yaml"))
+    return with_absolute_paths(values)

@@ -15,13 +15,15 @@ from ..console import say
 from ..datamodules.unlabeled import UnlabeledImages
 from ..errors import DtrapError
 from ..files import cannot_write, printable, write_atomically
-from ..protocol.adapters import is_standalone, load_adapter, read_card
+from ..protocol.adapters import is_standalone, load_adapter
 from ..protocol.configuration import build_trainer_arguments
 from ..protocol.episode import episode_trainer, without_expected_warnings
 from ..protocol.preprocessing import read_preprocessing
-from .adapter_arguments import build_adapted, find_adapters
+from .adapter_arguments import find_adapters
 
 ANOTHER_FILE = "or name another file with --output."
+# First characters of cells that spreadsheets compute; they skip blanks before them.
+FORMULA = ("=", "+", "-", "@", "\t", "\r", "\n", "\uff1d", "\uff0b", "\uff0d", "\uff20")
 
 
 def predict(arguments: list[str], console: Console) -> int:
@@ -33,14 +35,14 @@ def predict(arguments: list[str], console: Console) -> int:
     Raises:
         DtrapError: A config, the adapter or the folder are not as expected.
     """
-    cli, (adapter,) = find_adapters(arguments, "predict")
-    card, config = read_card(adapter), cli.config
+    (adapter,) = find_adapters(arguments, "predict", console)
+    card, config = adapter.card, adapter.config
     output = Path(config.output)
     _check_output(output)
-    module = build_adapted(config, adapter, card)
-    if not is_standalone(adapter):
-        load_adapter(adapter, module, card)
-    preprocessing = read_preprocessing(card.preprocessing, module.backbone, adapter)
+    module = adapter.build()
+    if not is_standalone(adapter.path):
+        load_adapter(adapter.path, module, card)
+    preprocessing = read_preprocessing(card.preprocessing, module.backbone, adapter.path)
     images = UnlabeledImages(config.images, preprocessing, (card.preprocessing or {}).get("value_range"))
     with without_expected_warnings():
         trainer = episode_trainer(build_trainer_arguments(config), [], progress=console.is_terminal)
@@ -48,7 +50,7 @@ def predict(arguments: list[str], console: Console) -> int:
     probabilities = torch.cat(batches) if batches else torch.empty(0, len(card.class_names))
     unreadable = {str(path) for path, _ in images.unreadable}
     readable = [path for path in images.paths if str(path) not in unreadable]
-    table = _table(readable, probabilities, card.class_names)
+    table = _table(readable, probabilities, card.class_names, escape_formulas=config.escape_formulas)
     write_atomically(output, printable(table).encode(), ANOTHER_FILE)
     say(console, f"{_images(len(readable))} labeled: {output}")
     if images.left_out:
@@ -77,11 +79,21 @@ def _check_output(output: Path) -> None:
         raise cannot_write(output, error, ANOTHER_FILE) from error
 
 
-def _table(paths: Sequence[Any], probabilities: torch.Tensor, class_names: Sequence[str]) -> str:
+def _table(
+    paths: Sequence[Any], probabilities: torch.Tensor, class_names: Sequence[str], *, escape_formulas: bool
+) -> str:
     """CSV with the columns path, label and one per class."""
     values = probabilities.double().numpy()
-    frame = pd.DataFrame(values, columns=list(class_names))
+    names, files = list(class_names), list(map(str, paths))
+    if escape_formulas:
+        names, files = list(map(_no_formula, names)), list(map(_no_formula, files))
+    frame = pd.DataFrame(values, columns=names)
     # A class may have the name of another column.
-    frame.insert(0, "label", [class_names[label] for label in values.argmax(axis=1)], allow_duplicates=True)
-    frame.insert(0, "path", list(map(str, paths)), allow_duplicates=True)
+    frame.insert(0, "label", [names[label] for label in values.argmax(axis=1)], allow_duplicates=True)
+    frame.insert(0, "path", files, allow_duplicates=True)
     return frame.to_csv(index=False, float_format="%.6f", lineterminator="\n")
+
+
+def _no_formula(text: str) -> str:
+    """Return a text that a spreadsheet shows instead of computing it."""
+    return f"'{text}" if text.startswith(FORMULA) else text

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import textwrap
 from collections.abc import Sequence
@@ -17,6 +16,7 @@ from rich.text import Text
 from ..console import CommandParser, print_table, say
 from ..errors import DtrapError
 from ..files import write_atomically
+from ..parsing import read_json
 from ..protocol.claims import MEASURES, counted
 from ..protocol.run_folder import RunFolder
 from ..protocol.statistics import BINOMIAL, STUDENT, TOO_FEW
@@ -198,7 +198,7 @@ def read_entries(folder: Path) -> list[dict[str, Any]]:
     """
     path = RunFolder(folder).summary
     try:
-        summary = json.loads(path.read_text(encoding="utf-8"))
+        summary = read_json(path)
         asked = int(_number(summary["episodes"]))
         task = {"set": summary["description"], "protocol": str(summary.get("protocol", "")), "run": folder}
         entries = [

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 from lightning.pytorch import Trainer
@@ -11,14 +12,15 @@ from ..console import say
 from ..datamodules.few_shot import FewShotDataModule
 from ..errors import DtrapError
 from ..lightning_modules import FewShotClassifier
-from ..protocol.adapters import AdapterCard, check_classes, is_standalone, load_adapter, read_card
+from ..protocol.adapters import check_classes, is_standalone, load_adapter
 from ..protocol.configuration import build_data, build_trainer_arguments
 from ..protocol.episode import EpisodeRecorder, episode_trainer, without_expected_warnings
 from ..protocol.preprocessing import use_card_preprocessing
 from ..protocol.progress import EpisodeProgress
 from ..protocol.run_folder import Row
 from ..protocol.summary import render, summarize
-from .adapter_arguments import build_adapted, find_adapters
+from .adapter_arguments import SavedAdapter, find_adapters
+from .parser import to_values
 
 
 def test(arguments: list[str], console: Console) -> int:
@@ -27,50 +29,86 @@ def test(arguments: list[str], console: Console) -> int:
     Raises:
         DtrapError: A config, an adapter or the data are not as expected.
     """
-    cli, adapters = find_adapters(arguments, "test")
-    config, cards = cli.config, {path: read_card(path) for path in adapters}
-    data, module = build_data(config), build_adapted(config, *next(iter(cards.items())))
-    if not data.has_query:
-        raise DtrapError(
-            "no query images, so there is nothing to test on. Give --data.query_root FOLDER with images that were not "
-            "used in the training, or the value of --data.held_out that the run had."
-        )
-    rows: list[Row] = []
-    methods = list(dict.fromkeys(card.method for card in cards.values()))
-    progress = EpisodeProgress(len(cards), ["test"], unit=data.unit, console=console)
-    trainer = episode_trainer(build_trainer_arguments(config), [EpisodeRecorder(progress)])
+    saved = find_adapters(arguments, "test", console)
+    data = _data_of(saved)
+    methods = _methods_of(saved)
+    progress = EpisodeProgress(len(saved), methods, unit=data.unit, console=console)
+    progress.total = len(saved)  # not every method need have an adapter of every episode
+    rows: dict[Path, Row] = {}
     with progress:
-        for number, (path, card) in enumerate(cards.items()):
-            progress.begin(number)
-            data.set_episode(card.episode)
-            if card.seed != data.seed:
-                raise DtrapError(
-                    f"{path}: trained with seed {card.seed}, but data.seed is {data.seed}, which draws other images. "
-                    f"Give --data.seed {card.seed}."
-                )
-            check_classes(path, data.class_names, card)
-            use_card_preprocessing(data, card.preprocessing, path)
-            module.descriptions = card.prompts
-            module.set_classes(data.class_names, data.template)
-            rows.append(_tested(path, card, module, data, trainer))
-            progress.finish(rows[-1] | {"method": "test"})
-    if len(cards) <= 10:
-        for (path, card), row in zip(cards.items(), rows, strict=True):
-            saved = "" if card.accuracy is None else f", {card.accuracy:.1f} % when it was saved"
-            say(console, f"{path}: {row['accuracy']:.1f} %{saved}")
-    episodes = max(row["episode"] for row in rows) + 1
-    summary = summarize(rows, data.description, methods, episodes=episodes, unit=data.unit)
+        for cli in dict.fromkeys(adapter.cli for adapter in saved):  # one model at a time
+            alike = [adapter for adapter in saved if adapter.cli is cli]
+            module = alike[0].build()
+            trainer = episode_trainer(build_trainer_arguments(cli.config), [EpisodeRecorder(progress)])
+            for adapter in alike:
+                progress.begin(len(rows))
+                _set_episode(adapter, data, module)
+                rows[adapter.path] = _tested(adapter, module, data, trainer)
+                progress.finish(rows[adapter.path])
+    if len(saved) <= 10:
+        for adapter in saved:
+            before = "" if adapter.card.accuracy is None else f", {adapter.card.accuracy:.1f} % when it was saved"
+            say(console, f"{adapter.path}: {rows[adapter.path]['accuracy']:.1f} %{before}")
+    episodes = max(row["episode"] for row in rows.values()) + 1
+    summary = summarize(list(rows.values()), data.description, methods, episodes=episodes, unit=data.unit)
     summary["episodes"] = max(method["episodes"] for method in summary["methods"].values())
     render(summary, console)
     return 0
 
 
-def _tested(path: Path, card: AdapterCard, module: FewShotClassifier, data: FewShotDataModule, trainer: Trainer) -> Row:
+def _data_of(saved: list[SavedAdapter]) -> FewShotDataModule:
+    """Return the data module of the adapters' config.
+
+    Raises:
+        DtrapError: They were trained on different data, or there is nothing to test on.
+    """
+    parsed = {json.dumps(to_values(cli)["data"]): cli for cli in dict.fromkeys(adapter.cli for adapter in saved)}
+    if len(parsed) > 1:
+        raise DtrapError(
+            f"{saved[0].path.parent} has adapters of {len(parsed)} different settings of the data. Test those of each "
+            "data set alone: --adapter FILE."
+        )
+    data = build_data(saved[0].config)
+    if not data.has_query:
+        raise DtrapError(
+            "no query images, so there is nothing to test on. Give --data.query_root FOLDER with images that were not "
+            "used in the training, or the value of --data.held_out that the run had."
+        )
+    return data
+
+
+def _methods_of(saved: list[SavedAdapter]) -> list[str]:
+    """Return the methods in the order of their run: the main one, which the others are compared with, first."""
+    places = {}
+    for adapter in saved:
+        card = adapter.card
+        # Only compared methods have a config of their own; the card of an earlier version does not list the methods.
+        compared = any((folder / f"config.{card.method}.yaml").exists() for folder in adapter.path.parents[:2])
+        places[card.method] = card.methods.index(card.method) if card.method in card.methods else int(compared)
+    return sorted(places, key=places.__getitem__)
+
+
+def _set_episode(adapter: SavedAdapter, data: FewShotDataModule, module: FewShotClassifier) -> None:
+    """Set data and classes to the adapter's episode; raise a DtrapError if it was trained on another one."""
+    path, card = adapter.path, adapter.card
+    data.set_episode(card.episode)
+    if card.seed != data.seed:
+        raise DtrapError(
+            f"{path}: trained with seed {card.seed}, but data.seed is {data.seed}, which draws other images. "
+            f"Give --data.seed {card.seed}."
+        )
+    check_classes(path, data.class_names, card)
+    use_card_preprocessing(data, card.preprocessing, path)
+    module.descriptions = card.prompts
+    module.set_classes(data.class_names, data.template)
+
+
+def _tested(adapter: SavedAdapter, module: FewShotClassifier, data: FewShotDataModule, trainer: Trainer) -> Row:
     """Return the accuracies of one adapter; a standalone checkpoint has no zero-shot model."""
-    row: Row = {"method": card.method, "episode": card.episode}
-    if is_standalone(path):
+    row: Row = {"method": adapter.card.method, "episode": adapter.card.episode}
+    if is_standalone(adapter.path):
         return row | {"accuracy": _accuracy(trainer, module, data)}
-    load_adapter(path, module, card)
+    load_adapter(adapter.path, module, adapter.card)
     row["accuracy"] = _accuracy(trainer, module, data)
     with module.zero_shot():
         return row | {"zero_shot_accuracy": _accuracy(trainer, module, data)}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import re
 from functools import cache
 from pathlib import Path
@@ -44,6 +45,13 @@ def config_text(name: str) -> str:
     """
     shipped = _shipped_name(name)
     return COOP_CONFIGS.get(shipped) or (SHIPPED / shipped).read_text(encoding="utf-8")
+
+
+def write_config(content: str) -> str:
+    """Write a config for the parser into a folder that ends with the process; return its path."""
+    path = Path(_folder().name, f"found-{hashlib.sha256(content.encode()).hexdigest()[:16]}.yaml")
+    path.write_text(content, encoding="utf-8")
+    return str(path)
 
 
 def title_of(name: str) -> str:

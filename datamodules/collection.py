@@ -15,6 +15,7 @@ from PIL import Image
 
 from ..errors import DtrapError, check_at_least, check_one_of, check_template
 from ..files import printable
+from ..keywords import KeepsArguments
 from .images import open_image
 from .index import ImageIndex, listing
 from .index_check import check_index
@@ -38,7 +39,7 @@ class CollectionOptions(TypedDict, total=False):
     small_classes: OnFault
 
 
-class ImageCollection(LightningDataModule, ABC):
+class ImageCollection(KeepsArguments, LightningDataModule, ABC):
     """Images, labels and faults of a data set, without any sampling; a subclass says where the files are (`scan`).
 
     Args:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -12,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from ..errors import DtrapError
+from ..parsing import read_json
 from .batches import Views, decode
 from .collection import ImageCollection
 from .images import ImageError
@@ -188,7 +188,7 @@ def _chosen_files(data: ImageCollection, shot: int, seed: int, path: Path) -> di
         what = "is a folder" if path.is_dir() else "is a pipe or device" if path.exists() else "does not exist"
         raise DtrapError(f"subset {path} {what}. {EXPECTED}")
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = read_json(path)
         if not isinstance(content, dict) or content.get("format") != SUBSET_FORMAT:
             raise ValueError(f"its format is not {SUBSET_FORMAT}")
         seeds = {name: {part: _lists(seed[part]) for part in PARTS} for name, seed in content["seeds"].items()}

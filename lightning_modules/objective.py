@@ -9,8 +9,8 @@ import torch
 from torch import Generator, Tensor, nn
 
 from ..errors import DtrapError, check_number, check_one_of, first_line
+from ..keywords import KeepsArguments
 from . import losses
-from .arguments import KeepsArguments
 
 VisualTerm = Literal["anti_visual", "visual", "negated_visual", "noise"]
 RelationSource = Literal["previous", "current"]

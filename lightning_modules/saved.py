@@ -19,8 +19,8 @@ from torch import Tensor
 
 from .. import __version__
 from ..errors import DtrapError, first_line
+from ..keywords import plain
 from . import backbones, objective, tuners
-from .arguments import plain
 from .backbones.base import Backbone
 from .text_head import ClassPrompts, tokenize_classes
 from .tuners.base import Tuner

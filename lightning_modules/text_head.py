@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import unicodedata
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -11,10 +10,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import yaml
 from torch import Tensor
 
 from ..errors import DtrapError, check_braces, check_template, nearest
+from ..parsing import read_json, read_yaml
 from .backbones.base import Backbone
 from .losses import normalize
 from .tracing import can_be_kept
@@ -162,9 +161,8 @@ def read_descriptions(path: str | Path) -> dict[str, list[str]]:
     path = Path(path).expanduser()
     expected = "Expected a YAML or JSON file such as '{River: [a satellite photo of a river., water with banks.]}'"
     try:
-        text = path.read_text(encoding="utf-8")
-        content = json.loads(text) if path.suffix == ".json" else yaml.safe_load(text)
-    except (OSError, ValueError, yaml.YAMLError) as error:
+        content = read_json(path) if path.suffix == ".json" else read_yaml(path)
+    except (OSError, ValueError) as error:
         reason = " ".join(str(error).split())[:300]
         raise DtrapError(f"descriptions {path}: not readable ({reason}). {expected}.") from error
     if not isinstance(content, dict) or not content:

@@ -1,36 +1,44 @@
-"""Saved adapters: a safetensors file with the trained values and a JSON card that says what they belong to.
+"""Saved adapters: a safetensors file with the trained values and a card that says how the model is made again.
 
-Folders that `dtrap export` wrote are read here, too: an adapter in peft's form, or a standalone checkpoint of the whole
-model. Their card is dtrap.json.
+The card is in the file's metadata; the JSON file next to it is a readable copy. Folders that `dtrap export` wrote are
+read here, too: an adapter in peft's form, or a standalone checkpoint of the whole model. Their card is dtrap.json.
 """
 
 from __future__ import annotations
 
 import json
+import types
+import typing
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save
 from torch import Tensor
 
 from .. import __version__
 from ..datamodules.few_shot import FewShotDataModule
-from ..errors import DtrapError
+from ..errors import DtrapError, first_line
 from ..files import printable, to_json_values, write_atomically
 from ..lightning_modules import FewShotClassifier
+from ..lightning_modules.backbones.local_files import local_files
+from ..lightning_modules.parts import describe
 from ..lightning_modules.text_head import prompt_texts
+from ..parsing import read_json
+from .adapter_file import LARGEST_VALUE, embedded_card, pack, read_tensors
+from .paths import with_absolute_paths
 from .preprocessing import card_preprocessing
 from .run_folder import RESUMES, Row
 
-CARD_FORMAT = "dtrap-adapter/1"
+CARD_FORMAT = "dtrap-adapter/2"
+CARD_FORMATS = ("dtrap-adapter/1", CARD_FORMAT)
 EXPORT_CARD = "dtrap.json"
 PEFT_WEIGHTS = "adapter_model.safetensors"
 PEFT_PREFIX = "base_model.model."
+CLASS_FEATURES = "class_features.safetensors"
 CONFIG = "config.yaml"
+LONGEST_NAME = 1_000
 
 
 def _versions() -> dict[str, str]:
@@ -40,7 +48,7 @@ def _versions() -> dict[str, str]:
 
 @dataclass
 class AdapterCard:
-    """Backbone, tuner, classes and episode of an adapter; stored as a JSON file next to it.
+    """What makes the model of an adapter again, and the episode that it was trained on.
 
     Attributes:
         backbone: Identifier of the backbone, weights included.
@@ -53,12 +61,17 @@ class AdapterCard:
         method: Name of the method in the run's rows.
         accuracy: Accuracy on the episode's queries in percent, None without queries.
         prompts: The sentences of each class where they come from descriptions, else None.
-        settings: The arguments of the tuner; empty in old cards.
+        settings: The arguments of the tuner that are kept as attributes; empty in old cards.
         logit_scale: tau; None in old cards.
-        preprocessing: Size, normalization, resizing and value range of the images; None in old cards, when images were
-            squashed.
         versions: Versions of dtrap and of the libraries that the adapter was trained with.
         format: Format of this card.
+        model: `backbone` and `tuner` by class and arguments, and the model's own `template`; empty in old cards.
+        files: `path` and `sha256` of each file or folder that an argument of the backbone names.
+        preprocessing: Size, normalization, resizing and value range of the images; None in old cards, when images were
+            squashed.
+        data: The data module by class and arguments; None if it is not known.
+        methods: The methods of the run in its order.
+        precision: The Trainer's precision.
     """
 
     backbone: str
@@ -73,12 +86,24 @@ class AdapterCard:
     prompts: dict[str, list[str]] | None = None
     settings: dict[str, Any] = field(default_factory=dict)
     logit_scale: float | None = None
-    preprocessing: dict[str, Any] | None = None
     versions: dict[str, str] = field(default_factory=_versions)
     format: str = CARD_FORMAT
+    model: dict[str, Any] = field(default_factory=dict)
+    files: dict[str, dict[str, str]] = field(default_factory=dict)
+    preprocessing: dict[str, Any] | None = None
+    data: dict[str, Any] | None = None
+    methods: list[str] = field(default_factory=list)
+    precision: str | None = None
 
     @classmethod
-    def of(cls, module: FewShotClassifier, data: FewShotDataModule, row: Row) -> AdapterCard:
+    def of(
+        cls,
+        module: FewShotClassifier,
+        data: FewShotDataModule,
+        row: Row,
+        methods: Sequence[str] = (),
+        precision: Any = None,
+    ) -> AdapterCard:
         """Describe the module after the episode of a row."""
         return cls(
             backbone=module.backbone.identifier,
@@ -91,7 +116,35 @@ class AdapterCard:
             method=row["method"],
             accuracy=row["accuracy"],
             preprocessing=card_preprocessing(data),
+            data=with_absolute_paths({"data": describe(data)})["data"],
+            methods=list(methods),
+            precision=None if precision is None else str(precision),
         )
+
+    def with_model(self, module: FewShotClassifier) -> AdapterCard:
+        """Return the card with what makes this module again."""
+        backbone, files = describe(module.backbone), local_files(module.backbone)
+        backbone["init_args"] |= {name: file["path"] for name, file in files.items()}
+        backbone["init_args"].pop("cache_dir", None)  # a place on this machine
+        model = {"backbone": backbone, "tuner": describe(module.tuner), "template": to_json_values(module.template)}
+        return replace(
+            self,
+            format=CARD_FORMAT,
+            prompts=None if module.descriptions is None else class_sentences(module),
+            settings=to_json_values(module.tuner.settings),
+            logit_scale=float(module.objective.logit_scale),
+            model=model,
+            files=files,
+            preprocessing=self.preprocessing or preprocessing_of(module),
+        )
+
+
+def preprocessing_of(module: FewShotClassifier) -> dict[str, Any]:
+    """Return how an image becomes the input of a module's backbone, as values of JSON."""
+    backbone = module.backbone
+    statistics = {"mean": list(backbone.image_mean), "std": list(backbone.image_std)}
+    resizing = {"resize_mode": "squash", "interpolation": "bilinear"}
+    return {"image_size": backbone.image_size, **statistics, **resizing}
 
 
 def card_path(adapter: Path) -> Path:
@@ -111,21 +164,20 @@ def is_standalone(path: Path) -> bool:
 
 def card_content(card: AdapterCard) -> bytes:
     """Encode the card as the content of its file."""
+    # A file name that is not UTF-8 becomes escapes of JSON.
     return (printable(json.dumps(asdict(card), indent=2, ensure_ascii=False)) + "\n").encode()
 
 
 def save_adapter(path: Path, module: FewShotClassifier, card: AdapterCard) -> None:
-    """Write the adapter atomically, and its card with the settings and prompts of the module.
+    """Write the adapter atomically, and its card with what makes the module again.
 
     Raises:
-        DtrapError: The files cannot be written.
+        DtrapError: The values are not finite, or the files cannot be written.
     """
-    prompts = None if module.descriptions is None else class_sentences(module)
-    settings, scale = to_json_values(module.tuner.settings), float(module.objective.logit_scale)
-    card = replace(card, prompts=prompts, settings=settings, logit_scale=scale)
-    state = {name: value.detach().cpu().contiguous() for name, value in module.tuner.adapter_state().items()}
-    write_atomically(card_path(path), card_content(card), RESUMES)
-    write_atomically(path, save(state, metadata={"format": CARD_FORMAT}), RESUMES)
+    content = card_content(card.with_model(module))
+    tensors = pack(module.tuner.adapter_state(), content.decode(), {"format": CARD_FORMAT}, str(path))
+    write_atomically(card_path(path), content, RESUMES)
+    write_atomically(path, tensors, RESUMES)
 
 
 def class_sentences(module: FewShotClassifier) -> dict[str, list[str]]:
@@ -136,41 +188,84 @@ def class_sentences(module: FewShotClassifier) -> dict[str, list[str]]:
     return {name: [next(texts) for _ in range(count)] for name, count in counts}
 
 
+def weights_file(path: Path) -> Path:
+    """Return the safetensors file that holds the card of an adapter or an exported folder."""
+    if not path.is_dir():
+        return path
+    return path / (CLASS_FEATURES if is_standalone(path) else PEFT_WEIGHTS)
+
+
 def read_card(path: Path) -> AdapterCard:
     """Read the card of an adapter file, or of a folder that `dtrap export` wrote.
 
     Raises:
-        DtrapError: The adapter or its card is missing, or the card has another format.
+        DtrapError: The adapter or its card is missing, the card has another format, or its copy differs.
     """
     if path.suffix == ".json" or not (path.is_file() or is_exported(path)):
         raise DtrapError(
             f"{path}: no such adapter. Expected a .safetensors file that `dtrap fit` saved, or a folder that `dtrap "
             "export` wrote."
         )
-    card = card_path(path)
+    file = copy = card_path(path)
     try:
-        content = json.loads(card.read_text(encoding="utf-8"))
-        if content.get("format") != CARD_FORMAT:
-            raise ValueError(f"format is {content.get('format')!r}")
-        return AdapterCard(**content)
-    except FileNotFoundError:
-        raise DtrapError(f"{card}: the adapter's card is missing. Keep both files in the same folder.") from None
-    except (OSError, ValueError, TypeError, AttributeError) as error:
-        raise DtrapError(f"{card}: not an adapter card ({error}). Expected the format {CARD_FORMAT}.") from error
+        beside = [read_json(copy)] if copy.exists() else []
+        file = weights_file(path)
+        inside = embedded_card(file)
+        if inside and beside and beside != inside:
+            raise DtrapError(f"{copy}: differs from the card inside {file}. Delete it: it is only a readable copy.")
+        if not inside and not beside:
+            raise DtrapError(f"{copy}: the adapter's card is missing. Keep both files in the same folder.")
+        file = file if inside else copy
+        return _decoded(*(inside or beside))
+    except (OSError, ValueError, TypeError, RecursionError) as error:
+        expected = f"Expected the format {' or '.join(CARD_FORMATS)}."
+        raise DtrapError(f"{file}: not an adapter card ({first_line(error)}). {expected}") from error
+
+
+def _decoded(content: Any) -> AdapterCard:
+    """Return the card of a decoded JSON value; raise a ValueError or TypeError for anything else."""
+    if not isinstance(content, dict) or content.get("format") not in CARD_FORMATS:
+        raise ValueError(f"format is {str(content.get('format') if isinstance(content, dict) else None)[:60]!r}")
+    hints = typing.get_type_hints(AdapterCard)
+    for name, value in content.items():
+        if name in hints and not _fits(value, hints[name]):
+            raise TypeError(f"{name} is {repr(value)[:60]}")
+    card = AdapterCard(**content)
+    if not card.class_names or max(map(len, card.class_names)) > LONGEST_NAME:
+        raise ValueError(f"class_names is empty, or has a name of more than {LONGEST_NAME} characters")
+    if not card.method.strip() or "/" in card.method:
+        raise ValueError(f"method is {card.method[:60]!r}")
+    if card.logit_scale is not None and not 0 < card.logit_scale <= LARGEST_VALUE:
+        raise ValueError(f"logit_scale is {card.logit_scale}")
+    return card
+
+
+def _fits(value: Any, hint: Any) -> bool:
+    """Return whether a value of JSON has the type of a field of the card."""
+    origin, inner = typing.get_origin(hint), typing.get_args(hint)
+    if hint is Any:
+        return True
+    if origin is types.UnionType:
+        return any(_fits(value, member) for member in inner)
+    if origin is list:
+        return isinstance(value, list) and all(_fits(item, inner[0]) for item in value)
+    if origin is dict:
+        return isinstance(value, dict) and all(_fits(item, inner[1]) for item in value.values())
+    if isinstance(value, bool):
+        return hint is bool
+    if hint is float:
+        return isinstance(value, int | float) and abs(value) < float("inf")  # no NaN either
+    return isinstance(value, hint)
 
 
 def _read_state(path: Path) -> dict[str, Tensor]:
     """Read the tuner's values, by the tuner's names, from an adapter file or a folder in peft's form.
 
     Raises:
-        DtrapError: The file is not readable as safetensors.
+        DtrapError: The file is not readable as safetensors, or holds values that are not finite.
     """
-    file = path / PEFT_WEIGHTS if path.is_dir() else path
-    try:
-        state = load_file(file)
-    except (OSError, SafetensorError) as error:
-        raise DtrapError(f"{file}: not a readable safetensors file ({error}).") from error
-    if file == path:
+    state, _ = read_tensors(weights_file(path))
+    if not path.is_dir():
         return state
     return {f"model.{name.removeprefix(PEFT_PREFIX).removesuffix('.weight')}": value for name, value in state.items()}
 
@@ -184,8 +279,7 @@ def load_adapter(path: Path, module: FewShotClassifier, card: AdapterCard) -> No
         DtrapError: The backbone, the tuner, its settings, the classes, their prompts or the logit scale differ from the
             card, or the file does not fit.
     """
-    remedy = "An adapter fits only the weights that it was trained on. Use the run's config.yaml and the same weights."
-    _check_same(path, "on the backbone", card.backbone, module.backbone.identifier, remedy)
+    _check_backbone(path, module, card)
     check_tuner(path, module.tuner.name, card)
     if module.prompts is None:
         module.template, module.descriptions = card.template, card.prompts
@@ -198,6 +292,18 @@ def load_adapter(path: Path, module: FewShotClassifier, card: AdapterCard) -> No
         module.tuner.load_adapter_state(state)
     except DtrapError as error:
         raise DtrapError(f"{path}: {error}") from error
+
+
+def _check_backbone(path: Path, module: FewShotClassifier, card: AdapterCard) -> None:
+    """Raise a DtrapError for other weights or another preprocessing; a local file may have got another name."""
+    remedy = "An adapter fits only the weights that it was trained on. Use the run's config.yaml and the same weights."
+    trained = {name: entry.get("sha256") for name, entry in card.files.items()}
+    if not trained or {name: file["sha256"] for name, file in local_files(module.backbone).items()} != trained:
+        _check_same(path, "on the backbone", card.backbone, module.backbone.identifier, remedy)
+    own = preprocessing_of(module)
+    stored = card.preprocessing or {}
+    for name in ("image_size", "mean", "std"):
+        _check_same(path, f"with preprocessing.{name}", stored.get(name, own[name]), own[name])
 
 
 def _check_settings(path: Path, module: FewShotClassifier, card: AdapterCard) -> None:

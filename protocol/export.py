@@ -14,8 +14,6 @@ from typing import Any
 
 import torch
 from peft.tuners.lora import LoraLayer
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
 from ..errors import DtrapError
@@ -25,23 +23,22 @@ from ..lightning_modules.backbones.export import load_plain
 from ..lightning_modules.losses import normalize
 from ..lightning_modules.text_head import ClassPrompts
 from ..lightning_modules.tuners import Tuner
-from .adapters import EXPORT_CARD, PEFT_PREFIX, PEFT_WEIGHTS, AdapterCard
-
-CLASS_FEATURES = "class_features.safetensors"
-
+from ..parsing import parse_json
+from .adapter_file import check_values, pack, read_tensors
+from .adapters import CLASS_FEATURES, EXPORT_CARD, PEFT_PREFIX, PEFT_WEIGHTS, AdapterCard, card_content
 
 # The standalone form
 
 
-def save_class_features(module: FewShotClassifier, path: Path) -> None:
-    """Write the normalized class text features [W, D] with class names and logit scale."""
+def save_class_features(module: FewShotClassifier, path: Path, card: AdapterCard) -> None:
+    """Write the normalized class text features [W, D] with class names, logit scale and card."""
     with torch.no_grad():
         features = normalize(module.text_features()).float().cpu().contiguous()
     metadata = {
         "class_names": json.dumps(list(module.class_prompts.class_names), ensure_ascii=False),
         "logit_scale": repr(float(module.objective.logit_scale)),
     }
-    save_file({"class_features": features}, path, metadata=metadata)
+    path.write_bytes(pack({"class_features": features}, card_content(card).decode(), metadata, str(path)))
 
 
 def with_trained_weights(module: FewShotClassifier) -> Backbone:
@@ -95,20 +92,24 @@ def load_exported(folder: Path, card: AdapterCard) -> FewShotClassifier:
         DtrapError: Files are missing, damaged, or do not belong to the card.
     """
     path = folder / CLASS_FEATURES
+    tensors, metadata = read_tensors(path)
     try:
-        with safe_open(path, "pt") as file:
-            features, metadata = file.get_tensor("class_features"), file.metadata()
-        names, scale = json.loads(metadata["class_names"]), float(metadata["logit_scale"])
-    except (OSError, SafetensorError, KeyError, TypeError, ValueError) as error:
+        features = tensors["class_features"]
+        names, scale = parse_json(metadata["class_names"]), float(metadata["logit_scale"])
+        if not isinstance(names, list) or features.ndim != 2 or len(features) != len(names):
+            raise ValueError(f"{list(features.shape)} values")
+    except (KeyError, TypeError, ValueError) as error:
         raise DtrapError(
             f"{path}: not the class features that `dtrap export` writes ({error}). Run `dtrap export` again."
         ) from error
     if names != card.class_names:
         raise DtrapError(
-            f"{path}: has the classes {', '.join(names)}, but {EXPORT_CARD} has {', '.join(card.class_names)}. "
-            "Keep the files of one export together."
+            f"{path}: has the classes {', '.join(map(str, names))}, but {EXPORT_CARD} has "
+            f"{', '.join(card.class_names)}. Keep the files of one export together."
         )
-    module = FewShotClassifier(load_plain(folder), StoredClasses(features), Objective(logit_scale=scale))
+    backbone = load_plain(folder)
+    check_values(dict(backbone.named_parameters()), str(folder), "Export an adapter whose training did not diverge.")
+    module = FewShotClassifier(backbone, StoredClasses(features), Objective(logit_scale=scale))
     module.template, module.descriptions = card.template, card.prompts
     module.set_classes(card.class_names)
     return module
@@ -117,7 +118,7 @@ def load_exported(folder: Path, card: AdapterCard) -> FewShotClassifier:
 # The form of peft
 
 
-def save_peft(module: FewShotClassifier, folder: Path) -> None:
+def save_peft(module: FewShotClassifier, folder: Path, card: AdapterCard) -> None:
     """Write adapter_config.json and adapter_model.safetensors with the names of the library's model.
 
     Raises:
@@ -142,4 +143,5 @@ def save_peft(module: FewShotClassifier, folder: Path) -> None:
         for adapter in layer.active_adapters
         for matrix in ("lora_A", "lora_B")
     }
-    save_file(state, folder / PEFT_WEIGHTS, metadata={"format": "pt"})
+    path = folder / PEFT_WEIGHTS
+    path.write_bytes(pack(state, card_content(card).decode(), {"format": "pt"}, str(path)))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import glob
-import json
 from collections.abc import Container, Sequence
 from typing import Any
 
@@ -12,6 +11,7 @@ import yaml
 from ..datamodules.few_shot import FewShotDataModule
 from ..datamodules.subset import subset_content
 from ..errors import DtrapError
+from ..parsing import read_json
 from .configuration import MethodConfig
 from .identity import difference, identity
 from .module_method import ModuleMethod
@@ -40,7 +40,7 @@ class FolderIdentity:
             DtrapError: The file is damaged.
         """
         try:
-            stored = json.loads(self.folder.identity.read_text(encoding="utf-8"))
+            stored = read_json(self.folder.identity)
             if stored["main"] not in stored["methods"]:
                 raise ValueError(f"'{stored['main']}' is not among its methods")
             return stored
@@ -131,7 +131,7 @@ class FolderIdentity:
             return
         content = subset_content(self.data, self.data.shot, self.data.subsets)
         try:
-            recorded = json.loads(self.folder.subset.read_text(encoding="utf-8"))["seeds"]
+            recorded = read_json(self.folder.subset)["seeds"]
         except (OSError, ValueError, KeyError, TypeError):
             recorded = {}
         with_rows = {row["episode"] for row in self.folder.rows.read()}

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import as_typed
+from .paths import same_path
 
 NEUTRAL_TRAINER_FLAGS = {
     "accelerator",
@@ -155,6 +156,8 @@ def _is_default(old: object, new: object, path: tuple[str, ...], owner: Any) -> 
 
 
 def _equal(old: object, new: object) -> bool:
+    if same_path(old, new):  # a run folder from before paths were saved as absolute ones
+        return True
     return old == new and isinstance(old, bool) == isinstance(new, bool)
 
 

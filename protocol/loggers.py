@@ -13,6 +13,7 @@ from typing import Any
 
 from lightning.pytorch.loggers import CSVLogger, Logger, WandbLogger
 
+from ..errors import visible
 from ..files import write_atomically
 from .claims import MEASURES
 from .run_folder import RESUMES, Row, RunFolder
@@ -85,10 +86,10 @@ class ProtocolLogger:
         main, *others = self.methods
         self.config = {**configs[main], "method": main, "compared": {name: configs[name] for name in others}}
         self.wandb_defaults = {
-            "name": folder.path.resolve().name[:WANDB_NAME_CHARACTERS],
-            "group": group and group[:WANDB_NAME_CHARACTERS],
-            "job_type": main[:WANDB_TAG_CHARACTERS],
-            "tags": list(dict.fromkeys(tag[:WANDB_TAG_CHARACTERS] for tag in tags if tag)),
+            "name": visible(folder.path.resolve().name)[:WANDB_NAME_CHARACTERS],
+            "group": group and visible(group)[:WANDB_NAME_CHARACTERS],
+            "job_type": visible(main)[:WANDB_TAG_CHARACTERS],
+            "tags": list(dict.fromkeys(visible(tag)[:WANDB_TAG_CHARACTERS] for tag in tags if tag)),
             "config": self.config,
             "resume": "allow",
         }

@@ -14,6 +14,7 @@ from filelock import FileLock, Timeout
 
 from ..errors import DtrapError
 from ..files import cannot_write, printable, remove_leftovers, to_json_values, write_atomically
+from ..parsing import parse_json
 
 Row = dict[str, Any]
 
@@ -237,7 +238,7 @@ def _sound_length(content: bytes) -> int:
 
 def _decode(line: bytes) -> Row | None:
     try:
-        row = json.loads(line)
+        row = parse_json(line)
     except ValueError:
         return None
     if isinstance(row, dict) and isinstance(row.get("method"), str) and isinstance(row.get("episode"), int):

@@ -12,7 +12,7 @@ from typing import Any
 from rich.console import Console
 
 from ..callbacks import StageSwitch
-from ..console import say
+from ..console import SafeConsole, say
 from ..datamodules.few_shot import FewShotDataModule
 from ..errors import DtrapError, check_one_of
 from ..keywords import Unpack
@@ -87,7 +87,7 @@ def run_protocol(
         else ModuleMethod(name, method, data, trainer, stage_switch)
         for name, method in methods.items()
     ]
-    run = ProtocolRun(chosen, data, ProtocolSettings(**settings), console or Console())
+    run = ProtocolRun(chosen, data, ProtocolSettings(**settings), console or SafeConsole())
     return run.run(show=False)
 
 
@@ -291,7 +291,7 @@ class ProtocolRun:
         if diverged:
             self._warn_diverged(row)
         if self.settings.save_adapters and not diverged:
-            card = AdapterCard.of(module, self.data, row)
+            card = AdapterCard.of(module, self.data, row, self.names, arguments.get("precision"))
             save_adapter(self._path_of(self.data.episode, method.name), module, card)
         if self.data.episode < self.settings.pictures and not diverged:
             from .picture import save_episode_picture  # imports matplotlib

@@ -124,7 +124,10 @@ def test_a_tuner_from_elsewhere_is_chosen_in_yaml(dtrap, tmp_path, monkeypatch):
     assert "trains 96 of" in out
     adapters = sorted((tmp_path / "run" / "adapters").glob("*svl-ra.safetensors"))
     assert len(adapters) == 2
-    status, out, err = dtrap("test", "--adapter", adapters[0])
+    status, _, err = dtrap("test", "--adapter", adapters[0])
+    assert status == 2
+    assert "If you trust that class, give it: --model.tuner tuner_of_mine.ScaledFeatures." in err
+    status, out, err = dtrap("test", "--adapter", adapters[0], "--model.tuner", "tuner_of_mine.ScaledFeatures")
     assert status == 0, err
     assert "when it was saved" in out
 

@@ -23,7 +23,7 @@ LAYERS = (
     ("protocol", "datamodules.acquisition", "datamodules.inspection"),
     ("lightning_modules", "datamodules", "callbacks", "metrics", "configs", "assets"),
     ("console", "drawing", "keywords", "signals"),
-    ("files",),
+    ("files", "parsing"),
     ("errors",),
     ("dtrap",),
 )

@@ -13,6 +13,7 @@ import os
 import platform
 import shutil
 import stat
+import struct
 import tarfile
 import tempfile
 import zipfile
@@ -30,7 +31,10 @@ from ...files import RERUN
 HEADER_LIMIT = 4 << 20
 DEEPEST = 100
 LONGEST_LINK = 4096
-_DAMAGED = (tarfile.TarError, zipfile.BadZipFile, EOFError, zlib.error, lzma.LZMAError, RuntimeError, ValueError)
+_DAMAGED = (
+    *(tarfile.TarError, zipfile.BadZipFile, EOFError, zlib.error, lzma.LZMAError, RuntimeError, ValueError),
+    *(struct.error, LookupError, ArithmeticError),  # of headers that the libraries do not check
+)
 _ZIP = (b"PK\3\4", b"PK\5\6")
 _COMPRESSED: tuple[tuple[bytes, Callable[..., Any]], ...] = (
     (b"\x1f\x8b", gzip.open),
@@ -156,7 +160,10 @@ class _Entries:
 
     def check(self, name: str, size: int, is_folder: bool) -> Path:
         """Return where an entry belongs in the folder; its size is in bytes."""
-        path = self.folder / self._relative(name)
+        relative = self._relative(name)
+        if not is_folder and not relative.parts:  # "./" is the folder itself in many tar archives
+            raise self.refused("a file in it has no name")
+        path = self.folder / relative
         if size < 0:  # tarfile accepts it; it would lower the sum
             raise self.refused(f"entry '{name}' has a negative size")
         self.count += 1
@@ -204,9 +211,10 @@ def _unpack_zip(path: Path, folder: Path, entries: _Entries) -> None:
         members = archive.infolist()
         check_free_space(folder.parents[1], sum(member.file_size for member in members), path.name)
         for member in members:
-            entries.check(member.filename, member.file_size, member.is_dir())
+            is_folder = member.filename.endswith("/")  # member.is_dir() fails for a name without characters
+            entries.check(member.filename, member.file_size, is_folder)
             # zipfile would write a link as a file that holds the link's target, and a device as an empty file.
-            if not member.is_dir() and stat.S_IFMT(member.external_attr >> 16) not in (0, stat.S_IFREG):
+            if not is_folder and stat.S_IFMT(member.external_attr >> 16) not in (0, stat.S_IFREG):
                 raise entries.refused(f"entry '{member.filename}' is a link, a device or another special file")
             # No more than member.file_size bytes are written, whatever the compressed data hold.
             archive.extract(member, folder)

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from ... import parsing
 from ...errors import DtrapError
 from ..index import SPLITS, ImageIndex, listing
 from ..places import list_place, resolve, unwrapped
@@ -38,8 +39,8 @@ def read_json(path: Path) -> Any:
         DtrapError: It cannot be read.
     """
     try:
-        return json.loads(read_bytes(path, "JSON"))
-    except (ValueError, RecursionError) as error:
+        return parsing.parse_json(read_bytes(path, "JSON"))
+    except ValueError as error:
         raise DtrapError(f"{path} cannot be read as JSON: {error}. Download it again.") from error
 
 

@@ -10,7 +10,7 @@ from typing import Literal
 from torch import Tensor, nn
 
 from ...errors import DtrapError
-from ..arguments import KeepsArguments
+from ...keywords import KeepsArguments
 
 Tower = Literal["vision", "text"]
 Triple = tuple[float, float, float]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -13,6 +12,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from ... import parsing
 from ...errors import DtrapError
 from ..finite import check_finite
 
@@ -35,7 +35,7 @@ def read_json(path: Path, remedy: str = "Copy or download it again.") -> dict[st
         DtrapError: The file is not valid JSON, or not a mapping.
     """
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = parsing.read_json(path)
     except (OSError, ValueError) as error:
         raise DtrapError(f"{path}: not a JSON file ({error}). {remedy}") from error
     if not isinstance(content, dict):

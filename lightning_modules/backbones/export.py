@@ -15,6 +15,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from ...errors import DtrapError
+from ..finite import check_finite
 from .attention import SeparateAttention
 from .base import Backbone
 from .hub import TOKENIZER_CONFIG
@@ -50,7 +51,9 @@ def plain_state(backbone: Backbone) -> dict[str, Tensor]:
                 _rename(state, name, layer)
                 if layer.fused_as is not None:
                     _fuse(state, name, layer.fused_as)
-    return {name: value.detach().cpu().contiguous() for name, value in state.items()}
+    state = {name: value.detach().cpu().contiguous() for name, value in state.items()}
+    check_finite(state, backbone.identifier, "Export an adapter whose training did not diverge.")
+    return state
 
 
 def _rename(state: dict[str, Tensor], name: str, layer: SeparateAttention) -> None:

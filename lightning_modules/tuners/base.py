@@ -19,8 +19,8 @@ from torch.optim.lr_scheduler import LRScheduler
 from torch.utils.hooks import RemovableHandle
 
 from ...errors import DtrapError
+from ...keywords import KeepsArguments
 from .. import losses
-from ..arguments import KeepsArguments
 from ..backbones.base import Backbone, Tower
 from ..chunking import encode_in_chunks
 from ..contracts import check_rows

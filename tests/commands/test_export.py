@@ -354,7 +354,8 @@ def test_files_of_different_exports_are_not_mixed(dtrap, saved, pictures, tmp_pa
     card.write_text(card.read_text().replace('"cat"', '"cow"'))
     status, _, err = dtrap("predict", "--adapter", "plain", "--images", pictures)
     assert status == 2
-    assert "cow" in err
+    assert "differs from the card inside" in err
+    card.write_text(card.read_text().replace('"cow"', '"cat"'))
     (tmp_path / "plain" / "class_features.safetensors").unlink()
     status, _, err = dtrap("predict", "--adapter", "plain", "--images", pictures)
     assert status == 2

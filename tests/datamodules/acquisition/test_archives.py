@@ -483,3 +483,24 @@ def test_permissions_and_times_of_the_archive_are_ignored(tmp_path, place):
     found = (place / "set" / "a" / "2.jpg").stat()
     assert not found.st_mode & 0o111
     assert found.st_mtime > 1
+
+
+def nameless_zip(path, name="abc"):
+    """A zip archive whose only entry has a name of the same length in which the first character is NUL, or none."""
+    make_zip(path, {name: b"contents"})
+    content = path.read_bytes()
+    path.write_bytes(content.replace(name.encode(), b"\0" + name.encode()[1:]))
+
+
+@pytest.mark.parametrize("name", ["", ".", "./.", "//", "/", "/etc/passwd", "C:/x", "..", "a/../../b"])
+def test_a_zip_entry_without_a_usable_name_is_one_message(tmp_path, place, name):
+    make_zip(tmp_path / "x.zip", {"fine.jpg": b"1", name or "abc": b"contents"})
+    if not name:
+        nameless_zip(tmp_path / "x.zip")
+    assert_refused(tmp_path / "x.zip", place, "no name|absolute|leads out|unsafe")
+
+
+@pytest.mark.parametrize("name", ["", "."])
+def test_a_tar_entry_without_a_name_is_one_message(tmp_path, place, name):
+    make_tar(tmp_path / "x.tar", {name: b"contents"}, "w")
+    assert_refused(tmp_path / "x.tar", place, "no name")

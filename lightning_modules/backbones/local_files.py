@@ -1,0 +1,66 @@
+"""Which of a backbone's arguments name files or folders of this machine, and their checksums."""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+from typing import Any
+from weakref import WeakKeyDictionary
+
+from .base import Backbone
+from .checkpoint import sha256
+
+ASSETS = Path(__file__).parents[2] / "assets"
+# Files of a model folder that decide what the model is.
+_MODEL_FILES = (".json", ".safetensors", ".txt", ".model")
+
+_known: WeakKeyDictionary[Backbone, dict[str, dict[str, str]]] = WeakKeyDictionary()
+
+
+def local_files(backbone: Backbone) -> dict[str, dict[str, str]]:
+    """Return `path` and `sha256` of the files and folders by the name of the argument.
+
+    Published and shipped files are not among them. They are read once for a backbone: every episode of a run saves an
+    adapter of the same files.
+    """
+    if backbone not in _known:
+        found = _paths(backbone)
+        _known[backbone] = {name: {"path": str(path), "sha256": checksum(path)} for name, path in found.items()}
+    return _known[backbone]
+
+
+def _paths(backbone: Backbone) -> dict[str, Path]:
+    arguments = backbone.given_arguments
+    found: dict[str, Path | None] = {}
+    # By name, since importing both libraries takes seconds.
+    kinds = {each.__name__ for each in type(backbone).__mro__ if each.__module__.startswith("dtrap.")}
+    if "OpenCLIP" in kinds and arguments.keys() >= {"name", "pretrained", "tokenizer"}:
+        from .open_clip import find_architecture
+
+        tags, weights = find_architecture(arguments["name"]).tags, arguments["pretrained"]
+        published = weights is not None and weights.lower().replace("-", "_") in tags
+        found["name"] = _existing(arguments["name"], ".json")
+        found["pretrained"] = None if published else _existing(weights)
+        found["tokenizer"] = _existing(arguments["tokenizer"])
+    elif "Transformers" in kinds:
+        found["name"] = _existing(arguments.get("name"))
+    return {name: path for name, path in found.items() if path is not None}
+
+
+def checksum(path: Path) -> str:
+    """Return the SHA-256 of a file, or of the model files of a folder with their names."""
+    files = [path] if path.is_file() else sorted(f for f in path.iterdir() if f.suffix in _MODEL_FILES and f.is_file())
+    sums = [sha256(file) for file in files]
+    if path.is_file():
+        return sums[0]
+    named = "".join(f"{file.name}:{digest}\n" for file, digest in zip(files, sums, strict=True))
+    return hashlib.sha256(named.encode("utf-8", "surrogateescape")).hexdigest()
+
+
+def _existing(value: Any, ending: str = "") -> Path | None:
+    if value is None:
+        return None
+    path = Path(str(value)).expanduser()
+    if not str(value).endswith(ending) or not path.exists() or path.resolve().is_relative_to(ASSETS.resolve()):
+        return None
+    return path.absolute()
