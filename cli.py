@@ -8,20 +8,9 @@ import sys
 from contextlib import suppress
 
 from . import __version__
+from .commands import COMMANDS, LONG_HELP
 from .errors import DtrapError, expected_one_of, visible
 from .signals import STOP
-
-COMMANDS = {
-    "fit": "train and test on every episode; print mean and 95% interval",
-    "test": "test saved adapters again",
-    "predict": "classify a folder of images with a saved adapter",
-    "export": "write the tuned model for open_clip, transformers or peft",
-    "data": "check or show the data sets under a folder, or download one",
-    "report": "show the results of several runs in one table",
-    "configs": "list the shipped configs, or print one",
-    "completion": "print a script that completes commands, options and configs in a shell",
-}
-LONG_HELP = ("fit", "test", "predict", "export")  # too many options for one page
 
 HELP = f"""usage: dtrap COMMAND [options]
 

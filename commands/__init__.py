@@ -7,12 +7,22 @@ import os
 import warnings
 from importlib import import_module
 
-from ..console import SafeConsole
 from ..errors import DtrapError, visible
 from ..files import printable
 from ..signals import STOP
 
-LIGHT = ("data", "report")
+COMMANDS = {
+    "fit": "train and test on every episode; print mean and 95% interval",
+    "test": "test saved adapters again",
+    "predict": "classify a folder of images with a saved adapter",
+    "export": "write the tuned model for open_clip, transformers or peft",
+    "data": "check or show the data sets under a folder, or download one",
+    "report": "show the results of several runs in one table",
+    "configs": "list the shipped configs, or print one",
+    "completion": "print a script that completes commands, options and configs in a shell",
+}
+LONG_HELP = ("fit", "test", "predict", "export")  # too many options for one page
+LIGHT = ("data", "report", "completion")  # they need no torch, or import it themselves
 
 
 def run(command: str, arguments: list[str]) -> int:
@@ -31,6 +41,8 @@ def run(command: str, arguments: list[str]) -> int:
         logging.lastResort.setFormatter(_Printable())
     if command not in LIGHT:
         _prepare_torch()
+    from ..console import SafeConsole  # here, because the texts of `dtrap --help` need no rich
+
     # Each command is a function in the module of the same name.
     function = getattr(import_module(f".{command}", __name__), command)
     with STOP.raising():

@@ -9,9 +9,9 @@ from typing import Any
 import shtab
 from rich.console import Console
 
-from ..cli import COMMANDS, LONG_HELP
 from ..configs import shipped_configs
 from ..console import CommandParser
+from . import COMMANDS, LONG_HELP
 from .data import data_parser
 
 _CONFIGS = """
