@@ -86,7 +86,12 @@ class TableDataModule(PublishedDataModule):
             findings.fault(Finding(text), COMPLETE)
             return ImageIndex([], [], [])
         rows = sorted(self.read_rows(table, findings), key=lambda row: row.name)
-        files = {self._id_of(path): path for folder in folders for path in list_images(folder)}
+        listed = [path for folder in folders for path in list_images(folder)]
+        # The official ending counts; of others the last one.
+        listed.sort(key=lambda path: path.lower().endswith(self.ending))
+        files = {self._id_of(path): path for path in listed}
+        twice = [f"{relative(path, self.root)}: not used" for path in listed if files[self._id_of(path)] != path]
+        findings.note(counted(twice, "file has the name of another image", "files have the names of other images"))
         folders, files = self._with_other_folders(folders, files, {row.name for row in rows}, findings)
         if not folders:
             text = f"the image folder {images} is missing; the table {relative(table, self.root)} is there"

@@ -117,6 +117,8 @@ def test_compare_methods_and_read_the_rows(run_pages, tmp_path, capsys):
 def test_classify_your_own_images_and_take_the_model_along(run_pages, tmp_path):
     for folder in ("my_photos", "my_test_photos", "new_photos"):
         make_class_folders(tmp_path / folder, ["maple", "oak", "birch"], 4)
+    for number, path in enumerate(sorted((tmp_path / "my_test_photos").rglob("*.jpg"))):
+        picture(9000 + number).save(path)  # images of the training would be refused
     short = ["--config", "backbones/tiny.yaml", "--trainer.max_epochs", "1", "--protocol.episodes", "1"]
     out = run_pages("how-to/classify-your-own-images.md", "how-to/take-a-model-along.md", shorter=short)
     assert "no held-out images, so no accuracy" in out

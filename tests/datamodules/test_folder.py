@@ -1,8 +1,8 @@
 import pytest
 import torch
-from dtrap.datamodules import ClassFoldersDataModule, FolderDataModule, Preprocessing
+from dtrap.datamodules import ClassFoldersDataModule, FolderDataModule, ISICDataModule, Preprocessing
 from dtrap.errors import DtrapError
-from layouts import make_class_folders, make_folder, picture, truncate
+from layouts import make_class_folders, make_folder, make_isic, picture, truncate
 
 SMALL = Preprocessing(image_size=16)
 
@@ -217,3 +217,19 @@ def test_a_class_without_a_test_image_is_said(tmp_path, folder_root, caplog):
     folder(folder_root, query_root=queries, bad_images="skip").query()
     assert "no readable test image, so the accuracy does not cover them: cls_00" in caplog.text
     assert folder(folder_root, held_out=0.5).untested_classes == []
+
+
+def test_parts_of_a_split_are_no_classes(tmp_path):
+    for part in ("train", "val", "test"):
+        make_class_folders(tmp_path / part, ["cat", "dog"], 2)
+    with pytest.raises(DtrapError, match=r"no classes.*--data\.root .*train --data\.query_root .*test$"):
+        folder(tmp_path).setup()
+
+
+def test_two_files_for_one_row_of_a_table_are_said(tmp_path, caplog):
+    root = make_isic(tmp_path / "isic", per_class=2)
+    name = "ISIC2018_Task3_Training_Input/ISIC_0000000"
+    picture(99).save(root / f"{name}.png")
+    index = ISICDataModule(root).index
+    assert index.paths[0] == str(root / f"{name}.jpg")
+    assert f"1 file has the name of another image: {name}.png: not used" in caplog.text
