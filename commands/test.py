@@ -13,8 +13,10 @@ from ..datamodules.few_shot import FewShotDataModule
 from ..errors import DtrapError
 from ..lightning_modules import FewShotClassifier
 from ..protocol.adapters import check_classes, is_standalone, load_adapter
+from ..protocol.claims import counted
 from ..protocol.configuration import build_data, build_trainer_arguments
 from ..protocol.episode import EpisodeRecorder, episode_trainer, without_expected_warnings
+from ..protocol.measures import measure
 from ..protocol.preprocessing import use_card_preprocessing
 from ..protocol.progress import EpisodeProgress
 from ..protocol.run_folder import Row
@@ -48,7 +50,9 @@ def test(arguments: list[str], console: Console) -> int:
     if len(saved) <= 10:
         for adapter in saved:
             before = "" if adapter.card.accuracy is None else f", {adapter.card.accuracy:.1f} % when it was saved"
-            say(console, f"{adapter.path}: {rows[adapter.path]['accuracy']:.1f} %{before}")
+            low, high = rows[adapter.path]["binomial_interval"]
+            rests = f"{counted(rows[adapter.path]['test_images'], 'test image')}, 95 % {low:.1f} to {high:.1f}"
+            say(console, f"{adapter.path}: {rows[adapter.path]['accuracy']:.1f} %{before} ({rests})")
     episodes = max(row["episode"] for row in rows.values()) + 1
     summary = summarize(list(rows.values()), data.description, methods, episodes=episodes, unit=data.unit)
     summary["episodes"] = max(method["episodes"] for method in summary["methods"].values())
@@ -107,9 +111,11 @@ def _tested(adapter: SavedAdapter, module: FewShotClassifier, data: FewShotDataM
     """Return the accuracies of one adapter; a standalone checkpoint has no zero-shot model."""
     row: Row = {"method": adapter.card.method, "episode": adapter.card.episode}
     if is_standalone(adapter.path):
-        return row | {"accuracy": _accuracy(trainer, module, data)}
+        _accuracy(trainer, module, data)
+        return row | {"classes": list(data.class_names), **measure(module, data.class_names)}
     load_adapter(adapter.path, module, adapter.card)
-    row["accuracy"] = _accuracy(trainer, module, data)
+    _accuracy(trainer, module, data)
+    row |= {"classes": list(data.class_names), **measure(module, data.class_names)}
     with module.zero_shot():
         return row | {"zero_shot_accuracy": _accuracy(trainer, module, data)}
 
