@@ -15,6 +15,7 @@ from ..lightning_modules import FewShotClassifier
 from ..protocol.adapters import check_classes, is_standalone, load_adapter
 from ..protocol.configuration import build_data, build_trainer_arguments
 from ..protocol.episode import EpisodeRecorder, episode_trainer, without_expected_warnings
+from ..protocol.measures import measure
 from ..protocol.preprocessing import use_card_preprocessing
 from ..protocol.progress import EpisodeProgress
 from ..protocol.run_folder import Row
@@ -107,13 +108,14 @@ def _tested(adapter: SavedAdapter, module: FewShotClassifier, data: FewShotDataM
     """Return the accuracies of one adapter; a standalone checkpoint has no zero-shot model."""
     row: Row = {"method": adapter.card.method, "episode": adapter.card.episode}
     if is_standalone(adapter.path):
-        return row | {"accuracy": _accuracy(trainer, module, data)}
+        return row | _measured(trainer, module, data)
     load_adapter(adapter.path, module, adapter.card)
-    row["accuracy"] = _accuracy(trainer, module, data)
+    row |= _measured(trainer, module, data)
     with module.zero_shot():
-        return row | {"zero_shot_accuracy": _accuracy(trainer, module, data)}
+        return row | {"zero_shot_accuracy": _measured(trainer, module, data)["accuracy"]}
 
 
-def _accuracy(trainer: Trainer, module: FewShotClassifier, data: FewShotDataModule) -> float:
+def _measured(trainer: Trainer, module: FewShotClassifier, data: FewShotDataModule) -> Row:
     with without_expected_warnings():
-        return float(trainer.test(module, datamodule=data, verbose=False)[0]["test/accuracy"])
+        trainer.test(module, datamodule=data, verbose=False)
+    return measure(module, data.class_names)
