@@ -109,17 +109,16 @@ def _set_episode(adapter: SavedAdapter, data: FewShotDataModule, module: FewShot
 
 def _tested(adapter: SavedAdapter, module: FewShotClassifier, data: FewShotDataModule, trainer: Trainer) -> Row:
     """Return the accuracies of one adapter; a standalone checkpoint has no zero-shot model."""
-    row: Row = {"method": adapter.card.method, "episode": adapter.card.episode}
+    row: Row = {"method": adapter.card.method, "episode": adapter.card.episode, "classes": list(data.class_names)}
     if is_standalone(adapter.path):
-        _accuracy(trainer, module, data)
-        return row | {"classes": list(data.class_names), **measure(module, data.class_names)}
+        return row | _measured(trainer, module, data)
     load_adapter(adapter.path, module, adapter.card)
-    _accuracy(trainer, module, data)
-    row |= {"classes": list(data.class_names), **measure(module, data.class_names)}
+    row |= _measured(trainer, module, data)
     with module.zero_shot():
-        return row | {"zero_shot_accuracy": _accuracy(trainer, module, data)}
+        return row | {"zero_shot_accuracy": _measured(trainer, module, data)["accuracy"]}
 
 
-def _accuracy(trainer: Trainer, module: FewShotClassifier, data: FewShotDataModule) -> float:
+def _measured(trainer: Trainer, module: FewShotClassifier, data: FewShotDataModule) -> Row:
     with without_expected_warnings():
-        return float(trainer.test(module, datamodule=data, verbose=False)[0]["test/accuracy"])
+        trainer.test(module, datamodule=data, verbose=False)
+    return measure(module, data.class_names)
