@@ -17,11 +17,10 @@ from .batch_checks import check_tuner_batches, read_batch_kind, warn_unstated
 from .contracts import check_loss
 from .divergence import DivergenceWatch
 from .evaluated_model import EvaluatedModel
-from .finite import check_finite
 from .incoming import Stage
 from .objective import Objective, PlainRows
 from .optimizer_check import check_optimizer
-from .saved import SECTION, check_backbone, check_content, check_fits, describe, rebuild
+from .saved import SECTION, adapter_names, describe, fitting_content, rebuild
 from .steps import StepState
 from .task_data import query_batch, support_batches, task_data
 from .tuned_model import Rows
@@ -307,7 +306,7 @@ class FewShotClassifier(EvaluatedModel):
             DtrapError: The training has diverged.
         """
         self._divergence.check_trained()
-        kept, state = self._adapter_names(), checkpoint["state_dict"]
+        kept, state = adapter_names(self), checkpoint["state_dict"]
         checkpoint["state_dict"] = {name: value for name, value in state.items() if name in kept}
         checkpoint[SECTION] = {**describe(self), "steps": self._steps.save()}
 
@@ -318,19 +317,7 @@ class FewShotClassifier(EvaluatedModel):
             DtrapError: The checkpoint does not contain exactly what this tuner saves, or it belongs to another
                 backbone, tuner setting or class.
         """
-        saved, section = check_content(checkpoint)
-        check_finite(saved, "the checkpoint", "The training has diverged before it was written; use an earlier one.")
-        if section is not None:
-            check_backbone(self.backbone, section["backbone"])
-        self.tuner.make_room({name.removeprefix("tuner."): value for name, value in saved.items()})
-        odd = sorted(self._adapter_names() ^ saved.keys())
-        if odd:
-            raise DtrapError(
-                f"the checkpoint does not fit the tuner {self.tuner.name}: {len(odd)} names differ, such as "
-                f"{odd[0]!r}. Load it with the backbone and the tuner settings that it was trained with."
-            )
-        if section is not None:
-            check_fits(self, section)
+        saved, section = fitting_content(self, checkpoint)
         if getattr(self._trainer, "training", False):
             self._steps.load(None if section is None else section.get("steps"))
         checkpoint["state_dict"] = {**self.state_dict(), **saved}
@@ -364,8 +351,3 @@ class FewShotClassifier(EvaluatedModel):
         if hparams_file is not None:
             raise DtrapError("hparams_file is not supported: the settings are in the checkpoint. Pass arguments.")
         return rebuild(cls, checkpoint_path, map_location, weights_only is not False, kwargs)
-
-    def _adapter_names(self) -> set[str]:
-        """Return the state-dict names of the tensors that the tuner saves."""
-        saved = {id(value) for value in self.tuner.adapter_state().values()}
-        return {name for name, value in self.state_dict(keep_vars=True).items() if id(value) in saved}

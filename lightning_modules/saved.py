@@ -22,6 +22,7 @@ from ..errors import DtrapError, first_line
 from ..keywords import plain
 from . import backbones, objective, tuners
 from .backbones.base import Backbone
+from .finite import check_finite
 from .text_head import ClassPrompts, tokenize_classes
 from .tuners.base import Tuner
 
@@ -145,6 +146,34 @@ def check_content(checkpoint: Any) -> tuple[dict[str, Tensor], dict[str, Any] | 
     if wrong:
         raise _unreadable(f"'{wrong[0]}' is missing")
     return state, section
+
+
+def adapter_names(module: FewShotClassifier) -> set[str]:
+    """Return the state-dict names of the tensors that the tuner saves."""
+    saved = {id(value) for value in module.tuner.adapter_state().values()}
+    return {name for name, value in module.state_dict(keep_vars=True).items() if id(value) in saved}
+
+
+def fitting_content(module: FewShotClassifier, checkpoint: Any) -> tuple[dict[str, Tensor], dict[str, Any] | None]:
+    """Return the content of a checkpoint of this module, and make room for its tensors.
+
+    Raises:
+        DtrapError: It is of another module, or a value is not finite.
+    """
+    saved, section = check_content(checkpoint)
+    check_finite(saved, "the checkpoint", "The training has diverged before it was written; use an earlier one.")
+    if section is not None:
+        check_backbone(module.backbone, section["backbone"])
+    module.tuner.make_room({name.removeprefix("tuner."): value for name, value in saved.items()})
+    odd = sorted(adapter_names(module) ^ saved.keys())
+    if odd:
+        raise DtrapError(
+            f"the checkpoint does not fit the tuner {module.tuner.name}: {len(odd)} names differ, such as {odd[0]!r}. "
+            "Load it with the backbone and the tuner settings that it was trained with."
+        )
+    if section is not None:
+        check_fits(module, section)
+    return saved, section
 
 
 def check_fits(module: FewShotClassifier, section: dict[str, Any]) -> None:
