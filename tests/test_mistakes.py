@@ -67,7 +67,7 @@ def mistake(dtrap, tmp_path, tiny_model):
         (["--protocol.method", "a/b"], ["protocol.method is 'a/b'", "without '/'"]),
         (["--protocol.pictures", "-1"], ["protocol.pictures is -1"]),
         (["--protocol.episodes", "0"], ["protocol.episodes is 0", "at least 1"]),
-        (["--protocol.folder", "eurosat/2750/AnnualCrop/AnnualCrop_0.jpg"], ["a file", "--protocol.folder"]),
+        (["--protocol.folder", __file__], ["a file", "--protocol.folder"]),
         (["--protocol.folder", ""], ["empty", "--protocol.folder"]),
         (["--seed_everything", "3"], ["seed_everything is 3", "--data.seed 3"]),
         (["--trainer.accelerator", "gpux"], ["accelerator 'gpux'", "Available names"]),
