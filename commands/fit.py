@@ -31,7 +31,7 @@ def fit(arguments: list[str], console: Console) -> int:
         episode = methods[0].values["data"].get("init_args", {}).get("episode", 0)
         if episode:
             raise DtrapError(
-                f"data.episode is {episode}, but a run has the episodes 0 to --protocol.episodes - 1. Leave it out."
+                f"--data.episode is {episode}, but a run has the episodes 0 to --protocol.episodes - 1. Leave it out."
             )
         run = ProtocolRun(methods, build_data(methods[0].parsed), methods[0].settings, console)
     STOP.last_words = f"Interrupted. Resume with: {_resuming(arguments, begun=run.settings.overwrite)}"

@@ -123,7 +123,8 @@ class FewShotDataModule(ImageCollection):
             self.sampler = AllWaySampler(self, shot, all_way, file)
         elif subset is not None:
             raise DtrapError(
-                f"subset is {subset}, but only the all-way protocol has one. Set data.all_way, or omit it."
+                f"subset is {subset}, but only the all-way protocol has one. Choose it with --config "
+                "all_way/clip_lora.yaml, or leave out --data.subset."
             )
         self.unit, self.streams, self.fixed_views = self.sampler.unit, self.sampler.streams, self.sampler.fixed_views
         self.way, self.shot, self.query_shot, self.views = way, shot, query, views

@@ -279,7 +279,7 @@ def _check_level(index: ImageIndex, root: Path, folders: Sequence[str]) -> None:
     if len(within) > 1 and not any(os.path.dirname(path) == str(folder) for path in index.paths):
         raise DtrapError(
             f"{root} has images of one class only, in sub-folders: {folder} has folders: {listing(within)}. "
-            f"Set data.root to {folder} if these are the classes, or move the images up."
+            f"Give --data.root {folder} if these are the classes, or move the images up."
         )
 
 

@@ -110,10 +110,10 @@ def not_found(root: Path, looked_for: Sequence[str], title: str, what: str, inst
         instead: Sentences on what is there instead, each with a space before it.
     """
     if not root.is_dir():
-        return DtrapError(f"{title}: {root} {no_folder(root)}. Set data.root to where the data are.")
+        return DtrapError(f"{title}: {root} {no_folder(root)}. Give --data.root FOLDER, where the data are.")
     most = 3
     places = ", ".join(looked_for[:most]) + (" and other places" if len(looked_for) > most else "")
-    remedy = instead or " Set data.root to the folder that holds one of these."
+    remedy = instead or " Give --data.root FOLDER, the folder that holds one of these."
     return DataNotFound(
         f"{title}: no {what} under {root}. Looked for: {places}, there and up to five folders lower.{remedy}"
     )

@@ -79,7 +79,7 @@ class TaskSampler(ABC):
         Raises:
             DtrapError: Tasks are not drawn by seed.
         """
-        raise DtrapError(f"{self.data.title}: episodes have no subsets; use data.all_way.")
+        raise DtrapError(f"{self.data.title}: episodes have no subsets; use --config all_way/clip_lora.yaml.")
 
     def images_of(self, number: int) -> set[int]:
         """Return the positions in the index of all images of a task."""

@@ -65,7 +65,7 @@ def choose_subset(data: ImageCollection, shot: int, seed: int, file: Path | None
     if len(kept) < 2:
         raise DtrapError(
             f"{data.title}: {len(kept)} class(es) under {data.root} have a training image; expected at least 2. Add "
-            "images or correct data.root."
+            "images or correct --data.root."
         )
     names = data.index.class_names
     few = [f"'{names[label]}' has {len(subset.train[label])}" for label in kept if len(subset.train[label]) < shot]
@@ -75,7 +75,7 @@ def choose_subset(data: ImageCollection, shot: int, seed: int, file: Path | None
     if len(untested) == len(kept):
         raise DtrapError(
             f"{data.title}: no image is left to test on after {shot} for training and up to "
-            f"{min(shot, MOST_VALIDATION)} for validation of each class. Lower data.shot, add images, or train one "
+            f"{min(shot, MOST_VALIDATION)} for validation of each class. Lower --data.shot, add images, or train one "
             "classifier on all images: --config folder.yaml."
         )
     if untested:
@@ -200,11 +200,11 @@ def _chosen_files(data: ImageCollection, shot: int, seed: int, path: Path) -> di
     if made_for != (data.title, shot):
         raise DtrapError(
             f"subset {path} was made for {made_for[0]} ({made_for[1]} per class); this run uses {data.title} "
-            f"({shot}). Use the subset.json of such a run, or set data.shot."
+            f"({shot}). Use the subset.json of such a run, or give its --data.shot."
         )
     if str(seed) not in seeds:
         raise DtrapError(
-            f"subset {path} has no seed {seed}, only {listing(list(seeds))}. Set data.all_way.seeds to these."
+            f"subset {path} has no seed {seed}, only {listing(list(seeds))}. Give --data.all_way.seeds with these."
         )
     return seeds[str(seed)]
 

@@ -64,8 +64,8 @@ def check_objective_batches(objective: Objective, full_batch: bool | None, datam
     if objective.uses_previous:
         raise DtrapError(
             f"relation_source is 'previous', but {_batches(datamodule)}, and relations of the previous step belong to "
-            "other images. Set relation_source to 'current' for mini-batches (--model.objective.relation_source "
-            "current), or train with the full batch."
+            "other images. For mini-batches give --model.objective.relation_source current, or train with the full "
+            "batch."
         )
     if objective.effective_anti_visual_weight != 0 and objective.visual_term in ("visual", "negated_visual"):
         raise DtrapError(

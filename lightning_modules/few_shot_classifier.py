@@ -126,7 +126,7 @@ class FewShotClassifier(EvaluatedModel):
         if stage == "fit" and self.tuner.trains_itself and self.trainer.max_steps != -1:
             raise DtrapError(
                 f"max_steps is {self.trainer.max_steps}, but the tuner {self.tuner.name} makes several optimizer steps "
-                "of its own with all support rows, so it could end between them. Set trainer.max_epochs instead."
+                "of its own with all support rows, so it could end between them. Give --trainer.max_epochs instead."
             )
         if stage == "fit":
             episode_seed = getattr(datamodule, "episode_seed", None)

@@ -79,7 +79,8 @@ class MethodConfig:
 
     def stage_switch(self) -> StageSwitch:
         """Return the callback of the stage of SVL and RA."""
-        return StageSwitch(**self.parsed.stage_switch)
+        with explained_creation("stage_switch", self.parsed.stage_switch):
+            return StageSwitch(**self.parsed.stage_switch)
 
     @property
     def shared_parts(self) -> list[Any]:

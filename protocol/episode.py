@@ -160,8 +160,8 @@ def episode_trainer(arguments: dict[str, Any], callbacks: list[Callback], *, pro
     leave_signals_alone(trainer)
     if trainer.num_devices != 1 or trainer.num_nodes != 1:
         raise DtrapError(
-            f"trainer.devices is {arguments.get('devices')!r}, which is {trainer.num_devices} devices; an episode runs "
-            "on one. Set trainer.devices to 1, or to a list with one device such as [2]."
+            f"--trainer.devices is {arguments.get('devices')!r}, which is {trainer.num_devices} devices; an episode "
+            "runs on one. Give --trainer.devices 1, or a list with one device such as --trainer.devices [2]."
         )
     return trainer
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pkgutil import resolve_name
@@ -25,12 +26,17 @@ def explained_creation(option: str, config: Any) -> Iterator[None]:
         config: The parsed value.
 
     Raises:
-        DtrapError: Class path, the first line of the error, and the option to change.
+        DtrapError: Class path, the first line of the error, and the option to change. The message of a DtrapError is
+            kept, but names the argument as it is typed: "LoRA: rank is 0" becomes "--model.tuner.rank is 0".
     """
     try:
         yield
-    except DtrapError:
-        raise
+    except DtrapError as error:
+        message = str(error)
+        typed = _with_option(message, dict(_options(option, config)))
+        if typed == message:
+            raise
+        raise DtrapError(typed) from error
     except Exception as error:
         source, name, path = _configured(error, dict(_class_paths(option, config))) or (error, option, "")
         what = f"{name}: {path} cannot be created" if path else f"{name}: cannot be created"
@@ -67,6 +73,29 @@ def explained_use(parts: Iterable[object]) -> Iterator[None]:
             f"{_class_path(type(part))} failed in {method} ({_reason(error)}). Change its arguments, leave it out, or "
             "choose another class in the config; --debug shows the traceback."
         ) from error
+
+
+def _with_option(message: str, options: dict[str, list[str]]) -> str:
+    """Replace the name of an argument at the start of a message by its option, if only one has that name."""
+    found = re.match(r"(?:\w+: )?(\w+)(?= is )", message)
+    known = options.get(found.group(1), []) if found else []
+    return f"--{known[0]}{message[found.end() :]}" if found and len(known) == 1 else message
+
+
+def _options(option: str, config: Any) -> Iterator[tuple[str, list[str]]]:
+    """Yield each name of an argument in a config with the options that have this name."""
+    found: dict[str, list[str]] = {}
+    waiting: list[tuple[str, Any]] = [(option, config)]
+    while waiting:
+        prefix, part = waiting.pop()
+        part = vars(part) if isinstance(part, Namespace) else part
+        for key, value in part.items() if isinstance(part, dict) else ():
+            if key in ("init_args", "class_path"):
+                waiting.append((prefix, value))
+            else:
+                found.setdefault(key, []).append(f"{prefix}.{key}")
+                waiting.append((f"{prefix}.{key}", value))
+    yield from found.items()
 
 
 def _reason(error: BaseException) -> str:

@@ -188,8 +188,8 @@ class ProtocolRun:
         self.data.subsets  # noqa: B018 - read now, because an overwriting run may delete the subset file
         if self.data.streams and self.settings.pictures:
             raise DtrapError(
-                f"protocol.pictures is {self.settings.pictures}, but a picture shows all images of an episode, and the "
-                "all-way protocol streams its images. Leave it out; `dtrap data show` draws a contact sheet."
+                f"--protocol.pictures is {self.settings.pictures}, but a picture shows all images of an episode, and "
+                "the all-way protocol streams its images. Leave it out; `dtrap data show` draws a contact sheet."
             )
         for method in self.methods:
             method.stage_switch()
@@ -199,8 +199,8 @@ class ProtocolRun:
             trainer = episode_trainer(method.trainer_arguments(logger=False), [])
             if self.data.streams and trainer.max_steps != -1:
                 raise DtrapError(
-                    f"trainer.max_steps is {trainer.max_steps}, but the all-way protocol counts epochs of "
-                    f"{self.data.steps_per_epoch} step(s), which can be resumed. Set trainer.max_epochs instead."
+                    f"--trainer.max_steps is {trainer.max_steps}, but the all-way protocol counts epochs of "
+                    f"{self.data.steps_per_epoch} step(s), which can be resumed. Give --trainer.max_epochs instead."
                 )
 
     def _prepare(

@@ -50,12 +50,12 @@ class ProtocolSettings:
     checkpoint_every: int = 100
 
     def __post_init__(self) -> None:
-        check_at_least("protocol.episodes", self.episodes, 1)
-        check_at_least("protocol.checkpoint_every", self.checkpoint_every, 1, "step")
-        check_at_least("protocol.pictures", self.pictures, 0)
+        check_at_least("--protocol.episodes", self.episodes, 1)
+        check_at_least("--protocol.checkpoint_every", self.checkpoint_every, 1, "step")
+        check_at_least("--protocol.pictures", self.pictures, 0)
         if self.folder is not None and (not self.folder or Path(self.folder).is_file()):
             found = f"'{self.folder}', a file" if self.folder else "empty"
-            raise DtrapError(f"protocol.folder is {found}; expected a folder: --protocol.folder runs/my_run")
+            raise DtrapError(f"--protocol.folder is {found}; expected a folder: --protocol.folder runs/my_run")
         if self.method is not None:
             check_method_name(self.method)
 
@@ -70,4 +70,4 @@ class ProtocolSettings:
 def check_method_name(name: str) -> None:
     """Raise a DtrapError unless files can be named after the method."""
     if not name.strip() or "/" in name:
-        raise DtrapError(f"protocol.method is '{name}'; expected a name without '/': files are named after it.")
+        raise DtrapError(f"--protocol.method is '{name}'; expected a name without '/': files are named after it.")

@@ -37,7 +37,7 @@ def check_trainer_options(arguments: Mapping[str, Any]) -> None:
     _check_clipping(arguments)
     if arguments.get("enable_checkpointing"):
         raise DtrapError(
-            "trainer.enable_checkpointing is true, but an episode writes no checkpoint of Lightning. Leave it out; "
+            "--trainer.enable_checkpointing is true, but an episode writes no checkpoint of Lightning. Leave it out; "
             "--protocol.save_adapters true saves the result of every episode."
         )
 
@@ -52,11 +52,13 @@ def _check_length(arguments: Mapping[str, Any]) -> None:
             "in every row."
         )
     if steps == -1 and (epochs is None or epochs < 0):
-        raise DtrapError(f"trainer.max_epochs is {epochs}, without an end; expected at least 1, or a max_steps.")
+        raise DtrapError(
+            f"--trainer.max_epochs is {epochs}, without an end; expected at least 1, or --trainer.max_steps."
+        )
     if arguments.get("max_time") is not None:
         raise DtrapError(
-            f"trainer.max_time is {arguments['max_time']}, so that the clock decides the length of a training and no "
-            "row could be repeated. Set trainer.max_epochs instead."
+            f"--trainer.max_time is {arguments['max_time']}, so that the clock decides the length of a training and no "
+            "row could be repeated. Give --trainer.max_epochs instead."
         )
     accumulated = arguments.get("accumulate_grad_batches", 1)
     check_at_least("trainer.accumulate_grad_batches", accumulated, 1)
@@ -66,7 +68,7 @@ def _check_clipping(arguments: Mapping[str, Any]) -> None:
     value, algorithm = arguments.get("gradient_clip_val"), arguments.get("gradient_clip_algorithm")
     if value is None and algorithm is not None:
         raise DtrapError(
-            f"trainer.gradient_clip_algorithm is '{algorithm}', but nothing is clipped without "
+            f"--trainer.gradient_clip_algorithm is '{algorithm}', but nothing is clipped without "
             "--trainer.gradient_clip_val. Give both, or none."
         )
     if value is not None:

@@ -135,7 +135,7 @@ class CoOpDataModule(PublishedDataModule):
         if usual is None or not usual.is_dir():
             raise DtrapError(
                 f"{self.title}: {folder} has no folder {self.image_folder} with the images."
-                f"{unread(FolderTree(folder))} Unpack them there, or correct data.root."
+                f"{unread(FolderTree(folder))} Unpack them there, or correct --data.root."
             )
         return unwrapped(usual)
 

@@ -266,7 +266,7 @@ def _unknown_weights(architecture: Architecture, pretrained: str) -> DtrapError:
     if pretrained.endswith(WEIGHT_ENDINGS) or "/" in pretrained:
         shipped = sorted(path.name for path in ASSETS.glob("*.safetensors"))
         return DtrapError(
-            f"Weights file '{pretrained}' (model.backbone.pretrained) not found in {Path.cwd()} or among the shipped "
+            f"Weights file '{pretrained}' (--model.backbone.pretrained) not found in {Path.cwd()} or among the shipped "
             f"files ({', '.join(shipped) or 'none'})."
         )
     known = "no published weights. Use a file, or null for random weights."
@@ -275,7 +275,7 @@ def _unknown_weights(architecture: Architecture, pretrained: str) -> DtrapError:
     others = open_clip.list_pretrained_models_by_tag(pretrained)
     hint = f" The tag belongs to {', '.join(others[:4])}." if others else ""
     return DtrapError(
-        f"Unknown weights '{pretrained}' (model.backbone.pretrained): '{architecture.name}' has {known}{hint}"
+        f"Unknown weights '{pretrained}' (--model.backbone.pretrained): '{architecture.name}' has {known}{hint}"
     )
 
 

@@ -197,8 +197,8 @@ def find_files(name: str, cache_dir: str | None) -> ModelFiles:
         return FolderFiles(folder.resolve().name, LAYOUT, folder)
     if not re.fullmatch(r"[A-Za-z0-9][\w.-]*/[\w.-]+", name):
         raise DtrapError(
-            f"Backbone '{name}' (model.backbone.name) is neither a folder in {Path.cwd()} nor a repository of the hub, "
-            "such as 'openai/clip-vit-base-patch16'."
+            f"Backbone '{name}' (--model.backbone.name) is neither a folder in {Path.cwd()} nor a repository of the "
+            "hub, such as 'openai/clip-vit-base-patch16'."
         )
     remedy = (
         f"Download https://huggingface.co/{name} on a machine with network and set --model.backbone.name to its "

@@ -115,7 +115,9 @@ def test_leftovers_of_killed_processes_are_deleted_by_the_next_run(dtrap, words,
     assert not (run / "checkpoints").exists()
 
 
-@pytest.mark.parametrize("process", [DEAD, os.getpid()], ids=["dead", "own"])  # in containers, all processes may have the same number
+@pytest.mark.parametrize(
+    "process", [DEAD, os.getpid()], ids=["dead", "own"]
+)  # in containers, all processes may have the same number
 def test_what_a_killed_export_left_is_deleted_by_the_next(tmp_path, process):
     left = tmp_path / f".model.{process}.tmp"
     left.mkdir()
