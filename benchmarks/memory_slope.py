@@ -1,13 +1,12 @@
 """Growth of the memory of a run in MB an episode: two methods on tiny episodes, with adapters. Linux only.
 
 The first 50 episodes do not count: caches fill, and the allocator finds its level. The slope is that of a line through
-the resident memory after each later episode.
+the memory, resident or swapped out, after each later episode.
 """
 
 from __future__ import annotations
 
 import argparse
-import os
 import sys
 import tempfile
 import time
@@ -31,15 +30,16 @@ MOST_GROWTH = 0.02
 
 
 class MemoryLogger(DummyLogger):
-    """Keeps the resident memory in MB at the end of each episode."""
+    """Keeps the anonymous memory in MB at the end of each episode."""
 
     def __init__(self) -> None:
         super().__init__()
         self.megabytes: list[float] = []
 
     def log_metrics(self, metrics: dict[str, float], step: int | None = None) -> None:  # noqa: D102
-        pages = int(Path("/proc/self/statm").read_text().split()[1])
-        self.megabytes.append(pages * os.sysconf("SC_PAGE_SIZE") / 1e6)
+        # Without the pages of files, such as libraries and weights: the system drops and reads them as it likes.
+        status = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
+        self.megabytes.append(sum(int(status[name].split()[0]) for name in ("RssAnon", "VmSwap")) * 1.024e-3)
         if len(self.megabytes) % 50 == 0:
             print(f"episode {len(self.megabytes)}: {self.megabytes[-1]:.1f} MB", flush=True)
 

@@ -326,6 +326,7 @@ class ProtocolRun:
         """Write the row of a method that trains the same as an earlier one, under its own name."""
         (known,) = [row for row in rows if (row["method"], row["episode"]) == (first, episode)]
         row = {**known, "method": name, "same_as": first}
+        self.folder.check_present()
         self.folder.rows.append(row)
         return row
 

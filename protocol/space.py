@@ -30,13 +30,13 @@ def check_space(
 
     Args:
         folder: The run folder, which exists.
-        modules: The module of each method.
+        modules: The module of each method; one that trains the same as another has none and saves nothing.
         missing: The episodes that each method has yet to run.
         save_adapters: Whether the run saves adapters.
         checkpoints: Whether the run writes checkpoints.
         overwrite: Whether the files of an earlier run are deleted first.
     """
-    sizes = {name: adapter_bytes(modules[name]) for name, episodes in missing.items() if episodes}
+    sizes = {name: adapter_bytes(modules[name]) for name, episodes in missing.items() if episodes and name in modules}
     adapters = sum(size * len(missing[name]) for name, size in sizes.items()) if save_adapters else 0
     resumed = CHECKPOINT_COPIES * max(sizes.values(), default=0) if checkpoints else 0
     free = shutil.disk_usage(folder.path).free

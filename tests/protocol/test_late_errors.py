@@ -84,7 +84,7 @@ def refused(dtrap, words, tmp_path, monkeypatch):
         (["--model.objective", "own.FailingObjective"], ["model.objective: own.FailingObjective"]),
         (["--data", "own.FailingData"], ["data: own.FailingData"]),
         (["--model.optimizer", "own.FailingOptimizer"], ["model.optimizer"]),
-        (["--model.optimizer", "torch.optim.SGD", "--model.optimizer.lr", "-1"], ["model.optimizer", "learning rate"]),
+        (["--model.optimizer", "torch.optim.SGD", "--model.optimizer.lr", "-1"], ["optimizer", "learning rate"]),
         (["--model.lr_scheduler", "own.FailingSchedule"], ["model.lr_scheduler"]),
     ],
     ids=lambda value: value[-1] if isinstance(value, list) else None,
