@@ -73,7 +73,7 @@ def identity(config: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def difference(old: object, new: object) -> list[str]:
-    """Compare two identities and return lines such as `--model.tuner.rank: 16 in the folder, 4 now`.
+    """Compare two identities and return lines such as `model.tuner.rank: 16 in the folder, 4 now`.
 
     A key that one of the two lacks counts as the default of that option, or as the value in `VALUES_BEFORE`: a run
     folder from before an option existed can be resumed. Two paths of the same class are equal, so that a class may be
@@ -84,7 +84,7 @@ def difference(old: object, new: object) -> list[str]:
         new: Identity of the requested run.
     """
     return [
-        f"{as_typed('.'.join(path))}: {_shown(before)} in the folder, {_shown(now)} now"
+        f"{as_typed('.'.join(path))[2:]}: {_shown(before)} in the folder, {_shown(now)} now"
         for path, before, now in changes(old, new)
     ]
 

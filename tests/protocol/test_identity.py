@@ -105,7 +105,7 @@ def test_what_cannot_change_the_numbers_is_no_part_of_the_identity(path, value):
         (
             "model.objective.init_args.relation_weight",
             5.0,
-            "model.objective.init_args.relation_weight: 3.0 in the folder, 5.0 now",
+            "model.objective.relation_weight: 3.0 in the folder, 5.0 now",
         ),
         ("trainer.precision", "16-mixed", "trainer.precision: 32-true in the folder, 16-mixed now"),
         ("trainer.max_epochs", 1, "trainer.max_epochs: 250 in the folder, 1 now"),
@@ -116,10 +116,10 @@ def test_what_cannot_change_the_numbers_is_no_part_of_the_identity(path, value):
         (
             "trainer.callbacks.0.init_args.stop",
             0.5,
-            "trainer.callbacks.0.init_args.stop: 0.6 in the folder, 0.5 now",
+            "trainer.callbacks.0.stop: 0.6 in the folder, 0.5 now",
         ),
-        ("data.init_args.shot", 1, "data.init_args.shot: 5 in the folder, 1 now"),
-        ("data.init_args.seed", 2, "data.init_args.seed: 1 in the folder, 2 now"),
+        ("data.init_args.shot", 1, "data.shot: 5 in the folder, 1 now"),
+        ("data.init_args.seed", 2, "data.seed: 1 in the folder, 2 now"),
         ("protocol.method", "mine", "protocol.method: svl-ra in the folder, mine now"),
         ("model.new_option", True, "model.new_option: (absent) in the folder, true now"),
     ],
@@ -192,13 +192,13 @@ def test_a_key_that_the_stored_identity_lacks_counts_as_the_default(path):
     for key in path.split(".")[:-1]:
         node = node[key]
     node[path.split(".")[-1]] = "another"
-    assert difference(stored, asked) == [f"{path}: (absent) in the folder, another now"]
+    assert difference(stored, asked) == [f"{path.replace('.init_args', '')}: (absent) in the folder, another now"]
 
 
 def test_a_value_from_before_a_key_existed_comes_before_the_default(monkeypatch):
     stored, _ = without(STATED, "model.tuner.init_args.alpha")
     monkeypatch.setitem(identities.VALUES_BEFORE, "model.tuner.init_args.alpha", 1.0)
-    line = "model.tuner.init_args.alpha: 1.0 in the folder, 8.0 now"
+    line = "model.tuner.alpha: 1.0 in the folder, 8.0 now"
     assert difference(stored, STATED) == [line]
     asked = copy.deepcopy(STATED)
     asked["model"]["tuner"]["init_args"]["alpha"] = 1.0

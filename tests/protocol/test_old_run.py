@@ -57,7 +57,7 @@ def test_another_config_is_still_refused(dtrap, old):
     config = ["--config", old / "demo" / "config.yaml", "--protocol.folder", old / "demo", "--protocol.episodes", 3]
     status, _, err = dtrap("fit", *config, "--model.tuner.rank", 2)
     assert status == 2
-    assert "model.tuner.init_args.rank: 1 in the folder, 2 now" in err
+    assert "model.tuner.rank: 1 in the folder, 2 now" in err
 
 
 def test_an_adapter_has_the_accuracy_that_was_saved(dtrap, old):

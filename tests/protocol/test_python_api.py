@@ -97,12 +97,12 @@ def test_a_second_call_runs_the_missing_episodes_only(run, monkeypatch):
 @pytest.mark.parametrize(
     ("changes", "line"),
     [
-        ({"rank": 4}, "model.init_args.tuner.init_args.rank: 2 in the folder, 4 now"),
-        ({"rate": 0.01}, "model.init_args.learning_rate: 0.02 in the folder, 0.01 now"),
-        ({"weight": 1.0}, "model.init_args.objective.init_args.relation_weight: 3.0 in the folder, 1.0 now"),
+        ({"rank": 4}, "model.tuner.rank: 2 in the folder, 4 now"),
+        ({"rate": 0.01}, "model.learning_rate: 0.02 in the folder, 0.01 now"),
+        ({"weight": 1.0}, "model.objective.relation_weight: 3.0 in the folder, 1.0 now"),
         ({"trainer": {**TRAINER, "max_epochs": 5}}, "trainer.max_epochs: 4 in the folder, 5 now"),
         ({"stage_switch": StageSwitch(stop=0.5)}, "stage_switch.stop: Fraction(3, 5) in the folder, Fraction(1, 2)"),
-        ({"data": ShapesDataModule(way=3, shot=1, query=7)}, "data.init_args.query: 6 in the folder, 7 now"),
+        ({"data": ShapesDataModule(way=3, shot=1, query=7)}, "data.query: 6 in the folder, 7 now"),
         ({"trainer": {**TRAINER, "callbacks": [EarlyStopping("train/L_vlm")]}}, "trainer.callbacks"),
     ],
     ids=lambda value: str(value)[:30],

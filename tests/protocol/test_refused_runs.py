@@ -13,8 +13,8 @@ def test_another_config_in_the_same_folder_is_refused_with_the_difference(dtrap,
     before = numbers(tmp_path / "run")
     status, _, err = dtrap(*words, "--protocol.folder", "run", "--model.tuner.rank", 4, "--data.shot", 2)
     assert status == 2
-    assert "model.tuner.init_args.rank: 16 in the folder, 4 now" in err
-    assert "data.init_args.shot: 1 in the folder, 2 now" in err
+    assert "model.tuner.rank: 16 in the folder, 4 now" in err
+    assert "data.shot: 1 in the folder, 2 now" in err
     assert "--protocol.overwrite" in err
     status, _, err = dtrap(*words[:-2], "--config", "methods/baseline.yaml", "--protocol.folder", "run")
     assert status == 2
