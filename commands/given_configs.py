@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import warnings
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -20,15 +21,19 @@ def find_configs(arguments: list[str]) -> list[str]:
     """Replace every config's name by the path of its file.
 
     Raises:
-        DtrapError: A config is not found, not readable or has unknown sections, or it overrides an option before it.
+        DtrapError: A config is not found, not readable or has unknown sections, or an option of the data set stands
+            before the config that chooses it.
     """
     words: list[str] = []
     for word in arguments:
         words += word.split("=", 1) if word.startswith(("--config=", "-c=")) else [word]
+    data_chosen = False
     for place, (option, word) in enumerate(pairwise(["", *words])):
         if option in CONFIG_OPTIONS:
             words[place] = find_config(word)
-            _check_order(words[: place - 1], word, _sections(words[place], word))
+            content = _sections(words[place], word)
+            _check_order(words[: place - 1], word, content, data_chosen=data_chosen)
+            data_chosen = data_chosen or _chooses_data(content)
         elif not option.startswith("-") and re.match(r"-[a-z]{2}", word):  # argparse reads -config as -c onfig
             raise DtrapError(f"{word}: an option begins with two dashes. Did you mean -{word}?")
     return words
@@ -54,18 +59,23 @@ def _sections(path: str, name: str) -> dict[str, Any]:
     return content
 
 
-def _check_order(before: list[str], name: str, content: dict[str, Any]) -> None:
-    """Raise a DtrapError for an option before a config that sets it too: options are read from left to right."""
+def _check_order(before: list[str], name: str, content: dict[str, Any], *, data_chosen: bool) -> None:
+    """Warn of an option before a config that sets it too; raise a DtrapError if it has no data set to belong to."""
     for word in before:
         option = word.partition("=")[0]
         if not option.startswith("--") or option in CONFIG_OPTIONS:
             continue
         parts = [part for part in option[2:].split(".") if part != "init_args"]
-        if _has(content, parts) or (parts[0] == "data" and "class_path" in (content.get("data") or {})):
-            raise DtrapError(
-                f"{option} is given before --config {name}, which replaces it, since options are read from left to "
-                f"right. Give it after: --config {name} {option} VALUE"
-            )
+        order = f"Options are read from left to right; give it after: --config {name} {option} VALUE"
+        if parts[0] == "data" and _chooses_data(content) and not data_chosen:
+            raise DtrapError(f"{option} is given before --config {name}, which chooses the data set. {order}")
+        if _has(content, parts):
+            warnings.warn(f"{option} has no effect: --config {name} after it sets it, too. {order}", stacklevel=2)
+
+
+def _chooses_data(content: dict[str, Any]) -> bool:
+    data = content.get("data")
+    return isinstance(data, str) or (isinstance(data, dict) and "class_path" in data)
 
 
 def _has(content: Any, parts: list[str]) -> bool:

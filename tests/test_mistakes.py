@@ -120,7 +120,6 @@ def test_a_mistake_in_a_fit_is_one_short_message_with_the_remedy(mistake, words,
         (["fit", "--data.shot", "3"], ["--config NAME"]),
         (["fit", "--config", "isic_5shot.yaml"], ["--data.root"]),
         (["fit", "--data.shot", "3", "--config", "isic_5shot.yaml"], ["--config isic_5shot.yaml --data.shot VALUE"]),
-        (["fit", "--trainer.max_epochs", "3", "--config", "demo.yaml"], ["--config demo.yaml --trainer.max_epochs"]),
         (["fit", "--help", "lra"], ["'lora'", "dtrap fit --help lora"]),
         (["predict", "--images", "photos"], ["--adapter"]),
         (["predict", "--adapter", "nowhere.safetensors", "--images", "photos"], ["nowhere.safetensors"]),
@@ -179,3 +178,13 @@ def test_an_image_that_is_not_one_is_named_before_the_training(mistake, tmp_path
     message = mistake(start=("fit", "--config", "folder.yaml", "--data.root", photos))
     assert broken.name in message
     assert "--data.bad_images skip" in message
+
+
+def test_an_option_that_a_later_config_replaces_is_a_warning(dtrap, tmp_path):
+    (tmp_path / "short.yaml").write_text("trainer:\n  max_epochs: 1\n")
+    words = ["--data.query", 1, "--protocol.episodes", 1, "--protocol.compare", "null"]
+    with pytest.warns(UserWarning, match="--trainer.max_epochs has no effect: --config short.yaml after it"):
+        status, _, err = dtrap(
+            "fit", "--config", "demo.yaml", "--trainer.max_epochs", 2, "--config", "short.yaml", *words
+        )
+    assert status == 0, err
