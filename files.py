@@ -1,9 +1,11 @@
-"""Atomic writing of files, and values of JSON."""
+"""Read regular files, write files atomically, and values of JSON."""
 
 from __future__ import annotations
 
 import errno
 import glob
+import gzip
+import hashlib
 import math
 import os
 import re
@@ -113,10 +115,24 @@ def open_file(path: str | os.PathLike[str]) -> IO[bytes]:
     return open(descriptor, "rb")
 
 
-def read_file(path: str | os.PathLike[str]) -> bytes:
-    """Return the content of a regular file; see `open_file`."""
+def read_at_most(path: Path, size: int) -> bytes:
+    """Return the first bytes of a regular file, unpacked if its name ends in `.gz`.
+
+    Raises:
+        OSError: It is not a regular file, or cannot be read.
+        EOFError, zlib.error: It is damaged gzip data.
+    """
     with open_file(path) as file:
-        return file.read()
+        return (gzip.GzipFile(fileobj=file) if path.suffix == ".gz" else file).read(size)
+
+
+def sha256(path: str | os.PathLike[str]) -> str:
+    """Return the SHA-256 of a regular file, in hexadecimal."""
+    digest = hashlib.sha256()
+    with open_file(path) as file:
+        while block := file.read(1 << 22):
+            digest.update(block)
+    return digest.hexdigest()
 
 
 def _irregular(path: str | os.PathLike[str]) -> OSError:

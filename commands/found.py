@@ -16,15 +16,13 @@ from typing import Any
 from ..datamodules.few_shot import FewShotDataModule
 from ..errors import DtrapError
 from ..lightning_modules import Objective
-from ..lightning_modules.backbones import Backbone
-from ..lightning_modules.backbones.local_files import checksum
+from ..lightning_modules.backbones.local_files import missing_files
 from ..lightning_modules.parts import PACKAGES, ForeignClass, class_path, own_part
-from ..lightning_modules.tuners import Tuner
+from ..lightning_modules.saved import PARTS
 from ..parsing import read_yaml
 from ..protocol.adapters import AdapterCard
 
 DATA_PACKAGES = ("dtrap.datamodules", "dtrap.datamodules.coop")
-PARTS: dict[str, type] = {"backbone": Backbone, "tuner": Tuner, "objective": Objective}
 # Sections and options of a run's config that say how it was trained, which no command on an adapter needs.
 UNUSED = ("trainer", "stage_switch", "protocol", "seed_everything")
 UNUSED_OF_MODEL = (
@@ -160,18 +158,19 @@ def _replace_files(path: Path, card: AdapterCard, backbone: Any, words: Sequence
     Raises:
         DtrapError: Files are missing; the message has the options.
     """
-    missing: list[tuple[str, Path, str]] = []
-    for name, entry in card.files.items() if backbone is not None else ():
-        if not name.isidentifier():
-            raise DtrapError(f"{path}: files has {repr(name)[:80]}, which is no argument of its backbone.")
-        file, expected = Path(entry.get("path", "")), entry.get("sha256", "")
-        if name not in backbone["init_args"]:  # given on the command line
-            continue
-        if not (file.is_file() or file.is_dir()) or checksum(file) != expected:
-            missing.append((name, file, expected))
+    if backbone is None:
+        return
+    odd = [name for name in card.files if not name.isidentifier()]
+    if odd:
+        raise DtrapError(f"{path}: files has {repr(odd[0])[:80]}, which is no argument of its backbone.")
+    # The others are given on the command line.
+    needed = {name: entry for name, entry in card.files.items() if name in backbone["init_args"]}
+    missing = missing_files(needed)
     if missing:
-        names = ", ".join(f"{file.name} (SHA-256 {digest[:16]}...)" for _, file, digest in missing)
-        options = " ".join(f"--model.backbone.{name} FILE" for name, _, _ in missing)
+        names = ", ".join(
+            f"{file.name} (SHA-256 {needed[name].get('sha256', '')[:16]}...)" for name, file in missing.items()
+        )
+        options = " ".join(f"--model.backbone.{name} FILE" for name in missing)
         raise DtrapError(
             f"{path}: trained on local files of the backbone that are not here: {names}. Give them: {options}."
         )

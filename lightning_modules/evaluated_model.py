@@ -55,7 +55,7 @@ class EvaluatedModel(TunedModel):
         self.test_predictions.append(self._count_predictions(self.incoming(batch, "test")).cpu())
 
     def on_test_epoch_end(self) -> None:
-        """Log the accuracy in percent, the number of images, and what stands beside it (see `evaluation_metrics`)."""
+        """Log the accuracy in percent, the number of images, and what goes with it (see `evaluation_metrics`)."""
         self._log_evaluation("test")
 
     on_predict_epoch_start = on_validation_epoch_start

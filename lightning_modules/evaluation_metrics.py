@@ -1,4 +1,4 @@
-"""What stands beside accuracy where classes differ in their numbers of test images, or are ranked by a score."""
+"""What is reported next to accuracy where classes differ in their numbers of test images, or are ranked by a score."""
 
 from __future__ import annotations
 

@@ -20,7 +20,7 @@ from .evaluated_model import EvaluatedModel
 from .incoming import Stage
 from .objective import Objective, PlainRows
 from .optimizer_check import check_optimizer
-from .saved import SECTION, adapter_names, describe, fitting_content, rebuild
+from .saved import SECTION, adapter_names, describe_module, fitting_content, rebuild_module
 from .steps import StepState
 from .task_data import query_batch, support_batches, task_data
 from .tuned_model import Rows
@@ -308,7 +308,7 @@ class FewShotClassifier(EvaluatedModel):
         self._divergence.check_trained()
         kept, state = adapter_names(self), checkpoint["state_dict"]
         checkpoint["state_dict"] = {name: value for name, value in state.items() if name in kept}
-        checkpoint[SECTION] = {**describe(self), "steps": self._steps.save()}
+        checkpoint[SECTION] = {**describe_module(self), "steps": self._steps.save()}
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Add the frozen backbone to a checkpoint; in a fit, restore what the next step depends on.
@@ -350,4 +350,4 @@ class FewShotClassifier(EvaluatedModel):
         """
         if hparams_file is not None:
             raise DtrapError("hparams_file is not supported: the settings are in the checkpoint. Pass arguments.")
-        return rebuild(cls, checkpoint_path, map_location, weights_only is not False, kwargs)
+        return rebuild_module(cls, checkpoint_path, map_location, weights_only is not False, kwargs)

@@ -24,13 +24,17 @@ Part = TypeVar("Part")
 Description = dict[str, Any]
 
 
-def describe(part: KeepsArguments) -> Description:
+def describe(part: KeepsArguments, arguments: Mapping[str, Any] | None = None) -> Description:
     """Return class and arguments of a part as values of JSON.
 
     A value that JSON does not have is described by its type; `rebuild` refuses it.
+
+    Args:
+        part: The part.
+        arguments: Its arguments; None for `part.arguments`.
     """
-    arguments = {name: _plain(value) for name, value in part.given_arguments.items()}
-    return {"class_path": class_path(type(part)), "init_args": arguments}
+    values = part.arguments if arguments is None else arguments
+    return {"class_path": class_path(type(part)), "init_args": {name: _plain(value) for name, value in values.items()}}
 
 
 def rebuild(described: Any, base: type[Part], option: str, *, given: Sequence[type] = ()) -> Part:

@@ -6,11 +6,8 @@ file names is imported.
 
 from __future__ import annotations
 
-import hashlib
 import inspect
-import re
 import warnings
-from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -20,10 +17,13 @@ from torch import Tensor
 from .. import __version__
 from ..errors import DtrapError, first_line
 from ..keywords import plain
-from . import backbones, objective, tuners
 from .backbones.base import Backbone
+from .backbones.checkpoint import digest
+from .backbones.local_files import describe_backbone, is_same, missing_files
 from .finite import check_finite
-from .text_head import ClassPrompts, tokenize_classes
+from .objective import Objective
+from .parts import ForeignClass, describe, own_class, rebuild
+from .text_head import ClassPrompts
 from .tuners.base import Tuner
 
 if TYPE_CHECKING:
@@ -31,13 +31,11 @@ if TYPE_CHECKING:
 
 SECTION = "dtrap"
 FORMAT = "dtrap-checkpoint/1"
+PARTS: dict[str, type] = {"backbone": Backbone, "tuner": Tuner, "objective": Objective}
 # Arguments of the module that are saved as they are.
 SETTINGS = (
     "template", "descriptions", "learning_rate", "final_rate", "image_chunk", "text_chunk", "plain_views", "start_seed",
 )  # fmt: skip
-# Arguments of backbones that are not saved: where this machine keeps its downloads.
-_OF_THE_MACHINE = ("cache_dir",)
-_CHECKSUM = re.compile(r"-([0-9a-f]{8})$")
 
 Module = TypeVar("Module", bound="FewShotClassifier")
 
@@ -45,56 +43,26 @@ Module = TypeVar("Module", bound="FewShotClassifier")
 # Saving
 
 
-def describe(module: FewShotClassifier) -> dict[str, Any]:
+def describe_module(module: FewShotClassifier) -> dict[str, Any]:
     """Describe a module by plain values: versions, backbone, tuner, objective, settings and class prompts."""
-    prompts = module.prompts
+    backbone, files = describe_backbone(module.backbone)
+    named = own_class(backbone["class_path"], Backbone) is type(module.backbone)
     return {
         "format": FORMAT,
         "version": __version__,
-        "backbone": _describe_backbone(module.backbone),
-        "tuner": _describe_part(module.tuner, tuners),
-        "objective": _describe_part(module.objective, objective),
+        "backbone": backbone,
+        "identifier": module.backbone.identifier,
+        "files": files,
+        # What the identifier of random weights, or of a stranger's backbone, does not say.
+        "weights": None if named and not _is_random(module.backbone.identifier) else _weights_hash(module.backbone),
+        "tuner": describe(module.tuner),
+        "objective": describe(module.objective),
         "settings": {name: plain(getattr(module, name)) for name in SETTINGS},
         "own_optimization": [
             name for name in ("optimizer", "lr_scheduler") if getattr(module, f"own_{name}", None) is not None
         ],
-        "classes": None
-        if prompts is None
-        else {name: list(getattr(prompts, name)) for name in ("class_names", "prompts", "per_class")},
+        "classes": None if module.prompts is None else module.prompts.by_class,
     }
-
-
-def _describe_part(part: Any, package: Any) -> dict[str, Any]:
-    """Describe a tuner, a backbone or an objective; the arguments are None if they are not plain values."""
-    kind = type(part)
-    own = _class_named(kind.__name__, package) is kind
-    arguments: dict[str, Any] | None = None
-    with suppress(TypeError):
-        arguments = {
-            key: _describe_part(value, tuners) if isinstance(value, Tuner) else plain(value)
-            for key, value in part.arguments.items()
-        }
-    name = kind.__name__ if own else f"{kind.__module__}.{kind.__qualname__}"
-    return {"class": name, "own": own, "arguments": arguments}
-
-
-def _describe_backbone(backbone: Backbone) -> dict[str, Any]:
-    described = _describe_part(backbone, backbones)
-    if described["arguments"] is not None:
-        kept = {name: value for name, value in described["arguments"].items() if name not in _OF_THE_MACHINE}
-        described["arguments"] = {name: _lasting(name, value, described["class"]) for name, value in kept.items()}
-    unnamed = not described["own"] or _is_random(backbone.identifier)
-    return {**described, "identifier": backbone.identifier, "weights": _weights_hash(backbone) if unnamed else None}
-
-
-def _lasting(name: str, value: Any, backbone: str) -> Any:
-    """Return an argument that names a local file or folder as an absolute path."""
-    if not isinstance(value, str):
-        return value
-    path = Path(value).expanduser()
-    folder = name == "tokenizer" or backbone == "Transformers"
-    found = path.is_dir() if folder else path.suffix != "" and path.is_file()
-    return str(path.resolve()) if found else value
 
 
 def _is_random(identifier: str) -> bool:
@@ -105,13 +73,10 @@ def _weights_hash(backbone: Backbone) -> str:
     """Return type and SHA-256 of a backbone's own weights; computed once, since they are frozen."""
     known = getattr(backbone, "_weights_hash", None)
     if known is None:
-        digest = hashlib.sha256()
         state = {name.replace(".base_layer.", "."): value for name, value in backbone.state_dict().items()}
-        for name in sorted(name for name in state if ".lora_" not in name and isinstance(state[name], Tensor)):
-            values = state[name].detach().cpu().contiguous().reshape(-1)
-            digest.update(f"{name} {values.dtype}".encode() + values.view(torch.uint8).numpy().tobytes())
+        own = {name: value for name, value in state.items() if ".lora_" not in name and isinstance(value, Tensor)}
         kind = str(next(backbone.parameters()).dtype).removeprefix("torch.")
-        known = backbone._weights_hash = f"{kind} {digest.hexdigest()}"  # type: ignore[assignment]
+        known = backbone._weights_hash = f"{kind} {digest(own)}"  # type: ignore[assignment]
     return known
 
 
@@ -141,10 +106,12 @@ def check_content(checkpoint: Any) -> tuple[dict[str, Tensor], dict[str, Any] | 
             f"the checkpoint's section '{SECTION}' has the format {str(version)[:80]!r}; expected {FORMAT!r}. Install "
             "the version of dtrap that wrote it."
         )
-    parts = ("backbone", "tuner", "objective", "settings")
+    parts = ("backbone", "files", "tuner", "objective", "settings")
     wrong = [name for name in parts if not isinstance(section.get(name), dict)]
     if wrong:
         raise _unreadable(f"'{wrong[0]}' is missing")
+    if not all(isinstance(entry, dict) for entry in section["files"].values()):
+        raise _unreadable("'files' has other values than path and sha256")
     return state, section
 
 
@@ -163,7 +130,7 @@ def fitting_content(module: FewShotClassifier, checkpoint: Any) -> tuple[dict[st
     saved, section = check_content(checkpoint)
     check_finite(saved, "the checkpoint", "The training has diverged before it was written; use an earlier one.")
     if section is not None:
-        check_backbone(module.backbone, section["backbone"])
+        check_backbone(module.backbone, section)
     module.tuner.make_room({name.removeprefix("tuner."): value for name, value in saved.items()})
     odd = sorted(adapter_names(module) ^ saved.keys())
     if odd:
@@ -183,17 +150,17 @@ def check_fits(module: FewShotClassifier, section: dict[str, Any]) -> None:
         DtrapError: Backbone, tuner, its arguments, logit scale, classes or prompts differ.
     """
     try:
-        own = describe(module)
-        _check_same("with the tuner", section["tuner"]["class"], own["tuner"]["class"])
-        for name, value in (section["tuner"]["arguments"] or {}).items():
-            _check_same(f"with {name}", value, (own["tuner"]["arguments"] or {}).get(name))
-        scale = (section["objective"]["arguments"] or {}).get("logit_scale", module.objective.logit_scale)
+        own = describe_module(module)
+        _check_same("with the tuner", section["tuner"]["class_path"], own["tuner"]["class_path"])
+        for name, value in section["tuner"]["init_args"].items():
+            _check_same(f"with {name}", value, own["tuner"]["init_args"].get(name))
+        scale = section["objective"]["init_args"].get("logit_scale", module.objective.logit_scale)
         _check_same("with logit_scale", scale, module.objective.logit_scale)
         trained, here = section["classes"], own["classes"]
         if trained is not None and here is not None:
-            _check_same("for the classes", trained["class_names"], here["class_names"])
+            _check_same("for the classes", list(trained), list(here))
             if not module.tuner.own_prompts:
-                _check_same("with the class prompts", trained["prompts"], here["prompts"])
+                _check_same("with the class prompts", trained, here)
     except (KeyError, TypeError, AttributeError, ValueError, RecursionError) as error:
         raise _unreadable(f"{type(error).__name__}: {first_line(error)}") from error
 
@@ -206,24 +173,21 @@ def _check_same(what: str, trained: Any, here: Any) -> None:
         )
 
 
-def check_backbone(backbone: Backbone, saved: dict[str, Any]) -> None:
+def check_backbone(backbone: Backbone, section: dict[str, Any]) -> None:
     """Raise a DtrapError unless a backbone has the weights that the checkpoint was trained on."""
-    weights = saved.get("weights")
-    if weights is not None:
-        (kind, _, trained), (own_kind, _, here) = str(weights).partition(" "), _weights_hash(backbone).partition(" ")
-        # Those of another precision cannot be compared.
-        if kind == own_kind and trained != here:
-            raise DtrapError(
-                f"the checkpoint was trained on other weights of the backbone {backbone.identifier} (their SHA-256 "
-                f"starts with {trained[:8]}, here it is {here[:8]}). Pass the same weights: "
-                "load_from_checkpoint(path, backbone=...)."
-            )
+    weights = section.get("weights")
+    if weights is None:
+        if not is_same(backbone, str(section.get("identifier")), section["files"]):
+            _check_same("on the backbone", section.get("identifier"), backbone.identifier)
         return
-    found = [_CHECKSUM.search(str(identifier)) for identifier in (saved.get("identifier"), backbone.identifier)]
-    sums = [match.group(1) for match in found if match]
-    if len(sums) == 2 and sums[0] == sums[1]:  # the same file under another name
-        return
-    _check_same("on the backbone", saved.get("identifier"), backbone.identifier)
+    (kind, _, trained), (own_kind, _, here) = str(weights).partition(" "), _weights_hash(backbone).partition(" ")
+    # Those of another precision cannot be compared.
+    if kind == own_kind and trained != here:
+        raise DtrapError(
+            f"the checkpoint was trained on other weights of the backbone {backbone.identifier} (their SHA-256 "
+            f"starts with {trained[:8]}, here it is {here[:8]}). Pass the same weights: "
+            "load_from_checkpoint(path, backbone=...)."
+        )
 
 
 def _unreadable(reason: str) -> DtrapError:
@@ -236,7 +200,7 @@ def _unreadable(reason: str) -> DtrapError:
 # Creating the module again
 
 
-def rebuild(
+def rebuild_module(
     module_class: type[Module], path: Any, map_location: Any, weights_only: bool, given: dict[str, Any]
 ) -> Module:
     """Create the module of a checkpoint; see `FewShotClassifier.load_from_checkpoint`."""
@@ -312,75 +276,48 @@ def _arguments(
             stacklevel=4,
         )
     if "backbone" not in given:
-        arguments["backbone"] = _build_backbone(section["backbone"])
-    if "tuner" not in given:
-        arguments["tuner"] = _build(section["tuner"], "tuner")
-    if "objective" not in given:
-        arguments["objective"] = _build(section["objective"], "objective")
+        _check_files(section)
+    for name, base in PARTS.items():
+        if name not in given:
+            arguments[name] = _build(section[name], base, name)
     return {**arguments, **given}
 
 
-def _class_named(name: Any, package: Any) -> type[Any] | None:
-    """Return a class that a package of dtrap offers; None for any other name."""
-    offered = getattr(package, "__all__", ("Objective",))
-    found = getattr(package, name, None) if isinstance(name, str) and name in offered else None
-    return found if isinstance(found, type) and not inspect.isabstract(found) else None
-
-
-def _build(described: Any, kind: str) -> Any:
+def _build(described: Any, base: type, kind: str) -> Any:
     """Create a backbone, tuner or objective of dtrap from its description.
 
     Raises:
-        DtrapError: It is a class of another project, or the arguments are not plain.
+        DtrapError: It is a class of another project, or an argument is not as expected.
     """
-    packages = {"backbone": backbones, "tuner": tuners, "objective": objective}
-    name, arguments = described["class"], described["arguments"]
-    cls = _class_named(name, packages[kind])
-    if cls is None or not isinstance(arguments, dict):
-        reason = "not a class of dtrap" if cls is None else "its arguments are not plain values"
-        raise DtrapError(
-            f"its {kind} is {str(name)[:200]!r} ({reason}), which is never created from a file. Pass it as in the "
-            f"training: load_from_checkpoint(path, {kind}=...)."
-        )
-    values = {}
-    for key, value in arguments.items():
-        nested = isinstance(value, dict) and value.keys() == {"class", "own", "arguments"}
-        values[key] = _build(value, "tuner") if nested else value
-    return cls(**values)
+    try:
+        return rebuild(described, base, kind)
+    except DtrapError as error:
+        reason = f"its {kind} {error}"
+        if isinstance(error, ForeignClass):
+            reason = f"its {error.option} is {error.shown} (not a class of dtrap), which is never created from a file."
+        raise DtrapError(f"{reason} Pass it as in the training: load_from_checkpoint(path, {kind}=...).") from error
 
 
-def _build_backbone(described: dict[str, Any]) -> Any:
-    """Create the backbone with the same weights.
-
-    Raises:
-        DtrapError: Its weights are random, or a file of it is not there.
-    """
-    identifier, arguments = described["identifier"], described["arguments"]
-    remedy = "load_from_checkpoint(path, backbone=...)"
-    if _is_random(str(identifier)):
+def _check_files(section: dict[str, Any]) -> None:
+    """Raise a DtrapError if the backbone's weights are random, or a file of it is not there."""
+    identifier, remedy = str(section["identifier"]), "load_from_checkpoint(path, backbone=...)"
+    if _is_random(identifier):
         raise DtrapError(
             f"its backbone {identifier} has random weights, which no file and no name holds. Pass the backbone that it "
             f"was trained on: {remedy}."
         )
-    if isinstance(arguments, dict):
-        paths = [Path(value) for value in arguments.values() if isinstance(value, str) and Path(value).is_absolute()]
-        absent = [path for path in paths if not path.exists()]
-        if absent:
-            raise DtrapError(
-                f"its backbone {identifier} was read from {absent[0]}, which is not there. Pass the backbone with that "
-                f"file: {remedy}."
-            )
-    return _build(described, "backbone")
+    missing = missing_files(section["files"])
+    if missing:
+        raise DtrapError(
+            f"its backbone {identifier} was read from {next(iter(missing.values()))}, which is not there with the same "
+            f"content. Pass the backbone with that file: {remedy}."
+        )
 
 
 def _restore_prompts(module: FewShotClassifier, classes: Any) -> None:
     """Give the module the class prompts of the checkpoint."""
     if classes is None:
         return
-    names, prompts, counts = (classes[name] for name in ("class_names", "prompts", "per_class"))
-    texts = iter(prompts)
-    of_class = {name: [next(texts) for _ in range(count)] for name, count in zip(names, counts, strict=True)}
-    if not all(isinstance(text, str) for text in (*names, *prompts)) or next(texts, None) is not None:
-        raise TypeError("class names and prompts do not match")
-    tokens = tokenize_classes(of_class, module.backbone)
-    module.set_prompts(ClassPrompts(tuple(names), tuple(prompts), tuple(counts), tokens))
+    if not all(isinstance(texts, list) and {*map(type, (name, *texts))} == {str} for name, texts in classes.items()):
+        raise TypeError("class names and prompts are not texts")
+    module.set_prompts(ClassPrompts.of(classes, module.backbone))

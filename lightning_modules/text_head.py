@@ -37,6 +37,20 @@ class ClassPrompts:
     per_class: tuple[int, ...]
     tokens: Tensor
 
+    @classmethod
+    def of(cls, prompts: Mapping[str, Sequence[str]], backbone: Backbone) -> ClassPrompts:
+        """Tokenize the prompts of each class; raises as `tokenize_classes`."""
+        every = tuple(prompt for of_class in prompts.values() for prompt in of_class)
+        per_class = tuple(map(len, prompts.values()))
+        return cls(tuple(prompts), every, per_class, tokenize_classes(prompts, backbone))
+
+    @property
+    def by_class(self) -> dict[str, list[str]]:
+        """The prompts of each class."""
+        texts = iter(self.prompts)
+        counts = zip(self.class_names, self.per_class, strict=True)
+        return {name: [next(texts) for _ in range(count)] for name, count in counts}
+
 
 def class_prompts(
     class_names: Sequence[str],
@@ -56,11 +70,7 @@ def class_prompts(
         DtrapError: No class, a duplicate class name, a class without description, a template without `{}`, a prompt
             that is too long for the model, or two classes with the same tokens; the message names the class.
     """
-    prompts = prompt_texts(class_names, templates, descriptions)
-    tokens = tokenize_classes(prompts, backbone)
-    every = tuple(prompt for name in class_names for prompt in prompts[name])
-    per_class = tuple(len(prompts[name]) for name in class_names)
-    return ClassPrompts(tuple(class_names), every, per_class, tokens)
+    return ClassPrompts.of(prompt_texts(class_names, templates, descriptions), backbone)
 
 
 def prompt_texts(

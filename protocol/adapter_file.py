@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
 from ..errors import DtrapError, first_line
+from ..lightning_modules.backbones.checkpoint import digest
 from ..lightning_modules.finite import check_finite
 from ..parsing import parse_json
 
@@ -66,16 +64,6 @@ def check_values(tensors: Mapping[str, Tensor], source: str, remedy: str) -> Non
     for name, tensor in tensors.items():
         if tensor.is_floating_point() and tensor.numel() and float(tensor.abs().max()) > LARGEST_VALUE:
             raise DtrapError(f"{source}: '{name}' has values up to {float(tensor.abs().max()):.0e}. {remedy}")
-
-
-def digest(tensors: Mapping[str, Tensor]) -> str:
-    """Return the SHA-256 of tensors with their names, types and shapes."""
-    found = hashlib.sha256()
-    for name in sorted(tensors):
-        value = tensors[name].detach().cpu().contiguous()
-        found.update(json.dumps([name, str(value.dtype), list(value.shape)]).encode())
-        found.update(value.reshape(-1).view(torch.uint8).numpy().tobytes())
-    return found.hexdigest()
 
 
 def _everything(content: Any) -> tuple[dict[str, Tensor], dict[str, str]]:

@@ -22,13 +22,13 @@ from ..datamodules.few_shot import FewShotDataModule
 from ..errors import DtrapError, first_line
 from ..files import printable, to_json_values, write_atomically
 from ..lightning_modules import FewShotClassifier
-from ..lightning_modules.backbones.local_files import local_files
+from ..lightning_modules.backbones.local_files import describe_backbone, is_same
 from ..lightning_modules.parts import describe
 from ..lightning_modules.text_head import prompt_texts
 from ..parsing import read_json
 from .adapter_file import LARGEST_VALUE, embedded_card, pack, read_tensors
 from .paths import with_absolute_paths
-from .preprocessing import card_preprocessing
+from .preprocessing import card_preprocessing, describe_preprocessing, preprocessing_of
 from .run_folder import RESUMES, Row
 
 CARD_FORMAT = "dtrap-adapter/2"
@@ -116,35 +116,25 @@ class AdapterCard:
             method=row["method"],
             accuracy=row["accuracy"],
             preprocessing=card_preprocessing(data),
-            data=with_absolute_paths({"data": describe(data)})["data"],
+            data=with_absolute_paths({"data": describe(data, data.given_arguments)})["data"],
             methods=list(methods),
             precision=None if precision is None else str(precision),
         )
 
     def with_model(self, module: FewShotClassifier) -> AdapterCard:
         """Return the card with what makes this module again."""
-        backbone, files = describe(module.backbone), local_files(module.backbone)
-        backbone["init_args"] |= {name: file["path"] for name, file in files.items()}
-        backbone["init_args"].pop("cache_dir", None)  # a place on this machine
+        backbone, files = describe_backbone(module.backbone)
         model = {"backbone": backbone, "tuner": describe(module.tuner), "template": to_json_values(module.template)}
         return replace(
             self,
             format=CARD_FORMAT,
-            prompts=None if module.descriptions is None else class_sentences(module),
+            prompts=None if module.descriptions is None else module.class_prompts.by_class,
             settings=to_json_values(module.tuner.settings),
             logit_scale=float(module.objective.logit_scale),
             model=model,
             files=files,
-            preprocessing=self.preprocessing or preprocessing_of(module),
+            preprocessing=self.preprocessing or describe_preprocessing(preprocessing_of(module.backbone)),
         )
-
-
-def preprocessing_of(module: FewShotClassifier) -> dict[str, Any]:
-    """Return how an image becomes the input of a module's backbone, as values of JSON."""
-    backbone = module.backbone
-    statistics = {"mean": list(backbone.image_mean), "std": list(backbone.image_std)}
-    resizing = {"resize_mode": "squash", "interpolation": "bilinear"}
-    return {"image_size": backbone.image_size, **statistics, **resizing}
 
 
 def card_path(adapter: Path) -> Path:
@@ -178,14 +168,6 @@ def save_adapter(path: Path, module: FewShotClassifier, card: AdapterCard) -> No
     tensors = pack(module.tuner.adapter_state(), content.decode(), {"format": CARD_FORMAT}, str(path))
     write_atomically(card_path(path), content, RESUMES)
     write_atomically(path, tensors, RESUMES)
-
-
-def class_sentences(module: FewShotClassifier) -> dict[str, list[str]]:
-    """Return the prompts of each class."""
-    prompts = module.class_prompts
-    texts = iter(prompts.prompts)
-    counts = zip(prompts.class_names, prompts.per_class, strict=True)
-    return {name: [next(texts) for _ in range(count)] for name, count in counts}
 
 
 def weights_file(path: Path) -> Path:
@@ -297,10 +279,9 @@ def load_adapter(path: Path, module: FewShotClassifier, card: AdapterCard) -> No
 def _check_backbone(path: Path, module: FewShotClassifier, card: AdapterCard) -> None:
     """Raise a DtrapError for other weights or another preprocessing; a local file may have got another name."""
     remedy = "An adapter fits only the weights that it was trained on. Use the run's config.yaml and the same weights."
-    trained = {name: entry.get("sha256") for name, entry in card.files.items()}
-    if not trained or {name: file["sha256"] for name, file in local_files(module.backbone).items()} != trained:
+    if not is_same(module.backbone, card.backbone, card.files):
         _check_same(path, "on the backbone", card.backbone, module.backbone.identifier, remedy)
-    own = preprocessing_of(module)
+    own = describe_preprocessing(preprocessing_of(module.backbone))
     stored = card.preprocessing or {}
     for name in ("image_size", "mean", "std"):
         _check_same(path, f"with preprocessing.{name}", stored.get(name, own[name]), own[name])
@@ -313,7 +294,7 @@ def _check_settings(path: Path, module: FewShotClassifier, card: AdapterCard) ->
         known["logit scale"], own["logit scale"] = card.logit_scale, float(module.objective.logit_scale)
     if not module.tuner.own_prompts:
         known["class prompts"] = prompt_texts(card.class_names, card.template, card.prompts)
-        own["class prompts"] = class_sentences(module)
+        own["class prompts"] = module.class_prompts.by_class
     for name, value in known.items():
         _check_same(path, f"with {name}", value, own.get(name))
 

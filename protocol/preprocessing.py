@@ -10,6 +10,7 @@ from typing import Any, Protocol
 from ..datamodules.few_shot import FewShotDataModule
 from ..datamodules.views import Preprocessing
 from ..errors import DtrapError
+from ..files import to_json_values
 from .identity import VALUES_BEFORE
 
 OPTION = "test_preprocessing"
@@ -46,10 +47,23 @@ def settle_test_preprocessing(
 
 def card_preprocessing(data: FewShotDataModule) -> dict[str, Any]:
     """Return size, normalization, resizing and value range of a run's images for an adapter's card."""
-    content = asdict(data.preprocessing)
-    content.pop("evaluation")
-    content |= {OPTION: data.test_preprocessing or data.default_test_preprocessing, "value_range": data.value_range}
-    return {key: list(value) if isinstance(value, tuple) else value for key, value in content.items()}
+    chosen = data.test_preprocessing or data.default_test_preprocessing
+    return describe_preprocessing(data.preprocessing) | {
+        OPTION: chosen,
+        "value_range": to_json_values(data.value_range),
+    }
+
+
+def describe_preprocessing(preprocessing: Preprocessing) -> dict[str, Any]:
+    """Return how an image becomes the input of a backbone, as values of JSON."""
+    content = asdict(preprocessing)
+    del content["evaluation"]
+    return to_json_values(content)  # type: ignore[no-any-return]
+
+
+def preprocessing_of(backbone: object) -> Preprocessing:
+    """Return the preprocessing of a backbone, CLIP's if it does not state its own."""
+    return Preprocessing.of(backbone) or Preprocessing()
 
 
 def read_preprocessing(stored: Mapping[str, Any] | None, backbone: object, path: Path) -> Preprocessing:
@@ -63,7 +77,7 @@ def read_preprocessing(stored: Mapping[str, Any] | None, backbone: object, path:
     Raises:
         DtrapError: The content is not that of a card.
     """
-    own = Preprocessing.of(backbone) or Preprocessing()
+    own = preprocessing_of(backbone)
     if stored is None:
         return own
     try:

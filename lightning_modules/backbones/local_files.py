@@ -1,4 +1,4 @@
-"""Which of a backbone's arguments name files or folders of this machine, and their checksums."""
+"""Describe a backbone for another machine: its arguments, and the checksums of the local files that they name."""
 
 from __future__ import annotations
 
@@ -7,17 +7,19 @@ from pathlib import Path
 from typing import Any
 from weakref import WeakKeyDictionary
 
+from ...files import sha256
+from ..parts import Description, describe
 from .base import Backbone
-from .checkpoint import sha256
 
+Files = dict[str, dict[str, str]]
 ASSETS = Path(__file__).parents[2] / "assets"
 # Files of a model folder that decide what the model is.
 _MODEL_FILES = (".json", ".safetensors", ".txt", ".model")
 
-_known: WeakKeyDictionary[Backbone, dict[str, dict[str, str]]] = WeakKeyDictionary()
+_known: WeakKeyDictionary[Backbone, Files] = WeakKeyDictionary()
 
 
-def local_files(backbone: Backbone) -> dict[str, dict[str, str]]:
+def local_files(backbone: Backbone) -> Files:
     """Return `path` and `sha256` of the files and folders by the name of the argument.
 
     Published and shipped files are not among them. They are read once for a backbone: every episode of a run saves an
@@ -27,6 +29,32 @@ def local_files(backbone: Backbone) -> dict[str, dict[str, str]]:
         found = _paths(backbone)
         _known[backbone] = {name: {"path": str(path), "sha256": checksum(path)} for name, path in found.items()}
     return _known[backbone]
+
+
+def describe_backbone(backbone: Backbone) -> tuple[Description, Files]:
+    """Return class and arguments of a backbone, with absolute paths, and its local files."""
+    described, files = describe(backbone), local_files(backbone)
+    described["init_args"] |= {name: file["path"] for name, file in files.items()}
+    described["init_args"].pop("cache_dir", None)  # a place on this machine
+    return described, files
+
+
+def missing_files(files: Files) -> dict[str, Path]:
+    """Return the paths of those files, by argument, that are not there with the same content."""
+    paths = {name: Path(entry.get("path", "")) for name, entry in files.items()}
+    return {
+        name: path
+        for name, path in paths.items()
+        if not (path.is_file() or path.is_dir()) or checksum(path) != files[name].get("sha256")
+    }
+
+
+def is_same(backbone: Backbone, identifier: str, files: Files) -> bool:
+    """Return whether a backbone has the weights of a saved one; its local files may have other names."""
+    if backbone.identifier == identifier:
+        return True
+    saved, here = ({name: e.get("sha256") for name, e in each.items()} for each in (files, local_files(backbone)))
+    return bool(saved) and saved == here
 
 
 def _paths(backbone: Backbone) -> dict[str, Path]:

@@ -20,9 +20,10 @@ from open_clip.transform import PreprocessCfg, merge_preprocess_dict
 from torch import Tensor, nn
 
 from ...errors import DtrapError, first_line, nearest
+from ...files import sha256
 from .attention import separate_attention
 from .base import Backbone, Tower, checked_statistics, square_side
-from .checkpoint import load_weights, read_json, read_weights, sha256
+from .checkpoint import load_weights, read_json, read_weights
 from .hub import HubFiles, tokenizer_folder
 
 ASSETS = Path(__file__).parents[2] / "assets"

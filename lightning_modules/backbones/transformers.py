@@ -21,8 +21,9 @@ from transformers.utils.constants import (
 )
 
 from ...errors import DtrapError, first_line
+from ...files import sha256
 from .base import Backbone, Tower, checked_statistics, square_side
-from .checkpoint import load_weights, read_json, read_weights, sha256
+from .checkpoint import load_weights, read_json, read_weights
 from .hub import TOKENIZER_CONFIG, VOCABULARY, FolderFiles, HubFiles, ModelFiles, tokenizer_folder
 
 WEIGHTS = ["model.safetensors", "model.safetensors.index.json"]

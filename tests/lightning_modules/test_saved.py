@@ -11,7 +11,7 @@ from dtrap.datamodules import ShapesDataModule
 from dtrap.errors import DtrapError
 from dtrap.lightning_modules import FewShotClassifier, Objective
 from dtrap.lightning_modules.backbones import OpenCLIP, Transformers
-from dtrap.lightning_modules.saved import describe
+from dtrap.lightning_modules.saved import describe_module
 from dtrap.lightning_modules.tuners import (
     FWT,
     LDC,
@@ -81,7 +81,7 @@ def test_a_module_is_created_from_its_checkpoint_alone(tmp_path, monkeypatch, tu
         assert torch.equal(loaded.eval()(images), module.eval()(images))
     assert (loaded.prompts.class_names, loaded.prompts.prompts) == (module.prompts.class_names, module.prompts.prompts)
     assert loaded.objective.arguments == module.objective.arguments
-    assert describe(loaded)["tuner"] == describe(module)["tuner"]
+    assert describe_module(loaded)["tuner"] == describe_module(module)["tuner"]
     assert (loaded.template, loaded.image_chunk) == ("a drawing of a {}.", 4)
     trained = sum(value.nbytes for value in module.tuner.adapter_state().values())
     size = (tmp_path / "last.ckpt").stat().st_size
@@ -184,28 +184,28 @@ def change(*path, to):
 ATTACKS = {
     "a pickle": change("dtrap", "settings", to=Payload()),
     "a hyper-parameter": change("hyper_parameters", to={"_instantiator": "os.system", "backbone": "x"}),
-    "another class": change("dtrap", "tuner", "class", to="subprocess.Popen"),
-    "a class by path": change("dtrap", "tuner", "class", to="dtrap.lightning_modules.tuners.LoRA"),
-    "a base class": change("dtrap", "tuner", "class", to="Tuner"),
-    "a record": change("dtrap", "tuner", "class", to="TaskData"),
-    "a private name": change("dtrap", "tuner", "class", to="__getattr__"),
-    "no class": change("dtrap", "tuner", "class", to=["LoRA"]),
-    "a backbone of another project": change("dtrap", "backbone", "class", to="evil.Backbone"),
-    "a tuner as backbone": change("dtrap", "backbone", "class", to="LoRA"),
-    "unknown arguments": change("dtrap", "tuner", "arguments", to={"rank": 2, "shell": "true"}),
-    "a huge rank": change("dtrap", "tuner", "arguments", "rank", to=10**13),
-    "a text as rank": change("dtrap", "tuner", "arguments", "rank", to="2"),
-    "deep arguments": change("dtrap", "tuner", "arguments", "projections", to=deep(200)),
-    "a nested tuner": change(
-        "dtrap", "tuner", "arguments", "rank", to={"class": "os.system", "own": True, "arguments": {}}
-    ),
+    "another class": change("dtrap", "tuner", "class_path", to="subprocess.Popen"),
+    "another module's class": change("dtrap", "tuner", "class_path", to="dtrap.lightning_modules.parts.LoRA"),
+    "a base class": change("dtrap", "tuner", "class_path", to="Tuner"),
+    "a record": change("dtrap", "tuner", "class_path", to="TaskData"),
+    "a private name": change("dtrap", "tuner", "class_path", to="__getattr__"),
+    "no class": change("dtrap", "tuner", "class_path", to=["LoRA"]),
+    "a backbone of another project": change("dtrap", "backbone", "class_path", to="evil.Backbone"),
+    "a tuner as backbone": change("dtrap", "backbone", "class_path", to="LoRA"),
+    "unknown arguments": change("dtrap", "tuner", "init_args", to={"rank": 2, "shell": "true"}),
+    "a huge rank": change("dtrap", "tuner", "init_args", "rank", to=10**13),
+    "a text as rank": change("dtrap", "tuner", "init_args", "rank", to="2"),
+    "deep arguments": change("dtrap", "tuner", "init_args", "projections", to=deep(200)),
+    "a nested tuner": change("dtrap", "tuner", "init_args", "rank", to={"class_path": "os.system", "init_args": {}}),
     "an optimizer": change("dtrap", "settings", "optimizer", to="torch.optim.SGD"),
     "wrong settings": change("dtrap", "settings", to=[1]),
     "wrong chunks": change("dtrap", "settings", "image_chunk", to="many"),
-    "wrong classes": change("dtrap", "classes", to={"class_names": 3, "prompts": [], "per_class": None}),
-    "fewer prompts": change("dtrap", "classes", "per_class", to=[9, 9, 9, 9, 9]),
-    "another backbone": change("dtrap", "backbone", "arguments", "pretrained", to="/dev/zero"),
-    "another identifier": change("dtrap", "backbone", "identifier", to="other/weights"),
+    "wrong classes": change("dtrap", "classes", to={"bird": 3}),
+    "wrong prompts": change("dtrap", "classes", to={"bird": [3]}),
+    "wrong files": change("dtrap", "files", to={"pretrained": "/dev/zero"}),
+    "other files": change("dtrap", "files", to={"pretrained": {"path": "/dev/zero", "sha256": "0"}}),
+    "another backbone": change("dtrap", "backbone", "init_args", "pretrained", to="/dev/zero"),
+    "another identifier": change("dtrap", "identifier", to="other/weights"),
     "no values": change("state_dict", to=None),
     "wrong values": change("state_dict", to={"tuner.x": "text"}),
     "a text": change("dtrap", to="dtrap"),
