@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gzip
 import json
 import re
 import zlib
@@ -10,6 +9,8 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+
+from .files import read_at_most
 
 # The descriptions of ImageNet's 1,000 classes, 50 sentences each, take 5 MB of JSON.
 LARGEST_JSON = 64 << 20
@@ -105,12 +106,8 @@ def _children(node: Any) -> list[Any]:
 
 
 def _content(path: Path, largest: int) -> bytes:
-    if path.exists() and not path.is_file():  # a folder, a pipe or a device, which could be read without end
-        raise OSError(0, "not a regular file", str(path))
-    opener: Any = gzip.open if path.suffix == ".gz" else open
     try:
-        with opener(path, "rb") as file:
-            content = file.read(largest + 1)
+        content = read_at_most(path, largest + 1)
     except (EOFError, zlib.error) as error:
         raise ValueError(f"damaged gzip data, {error}") from error
     _check_size(len(content), largest)

@@ -7,7 +7,7 @@ import os
 from collections import defaultdict
 from collections.abc import Callable, Hashable, Iterable
 
-from ..files import open_file
+from ..files import open_file, sha256
 
 SAMPLED = 4096  # bytes at both ends of a file
 
@@ -22,7 +22,7 @@ def find_copies(paths: Iterable[str]) -> list[list[str]]:
         paths: The files, each once.
     """
     groups = [list(paths)]
-    for key in (_size, _ends, _digest):
+    for key in (_size, _ends, sha256):
         groups = [group for before in groups for group in _split(before, key)]
     return groups
 
@@ -49,11 +49,3 @@ def _ends(path: str) -> bytes:
         first = file.read(SAMPLED)
         file.seek(max(0, _size(path) - SAMPLED))
         return hashlib.sha256(first + file.read(SAMPLED)).digest()
-
-
-def _digest(path: str) -> bytes:
-    digest = hashlib.sha256()
-    with open_file(path) as file:
-        while block := file.read(2**20):
-            digest.update(block)
-    return digest.digest()

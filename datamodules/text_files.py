@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import csv
-import gzip
 import io
 import zlib
 from collections.abc import Sequence
 from pathlib import Path
 
 from ..errors import DtrapError
-from ..files import open_file
+from ..files import read_at_most
 
 LARGEST = 64 * 2**20  # bytes; the largest official table has 8 MB, the largest split file 12 MB
 LONGEST = 2**20  # characters of a line
@@ -48,8 +47,7 @@ def read_bytes(path: Path, kind: str = "a table") -> bytes:
         DtrapError: It cannot be read, is a pipe, a device or a folder, is empty, or is larger than `LARGEST`.
     """
     try:
-        with open_file(path) as file:
-            content = (gzip.GzipFile(fileobj=file) if path.suffix == ".gz" else file).read(LARGEST + 1)
+        content = read_at_most(path, LARGEST + 1)
     except (OSError, EOFError, ValueError, zlib.error) as error:
         raise DtrapError(f"{path} cannot be read as {kind}: {error}. {_AGAIN}") from error
     if len(content) > LARGEST:
@@ -96,7 +94,7 @@ def _with_zero_bytes(content: bytes) -> str:
 
 
 def _convert(encoding: str, path: Path) -> str:
-    return f"iconv -f {encoding} -t UTF-8 '{path}' > converted, then put it in place of the file."
+    return f"iconv -f {encoding} -t UTF-8 '{path}' > converted, then replace the file with it."
 
 
 def read_lines(path: Path, kind: str = "a table") -> tuple[list[str], str]:

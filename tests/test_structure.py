@@ -21,9 +21,10 @@ LAYERS = (
     ("cli",),
     ("commands",),
     ("protocol", "datamodules.acquisition", "datamodules.inspection"),
-    ("lightning_modules", "datamodules", "callbacks", "metrics", "configs", "assets"),
+    ("lightning_modules", "datamodules", "callbacks", "configs", "assets"),
     ("console", "drawing", "keywords", "signals"),
-    ("files", "parsing"),
+    ("parsing",),
+    ("files",),
     ("errors",),
     ("dtrap",),
 )
