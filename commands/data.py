@@ -44,7 +44,15 @@ def data(arguments: list[str], console: Console) -> int:
         from ..datamodules.inspection.check import check
 
         table = None if options.csv is None else Path(options.csv).expanduser()
-        return check(root, console, only=options.set, decode=not options.quick, verbose=options.verbose, table=table)
+        return check(
+            root,
+            console,
+            only=options.set,
+            decode=not options.quick,
+            verbose=options.verbose,
+            table=table,
+            value_range=options.value_range,
+        )
     from ..datamodules.inspection.contact_sheet import show
 
     output = Path(options.output or f"{options.name.replace('/', '_')}.png").expanduser()
@@ -72,6 +80,13 @@ def data_parser() -> argparse.ArgumentParser:
     check.add_argument("--set", metavar="NAME", help="this set only: isic, coop/dtd, ..., or folder (class folders)")
     check.add_argument("--quick", action="store_true", help="do not decode the images")
     check.add_argument("--verbose", action="store_true", help="list every class and every fault")
+    check.add_argument(
+        "--value_range",
+        nargs=2,
+        type=float,
+        metavar=("BLACK", "WHITE"),
+        help="values of black and white of images with more than 8 bits (fit: --data.value_range)",
+    )
     check.add_argument("--csv", metavar="FILE", help="write all faults and notes into a table, one file a row")
     for action in (show, fetch):
         action.add_argument("name", metavar="NAME", help="the set, such as isic or coop/dtd")

@@ -13,10 +13,10 @@ from typing import TypeVar
 
 from PIL import Image
 
-from ..errors import DtrapError
-from ..files import open_file, printable
+from ..errors import DtrapError, visible
+from ..files import open_file
 from .collection import ImageCollection
-from .images import ImageError, open_image
+from .images import ImageError
 from .index import listing
 
 Item = TypeVar("Item")
@@ -25,7 +25,7 @@ _JPEG, _PNG = b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n"
 _END = {_JPEG: b"\xff\xd9", _PNG: b"IEND\xaeB`\x82"}
 
 
-def quick_fault(path: str, decode: Callable[[], object] | None = None) -> str:
+def quick_fault(path: str, decode: Callable[[], object]) -> str:
     """Return why an image cannot be read; an empty string if it seems sound.
 
     A JPEG or PNG file with a header that Pillow understands and the mark of the format's end is sound: this finds
@@ -45,10 +45,10 @@ def quick_fault(path: str, decode: Callable[[], object] | None = None) -> str:
     return full_fault(path, decode)
 
 
-def full_fault(path: str, decode: Callable[[], object] | None = None) -> str:
+def full_fault(path: str, decode: Callable[[], object]) -> str:
     """Decode an image and return why it cannot be read; an empty string if it can."""
     try:
-        open_image(path) if decode is None else decode()
+        decode()
     except ImageError as error:
         size = os.path.getsize(path) if os.path.isfile(path) else None
         reason = str(error).removeprefix(f"Image {path} ").removeprefix("cannot be read: ").rstrip(".")
@@ -69,12 +69,14 @@ def check_images(data: ImageCollection, positions: Sequence[int]) -> None:
         return
     reasons = zip(paths, find_faults(range(len(paths)), test), strict=True)
     faults = [(path, reason) for path, reason in reasons if reason]
-    shown = listing([f"{printable(path)} ({reason})" for path, reason in faults], 3)
-    root = shlex.quote(printable(str(data.root)))
+    shown = listing([f"{visible(path)} ({reason})" for path, reason in faults], 3)
+    words = [shlex.quote(visible(str(data.root)))]
+    if data.value_range is not None:
+        words += ["--value_range", *(f"{value:g}" for value in data.value_range)]
     raise DtrapError(
         f"{data.title}: {len(faults):,} of {len(paths):,} images cannot be read: {shown}.\n"
         "Replace them, or leave them out: --data.bad_images skip.\n"
-        f"To list all: dtrap data check {root} --csv faults.csv"
+        f"To list all: dtrap data check {' '.join(words)} --csv faults.csv"
     )
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from rich import box
@@ -14,13 +15,15 @@ from rich.table import Table
 from rich.text import Text
 
 from ...console import print_table, say
-from ...errors import DtrapError
+from ...errors import DtrapError, visible
 from ...files import printable, write_atomically
 from ..catalog import SETS, find_set
 from ..findings import Finding, Findings, counted, relative
 from ..folder import FolderDataModule
 from ..image_check import find_faults, full_fault
+from ..images import open_image
 from ..index import SPLITS, DataNotFound, ImageIndex
+from ..pixels import check_value_range
 from ..places import FolderTree, check_no_splits, unread
 from ..published import Published
 
@@ -78,6 +81,7 @@ def check(
     decode: bool = True,
     verbose: bool = False,
     table: Path | None = None,
+    value_range: list[float] | None = None,
 ) -> int:
     """Print a table of the sets under a root and what is wrong with them.
 
@@ -90,6 +94,7 @@ def check(
         decode: Whether to decode every image.
         verbose: Whether to list the classes of every set, and all cases instead of the first few.
         table: CSV file for all faults and notes, one row for each file, row or class; None for none.
+        value_range: The values [black, white] of images with more than 8 bits; None for those that the files state.
 
     Returns:
         1 if there is a fault or a difference from a published set, otherwise 0.
@@ -97,6 +102,21 @@ def check(
     Raises:
         DtrapError: No set was found, or the name is unknown.
     """
+    check_value_range(value_range)
+    reports = _read_sets(root, only)
+    if decode:
+        _decode(reports, root, console, value_range)
+    _print_table(reports, console)
+    for report in reports:
+        _print_findings(report, console, classes=verbose or only is not None, most=None if verbose else CASES)
+    if table is not None:
+        _write_table(table, reports)
+        say(console, f"All faults and notes: {table}")
+    return 1 if any(report.faults or report.differences for report in reports) else 0
+
+
+def _read_sets(root: Path, only: str | None) -> list[SetReport]:
+    """Read the sets under a root, or its class folders; raises as `check`."""
     sets = {} if only == FOLDER else SETS if only is None else {only: find_set(only)}
     tree = FolderTree(root)
     reports = []
@@ -117,15 +137,7 @@ def check(
             f"No known data set found in {root}. Looked for: {', '.join(sets)}.{unread(tree)} "
             "`dtrap data fetch NAME ROOT` downloads one or says how to get it."
         )
-    if decode:
-        _decode(reports, root, console)
-    _print_table(reports, console)
-    for report in reports:
-        _print_findings(report, console, classes=verbose or only is not None, most=None if verbose else CASES)
-    if table is not None:
-        _write_table(table, reports)
-        say(console, f"All faults and notes: {table}")
-    return 1 if any(report.faults or report.differences for report in reports) else 0
+    return reports
 
 
 def _read_folder(root: Path, *, asked: bool) -> list[SetReport]:
@@ -207,9 +219,9 @@ def _count_differences(report: SetReport) -> Iterator[Finding]:
             yield Finding(f"{where}{counts[split]:,} images found, {number:,} published")
 
 
-def _decode(reports: list[SetReport], root: Path, console: Console) -> None:
+def _decode(reports: list[SetReport], root: Path, console: Console, value_range: list[float] | None) -> None:
     """Decode the images of all sets, each file once, and add those that cannot be read to the reports."""
-    unreadable = find_unreadable({path for report in reports for path in report.index.paths}, console)
+    unreadable = find_unreadable({path for report in reports for path in report.index.paths}, console, value_range)
     for report in reports:
         cases = [f"{relative(path, root)}: {unreadable[path]}" for path in report.index.paths if path in unreadable]
         report.unreadable = len(cases)
@@ -217,18 +229,22 @@ def _decode(reports: list[SetReport], root: Path, console: Console) -> None:
         report.faults += [found] if found else []
 
 
-def find_unreadable(paths: Iterable[str], console: Console) -> dict[str, str]:
+def find_unreadable(paths: Iterable[str], console: Console, value_range: list[float] | None = None) -> dict[str, str]:
     """Decode images in threads, with a progress bar on a terminal.
 
     Returns:
         Reason for each image that cannot be decoded.
     """
+
+    def test(path: str) -> str:
+        return full_fault(path, partial(open_image, path, value_range))
+
     ordered = sorted(paths)
     columns = (TextColumn("decoding"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     found: dict[str, str] = {}
     with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
         task = progress.add_task("", total=len(ordered))
-        for path, reason in zip(ordered, find_faults(ordered, full_fault), strict=True):
+        for path, reason in zip(ordered, find_faults(ordered, test), strict=True):
             if reason:
                 found[path] = reason
             progress.advance(task)
@@ -276,4 +292,4 @@ def _print_findings(report: SetReport, console: Console, *, classes: bool, most:
     if classes:
         lines += ["  images per class", *(f"    {n:>7,}  {name}" for name, n in report.images_per_class().items())]
     for line in [report.name, *lines] if lines else []:
-        console.print(Text(printable(line)), soft_wrap=True)
+        console.print(Text(visible(line, keep="\n")), soft_wrap=True)

@@ -4,9 +4,9 @@ import os
 import sys
 from types import ModuleType
 
+import numpy as np
 import pytest
-from dtrap.datamodules import FolderDataModule, Preprocessing
-from dtrap.datamodules.image_check import full_fault, quick_fault
+from dtrap.datamodules import FolderDataModule, Preprocessing, image_check
 from dtrap.datamodules.images import ImageError, open_image
 from dtrap.datamodules.walk import IMAGE_ENDINGS, list_images
 from dtrap.errors import DtrapError
@@ -18,6 +18,14 @@ WRITTEN = [
     *("jpg", "jpeg", "jpe", "jfif", "png", "apng", "bmp", "dib", "tif", "tiff", "webp", "gif", "ppm", "pgm", "pbm"),
     *("pnm", "jp2", "j2k", "jpc", "jpf", "jpx", "j2c", "avif", "tga", "ico", "pcx", "sgi", "dds", "qoi", "icns", "mpo"),
 ]
+
+
+def quick_fault(path):
+    return image_check.quick_fault(path, lambda: open_image(path))
+
+
+def full_fault(path):
+    return image_check.full_fault(path, lambda: open_image(path))
 
 
 @pytest.mark.parametrize("ending", WRITTEN)
@@ -74,11 +82,10 @@ def test_a_quick_look_finds_what_decoding_finds(tmp_path, name):
     assert "FIFO" in quick_fault(str(path))
 
 
-def test_sound_jpeg_and_png_files_are_not_decoded(tmp_path, monkeypatch):
+def test_sound_jpeg_and_png_files_are_not_decoded(tmp_path):
     for name in ("a.jpg", "a.png"):
         picture(0).save(tmp_path / name)
-    monkeypatch.setattr("dtrap.datamodules.image_check.open_image", None)
-    assert [quick_fault(str(tmp_path / name)) for name in ("a.jpg", "a.png")] == ["", ""]
+    assert [image_check.quick_fault(str(tmp_path / name), None) for name in ("a.jpg", "a.png")] == ["", ""]
 
 
 def spoil(root):
@@ -127,3 +134,24 @@ def test_another_loader_is_not_asked(tmp_path):
     Numbers(root).check_images([0])
     with pytest.raises(DtrapError, match="4 of 20 images cannot be read"):
         FolderDataModule(root).check_images([0])
+
+
+def test_images_that_need_a_value_range_are_checked_with_it(dtrap, tmp_path):
+    root = tmp_path / "floats"
+    for label in "ab":
+        (root / label).mkdir(parents=True)
+        for number in range(2):
+            values = np.linspace(-1000, 3000, 256, dtype=np.float32).reshape(16, 16)
+            Image.fromarray(values).save(root / label / f"{number}.tif")
+    FolderDataModule(root, value_range=[-1024, 3071]).check_images([0])
+    assert dtrap("data", "check", root)[0] == 1
+    status, out, _ = dtrap("data", "check", root, "--value_range", "-1024", 3071)
+    assert status == 0, out
+    truncate(root / "a" / "0.tif")
+    with pytest.raises(DtrapError, match=f"dtrap data check {root} --value_range -1024 3071 --csv faults.csv"):
+        FolderDataModule(root, value_range=[-1024, 3071]).check_images([0])
+    status, out, _ = dtrap("data", "check", root, "--value_range", "-1024", 3071)
+    assert (status, out.count("0.tif: ")) == (1, 1)
+    status, _, err = dtrap("data", "check", root, "--value_range", 5, 5)
+    assert status == 2
+    assert "expected the values of black and white" in err
