@@ -34,7 +34,7 @@ def run(command: str, arguments: list[str]) -> int:
     for argument in arguments:
         if command not in LIGHT and printable(argument) != argument:
             raise DtrapError(
-                f"'{printable(argument)}' is not UTF-8, as configs and results are. Rename it, or make a link and give "
+                f"'{visible(argument)}' is not UTF-8, as configs and results are. Rename it, or make a link and give "
                 "that: ln -s FOLDER photos"
             )
     if logging.lastResort is not None:  # the handler of warnings where the program sets up none

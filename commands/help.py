@@ -38,7 +38,7 @@ TEST = """usage: dtrap test --adapter PATH [--config NAME] [--OPTION VALUE ...]
 Test saved adapters again on the queries of their episodes.
 
   --adapter PATH             an adapter (.safetensors), or a folder of adapters
-  --config NAME              the run's config, if it is not found beside the adapter
+  --config NAME              the run's config, if it is not found next to the adapter
   --data.root FOLDER         where the images are, if they have moved
   --data.query_root FOLDER   other images of the same classes to test on (own folders)
   --trainer.accelerator A    cpu or gpu (default: auto)
@@ -52,7 +52,7 @@ Classify a folder of images with a saved adapter; write a CSV with path, label a
   --images FOLDER            the images; subfolders are searched, too
   --output FILE              the CSV file (default: predictions.csv)
 
-  --config NAME              the run's config, if it is not found beside the adapter
+  --config NAME              the run's config, if it is not found next to the adapter
   --trainer.accelerator A    cpu or gpu (default: auto)
 """
 
@@ -63,7 +63,7 @@ Write the tuned model as a folder that open_clip, transformers or peft can load 
   --adapter PATH             an adapter (.safetensors)
   --output FOLDER            the folder to write; must be empty or new
   --form plain|peft          plain: a checkpoint of the backbone's own library (default); peft: a LoRA adapter
-  --config NAME              the run's config, if it is not found beside the adapter
+  --config NAME              the run's config, if it is not found next to the adapter
 """
 
 _SECTIONS = ("data", "model", "trainer", "stage_switch", "protocol")

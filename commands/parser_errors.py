@@ -138,8 +138,8 @@ def _place(name: str, files: Sequence[str]) -> str:
 
 def _unknown_option(match: re.Match[str], text: str, key: str, parser: ArgumentParser) -> str:
     name = match.group(1)
-    if name == "class_path":  # jsonargparse reads class_path as an argument if other keys are beside it
-        return f"--{key}: class_path has other keys beside it. Put the arguments of the class under init_args."
+    if name == "class_path":  # jsonargparse reads class_path as an argument if there are other keys
+        return f"--{key}: class_path has other keys next to it. Put the arguments of the class under init_args."
     class_path = re.search(r"given class_path '([^']*)'", text)
     owner: Any = _import(class_path.group(1)) if class_path else None
     valid = accepted_keywords(owner) if owner else []

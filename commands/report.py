@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 TITLE_WIDTH = 16
 # A row of the table; methods of one name with another backbone or tuner are different ones.
 METHOD = ["method", "backbone", "tuner"]
-# What a mean rests on, and what stands beside it.
+# What a mean rests on, and what is reported next to it.
 NUMBERS = ["mean", "half_width", "low", "high"]
 WEIGHTS = ["episodes", "episodes_asked", "diverged", "test_images", "classes", "untested_classes"]
 COLUMNS = [*METHOD, "set", *NUMBERS, "interval", *MEASURES, *WEIGHTS, "run"]

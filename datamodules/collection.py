@@ -13,8 +13,7 @@ import numpy as np
 from lightning.pytorch import LightningDataModule
 from PIL import Image
 
-from ..errors import DtrapError, check_at_least, check_one_of, check_template
-from ..files import printable
+from ..errors import DtrapError, check_at_least, check_one_of, check_template, visible
 from ..keywords import KeepsArguments
 from .images import open_image
 from .index import ImageIndex, listing
@@ -152,7 +151,7 @@ class ImageCollection(KeepsArguments, LightningDataModule, ABC):
         index = self.scan()
         check_index(index, f"{type(self).__name__}.scan")
         for note in index.notes:
-            logger.warning("%s: %s", self.title, printable(note))
+            logger.warning("%s: %s", self.title, visible(note))
         if index.faults:
             self._leave_out(index.faults)
         if index.missing and self.bad_images == "error":
@@ -169,7 +168,7 @@ class ImageCollection(KeepsArguments, LightningDataModule, ABC):
 
     def _leave_out(self, faults: Sequence[tuple[str, str]]) -> None:
         """Record files and folders that cannot be used; raise a DtrapError where `bad_images` is "error"."""
-        names = listing([f"{printable(path)} ({reason})" for path, reason in faults], 3)
+        names = listing([f"{visible(path)} ({reason})" for path, reason in faults], 3)
         if self.bad_images == "error":
             raise DtrapError(
                 f"{self.title}: {len(faults)} file(s) or folder(s) cannot be used: {names}. Correct or remove them, or "
@@ -267,6 +266,6 @@ def unreadable_error(reasons: Sequence[str], part_of: str = "") -> DtrapError:
     place = f" {'They belong' if several else 'It belongs'} to {part_of}." if part_of else ""
     more = f" And {len(reasons) - 3} more." if len(reasons) > 3 else ""
     return DtrapError(
-        f"{' '.join(map(printable, reasons[:3]))}{more}{place} Replace the file{'s' * several}, or leave out "
+        f"{' '.join(map(visible, reasons[:3]))}{more}{place} Replace the file{'s' * several}, or leave out "
         "unreadable images: --data.bad_images skip."
     )

@@ -9,8 +9,7 @@ from functools import partial
 import numpy as np
 import torch
 
-from ..errors import DtrapError
-from ..files import printable
+from ..errors import DtrapError, visible
 from .batches import Batch, Views, decode, to_batch
 from .collection import ImageCollection, unreadable_error
 from .images import ImageError
@@ -159,5 +158,5 @@ class Episode:
     def _too_few_readable(self, label: int) -> DtrapError:
         return DtrapError(
             f"{self._place or self.data.title}: too few readable images of class '{self._name(label)}', for example "
-            f"{printable(self.data.skipped_images[-1][0])} is unreadable. Replace it or add images."
+            f"{visible(self.data.skipped_images[-1][0])} is unreadable. Replace it or add images."
         )

@@ -157,7 +157,7 @@ class FewShotDataModule(ImageCollection):
         """Check that the images of tasks can be read, if unreadable ones are not left out.
 
         Images are opened, not decoded, where their format allows it. If one cannot be read, all images of the set are
-        checked, so that the error tells all of them.
+        checked, so that the error lists all of them.
 
         Raises:
             DtrapError: Some cannot be read.

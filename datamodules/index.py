@@ -12,7 +12,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from ..errors import DtrapError, nearest
+from ..errors import DtrapError, nearest, visible
 from ..files import printable
 from .walk import Found, joined, left_out_line, list_folders, walk
 
@@ -200,7 +200,7 @@ def names_of_folders(root: Path, folders: Sequence[str], names: Mapping[str, str
     for name in found:
         if printable(name) != name:
             raise DtrapError(
-                f"{printable(str(root))}: the name of the folder '{printable(name)}' is not UTF-8, so that it cannot "
+                f"{visible(str(root))}: the name of the folder '{visible(name)}' is not UTF-8, so that it cannot "
                 "be a class name in results and adapters. Rename the folder."
             )
     twice = sorted(name for name, count in Counter(found).items() if count > 1)

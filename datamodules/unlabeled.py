@@ -36,7 +36,7 @@ class UnlabeledImages(Dataset[dict[str, Any]]):
         paths: Path of each image.
         unreadable: (path, reason) of the files that `batches` left out so far.
         faults: (path, reason) of folders that cannot be read, broken links and the like.
-        left_out: Line on the files that are no images, such as "20 files left out: 12 .dcm, 8 .svg"; may be empty.
+        left_out: Line on the files that are not images, such as "20 files left out: 12 .dcm, 8 .svg"; may be empty.
 
     Raises:
         DtrapError: The folder does not exist or has no image.

@@ -23,7 +23,7 @@ IMAGE_ENDINGS = frozenset(
     )
 )
 
-# Files and folders that operating systems and file servers put beside pictures; some hold thumbnails of them.
+# Files and folders that operating systems and file servers put next to pictures; some hold thumbnails of them.
 SYSTEM_FILES = frozenset(("thumbs.db", "ehthumbs.db", "desktop.ini", "icon\r"))
 SYSTEM_FOLDERS = frozenset(
     ("__macosx", "@eadir", "$recycle.bin", "#recycle", "system volume information", "lost+found")
@@ -173,7 +173,7 @@ def _kind_of(entry: os.DirEntry[str]) -> str:
 
 
 def _add_file(found: Found, entry: os.DirEntry[str], kind: str) -> None:
-    """Record an entry that is no folder."""
+    """Record an entry that is not a folder."""
     if entry.name.lower() in SYSTEM_FILES:
         return
     ending = os.path.splitext(entry.name)[1].lower()

@@ -53,7 +53,7 @@ NEUTRAL = {
 # "model.objective.init_args.relation_form", where that is not the option's default today.
 VALUES_BEFORE: dict[str, Any] = {"data.init_args.test_preprocessing": "squash"}
 # A stored class path is imported only from these packages: a run folder may come from a stranger.
-IMPORTED = ("dtrap.callbacks.", "dtrap.datamodules.", "dtrap.lightning_modules.", "dtrap.metrics.")
+IMPORTED = ("dtrap.callbacks.", "dtrap.datamodules.", "dtrap.lightning_modules.")
 NAME_PART_BYTES = 48
 SHOWN_CHARACTERS = 80
 ABSENT = object()

@@ -57,7 +57,7 @@ class ProtocolLogger:
 
     A W&B run is named after the run folder and belongs to it, also when the run is resumed; see `complete_wandb`. The
     names of the main method's numbers have no ending, so that runs of different methods share a chart: `accuracy`,
-    `zero_shot_accuracy` and what stands beside them, `test_images`, `seconds`, and each loss at the stage boundary and
+    `zero_shot_accuracy` and what goes with them, `test_images`, `seconds`, and each loss at the stage boundary and
     at the end (`L_vlm_boundary`, `L_vlm_end`). Of each accuracy the running `..._mean`, its 95% interval (half width
     `..._interval`, ends `..._low` and `..._high`) and the numbers of `..._episodes` and test `..._images` that it rests
     on. `diverged` counts the diverged episodes so far, which are in no mean. The names of the other methods' numbers

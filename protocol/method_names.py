@@ -186,7 +186,7 @@ def _joined(found: list[Change], main: tuple[MethodConfig, str], method: MethodC
 
 
 def _arguments(found: Sequence[Change], *, losses_differ: bool = False) -> list[str]:
-    """Parts such as `rank_4` for changed settings; the name of the losses may tell some of them."""
+    """Parts such as `rank_4` for changed settings; the name of the losses may contain some of them."""
     parts: dict[str, None] = {}
     for path, old, new in found:
         name = path[-1]

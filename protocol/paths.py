@@ -16,7 +16,7 @@ def with_absolute_paths(values: dict[str, Any]) -> dict[str, Any]:
     """Return a config's values with absolute paths of data, backbone files and run folder.
 
     A backbone's name or weights are a path where there is such a file or folder here, else a published name. A root of
-    the embedded data set is no path.
+    the embedded data set is not a path.
     """
     values = copy.deepcopy(values)
     for section, names in _PATHS.items():
