@@ -68,7 +68,7 @@ def values_of_card(path: Path, card: AdapterCard, words: Sequence[str], *, with_
             found |= _data(card.data, words, remedy)
     except DtrapError as error:
         raise DtrapError(f"{path}: {error}") from error
-    _replace_files(path, card, found["model"].get("backbone"), words)
+    _replace_files(path, card, found["model"].get("backbone"))
     if card.precision in PRECISIONS:
         found["trainer"] = {"precision": card.precision}
     return found
@@ -152,7 +152,7 @@ def _given(words: Sequence[str], option: str) -> str | None:
     return found[-1] if found else None
 
 
-def _replace_files(path: Path, card: AdapterCard, backbone: Any, words: Sequence[str]) -> None:
+def _replace_files(path: Path, card: AdapterCard, backbone: Any) -> None:
     """Keep a local file of the backbone where it is still there; ask for one that is not, and was not given.
 
     Raises:

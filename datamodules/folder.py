@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -33,9 +32,6 @@ from .sampler import CLASSES, EpisodeSampler
 from .walk import walk
 
 MOST_COMPARED = 20_000  # images that are compared with each other where the task has no queries of its own
-
-# What the parts of a split are called.
-_PARTS = frozenset(("train", "training", "val", "valid", "validation", "dev", "test", "testing", "eval"))
 
 # Arguments that have no effect on one task, and their defaults.
 _OF_EPISODES = {"way": 5, "query": 15, "episode": 0, "all_way": None, "subset": None}
@@ -262,16 +258,7 @@ def _because(notes: Sequence[str]) -> str:
 
 
 def _check_level(index: ImageIndex, root: Path, folders: Sequence[str]) -> None:
-    """Raise a DtrapError where folders called train and test, or the only class, hold the class folders."""
-    parts = [folder for folder in folders if folder.casefold() in _PARTS and class_folders(root / folder)]
-    train = [folder for folder in parts if folder.casefold().startswith("train")]
-    tests = [folder for folder in parts if folder not in train]
-    if train and tests:
-        test = next((folder for folder in tests if folder.casefold().startswith("test")), tests[0])
-        raise DtrapError(
-            f"{root} has the folders {listing(parts)} with class folders in them, which are no classes. "
-            f"Give --data.root {shlex.quote(str(root / train[0]))} --data.query_root {shlex.quote(str(root / test))}"
-        )
+    """Raise a DtrapError where the only class holds the class folders."""
     if len({*index.labels}) > 1:
         return
     folder = root / folders[index.labels[0]]

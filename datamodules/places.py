@@ -9,6 +9,7 @@ from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from shlex import quote
 
 from ..errors import DtrapError
 from .walk import IMAGE_ENDINGS, SYSTEM_FOLDERS
@@ -232,9 +233,11 @@ def check_no_splits(root: Path, argument: str, one_task: bool) -> None:
         place = list_place(place.path / place.folders[0])
     train, test = (_part(place, names) for names in (_TRAIN, _TEST))
     named = {name.casefold() for name in place.folders}
-    if train is not None and (not named.isdisjoint(_TEST) or len(named) == 1):
-        queries = f" --data.query_root {test}" if one_task and test and argument == "root" else ""
-        wanted = test if test and argument == "query_root" else train
+    # A class may be called train: it has images, and no folder like it next to it.
+    alone = train is not None and not _holds_images(train) and (not named.isdisjoint(_TEST) or len(named) == 1)
+    if train is not None and (test is not None or alone):
+        queries = f" --data.query_root {quote(str(test))}" if one_task and test and argument == "root" else ""
+        wanted = quote(str(test if test and argument == "query_root" else train))
         raise DtrapError(
             f"{place.path} has the folders {', '.join(place.folders[:5])}, which are parts of a data set and no "
             f"classes. Give the folder of the class folders: --data.{argument} {wanted}{queries}"
@@ -242,10 +245,10 @@ def check_no_splits(root: Path, argument: str, one_task: bool) -> None:
 
 
 def _part(place: Place, names: Sequence[str]) -> Path | None:
-    """Return the folder with one of the names that has class folders and no images of its own."""
+    """Return the folder with one of the names that has class folders."""
     called = {name.casefold(): place.path / name for name in place.folders}
     found = (called[name] for name in names if name in called)
-    return next((path for path in found if list_place(path).folders and not _holds_images(path)), None)
+    return next((path for path in found if list_place(path).folders), None)
 
 
 def _holds_images(folder: Path) -> bool:
