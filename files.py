@@ -82,19 +82,19 @@ def _remove(path: Path) -> None:
         path.unlink()
 
 
-def write_atomically(path: Path, content: bytes, remedy: str = RERUN) -> None:
+def write_atomically(path: Path, content: bytes | str, remedy: str = RERUN) -> None:
     """Write a file under a temporary name and rename it, so that it is complete or absent, also after a kill.
 
     Args:
         path: The file; a missing folder is created.
-        content: The whole content.
+        content: The whole content; a text becomes UTF-8, see `printable`.
         remedy: What the user can do if the file cannot be written; ends the error message.
 
     Raises:
         DtrapError: The file cannot be written; an existing one is unchanged.
     """
     with replacing(path, remedy) as temporary, temporary.open("wb") as file:
-        file.write(content)
+        file.write(printable(content).encode() if isinstance(content, str) else content)
         file.flush()
         os.fsync(file.fileno())
 

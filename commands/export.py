@@ -49,7 +49,7 @@ def export(arguments: list[str], console: Console) -> int:
             images = read_preprocessing(card.preprocessing, module.backbone, path)
             resizing = images.resize_mode, images.interpolation
             save_plain(with_trained_weights(module), folder, settings.get("name"), *resizing)
-        (folder / EXPORT_CARD).write_bytes(card_content(card))
+        (folder / EXPORT_CARD).write_bytes(card_content(card).encode())
         (folder / CONFIG).write_text(_run_config(adapter.cli), encoding="utf-8")
         for file in folder.iterdir():  # safetensors writes files that only their owner can read
             file.chmod((folder / CONFIG).stat().st_mode)

@@ -14,8 +14,9 @@ from rich.console import Console
 from ..console import say
 from ..datamodules.unlabeled import UnlabeledImages
 from ..errors import DtrapError
-from ..files import cannot_write, printable, write_atomically
+from ..files import cannot_write, write_atomically
 from ..protocol.adapters import is_standalone, load_adapter
+from ..protocol.claims import counted
 from ..protocol.configuration import build_trainer_arguments
 from ..protocol.episode import episode_trainer, without_expected_warnings
 from ..protocol.preprocessing import read_preprocessing
@@ -51,20 +52,16 @@ def predict(arguments: list[str], console: Console) -> int:
     unreadable = {str(path) for path, _ in images.unreadable}
     readable = [path for path in images.paths if str(path) not in unreadable]
     table = _table(readable, probabilities, card.class_names, escape_formulas=config.escape_formulas)
-    write_atomically(output, printable(table).encode(), ANOTHER_FILE)
-    say(console, f"{_images(len(readable))} labeled: {output}")
+    write_atomically(output, table, ANOTHER_FILE)
+    say(console, f"{counted(len(readable), 'image')} labeled: {output}")
     if images.left_out:
         say(console, images.left_out)
     reasons = [*(reason for _, reason in images.unreadable), *(f"{path}: {reason}" for path, reason in images.faults)]
     if reasons:
-        say(console, f"{_images(len(reasons))} could not be read and left out:")
+        say(console, f"{counted(len(reasons), 'image')} could not be read and left out:")
     for reason in reasons:
         say(console, f"  {reason}")
     return 0 if readable else 1
-
-
-def _images(count: int) -> str:
-    return f"{count} image{'' if count == 1 else 's'}"
 
 
 def _check_output(output: Path) -> None:

@@ -54,7 +54,7 @@ def report(arguments: list[str], console: Console) -> int:
         say(console, note)
     if options.csv is not None:
         content = lines[COLUMNS].to_csv(index=False, lineterminator="\n")
-        write_atomically(Path(options.csv).expanduser(), content.encode(), "or name another file with --csv.")
+        write_atomically(Path(options.csv).expanduser(), content, "or name another file with --csv.")
         say(console, f"Written: {options.csv}")
     return 0
 

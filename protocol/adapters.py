@@ -152,10 +152,10 @@ def is_standalone(path: Path) -> bool:
     return is_exported(path) and not (path / PEFT_WEIGHTS).is_file()
 
 
-def card_content(card: AdapterCard) -> bytes:
-    """Encode the card as the content of its file."""
+def card_content(card: AdapterCard) -> str:
+    """Return the card as the content of its file."""
     # A file name that is not UTF-8 becomes escapes of JSON.
-    return (printable(json.dumps(asdict(card), indent=2, ensure_ascii=False)) + "\n").encode()
+    return printable(json.dumps(asdict(card), indent=2, ensure_ascii=False)) + "\n"
 
 
 def save_adapter(path: Path, module: FewShotClassifier, card: AdapterCard) -> None:
@@ -165,7 +165,7 @@ def save_adapter(path: Path, module: FewShotClassifier, card: AdapterCard) -> No
         DtrapError: The values are not finite, or the files cannot be written.
     """
     content = card_content(card.with_model(module))
-    tensors = pack(module.tuner.adapter_state(), content.decode(), {"format": CARD_FORMAT}, str(path))
+    tensors = pack(module.tuner.adapter_state(), content, {"format": CARD_FORMAT}, str(path))
     write_atomically(card_path(path), content, RESUMES)
     write_atomically(path, tensors, RESUMES)
 

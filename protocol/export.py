@@ -38,7 +38,7 @@ def save_class_features(module: FewShotClassifier, path: Path, card: AdapterCard
         "class_names": json.dumps(list(module.class_prompts.class_names), ensure_ascii=False),
         "logit_scale": repr(float(module.objective.logit_scale)),
     }
-    path.write_bytes(pack({"class_features": features}, card_content(card).decode(), metadata, str(path)))
+    path.write_bytes(pack({"class_features": features}, card_content(card), metadata, str(path)))
 
 
 def with_trained_weights(module: FewShotClassifier) -> Backbone:
@@ -144,4 +144,4 @@ def save_peft(module: FewShotClassifier, folder: Path, card: AdapterCard) -> Non
         for matrix in ("lora_A", "lora_B")
     }
     path = folder / PEFT_WEIGHTS
-    path.write_bytes(pack(state, card_content(card).decode(), {"format": "pt"}, str(path)))
+    path.write_bytes(pack(state, card_content(card), {"format": "pt"}, str(path)))

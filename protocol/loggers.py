@@ -48,7 +48,7 @@ def _wandb_id(folder: RunFolder) -> str:
     if path.exists() and folder.rows.read():
         return path.read_text(encoding="utf-8").strip()
     new = secrets.token_hex(8)
-    write_atomically(path, f"{new}\n".encode(), RESUMES)
+    write_atomically(path, f"{new}\n", RESUMES)
     return new
 
 

@@ -192,7 +192,7 @@ class RunFolder:
     def write_text(self, path: Path, text: str) -> None:
         """Write a small file atomically; raises a DtrapError on failure."""
         # A byte of a file name that is not UTF-8 becomes an escape, which JSON and YAML read as the same byte.
-        write_atomically(path, printable(text).encode(), RESUMES)
+        write_atomically(path, text, RESUMES)
 
     def write_json(self, path: Path, value: object) -> None:
         """Write a small JSON file atomically; numbers that are not finite become null."""

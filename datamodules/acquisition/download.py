@@ -136,7 +136,7 @@ class _Part:
         self.discard()
         write_atomically(self.path, b"")
         if version is not None:
-            write_atomically(self.notes, json.dumps({"url": self.url, "mark": version}).encode())
+            write_atomically(self.notes, json.dumps({"url": self.url, "mark": version}))
 
     def discard(self) -> None:
         self.path.unlink(missing_ok=True)

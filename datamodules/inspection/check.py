@@ -16,7 +16,7 @@ from rich.text import Text
 
 from ...console import print_table, say
 from ...errors import DtrapError, visible
-from ...files import printable, write_atomically
+from ...files import write_atomically
 from ..catalog import SETS, find_set
 from ..findings import Finding, Findings, counted, relative
 from ..folder import FolderDataModule
@@ -178,7 +178,7 @@ def _write_table(path: Path, reports: Sequence[SetReport]) -> None:
         for case in finding.cases or [""]
     ]
     text = pd.DataFrame(rows, columns=["set", "kind", "finding", "case"]).to_csv(index=False, lineterminator="\n")
-    write_atomically(path, printable(text).encode(), "or name another file with --csv.")
+    write_atomically(path, text, "or name another file with --csv.")
 
 
 def _read(name: str, tree: FolderTree) -> SetReport:

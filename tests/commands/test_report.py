@@ -1,5 +1,6 @@
 import csv
 import json
+import os
 from pathlib import Path
 
 import pytest
@@ -104,6 +105,14 @@ def test_a_method_whose_episodes_all_diverged_has_no_accuracy(dtrap, make_run):
     summary["methods"]["svl-ra"]["diverged"] = [{"episode": n, "reason": "x"} for n in range(2)]
     (folder / "summary.json").write_text(json.dumps(summary))
     assert cells_of(dtrap("report", folder)[1], "svl-ra") == ["2 diverged"]
+
+
+def test_a_run_folder_whose_name_is_not_utf8_is_written_into_the_table(dtrap, make_run, tmp_path):
+    folder = make_run("a", "ISIC", {"svl-ra": [50.0, 52.0]})
+    renamed = folder.rename(os.fsdecode(os.fsencode(tmp_path) + b"/caf\xe9"))
+    status, _, err = dtrap("report", renamed, "--csv", "all.csv")
+    assert status == 0, err
+    assert "caf\\udce9" in (tmp_path / "all.csv").read_text(encoding="utf-8")
 
 
 def test_a_summary_of_an_earlier_version_is_read(dtrap, make_run):
