@@ -37,7 +37,6 @@ COLORS: dict[str, tuple[float, float, float]] = {
     "black": (0.05, 0.05, 0.05),
 }
 
-COLOURS = COLORS  # the former name
 
 _PALETTE = torch.tensor(list(COLORS.values()))
 _EARTH = torch.tensor(
