@@ -111,7 +111,7 @@ def test_parameters_that_break_in_the_last_step_are_found(tiny_backbone, data):
 
 def test_gradients_too_large_for_the_optimizer_are_found_though_losses_and_parameters_are_finite(tiny_backbone, data):
     module = FewShotClassifier(tiny_backbone, LoRA(dropout=0.0), Objective(relation_weight=1e30))
-    with pytest.raises(DivergedError, match="'exp_avg_sq.*' of the optimizer is not finite after step 6"):
+    with pytest.raises(DivergedError, match=r"'exp_avg_sq.*' of the optimizer is not finite after step 6"):
         fit(module, data)
 
 
