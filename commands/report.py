@@ -98,8 +98,9 @@ def _means_over_sets(runs: DataFrame) -> list[dict[str, Any]]:
     for (*method, protocol), own in runs.dropna(subset=["mean"]).groupby([*METHOD, "protocol"], sort=False):
         if len(own) == sets[protocol] > 1:
             title = f"mean of {len(own)}{f', {protocol}' if len(sets) > 1 else ''}"
-            numbers = {"set": title, "mean": own["mean"].mean(), "complete": own["complete"].all(), "diverged": 0}
-            lines.append(dict(zip(METHOD, method, strict=True)) | numbers)
+            numbers = {"set": title, "mean": own["mean"].mean(), "complete": own["complete"].all()}
+            sums = {key: own[key].sum(skipna=False) for key in ("episodes", "episodes_asked", "diverged", "test_images")}
+            lines.append(dict(zip(METHOD, method, strict=True)) | numbers | sums)
     return lines
 
 
@@ -139,10 +140,16 @@ def _weight(line: Any) -> str:
 
 
 def _notes(lines: DataFrame) -> list[str]:
-    """What the intervals are, and the classes that no accuracy covers."""
+    """What the intervals are, what means over sets are, and the classes that no accuracy covers."""
+    import pandas as pd
+
     kinds = [kind for kind in (STUDENT, BINOMIAL) if (lines["interval"] == kind).any()]
     signs = {STUDENT: f"±: {STUDENT} over episodes or seeds", BINOMIAL: f"a to b: {BINOMIAL} over the test images"}
     notes = [f"95 % intervals. {'; '.join(signs[kind] for kind in kinds)}."] if kinds else []
+    for _, line in lines[lines["run"].isna()].iterrows():
+        rests = "" if pd.isna(line["test_images"]) else f", {counted(int(line['test_images']), 'test image')} in all"
+        note = f"A mean over sets weighs each set alike and has no interval of its own{rests}."
+        notes += [note] if note not in notes else []
     for _, line in lines[lines["untested_classes"].fillna(0) > 0].iterrows():
         notes.append(
             f"{line['run']}: {line['untested_classes']} of {line['classes']} classes of '{line['method']}' have no "
@@ -226,6 +233,9 @@ def _entry(method: dict[str, Any], asked: int) -> dict[str, Any]:
     episodes = int(_number(method["episodes"]))
     accuracy = method["accuracy"] or {"mean": None, "half_width": None}
     found = {key: _optional(accuracy.get(key)) for key in NUMBERS} | {"mean": _optional(accuracy["mean"])}
+    if found["low"] is None and found["half_width"]:  # a summary of an earlier version
+        low, high = (found["mean"] + sign * found["half_width"] for sign in (-1, 1))
+        found |= {"low": low, "high": high}
     images, classes = _optional(method.get("test_images")), _optional(method.get("classes"))
     return {
         "backbone": str(method.get("backbone", "")),

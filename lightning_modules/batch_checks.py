@@ -57,7 +57,8 @@ def check_objective_batches(objective: Objective, full_batch: bool | None, datam
         datamodule: The data module or None, for the message.
 
     Raises:
-        DtrapError: It uses the relations of the previous step, or a prototype of each class.
+        DtrapError: It uses the relations of the previous step, or a prototype of each class, or relations of a single
+            row.
     """
     if full_batch is not False:
         return
@@ -66,6 +67,12 @@ def check_objective_batches(objective: Objective, full_batch: bool | None, datam
             f"relation_source is 'previous', but {_batches(datamodule)}, and relations of the previous step belong to "
             "other images. For mini-batches give --model.objective.relation_source current, or train with the full "
             "batch."
+        )
+    option, size = _size(datamodule)
+    if size == 1 and objective.relation_weight != 0:
+        raise DtrapError(
+            f"{option} is 1, with which L_ra is constant: a single row has no relations. Set --{option} 2 or more, or "
+            "--model.objective.relation_weight 0."
         )
     if objective.effective_anti_visual_weight != 0 and objective.visual_term in ("visual", "negated_visual"):
         raise DtrapError(

@@ -71,18 +71,36 @@ class DivergenceWatch:
                 raise DivergedError(f"the loss is not finite from step {step}", remedy)
 
     def check_trained(self) -> None:
-        """Check all losses and the tuner's state, before it is saved or used.
+        """Check all losses, the tuner's state and the optimizer's moments, before the state is saved or used.
 
         Raises:
             DivergedError: A loss or a tensor of the state is not finite.
         """
         self._read()
         module = self._module[0]
-        found = first_not_finite(module.tuner.adapter_state())
-        if found is not None:
-            steps = module.global_step
-            reason = f"'{found}' of the tuner {module.tuner.name} is not finite after step {steps}"
-            raise DivergedError(reason, divergence_remedy(module, updated=steps > 0))
+        trained = module.tuner.adapter_state()
+        for owner, tensors in ((f"the tuner {module.tuner.name}", trained), ("the optimizer", _moments(module))):
+            found = first_not_finite(tensors)
+            if found is not None:
+                steps = module.global_step
+                reason = f"'{found}' of {owner} is not finite after step {steps}"
+                raise DivergedError(reason, divergence_remedy(module, updated=steps > 0))
+
+
+def _moments(module: Any) -> dict[str, Tensor]:
+    """The optimizers' tensors, by such as "exp_avg_sq".
+
+    A gradient whose square is too large makes Adam's second moment infinite: all its steps are 0 from then on, while
+    losses and parameters stay finite.
+    """
+    trainer = module._trainer
+    states = [state for optimizer in getattr(trainer, "optimizers", None) or [] for state in optimizer.state.values()]
+    return {
+        f"{name}, tensor {number}" if number else name: value
+        for number, state in enumerate(states)
+        for name, value in state.items()
+        if isinstance(value, Tensor)
+    }
 
 
 def divergence_remedy(module: Any, *, updated: bool = True) -> str:
@@ -107,4 +125,7 @@ def divergence_remedy(module: Any, *, updated: bool = True) -> str:
     if getattr(module, "own_optimizer", None) is not None:
         return f"lower --model.optimizer.lr (now {float(group.get('initial_lr', group['lr'])):g})"
     rate = module.learning_rate if module.learning_rate is not None else module.tuner.learning_rate
+    final = getattr(module, "final_rate", None)
+    if final is not None and final > rate:
+        return f"lower --model.final_rate (now {final:g})"
     return f"lower --model.learning_rate (now {rate:g})"

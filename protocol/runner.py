@@ -309,7 +309,7 @@ class ProtocolRun:
         if row["method"] not in self._diverged:
             self._diverged.add(row["method"])
             self._warn(
-                f"{self.data.unit} {row['episode']} of '{row['method']}' diverged: {row['diverged']}. Its row is "
+                f"{self.data.unit} {row[self.data.unit]} of '{row['method']}' diverged: {row['diverged']}. Its row is "
                 "marked and does not count in the mean; others like it are counted at the end."
             )
 
@@ -349,7 +349,7 @@ class ProtocolRun:
         if show:
             render(summary, self.console)
         if data.skipped_images:
-            self._say(f"{len(data.skipped_images)} missing or unreadable images left out; listed above.")
+            self._say(f"{len(data.skipped_images)} images left out (missing, unreadable or copies); listed above.")
         chosen = [row for row in rows if row["method"] in self.names and row["episode"] < self.episodes]
         if self.settings.save_adapters:
             self._tell_adapters(chosen, complete=complete)

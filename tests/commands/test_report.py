@@ -54,6 +54,7 @@ def test_a_column_per_set_and_the_mean_over_sets(dtrap, make_run):
     assert cells_of(out, "svl-ra") == ["51.0 ± 12.7, too few", *same, "65.5", "51.0"]
     assert cells_of(out, "baseline") == ["40.0 in all 2", "71.0 ± 12.7, too few", "55.5"]
     assert out.count("mean of 2") == 2
+    assert out.count("A mean over sets weighs each set alike and has no interval of its own.") == 1
     status, out, _ = dtrap("report", *runs[1:3])
     assert "mean" not in out
 

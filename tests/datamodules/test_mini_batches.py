@@ -186,3 +186,15 @@ def test_a_tuner_with_batches_of_its_own_refuses_others(tiny_backbone):
     trainer = Trainer(max_epochs=1, accelerator="cpu", logger=False, enable_checkpointing=False)
     with pytest.raises(DtrapError, match="batch_size is 5, but the tuner stepspt makes several optimizer steps"):
         trainer.fit(module, datamodule=ShapesDataModule(shot=1, query=1, batch_size=5))
+
+
+@pytest.mark.parametrize("form", ["softmax", "cosine"])
+def test_a_single_row_has_no_relations(tiny_backbone, form):
+    data = ShapesDataModule(shot=1, query=1, batch_size=1)
+    trainer = Trainer(
+        max_epochs=1, callbacks=[StageSwitch()], accelerator="cpu", logger=False, enable_checkpointing=False
+    )
+    objective = Objective(relation_form=form, relation_source="current")
+    with pytest.raises(DtrapError, match=r"--data.batch_size 2 or more, or --model.objective.relation_weight 0"):
+        trainer.fit(FewShotClassifier(tiny_backbone, CLIPAdapter(), objective), datamodule=data)
+    trainer.fit(FewShotClassifier(tiny_backbone, CLIPAdapter(), Objective(relation_weight=0)), datamodule=data)

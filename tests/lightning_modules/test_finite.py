@@ -109,6 +109,17 @@ def test_parameters_that_break_in_the_last_step_are_found(tiny_backbone, data):
         fit(FewShotClassifier(tiny_backbone, Breaks()), data, max_epochs=1)
 
 
+def test_gradients_too_large_for_the_optimizer_are_found_though_losses_and_parameters_are_finite(tiny_backbone, data):
+    module = FewShotClassifier(tiny_backbone, LoRA(dropout=0.0), Objective(relation_weight=1e30))
+    with pytest.raises(DivergedError, match=r"'exp_avg_sq.*' of the optimizer is not finite after step 6"):
+        fit(module, data)
+
+
+def test_a_rate_that_grows_too_large_in_the_end_is_named(tiny_backbone, data):
+    with pytest.raises(DivergedError, match=r"lower --model\.final_rate \(now 1e\+30\)"):
+        fit(FewShotClassifier(tiny_backbone, final_rate=1e30), data)
+
+
 @pytest.mark.parametrize("precision", ["32-true", "16-true"])
 def test_a_rate_beyond_the_type_of_the_parameters_is_named(tiny_backbone, data, precision):
     module = FewShotClassifier(tiny_backbone, CLIPAdapter(), learning_rate=1e300)

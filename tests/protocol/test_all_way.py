@@ -50,6 +50,15 @@ def test_classes_with_few_or_no_images_are_told_once(dtrap, root, tmp_path, capl
         assert caplog.text.count(text) == 1
 
 
+def test_a_diverged_seed_is_named_by_its_number(dtrap, root, tmp_path):
+    status, out, _ = dtrap(
+        *words(root, "run", "--data.shot", 2, "--data.all_way.seeds", "[7]", "--model.learning_rate", 1e30)
+    )
+    assert status == 1
+    assert "seed 7 of 'svl-ra' diverged: the loss is not finite from step 2" in out
+    assert "1 diverged and left out (seed 7: " in out
+
+
 def test_ctrl_c_where_python_ignores_it_ends_the_run_at_the_next_step(dtrap, root, tmp_path, monkeypatch):
     """As while worker processes are forked: an exception within a `__del__` goes nowhere."""
 
@@ -113,7 +122,7 @@ def test_an_unreadable_training_image_is_told_or_replaced_by_the_next_of_its_cla
     assert "--data.bad_images skip" in err
     status, out, err = dtrap(*words(damaged, "run", *more, "--data.bad_images", "skip"))
     assert status == 0, err
-    assert "1 missing or unreadable images left out" in out
+    assert "1 images left out (missing, unreadable or copies)" in out
     chosen = json.loads((tmp_path / "run" / "subset.json").read_text())["seeds"]["1"]
     name = whole.index.class_names[0]
     order = [whole.index.relative(p) for p in (*whole.subset.train[0][1:], *whole.subset.val[0])]

@@ -175,7 +175,7 @@ def test_equal_modules_run_once_in_the_python_interface_unless_they_may_hide_a_d
     python_run(tmp_path / "two", {name: lambda: FewShotClassifier(model, tuner, Mine()) for name in "ab"})
     assert len(steps) == 4
     steps.clear()
-    slow, fast = (FewShotClassifier(model, tuner, optimizer=lambda p, rate=rate: SGD(p, rate)) for rate in (0.0, 0.1))
+    slow, fast = (FewShotClassifier(model, tuner, optimizer=lambda p, rate=rate: SGD(p, rate)) for rate in (1e-4, 0.1))
     result = python_run(tmp_path / "three", {"slow": lambda: slow, "fast": lambda: fast})
     assert len(steps) == 4
     assert result.rows[0]["losses"] != result.rows[1]["losses"]
