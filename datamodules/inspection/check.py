@@ -18,7 +18,7 @@ from ...errors import DtrapError
 from ...files import printable, write_atomically
 from ..catalog import SETS, find_set
 from ..findings import Finding, Findings, counted, relative
-from ..folder import FolderDataModule
+from ..folder import FolderDataModule, WrongLevel
 from ..image_check import find_faults, full_fault
 from ..index import SPLITS, DataNotFound, ImageIndex
 from ..places import FolderTree, check_no_splits, unread
@@ -133,6 +133,8 @@ def _read_folder(root: Path, *, asked: bool) -> list[SetReport]:
     module = FolderDataModule(root)
     try:
         index = module.scan()
+    except WrongLevel:
+        raise
     except DtrapError as error:
         if not asked:
             return []

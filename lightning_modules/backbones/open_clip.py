@@ -281,11 +281,20 @@ def _unknown_weights(architecture: Architecture, pretrained: str) -> DtrapError:
 
 def _read_architecture(path: Path) -> Architecture:
     content = read_json(path, "Expected a model config of open_clip.")
-    config = content.get("model_cfg", content)
+    config, preprocess = content.get("model_cfg", content), content.get("preprocess_cfg", {})
     missing = [key for key in ("embed_dim", "vision_cfg", "text_cfg") if key not in config]
     if missing:
         raise DtrapError(f"{path}: not a model config of open_clip; {', '.join(missing)} missing.")
-    return Architecture(path.stem, config, content.get("preprocess_cfg", {}), {})
+    if not all(isinstance(part, dict) for part in (config, config["vision_cfg"], config["text_cfg"], preprocess)):
+        raise DtrapError(
+            f"{path}: not a model config of open_clip; model_cfg, vision_cfg, text_cfg and preprocess_cfg "
+            "are names with values. Correct the file."
+        )
+    if "bpe_path" in (config["text_cfg"].get("tokenizer_kwargs") or {}):  # it would be opened, whatever it is
+        raise DtrapError(
+            f"{path}: tokenizer_kwargs.bpe_path is not used. Give a folder: --model.backbone.tokenizer FOLDER."
+        )
+    return Architecture(path.stem, config, preprocess, {})
 
 
 def _check_activation(architecture: Architecture, published: dict[str, Any], pretrained: str) -> None:
