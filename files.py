@@ -36,6 +36,7 @@ def replacing(path: Path, remedy: str = RERUN, errors: tuple[type[Exception], ..
     Raises:
         DtrapError: It cannot be written; what was at `path` is unchanged.
     """
+    check_replaceable(path, remedy)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -46,6 +47,12 @@ def replacing(path: Path, remedy: str = RERUN, errors: tuple[type[Exception], ..
         raise cannot_write(path, error, remedy) from error
     finally:
         _remove(temporary)
+
+
+def check_replaceable(path: Path, remedy: str = RERUN) -> None:
+    """Raise a DtrapError for a device, FIFO or socket, which a file would replace for every other program."""
+    if os.path.exists(path) and not (os.path.isfile(path) or os.path.isdir(path)):
+        raise DtrapError(f"{path}: cannot write (a device, FIFO or socket, not a file). Remove it {remedy}")
 
 
 def remove_leftovers(folder: Path, name: str) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
@@ -14,7 +15,7 @@ from rich.console import Console
 from ..console import say
 from ..datamodules.unlabeled import UnlabeledImages
 from ..errors import DtrapError
-from ..files import cannot_write, write_atomically
+from ..files import cannot_write, check_replaceable, write_atomically
 from ..protocol.adapters import is_standalone, load_adapter
 from ..protocol.claims import counted
 from ..protocol.configuration import build_trainer_arguments
@@ -23,8 +24,9 @@ from ..protocol.preprocessing import read_preprocessing
 from .adapter_arguments import find_adapters
 
 ANOTHER_FILE = "or name another file with --output."
-# First characters of cells that spreadsheets compute; they skip blanks before them.
-FORMULA = ("=", "+", "-", "@", "\t", "\r", "\n", "\uff1d", "\uff0b", "\uff0d", "\uff20")
+# Where a spreadsheet may begin to compute, blanks and invisible characters skipped: at the start of a cell, and after a
+# semicolon or a tab, which separate cells in some languages. Also the full-width forms of = + - @.
+FORMULA = re.compile(r"(^|[;\t\r\n])(?=[\s\u200b-\u200f\u2060\ufeff]*[=+\-@\uff1d\uff0b\uff0d\uff20])|^(?=[\t\r\n])")
 
 
 def predict(arguments: list[str], console: Console) -> int:
@@ -68,6 +70,7 @@ def _check_output(output: Path) -> None:
     """Raise a DtrapError before the work if its result could not be written."""
     if output.is_dir():
         raise DtrapError(f"--output {output} is a folder; expected the name of a CSV file.")
+    check_replaceable(output, ANOTHER_FILE)
     try:
         output.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=output.parent):
@@ -93,4 +96,4 @@ def _table(
 
 def _no_formula(text: str) -> str:
     """Return a text that a spreadsheet shows instead of computing it."""
-    return f"'{text}" if text.startswith(FORMULA) else text
+    return FORMULA.sub(r"\1'", text)

@@ -99,7 +99,8 @@ def _means_over_sets(runs: DataFrame) -> list[dict[str, Any]]:
         if len(own) == sets[protocol] > 1:
             title = f"mean of {len(own)}{f', {protocol}' if len(sets) > 1 else ''}"
             numbers = {"set": title, "mean": own["mean"].mean(), "complete": own["complete"].all()}
-            sums = {key: own[key].sum(skipna=False) for key in ("episodes", "episodes_asked", "diverged", "test_images")}
+            summed = ("episodes", "episodes_asked", "diverged", "test_images")
+            sums = {key: own[key].sum(skipna=False) for key in summed}
             lines.append(dict(zip(METHOD, method, strict=True)) | numbers | sums)
     return lines
 

@@ -6,6 +6,7 @@ import os
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
+from shlex import quote
 from typing import Any, cast
 
 import numpy as np
@@ -252,6 +253,10 @@ class OneTaskSampler(EpisodeSampler):
         return task
 
 
+class WrongLevel(DtrapError):
+    """The class folders are not directly under the root; the message names the folder that they are in."""
+
+
 def _because(notes: Sequence[str]) -> str:
     """Return the line about the files that were left out, in brackets; an empty string if there is none."""
     return next((f" ({note})" for note in notes if " left out: " in note), "")
@@ -262,12 +267,16 @@ def _check_level(index: ImageIndex, root: Path, folders: Sequence[str]) -> None:
     if len({*index.labels}) > 1:
         return
     folder = root / folders[index.labels[0]]
-    within = class_folders(folder)
-    if len(within) > 1 and not any(os.path.dirname(path) == str(folder) for path in index.paths):
-        raise DtrapError(
-            f"{root} has images of one class only, in sub-folders: {folder} has folders: {listing(within)}. "
-            f"Give --data.root {folder} if these are the classes, or move the images up."
-        )
+    for _ in range(3):  # folders around the class folders
+        within = class_folders(folder)
+        if not within or any(os.path.dirname(path) == str(folder) for path in index.paths):
+            return
+        if len(within) > 1:
+            raise WrongLevel(
+                f"{root} has images of one class only, in sub-folders: {folder} has folders: {listing(within)}. "
+                f"Give it if these are the classes: --data.root {quote(str(folder))}; or move the images up."
+            )
+        folder /= within[0]
 
 
 def _no_images(root: Path, folders: list[str], notes: Sequence[str]) -> DtrapError:

@@ -59,8 +59,8 @@ class ImageIndex:
         for number, root in enumerate(self.roots):
             if root == os.curdir and not os.path.isabs(path):
                 return f"{number}/{path.replace(os.sep, '/')}"
-            if path.startswith(root + os.sep):
-                return f"{number}/{path[len(root) + 1 :].replace(os.sep, '/')}"
+            if path.startswith(prefix := prefix_of(root)):
+                return f"{number}/{path[len(prefix) :].replace(os.sep, '/')}"
         return path
 
     def position(self, relative: str) -> int | None:
@@ -70,6 +70,11 @@ class ImageIndex:
     @cached_property
     def _positions(self) -> dict[str, int]:
         return {self.relative(position): position for position in range(len(self.paths))}
+
+
+def prefix_of(root: str) -> str:
+    """Return what the paths in a folder begin with; the root of a disk ends with a separator already."""
+    return root if os.path.dirname(root) == root else root + os.sep
 
 
 def listing(names: Sequence[str], most: int = 5) -> str:

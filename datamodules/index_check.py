@@ -9,7 +9,7 @@ from collections.abc import Iterator
 import numpy as np
 
 from ..errors import DtrapError
-from .index import SPLITS, ImageIndex, listing
+from .index import SPLITS, ImageIndex, listing, prefix_of
 
 _CONTRACT = (
     "An ImageIndex has strings as paths, class_names and roots, one integer label per path with 0 <= label < "
@@ -57,7 +57,7 @@ def _faults(index: ImageIndex) -> Iterator[str]:
         if len(set(texts)) < len(texts):
             yield f"duplicate {kind} {Counter(texts).most_common(1)[0][0]!r}."
     # `relative` cuts off a root and one separator; a path that keeps its root would make a run depend on the place.
-    prefixes = tuple(root + os.sep for root in index.roots)
+    prefixes = tuple(map(prefix_of, index.roots))
     outside = [path for path in paths if not path.startswith(prefixes)] if prefixes else []
     outside = [path for path in outside if os.path.isabs(path) or os.curdir not in index.roots]
     if outside:

@@ -6,12 +6,14 @@ import os
 import re
 from collections import deque
 from collections.abc import Callable, Collection, Iterable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from shlex import quote
 
 from ..errors import DtrapError
+from ..files import open_file
 from .walk import IMAGE_ENDINGS, SYSTEM_FOLDERS
 
 DEPTH = 5  # the longest official place has three levels, and unpacking may add two
@@ -20,6 +22,7 @@ MOST = 3000  # folders of a search
 
 _COPY = re.compile(r"(\s*\(\d+\)|\s-\scopy|-(master|main))+(?=\.\w+$|$)")
 _DICOM = (".dcm", ".dicom", ".dic")
+_DICOM_MARK = b"DICM"  # after 128 bytes; hospitals give files no ending, or the last number of their identifier
 _ARCHIVES = (".zip", ".tar", ".gz", ".tgz", ".7z", ".rar")
 _TABLES = (".parquet", ".arrow", ".tfrecord", ".h5", ".hdf5", ".npz")
 DICOM_REMEDY = "Convert them to PNG, for example with DCMTK: dcmj2pnm --write-png FILE.dcm FILE.png"
@@ -193,11 +196,21 @@ def list_place(folder: Path) -> Place:
 
 def dicom(tree: FolderTree) -> str:
     """Return a sentence on DICOM files and what to do; empty if there is an image, or no DICOM file."""
-    count = sum(count for ending, (count, _) in tree.endings.items() if ending in _DICOM)
-    if not count or not tree.endings.keys().isdisjoint(IMAGE_ENDINGS):
+    if not tree.endings.keys().isdisjoint(IMAGE_ENDINGS):
+        return ""
+    unnamed = [ending for ending in tree.endings if not ending.strip(".0123456789")][:MANY]
+    kinds = [*_DICOM, *(ending for ending in unnamed if _is_dicom(tree.endings[ending][1]))]
+    count = sum(tree.endings[ending][0] for ending in kinds if ending in tree.endings)
+    if not count:
         return ""
     files = "is a DICOM file" if count == 1 else f"are {count:,} DICOM files"
     return f" There {files}, and no image that can be read. {DICOM_REMEDY}."
+
+
+def _is_dicom(path: str) -> bool:
+    with suppress(OSError), open_file(path) as file:
+        return file.read(132)[128:] == _DICOM_MARK
+    return False
 
 
 def unread(tree: FolderTree) -> str:
@@ -235,7 +248,9 @@ def check_no_splits(root: Path, argument: str, one_task: bool) -> None:
     named = {name.casefold() for name in place.folders}
     # A class may be called train: it has images, and no folder like it next to it.
     alone = train is not None and not _holds_images(train) and (not named.isdisjoint(_TEST) or len(named) == 1)
-    if train is not None and (test is not None or alone):
+    if train is None or not (test is not None or alone):
+        train, test = _alike(place)
+    if train is not None:
         queries = f" --data.query_root {quote(str(test))}" if one_task and test and argument == "root" else ""
         wanted = quote(str(test if test and argument == "query_root" else train))
         raise DtrapError(
@@ -249,6 +264,20 @@ def _part(place: Place, names: Sequence[str]) -> Path | None:
     called = {name.casefold(): place.path / name for name in place.folders}
     found = (called[name] for name in names if name in called)
     return next((path for path in found if list_place(path).folders), None)
+
+
+def _alike(place: Place) -> tuple[Path, Path] | tuple[None, None]:
+    """Return two folders such as `seg_train` and `seg_test` with the same class folders, else Nones."""
+    words = {
+        name: {*re.findall("[a-z]+", re.sub("([a-z])([A-Z])", r"\1 \2", name).casefold())} for name in place.folders
+    }
+    trains, tests = ([name for name in words if not words[name].isdisjoint(part)] for part in (_TRAIN, _TEST))
+    for train, test in ((first, second) for first in trains for second in tests if first not in tests):
+        found = unwrapped(place.path / train), unwrapped(place.path / test)
+        folders = [{*list_place(path).folders} for path in found]
+        if not folders[0].isdisjoint(folders[1]) and not any(map(_holds_images, found)):
+            return found
+    return None, None
 
 
 def _holds_images(folder: Path) -> bool:

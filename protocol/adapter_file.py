@@ -11,6 +11,7 @@ from safetensors.torch import save
 from torch import Tensor
 
 from ..errors import DtrapError, first_line
+from ..files import open_file
 from ..lightning_modules.backbones.checkpoint import digest
 from ..lightning_modules.finite import check_finite
 from ..parsing import parse_json
@@ -53,7 +54,8 @@ def read_tensors(file: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     """
     tensors, metadata = _open(file, _everything)
     check_values(tensors, str(file), "Save the adapter again from a training that did not diverge.")
-    if metadata.get(CHECKSUM, digest(tensors)) != digest(tensors):
+    # Files of before have neither a card nor a checksum.
+    if metadata.get(CHECKSUM, "" if CARD in metadata else digest(tensors)) != digest(tensors):
         raise DtrapError(f"{file}: its values are not those that were saved with its card. Copy it again.")
     return tensors, metadata
 
@@ -72,7 +74,7 @@ def _everything(content: Any) -> tuple[dict[str, Tensor], dict[str, str]]:
 
 def _open(file: Path, read: Any) -> Any:
     try:
-        with safe_open(file, "pt") as content:
+        with open_file(file), safe_open(file, "pt") as content:  # safetensors calls every reason "No such file"
             return read(content)
     except (OSError, SafetensorError, TypeError, ValueError) as error:
         raise DtrapError(

@@ -217,6 +217,8 @@ def _decoded(content: Any) -> AdapterCard:
         raise ValueError(f"class_names is empty, or has a name of more than {LONGEST_NAME} characters")
     if not card.method.strip() or "/" in card.method:
         raise ValueError(f"method is {card.method[:60]!r}")
+    if card.accuracy is not None and not 0 <= card.accuracy <= 100:
+        raise ValueError(f"accuracy is {card.accuracy:g} %")
     if card.logit_scale is not None and not 0 < card.logit_scale <= LARGEST_VALUE:
         raise ValueError(f"logit_scale is {card.logit_scale}")
     return card

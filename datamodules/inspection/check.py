@@ -19,7 +19,7 @@ from ...errors import DtrapError, visible
 from ...files import write_atomically
 from ..catalog import SETS, find_set
 from ..findings import Finding, Findings, counted, relative
-from ..folder import FolderDataModule
+from ..folder import FolderDataModule, WrongLevel
 from ..image_check import find_faults, full_fault
 from ..images import open_image
 from ..index import SPLITS, DataNotFound, ImageIndex
@@ -145,6 +145,8 @@ def _read_folder(root: Path, *, asked: bool) -> list[SetReport]:
     module = FolderDataModule(root)
     try:
         index = module.scan()
+    except WrongLevel:
+        raise
     except DtrapError as error:
         if not asked:
             return []

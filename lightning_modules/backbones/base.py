@@ -151,10 +151,13 @@ class Backbone(KeepsArguments, nn.Module, ABC):
 
 def checked_statistics(mean: Sequence[float], std: Sequence[float], source: object) -> tuple[Triple, Triple]:
     """Return mean and std of a model's files as tuples; raise a DtrapError if images cannot be normalized with them."""
-    sound = len(mean) == len(std) == 3 and all(map(math.isfinite, (*mean, *std))) and min(std) > 0
+    numbers = [
+        isinstance(values, Sequence) and all(isinstance(v, int | float) for v in values) for values in (mean, std)
+    ]
+    sound = all(numbers) and len(mean) == len(std) == 3 and all(map(math.isfinite, (*mean, *std))) and min(std) > 0
     if not sound:
         raise DtrapError(
-            f"{source}: image mean {list(mean)} and std {list(std)}; expected three finite numbers each, the std above "
+            f"{source}: image mean {mean} and std {std}; expected three finite numbers each, the std above "
             "0. Correct the file."
         )
     return tuple(mean), tuple(std)  # type: ignore[return-value]

@@ -19,12 +19,13 @@ from open_clip.tokenizer import HFTokenizer, SimpleTokenizer
 from open_clip.transform import PreprocessCfg, merge_preprocess_dict
 from torch import Tensor, nn
 
-from ...errors import DtrapError, first_line, nearest
+from ...errors import DtrapError, nearest
 from ...files import sha256
 from .attention import separate_attention
 from .base import Backbone, Tower, checked_statistics, square_side
 from .checkpoint import load_weights, read_json, read_weights
 from .hub import HubFiles, tokenizer_folder
+from .tokenizers import read_tokenizer, token_count
 
 ASSETS = Path(__file__).parents[2] / "assets"
 OPENAI_CACHE = Path("~/.cache/clip")
@@ -128,7 +129,7 @@ class OpenCLIP(Backbone):
     def tokenize(self, prompts: list[str]) -> Tensor:
         """See `Backbone.tokenize`; text is cleaned and padded as in the model's training."""
         for prompt in prompts:
-            self._check_length(prompt, _token_count(self._tokenizer, prompt))
+            self._check_length(prompt, token_count(self._tokenizer, prompt))
         tokens = self._tokenizer(prompts, context_length=self.context_length)
         tokenizer = f"The tokenizer {self._tokenizer_folder or 'of CLIP'}"
         remedy = "Set --model.backbone.tokenizer to the folder of this model's own tokenizer."
@@ -207,13 +208,13 @@ class OpenCLIP(Backbone):
         }
         if self._tokenizer_folder is not None:
             options = {"clean": "whitespace" if repo else "lower"} | options
-            return _read_tokenizer(Path(self._tokenizer_folder).expanduser(), options)
+            return read_tokenizer(Path(self._tokenizer_folder).expanduser(), options)
         remedy = (
             f"Download https://huggingface.co/{repo} on a machine with network (tokenizer.json, tokenizer_config.json) "
             "and set --model.backbone.tokenizer to its folder, or set HF_HOME to a cache that has it."
         )
         files = HubFiles(repo, remedy, self._cache_dir, what=f"The tokenizer of {self.identifier} is")
-        return _read_tokenizer(tokenizer_folder(files), options)
+        return read_tokenizer(tokenizer_folder(files), options)
 
 
 def find_architecture(name: str) -> Architecture:
@@ -282,11 +283,20 @@ def _unknown_weights(architecture: Architecture, pretrained: str) -> DtrapError:
 
 def _read_architecture(path: Path) -> Architecture:
     content = read_json(path, "Expected a model config of open_clip.")
-    config = content.get("model_cfg", content)
+    config, preprocess = content.get("model_cfg", content), content.get("preprocess_cfg", {})
     missing = [key for key in ("embed_dim", "vision_cfg", "text_cfg") if key not in config]
     if missing:
         raise DtrapError(f"{path}: not a model config of open_clip; {', '.join(missing)} missing.")
-    return Architecture(path.stem, config, content.get("preprocess_cfg", {}), {})
+    if not all(isinstance(part, dict) for part in (config, config["vision_cfg"], config["text_cfg"], preprocess)):
+        raise DtrapError(
+            f"{path}: not a model config of open_clip; model_cfg, vision_cfg, text_cfg and preprocess_cfg "
+            "are names with values. Correct the file."
+        )
+    if "bpe_path" in (config["text_cfg"].get("tokenizer_kwargs") or {}):  # it would be opened, whatever it is
+        raise DtrapError(
+            f"{path}: tokenizer_kwargs.bpe_path is not used. Give a folder: --model.backbone.tokenizer FOLDER."
+        )
+    return Architecture(path.stem, config, preprocess, {})
 
 
 def _check_activation(architecture: Architecture, published: dict[str, Any], pretrained: str) -> None:
@@ -372,23 +382,3 @@ def _evaluation_transform(architecture: Architecture, weights: Weights) -> dict[
     merged = merge_preprocess_dict({**asdict(PreprocessCfg()), **published}, architecture.preprocess)
     merged["mean"], merged["std"] = checked_statistics(merged["mean"], merged["std"], architecture.name)
     return merged
-
-
-def _read_tokenizer(folder: Path, options: dict[str, Any]) -> HFTokenizer:
-    try:
-        return HFTokenizer(str(folder), local_files_only=True, **options)
-    except Exception as error:
-        raise DtrapError(
-            f"Tokenizer folder {folder}: not readable as a transformers tokenizer ({first_line(error)}). Expected "
-            "tokenizer.json and tokenizer_config.json, as save_pretrained() writes them."
-        ) from error
-
-
-def _token_count(tokenizer: SimpleTokenizer | HFTokenizer, prompt: str) -> int:
-    """Return the number of tokens of a prompt, including special ones, before truncation and padding."""
-    if isinstance(tokenizer, SimpleTokenizer):
-        return len(tokenizer.encode(prompt)) + 2
-    cleaned = tokenizer.clean_fn(prompt)
-    if tokenizer.tokenizer_mode == "clips":
-        return len(tokenizer.tokenizer(cleaned, add_special_tokens=False).input_ids) + 3
-    return len(tokenizer.tokenizer(cleaned).input_ids)

@@ -143,7 +143,7 @@ def test_a_small_class_is_told_once(folder_root, caplog):
 
 
 def test_a_root_one_too_high_names_the_right_one(folder_root):
-    with pytest.raises(DtrapError, match=r"my_photos has folders: cls_00.*Give --data\.root .*my_photos"):
+    with pytest.raises(DtrapError, match=r"my_photos has folders: cls_00.*--data\.root \S*my_photos;"):
         folder(folder_root.parent).setup()
     with pytest.raises(DtrapError, match="is not a folder"):
         folder(next(folder_root.rglob("*.png"))).setup()
