@@ -19,7 +19,8 @@ from ..files import cannot_write, check_replaceable, write_atomically
 from ..protocol.adapters import is_standalone, load_adapter
 from ..protocol.claims import counted
 from ..protocol.configuration import build_trainer_arguments
-from ..protocol.episode import episode_trainer, without_expected_warnings
+from ..protocol.episode import callbacks_of, episode_trainer, parts_of, without_expected_warnings
+from ..protocol.explanation import explained_use
 from ..protocol.preprocessing import read_preprocessing
 from .adapter_arguments import find_adapters
 
@@ -49,7 +50,8 @@ def predict(arguments: list[str], console: Console) -> int:
     images = UnlabeledImages(config.images, preprocessing, (card.preprocessing or {}).get("value_range"))
     with without_expected_warnings():
         trainer = episode_trainer(build_trainer_arguments(config), [], progress=console.is_terminal)
-        batches: Any = trainer.predict(module, images.batches())
+        with explained_use([*callbacks_of(trainer), *parts_of(module)]):
+            batches: Any = trainer.predict(module, images.batches())
     probabilities = torch.cat(batches) if batches else torch.empty(0, len(card.class_names))
     unreadable = {str(path) for path, _ in images.unreadable}
     readable = [path for path in images.paths if str(path) not in unreadable]

@@ -234,9 +234,9 @@ def _entry(method: dict[str, Any], asked: int) -> dict[str, Any]:
     episodes = int(_number(method["episodes"]))
     accuracy = method["accuracy"] or {"mean": None, "half_width": None}
     found = {key: _optional(accuracy.get(key)) for key in NUMBERS} | {"mean": _optional(accuracy["mean"])}
-    if found["low"] is None and found["half_width"]:  # a summary of an earlier version
-        low, high = (found["mean"] + sign * found["half_width"] for sign in (-1, 1))
-        found |= {"low": low, "high": high}
+    mean, half_width = found["mean"], found["half_width"]
+    if found["low"] is None and mean is not None and half_width:  # a summary of an earlier version
+        found |= {"low": mean - half_width, "high": mean + half_width}
     images, classes = _optional(method.get("test_images")), _optional(method.get("classes"))
     return {
         "backbone": str(method.get("backbone", "")),

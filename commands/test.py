@@ -15,7 +15,8 @@ from ..lightning_modules import FewShotClassifier
 from ..protocol.adapters import check_classes, is_standalone, load_adapter
 from ..protocol.claims import counted
 from ..protocol.configuration import build_data, build_trainer_arguments
-from ..protocol.episode import EpisodeRecorder, episode_trainer, without_expected_warnings
+from ..protocol.episode import EpisodeRecorder, callbacks_of, episode_trainer, parts_of, without_expected_warnings
+from ..protocol.explanation import explained_use
 from ..protocol.measures import measure
 from ..protocol.preprocessing import use_card_preprocessing
 from ..protocol.progress import EpisodeProgress
@@ -119,6 +120,6 @@ def _tested(adapter: SavedAdapter, module: FewShotClassifier, data: FewShotDataM
 
 
 def _measured(trainer: Trainer, module: FewShotClassifier, data: FewShotDataModule) -> Row:
-    with without_expected_warnings():
+    with without_expected_warnings(), explained_use([*callbacks_of(trainer), *parts_of(module), data]):
         trainer.test(module, datamodule=data, verbose=False)
     return measure(module, data.class_names)

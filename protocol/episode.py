@@ -190,6 +190,11 @@ def parts_of(module: FewShotClassifier) -> list[object]:
     return [module, module.backbone, module.tuner, module.objective]
 
 
+def callbacks_of(trainer: Any) -> list[Callback]:
+    """Return the callbacks of a Trainer, an attribute that its types do not have."""
+    return trainer.callbacks
+
+
 def _copies(callbacks: list[Callback]) -> list[Callback]:
     with explained_creation("trainer.callbacks", None):
         return copy.deepcopy(callbacks)
@@ -235,9 +240,9 @@ def run_episode(
         if checkpoint is not None:
             callbacks += [SeededSteps(data.episode_seed("step")), checkpoint]
             resumed = {"ckpt_path": checkpoint.path, "weights_only": True} if checkpoint.found else {}
-        trainer: Any = episode_trainer(arguments, callbacks)
+        trainer = episode_trainer(arguments, callbacks)
         try:
-            with explained_use([*trainer.callbacks, *parts_of(module), data]):
+            with explained_use([*callbacks_of(trainer), *parts_of(module), data]):
                 zero_shot = _zero_shot(trainer, module, data, zero_shots) if data.has_query else None
                 torch.manual_seed(data.episode_seed("training"))
                 diverged = _fit_and_test(trainer, module, data, resumed)
