@@ -122,4 +122,5 @@ def _tested(adapter: SavedAdapter, module: FewShotClassifier, data: FewShotDataM
 def _measured(trainer: Trainer, module: FewShotClassifier, data: FewShotDataModule) -> Row:
     with without_expected_warnings(), explained_use([*callbacks_of(trainer), *parts_of(module), data]):
         trainer.test(module, datamodule=data, verbose=False)
-    return measure(module, data.class_names)
+    copied = {"copied_test_images": data.copied_queries} if data.copied_queries else {}
+    return measure(module, data.class_names) | copied

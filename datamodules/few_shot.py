@@ -191,6 +191,11 @@ class FewShotDataModule(ImageCollection):
         return [name for name, query in zip(self.class_names, self.task.query, strict=True) if not query]
 
     @property
+    def copied_queries(self) -> int:
+        """Number of the current task's query images that are also support images, as far as it is known."""
+        return 0
+
+    @property
     def support_ids(self) -> list[int]:
         """Positions in the index of the M support images, class by class."""
         if self.bad_images == "skip" and not self.streams:

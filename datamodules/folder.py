@@ -72,6 +72,8 @@ class FolderDataModule(FewShotDataModule):
 
     own_images = True
 
+    _copies: frozenset[int] = frozenset()  # positions of query images that are also under the root
+
     def __init__(
         self,
         root: str | Path,
@@ -152,7 +154,7 @@ class FolderDataModule(FewShotDataModule):
         return replace(queries, notes=tuple(f"query_root: {note}" for note in queries.notes))
 
     def _without_copies(self, index: ImageIndex) -> ImageIndex:
-        """Return the index without query images that are support images as well; note other copies."""
+        """Note images that are there twice; leave out queries that are support images where `bad_images` says so."""
         positions = {path: position for position, path in enumerate(index.paths)}
         leaked: dict[str, str] = {}
         twice: list[str] = []
@@ -167,6 +169,15 @@ class FolderDataModule(FewShotDataModule):
             *([f"the same image is in several classes: {listing(classes, 3)}"] if classes else []),
             *([f"the same image is there twice: {listing(twice, 3)}"] if twice and not self.query_root else []),
         ]
+        if leaked and self.bad_images == "error":
+            count, all_ = len(leaked), len(index.paths) - self._support_size
+            pairs = listing([f"{path} is {other}" for path, other in leaked.items()], 3)
+            text = (
+                f"{count:,} of the {all_:,} images of query_root are also under root, so an accuracy on them is too "
+                f"high: {pairs}. --data.bad_images skip leaves them out"
+            )
+            self._copies = frozenset(positions[path] for path in leaked)
+            return replace(index, notes=(*index.notes, *notes, text))
         if leaked and len(leaked) == len(index.paths) - self._support_size:
             raise DtrapError(
                 f"All {len(leaked)} images of query_root {self.query_root} are images of root {self.root} (the same "
@@ -180,6 +191,11 @@ class FolderDataModule(FewShotDataModule):
             notes=(*index.notes, *notes),
             faults=(*index.faults, *((path, f"the same image as {other}") for path, other in leaked.items())),
         )
+
+    @property
+    def copied_queries(self) -> int:
+        """Number of query images that are also under the root, under whatever name."""
+        return len(self._copies.intersection(position for positions in self.task.query for position in positions))
 
     @property
     def own_positions(self) -> list[np.ndarray]:

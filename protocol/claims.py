@@ -96,6 +96,12 @@ def untested(method: Mapping[str, Any]) -> str:
     return f"{len(names)} of {method['classes']:,} classes {verb} no test image: {shown}{more}"
 
 
+def copied(method: Mapping[str, Any]) -> str:
+    """Return a note on test images that were trained on, such as "3 of 10 test images are training images"."""
+    count, images = method.get("copied_test_images"), method.get("test_images")
+    return f"{count:,} of {counted(images, 'test image')} are training images" if count and images else ""
+
+
 def diverged(method: Mapping[str, Any], unit: str = "episode") -> str:
     """Return a note on the episodes that diverged, with the reason of the first; "" for none."""
     faults = method.get("diverged") or []

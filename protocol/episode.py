@@ -251,6 +251,8 @@ def run_episode(
     row: Row = {"episode": data.episode, "seed": data.seed, "classes": list(data.class_names)}
     row["support_images"] = len(data.support_ids)
     row |= _accuracies(zero_shot, None if diverged else module, data.class_names)
+    if zero_shot is not None and data.copied_queries:
+        row["copied_test_images"] = data.copied_queries
     row |= {"losses": recorder.losses, "seconds": round(recorder.seconds, 3)}
     if diverged:
         return row | {"diverged": diverged}

@@ -115,7 +115,7 @@ def _claims(summary: Mapping[str, Any], method: Mapping[str, Any]) -> list[str]:
         f"{title} {percent(method[key], unit)}" for key, title in claims.MEASURES.items() if method.get(key)
     )
     accuracy = f"{percent(method['accuracy'], unit, said=True)}{compared}"
-    return [count, tested, accuracy, beside, left_out, claims.untested(method)]
+    return [count, tested, accuracy, beside, left_out, claims.copied(method), claims.untested(method)]
 
 
 def _table(summary: Mapping[str, Any]) -> Table:
@@ -177,6 +177,7 @@ def _method_summary(rows: Sequence[Row], unit: str) -> dict[str, Any]:
         "accuracy": _interval(sound),
         "zero_shot_accuracy": _interval(sound, "zero_shot_accuracy"),
         **{key: _interval(sound, key) for key in claims.MEASURES if _have(sound, key)},
+        "copied_test_images": sum(row.get("copied_test_images") or 0 for row in sound),
         "per_class": {
             name: {"mean": sum(values) / len(values), "episodes": len(values)}
             for name, values in sorted(by_class.items())

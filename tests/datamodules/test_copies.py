@@ -34,12 +34,24 @@ def test_only_files_of_one_size_and_the_same_ends_are_read(tmp_path, monkeypatch
     assert find_copies(paths) == [paths[:2]]
 
 
-def test_a_support_image_among_the_queries_is_refused(folder_root, queries):
-    told = (
-        r"2 file\(s\) or folder\(s\) cannot be used.*copy 0\.jpg \(the same image as .*cls_00_1\.png\).*bad_images skip"
-    )
-    with pytest.raises(DtrapError, match=told):
-        folder(folder_root, query_root=queries).setup()
+def test_a_support_image_among_the_queries_is_said(folder_root, queries, caplog):
+    data = folder(folder_root, query_root=queries)
+    data.setup()
+    assert data.copied_queries == 2
+    assert "2 of the 4 images of query_root are also under root" in caplog.text
+    assert "copy 0.jpg is " in caplog.text
+    assert "--data.bad_images skip" in caplog.text
+    assert data.query()["labels"].tolist() == [0, 0, 1, 1]
+
+
+def test_the_result_says_how_many_test_images_were_trained_on(dtrap, folder_root, queries, tiny_model):
+    words = ["fit", "--config", "folder.yaml", "--data.root", folder_root, "--data.query_root", queries, *tiny_model]
+    status, out, err = dtrap(*words, "--trainer.max_epochs", 1, "--protocol.folder", "run")
+    assert status == 0, err
+    assert "2 of 4 test images are training images" in out
+    status, out, _ = dtrap("test", "--adapter", "run")
+    assert status == 0
+    assert "2 of 4 test images are training images" in out
 
 
 def test_a_support_image_among_the_queries_can_be_left_out(folder_root, queries, caplog):
@@ -50,11 +62,10 @@ def test_a_support_image_among_the_queries_can_be_left_out(folder_root, queries,
     assert "left out 2 files or folders that cannot be used" in caplog.text
 
 
-@pytest.mark.parametrize("bad_images", ["error", "skip"])
-def test_a_copy_of_the_root_is_no_test(folder_root, tmp_path, bad_images):
+def test_a_copy_of_the_root_is_no_test(folder_root, tmp_path):
     shutil.copytree(folder_root, tmp_path / "copy")
     with pytest.raises(DtrapError, match=r"All 23 images of query_root .* are images of root .* --data\.held_out 0\.2"):
-        folder(folder_root, query_root=tmp_path / "copy", bad_images=bad_images).setup()
+        folder(folder_root, query_root=tmp_path / "copy", bad_images="skip").setup()
 
 
 def test_queries_in_the_root_are_a_class(folder_root):
