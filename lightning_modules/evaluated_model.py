@@ -72,12 +72,21 @@ class EvaluatedModel(TunedModel):
     def finite_scores(self, scores: Tensor) -> Tensor:
         """Return scores [B, W], all of which are numbers: others have no highest class.
 
+        Warn once of images whose highest score several classes share: the first of these is taken.
+
         Raises:
             DivergedError: Scores are not finite with the tuner.
             DtrapError: Scores are not finite without it.
         """
-        count = int((~finite_rows(scores)).sum())
+        shared = (scores == scores.amax(dim=-1, keepdim=True)).sum(dim=-1) > 1
+        count, ties = torch.stack([~finite_rows(scores), shared]).sum(dim=1).tolist()
         if count == 0:
+            if ties:
+                self.objective.warn_once(
+                    "ties",
+                    f"the highest score of {ties} of {len(scores)} images is that of several classes, and the first of "
+                    "them counts as predicted. Use --trainer.precision 32-true, or check the trained features.",
+                )
             return scores
         reason = f"the scores of {count} of {len(scores)} images are not finite"
         if self._zero_shot:
