@@ -10,6 +10,7 @@ from torch import Tensor
 from ..errors import DtrapError
 from .divergence import divergence_remedy
 from .evaluation_metrics import Ranking, balanced_metrics
+from .exact_interval import exact_interval
 from .finite import DivergedError, finite_rows
 from .tuned_model import Rows, TunedModel
 from .tuners.base import Batch
@@ -124,8 +125,10 @@ class EvaluatedModel(TunedModel):
         self.finish_incoming()
         classes = len(self.class_prompts.class_names)  # the confusion has room for two at least
         counts = self.confusion.compute().cpu()[:classes, :classes]
-        numbers = {"accuracy": 100.0 * float(counts.diag().sum() / counts.sum().clamp(min=1))}
-        numbers |= {"images": float(counts.sum()), **balanced_metrics(counts)}
+        right, images = int(counts.diag().sum()), int(counts.sum())
+        numbers = {"accuracy": 100.0 * right / max(images, 1), "images": float(images), **balanced_metrics(counts)}
+        if images:
+            numbers["accuracy_low"], numbers["accuracy_high"] = exact_interval(right, images)
         if self.ranking.auroc is not None:
             numbers["auroc"] = self.ranking.auroc
         self.log_dict({f"{name}/{key}": value for key, value in numbers.items()})

@@ -63,8 +63,8 @@ def _check_length(arguments: Mapping[str, Any]) -> None:
     least = arguments.get("min_epochs")
     if least is not None and epochs is not None and least > epochs:
         raise DtrapError(
-            f"--trainer.min_epochs is {least}, but a training ends after {epochs}. Set --trainer.max_epochs {least}, or "
-            "leave min_epochs out."
+            f"--trainer.min_epochs is {least}, but a training ends after {epochs}. Set --trainer.max_epochs {least}, "
+            "or leave min_epochs out."
         )
     accumulated = arguments.get("accumulate_grad_batches", 1)
     check_at_least("trainer.accumulate_grad_batches", accumulated, 1)

@@ -284,6 +284,9 @@ def test_a_highest_score_that_classes_share_is_told_once(tiny_backbone, data):
     trainer = fit(module, data, max_epochs=1)
     with pytest.warns(UserWarning, match="the highest score of 4 of 4 images is that of several classes"):
         trainer.test(module, datamodule=data, verbose=False)
+    logged = {name: float(value) for name, value in trainer.callback_metrics.items()}
+    assert logged["test/accuracy"] == 50
+    assert (logged["test/accuracy_low"], logged["test/accuracy_high"]) == pytest.approx((6.759, 93.241), abs=1e-3)
     with warnings.catch_warnings():
         warnings.filterwarnings("error", message="the highest score")
         trainer.test(module, datamodule=data, verbose=False)
