@@ -10,6 +10,7 @@ from torch import Tensor
 from ..errors import DtrapError
 from .divergence import divergence_remedy
 from .evaluation_metrics import Ranking, balanced_metrics
+from .exact_interval import exact_interval
 from .finite import DivergedError, finite_rows
 from .tuned_model import Rows, TunedModel
 from .tuners.base import Batch
@@ -72,12 +73,21 @@ class EvaluatedModel(TunedModel):
     def finite_scores(self, scores: Tensor) -> Tensor:
         """Return scores [B, W], all of which are numbers: others have no highest class.
 
+        Warn once of images whose highest score several classes share: the first of these is taken.
+
         Raises:
             DivergedError: Scores are not finite with the tuner.
             DtrapError: Scores are not finite without it.
         """
-        count = int((~finite_rows(scores)).sum())
+        shared = (scores == scores.amax(dim=-1, keepdim=True)).sum(dim=-1) > 1
+        count, ties = torch.stack([~finite_rows(scores), shared]).sum(dim=1).tolist()
         if count == 0:
+            if ties:
+                self.objective.warn_once(
+                    "ties",
+                    f"the highest score of {ties} of {len(scores)} images is that of several classes, and the first of "
+                    "them counts as predicted. Use --trainer.precision 32-true, or check the trained features.",
+                )
             return scores
         reason = f"the scores of {count} of {len(scores)} images are not finite"
         if self._zero_shot:
@@ -115,8 +125,10 @@ class EvaluatedModel(TunedModel):
         self.finish_incoming()
         classes = len(self.class_prompts.class_names)  # the confusion has room for two at least
         counts = self.confusion.compute().cpu()[:classes, :classes]
-        numbers = {"accuracy": 100.0 * float(counts.diag().sum() / counts.sum().clamp(min=1))}
-        numbers |= {"images": float(counts.sum()), **balanced_metrics(counts)}
+        right, images = int(counts.diag().sum()), int(counts.sum())
+        numbers = {"accuracy": 100.0 * right / max(images, 1), "images": float(images), **balanced_metrics(counts)}
+        if images:
+            numbers["accuracy_low"], numbers["accuracy_high"] = exact_interval(right, images)
         if self.ranking.auroc is not None:
             numbers["auroc"] = self.ranking.auroc
         self.log_dict({f"{name}/{key}": value for key, value in numbers.items()})

@@ -197,6 +197,12 @@ class ProtocolRun:
             check_tuner_batches(tuner, self.data)
             check_objective_batches(objective, self.data.full_batch, self.data)
             trainer = episode_trainer(method.trainer_arguments(logger=False), [])
+            if self.data.full_batch and trainer.accumulate_grad_batches != 1:
+                raise DtrapError(
+                    f"--trainer.accumulate_grad_batches is {trainer.accumulate_grad_batches}, but each epoch is one "
+                    "step with all support rows: nothing would be added up, and the loss only be divided. Leave it "
+                    "out, or set --data.batch_size for mini-batches."
+                )
             if self.data.streams and trainer.max_steps != -1:
                 raise DtrapError(
                     f"--trainer.max_steps is {trainer.max_steps}, but the all-way protocol counts epochs of "

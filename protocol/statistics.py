@@ -8,7 +8,8 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-CONFIDENCE = 0.95
+from ..lightning_modules.exact_interval import CONFIDENCE, exact_interval
+
 STUDENT, BINOMIAL = "Student's t", "exact binomial"
 TOO_FEW = (2, 3)  # numbers of values from which a standard deviation says little
 
@@ -83,10 +84,7 @@ def binomial_interval(right: int, images: int) -> Interval:
     Raises:
         ValueError: There are no test images, or more right ones than images.
     """
-    from scipy import stats
-
-    interval = stats.binomtest(right, images).proportion_ci(CONFIDENCE, method="exact")
-    low, high = 100.0 * float(interval.low), 100.0 * float(interval.high)
+    low, high = exact_interval(right, images)
     return Interval(100.0 * right / images, None, 1, low, high, BINOMIAL, images)
 
 

@@ -60,6 +60,12 @@ def _check_length(arguments: Mapping[str, Any]) -> None:
             f"--trainer.max_time is {arguments['max_time']}, so that the clock decides the length of a training and no "
             "row could be repeated. Give --trainer.max_epochs instead."
         )
+    least = arguments.get("min_epochs")
+    if least is not None and epochs is not None and least > epochs:
+        raise DtrapError(
+            f"--trainer.min_epochs is {least}, but a training ends after {epochs}. Set --trainer.max_epochs {least}, "
+            "or leave min_epochs out."
+        )
     accumulated = arguments.get("accumulate_grad_batches", 1)
     check_at_least("trainer.accumulate_grad_batches", accumulated, 1)
 

@@ -1,6 +1,7 @@
 """Values that are not finite: refused where they are read, saved or chosen from, and named where they come up."""
 
 import copy
+import warnings
 
 import pytest
 import torch
@@ -272,3 +273,20 @@ def test_other_numbers_of_an_optimizer_are_checked(tiny_backbone, name):
 
 def test_a_module_without_a_fit_has_numbers(tiny_backbone):
     assert all(value.isfinite().all() for value in FewShotClassifier(tiny_backbone, CLIPAdapter()).tuner.parameters())
+
+
+def test_a_highest_score_that_classes_share_is_told_once(tiny_backbone, data):
+    class Equal(CLIPAdapter):
+        def logits(self, *arguments):
+            return super().logits(*arguments) * 0 + 1
+
+    module = FewShotClassifier(tiny_backbone, Equal())
+    trainer = fit(module, data, max_epochs=1)
+    with pytest.warns(UserWarning, match="the highest score of 4 of 4 images is that of several classes"):
+        trainer.test(module, datamodule=data, verbose=False)
+    logged = {name: float(value) for name, value in trainer.callback_metrics.items()}
+    assert logged["test/accuracy"] == 50
+    assert (logged["test/accuracy_low"], logged["test/accuracy_high"]) == pytest.approx((6.759, 93.241), abs=1e-3)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("error", message="the highest score")
+        trainer.test(module, datamodule=data, verbose=False)
