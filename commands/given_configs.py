@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+import os
 import re
 import warnings
+from collections.abc import Callable
+from functools import partial
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+import yaml
+from jsonargparse import get_loader, set_loader
+
 from ..configs import find_config
 from ..errors import DtrapError, expected_one_of
-from ..parsing import read_yaml
+from ..parsing import parse_yaml, read_yaml
 
 CONFIG_OPTIONS = ("--config", "-c")
 SECTIONS = ("data", "model", "trainer", "stage_switch", "protocol")
@@ -29,6 +35,7 @@ def find_configs(arguments: list[str]) -> list[str]:
         words += word.split("=", 1) if word.startswith(("--config=", "-c=")) else [word]
     data_chosen = False
     for place, (option, word) in enumerate(pairwise(["", *words])):
+        _check_regular(word)
         if option in CONFIG_OPTIONS:
             words[place] = find_config(word)
             content = _sections(words[place], word)
@@ -37,6 +44,33 @@ def find_configs(arguments: list[str]) -> list[str]:
         elif not option.startswith("-") and re.match(r"-[a-z]{2}", word):  # argparse reads -config as -c onfig
             raise DtrapError(f"{word}: an option begins with two dashes. Did you mean -{word}?")
     return words
+
+
+def bound_yaml() -> None:
+    """Let jsonargparse refuse values and files of an option, not only configs, whose aliases stand for too many values.
+
+    Raises:
+        DtrapError: From the parser; its own loader would take hours and all memory.
+    """
+    load: Any = get_loader("yaml")
+    if not hasattr(load, "func"):  # not bound yet
+        set_loader("yaml", partial(_load_bounded, load), (yaml.YAMLError,))
+
+
+def _load_bounded(load: Callable[[str], Any], stream: str) -> Any:
+    if "&" in stream and "*" in stream:
+        try:
+            parse_yaml(stream)
+        except ValueError as error:
+            raise DtrapError(f"not readable as YAML ({error}): {stream[:60]!r}. Write the values out.") from error
+    return load(stream)
+
+
+def _check_regular(word: str) -> None:
+    """Raise a DtrapError for an option's value that is a FIFO or a device, which would be read without end."""
+    path = word.partition("=")[2] if word.startswith("--") else word
+    if "\0" not in path and os.path.exists(path) and not (os.path.isfile(path) or os.path.isdir(path)):
+        raise DtrapError(f"{path} is a FIFO, device or socket; expected a file or folder. Give another path.")
 
 
 def _sections(path: str, name: str) -> dict[str, Any]:

@@ -21,7 +21,7 @@ from ..protocol.configuration import MethodConfig, build_part
 from ..protocol.method_names import check_distinct, overlay_name
 from ..protocol.paths import with_absolute_paths
 from ..protocol.settings import ProtocolSettings
-from .given_configs import find_configs
+from .given_configs import bound_yaml, find_configs
 from .parser_errors import explain
 
 
@@ -36,6 +36,7 @@ class DtrapCLI(LightningCLI):
 
     def __init__(self, arguments: list[str], command: str, overlay: str | None = None) -> None:
         self.command = command
+        bound_yaml()
         for package in (callbacks, datamodules, backbones, tuners):
             for name in package.__all__:
                 getattr(package, name)  # jsonargparse knows only classes that are imported

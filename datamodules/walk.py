@@ -119,6 +119,8 @@ def list_folders(root: str | os.PathLike[str]) -> list[str]:
         DtrapError: The folder cannot be read.
     """
     found = Found()
+    if os.path.isdir(root) and not os.access(root, os.X_OK):  # its names can be read perhaps, but nothing behind them
+        found.faults.append((os.fspath(root), "the folder cannot be read (Permission denied)"))
     names = sorted(
         entry.name
         for entry in _entries(os.fspath(root), found)

@@ -72,3 +72,26 @@ def test_large_files_and_pipes_are_not_read(tmp_path):
     os.mkfifo(tmp_path / "pipe.json")
     with pytest.raises(OSError, match="not a regular file"):
         read_json(tmp_path / "pipe.json")
+
+
+@pytest.mark.parametrize("option", ["--model.tuner", "--trainer.logger", "--trainer.callbacks", "--model", "--data"])
+def test_aliases_in_the_file_of_an_option_are_bounded(dtrap, tmp_path, option):
+    (tmp_path / "bomb.yaml").write_text(BOMB)
+    status, _, err = dtrap("fit", "--config", "demo.yaml", option, tmp_path / "bomb.yaml")
+    assert status == 2
+    assert "aliases stand for more than 10,000 values" in err
+    assert len(err.splitlines()) == 1
+
+
+def test_aliases_in_a_value_are_bounded(dtrap):
+    status, _, err = dtrap("fit", "--config", "folder.yaml", "--data.root", "x", "--data.class_names", BOMB)
+    assert status == 2
+    assert "aliases stand for more than 10,000 values" in err
+
+
+@pytest.mark.parametrize("form", [["--model.tuner", "pipe"], ["--trainer=pipe"], ["--data.subset", "pipe"]])
+def test_pipes_as_values_are_refused_before_they_are_opened(dtrap, tmp_path, form):
+    os.mkfifo(tmp_path / "pipe")
+    status, _, err = dtrap("fit", "--config", "demo.yaml", *form)
+    assert status == 2
+    assert "pipe is a FIFO, device or socket" in err

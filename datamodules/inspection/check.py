@@ -26,6 +26,7 @@ from ..index import SPLITS, DataNotFound, ImageIndex
 from ..pixels import check_value_range
 from ..places import FolderTree, check_no_splits, unread
 from ..published import Published
+from ..walk import list_folders
 
 CASES = 3
 FOLDER = "folder"  # what a user's own class folders are called
@@ -117,6 +118,7 @@ def check(
 
 def _read_sets(root: Path, only: str | None) -> list[SetReport]:
     """Read the sets under a root, or its class folders; raises as `check`."""
+    list_folders(root)  # a folder that cannot be read has no sets
     sets = {} if only == FOLDER else SETS if only is None else {only: find_set(only)}
     tree = FolderTree(root)
     reports = []

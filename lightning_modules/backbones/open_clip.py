@@ -288,14 +288,9 @@ def _read_architecture(path: Path) -> Architecture:
     if missing:
         raise DtrapError(f"{path}: not a model config of open_clip; {', '.join(missing)} missing.")
     if not all(isinstance(part, dict) for part in (config, config["vision_cfg"], config["text_cfg"], preprocess)):
-        raise DtrapError(
-            f"{path}: not a model config of open_clip; model_cfg, vision_cfg, text_cfg and preprocess_cfg "
-            "are names with values. Correct the file."
-        )
+        raise DtrapError(f"{path}: not a model config of open_clip; its sections are names with values. Correct it.")
     if "bpe_path" in (config["text_cfg"].get("tokenizer_kwargs") or {}):  # it would be opened, whatever it is
-        raise DtrapError(
-            f"{path}: tokenizer_kwargs.bpe_path is not used. Give a folder: --model.backbone.tokenizer FOLDER."
-        )
+        raise DtrapError(f"{path}: bpe_path is not read. Give a tokenizer: --model.backbone.tokenizer FOLDER.")
     return Architecture(path.stem, config, preprocess, {})
 
 

@@ -100,6 +100,15 @@ def test_a_class_folder_is_never_dropped_in_silence(strange, small_classes, capl
     assert ("left out 1 small class(es): 'scans' has 0" in caplog.text) == (small_classes == "skip")
 
 
+def test_a_folder_that_cannot_be_searched_is_named_by_every_command(dtrap, strange, monkeypatch):
+    original = os.access
+    monkeypatch.setattr(os, "access", lambda path, mode, **how: path != strange and original(path, mode, **how))
+    for words in (["fit", "--config", "folder.yaml", "--data.root", strange], ["data", "check", strange]):
+        status, _, err = dtrap(*words)
+        assert status == 2
+        assert f"{strange}: the folder cannot be read (Permission denied). Fix its permissions" in err
+
+
 def test_a_disk_that_cannot_list_a_class(strange, monkeypatch):
     from dtrap.datamodules import FolderDataModule
     from dtrap.errors import DtrapError

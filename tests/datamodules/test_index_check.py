@@ -50,6 +50,12 @@ def test_an_index_that_breaks_the_contract_is_refused_with_the_contract(change, 
         Stranger(replace(SOUND, **change)).setup()
 
 
+def test_the_root_of_a_disk_is_a_root():
+    index = replace(SOUND, roots=("/",))
+    check_index(index, "Stranger.scan")
+    assert index.relative(0) == f"0{SOUND.paths[0]}"
+
+
 def test_something_else_than_an_index_is_refused():
     with pytest.raises(DtrapError, match=r"Stranger\.scan: returned tuple instead of an ImageIndex"):
         Stranger(([], [])).setup()

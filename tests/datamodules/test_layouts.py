@@ -1,6 +1,7 @@
 """Data sets as people unpack them: lower than expected, inside themselves, in another case, as another release."""
 
 import os
+import shlex
 import shutil
 from pathlib import Path
 
@@ -284,6 +285,46 @@ def test_dicom_files_are_named_with_what_to_do(tmp_path):
     dicom(tmp_path / "own" / "dog", 2)
     with pytest.raises(DtrapError, match=told):
         FolderDataModule(tmp_path / "own").scan()
+
+
+def test_dicom_files_without_an_ending_are_known_by_their_mark(tmp_path):
+    for label in ("cat", "dog"):
+        (tmp_path / label).mkdir()
+        (tmp_path / label / "IM0001").write_bytes(b"\0" * 128 + b"DICM")
+        (tmp_path / label / "1.2.840.3").write_bytes(b"\0" * 128 + b"DICM")
+    with pytest.raises(DtrapError, match=r"4 DICOM files, and no image"):
+        FolderDataModule(tmp_path).scan()
+
+
+@pytest.mark.parametrize(
+    "names", [("seg_train", "seg_test"), ("trainImages", "Validation Images"), ("a/train", "a/TEST")]
+)
+@pytest.mark.parametrize("inside", ["", "itself"])
+def test_parts_of_a_split_under_other_names_are_no_classes(dtrap, tmp_path, names, inside):
+    root = tmp_path / "archive (2)"
+    for name in names:
+        make_class_folders(root / name / (Path(name).name if inside else ""), ["cat", "dog"], 2)
+    train, test = (root / name / (Path(name).name if inside else "") for name in names)
+    for words in (["fit", "--config", "folder.yaml", "--data.root", root], ["data", "check", root]):
+        status, _, err = dtrap(*words)
+        assert status == 2
+        if not inside or "/" not in names[0]:
+            assert f"--data.root '{train}' --data.query_root '{test}'" in err
+    # Classes that are called so, and have other folders in them, stay classes.
+    make_class_folders(tmp_path / "own" / "test tube", ["a"], 2)
+    make_class_folders(tmp_path / "own" / "train engine", ["b"], 2)
+    assert FolderDataModule(tmp_path / "own").scan().class_names == ["test tube", "train engine"]
+
+
+@pytest.mark.parametrize("above", ["wrap", "wrap/wrap", "a b/c"])
+def test_class_folders_some_levels_down_are_named_by_every_command(dtrap, tmp_path, above):
+    make_class_folders(tmp_path / "root" / above, ["cat", "dog"], 2)
+    where = tmp_path / "root" / above
+    for words in (["fit", "--config", "folder.yaml", "--data.root", "root"], ["data", "check", tmp_path / "root"]):
+        status, _, err = dtrap(*words)
+        assert status == 2
+        assert shlex.split(err.partition("--data.root ")[2].partition(";")[0])[0].endswith(str(Path("root", above)))
+    assert len(FolderDataModule(where).scan().paths) == 4
 
 
 @pytest.mark.parametrize(

@@ -6,7 +6,7 @@ import shutil
 from pathlib import Path
 
 import pytest
-from layouts import picture
+from layouts import make_folder, picture
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
@@ -107,6 +107,61 @@ def test_values_of_another_adapter_are_refused(dtrap, mailed):
     status, _, err = predict(dtrap, mailed)
     assert status == 2
     assert "not those that were saved with its card" in err
+    del metadata["dtrap_sha256"]
+    save_file(load_file(mailed), mailed, metadata=metadata)
+    status, _, err = predict(dtrap, mailed)
+    assert status == 2
+    assert "not those that were saved with its card" in err
+
+
+def test_a_file_that_may_not_be_read_is_not_called_missing(dtrap, mailed, monkeypatch):
+    from dtrap.protocol import adapter_file
+
+    def refuse(path):
+        raise PermissionError(13, "Permission denied", str(path))
+
+    monkeypatch.setattr(adapter_file, "open_file", refuse)
+    assert "Permission denied" in predict(dtrap, mailed)[2]
+
+
+@pytest.mark.parametrize(
+    ("part", "value"),
+    [
+        ("vision_cfg", [1]),
+        ("text_cfg", "x"),
+        ("text_cfg.tokenizer_kwargs", {"bpe_path": "pipe"}),
+        ("preprocess_cfg", 3),
+        ("preprocess_cfg.mean", ["x", "y", "z"]),
+        ("preprocess_cfg.std", 1),
+    ],
+)
+def test_a_hostile_config_of_an_exported_model_is_one_message(dtrap, mailed, part, value):
+    assert dtrap("export", "--adapter", mailed, "--output", "out")[0] == 0
+    os.mkfifo("pipe")
+    config = Path("out", "open_clip_config.json")
+    content = json.loads(config.read_text())
+    section, _, option = part.partition(".")
+    place = content if section == "preprocess_cfg" else content["model_cfg"]
+    content_of = (place[section], option) if option else (place, section)
+    content_of[0][content_of[1]] = value
+    config.write_text(json.dumps(content))
+    status, _, err = predict(dtrap, "out")
+    assert status == 2
+    assert "open_clip_config" in err
+    assert len(err.splitlines()) == 1
+
+
+def test_a_device_or_pipe_is_not_replaced_by_the_predictions(dtrap, mailed):
+    os.mkfifo("p.csv")
+    status, _, err = predict(dtrap, mailed)
+    assert status == 2
+    assert "p.csv is a FIFO" in err
+    make_folder(Path("photos"), (1, 1))
+    status, _, err = dtrap("data", "check", "photos", "--csv", "p.csv")
+    assert status == 2
+    assert "p.csv: cannot write (a device, FIFO or socket, not a file)" in err
+    assert "--csv" in err
+    assert Path("p.csv").is_fifo()
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), 1e30])
@@ -245,6 +300,7 @@ def test_a_damaged_card_is_one_message(dtrap, tmp_path, content):
         ("logit_scale", "100"),
         ("accuracy", "high"),
         ("accuracy", True),
+        ("accuracy", 1e308),
         ("seed", 1.5),
         ("episode", None),
         ("episode", -1),
