@@ -146,7 +146,7 @@ def test_a_tuner_with_batch_norms_refuses_batches_of_one_row(tiny_backbone):
 def test_relations_of_the_step_before_are_refused_with_mini_batches(tiny_backbone):
     trainer = Trainer(max_epochs=2, callbacks=[StageSwitch()], accelerator="cpu", logger=False,
                       enable_progress_bar=False, enable_model_summary=False, enable_checkpointing=False)  # fmt: skip
-    with pytest.raises(DtrapError, match=r"For mini-batches give --model\.objective\.relation_source current"):
+    with pytest.raises(DtrapError, match=r"For mini-batches give --model.objective.relation_source current"):
         trainer.fit(FewShotClassifier(tiny_backbone), datamodule=ShapesDataModule(shot=1, query=1, batch_size=5))
 
 
