@@ -120,13 +120,18 @@ class EvaluatedModel(TunedModel):
         per_view = logits.unflatten(0, (views, -1))
         return per_view[0] if self._zero_shot else per_view.softmax(dim=-1).sum(dim=0)
 
+    def _accuracy(self) -> float:
+        """Return the accuracy in percent of the rows that were counted in `confusion`."""
+        counts = self.confusion.compute()
+        return 100.0 * int(counts.diag().sum()) / max(int(counts.sum()), 1)
+
     def _log_evaluation(self, name: str) -> None:
         self._evaluation_texts = None
         self.finish_incoming()
         classes = len(self.class_prompts.class_names)  # the confusion has room for two at least
         counts = self.confusion.compute().cpu()[:classes, :classes]
         right, images = int(counts.diag().sum()), int(counts.sum())
-        numbers = {"accuracy": 100.0 * right / max(images, 1), "images": float(images), **balanced_metrics(counts)}
+        numbers = {"accuracy": float(self._accuracy()), "images": float(images), **balanced_metrics(counts)}
         if images:
             numbers["accuracy_low"], numbers["accuracy_high"] = exact_interval(right, images)
         if self.ranking.auroc is not None:

@@ -273,7 +273,8 @@ class Objective(KeepsArguments, nn.Module):
         if kept.shape != relations.shape or not (kept_ids is row_ids or torch.equal(kept_ids, row_ids)):
             raise DtrapError(
                 "relation_source is 'previous', but this batch has other rows than the previous one; expected the same "
-                "full batch in every step. For mini-batches give --model.objective.relation_source current."
+                "full batch in every step. Set relation_source to 'current' for mini-batches: "
+                "--model.objective.relation_source current."
             )
         return kept
 

@@ -320,4 +320,4 @@ def _restore_prompts(module: FewShotClassifier, classes: Any) -> None:
         return
     if not all(isinstance(texts, list) and {*map(type, (name, *texts))} == {str} for name, texts in classes.items()):
         raise TypeError("class names and prompts are not texts")
-    module.set_prompts(ClassPrompts.of(classes, module.backbone))
+    module.set_prompts(ClassPrompts.of(classes, module.backbone, distinct=False))

@@ -38,11 +38,11 @@ class ClassPrompts:
     tokens: Tensor
 
     @classmethod
-    def of(cls, prompts: Mapping[str, Sequence[str]], backbone: Backbone) -> ClassPrompts:
+    def of(cls, prompts: Mapping[str, Sequence[str]], backbone: Backbone, *, distinct: bool = True) -> ClassPrompts:
         """Tokenize the prompts of each class; raises as `tokenize_classes`."""
         every = tuple(prompt for of_class in prompts.values() for prompt in of_class)
         per_class = tuple(map(len, prompts.values()))
-        return cls(tuple(prompts), every, per_class, tokenize_classes(prompts, backbone))
+        return cls(tuple(prompts), every, per_class, tokenize_classes(prompts, backbone, distinct=distinct))
 
     @property
     def by_class(self) -> dict[str, list[str]]:
@@ -57,6 +57,8 @@ def class_prompts(
     templates: str | Sequence[str],
     backbone: Backbone,
     descriptions: Descriptions | None = None,
+    *,
+    distinct: bool = True,
 ) -> ClassPrompts:
     """Build and tokenize prompts; the class name, with spaces for `_`, replaces `{}` in a template or description.
 
@@ -65,12 +67,13 @@ def class_prompts(
         templates: One or several; each makes one prompt per class.
         backbone: The backbone with the tokenizer.
         descriptions: Sentences of each class that replace the templates.
+        distinct: Whether classes with the same tokens are refused.
 
     Raises:
         DtrapError: No class, a duplicate class name, a class without description, a template without `{}`, a prompt
             that is too long for the model, or two classes with the same tokens; the message names the class.
     """
-    return ClassPrompts.of(prompt_texts(class_names, templates, descriptions), backbone)
+    return ClassPrompts.of(prompt_texts(class_names, templates, descriptions), backbone, distinct=distinct)
 
 
 def prompt_texts(
@@ -117,7 +120,7 @@ def check_names(class_names: Sequence[str]) -> None:
             )
 
 
-def tokenize_classes(prompts: Mapping[str, Sequence[str]], backbone: Backbone) -> Tensor:
+def tokenize_classes(prompts: Mapping[str, Sequence[str]], backbone: Backbone, *, distinct: bool = True) -> Tensor:
     """Tokenize the prompts of each class to [P, context_length], ordered by class.
 
     Raises:
@@ -133,14 +136,18 @@ def tokenize_classes(prompts: Mapping[str, Sequence[str]], backbone: Backbone) -
             except DtrapError as error:
                 raise DtrapError(f"class {name!r}: {error}") from error
         raise
-    _check_distinct(prompts, tokens, backbone)
+    if distinct:
+        check_distinct(prompts, tokens, backbone)
     return tokens
 
 
-def _check_distinct(prompts: Mapping[str, Sequence[str]], tokens: Tensor, backbone: Backbone) -> None:
+def check_distinct(prompts: Mapping[str, Sequence[str]], tokens: Tensor, backbone: Backbone) -> None:
     """Refuse two classes that the text tower cannot tell apart; tokenizers ignore case, spaces and more."""
-    if not isinstance(tokens, Tensor) or len(tokens) != sum(map(len, prompts.values())):
+    is_tokens = isinstance(tokens, Tensor) and not tokens.is_floating_point()
+    if not is_tokens or len(tokens) != sum(map(len, prompts.values())):
         return  # `check_tokens` says what is wrong with them
+    if tokens.numel() == 0 or bool((tokens == tokens.flatten()[0]).all()):
+        return  # placeholders of a backbone whose text features do not come from tokens
     known: dict[frozenset[tuple[bytes, float]], str] = {}
     same = []
     rows = iter(tokens.cpu().numpy())

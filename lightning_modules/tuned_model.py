@@ -24,6 +24,7 @@ from .text_head import (
     ClassPrompts,
     FrozenTextFeatures,
     check_descriptions,
+    check_distinct,
     class_prompts,
     read_descriptions,
     tokenize_classes,
@@ -166,9 +167,20 @@ class TunedModel(LightningModule):
     def set_classes(self, class_names: Sequence[str], template: str | Sequence[str] = "a photo of a {}.") -> None:
         """Create the text classifier head; the module's own `template` or `descriptions` override this template."""
         own = template if self.template is None else self.template
-        self.set_prompts(class_prompts(class_names, own, self.backbone, self.descriptions))
-        if self.tuner.own_prompts:  # the names must differ without the words of a template or a description
-            tokenize_classes({name: [f"{name.replace('_', ' ')}."] for name in class_names}, self.backbone)
+        named = self.tuner.own_prompts  # the names must differ without the words of a template or a description
+        prompts = class_prompts(class_names, own, self.backbone, self.descriptions, distinct=not named)
+        self.set_prompts(prompts)
+        if named:
+            self._check_names(class_names)
+
+    def _check_names(self, class_names: Sequence[str]) -> None:
+        """Raise a DtrapError for two names with the same tokens, which a learned context cannot tell apart."""
+        names = {name: [f"{name.replace('_', ' ')}."] for name in class_names}
+        try:
+            tokens = tokenize_classes(names, self.backbone, distinct=False)
+        except DtrapError:  # too long: the tuner says how much room its context leaves
+            return
+        check_distinct(names, tokens, self.backbone)
 
     def set_prompts(self, prompts: ClassPrompts) -> None:
         """Create the text classifier head from tokenized prompts."""
