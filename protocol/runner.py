@@ -355,7 +355,9 @@ class ProtocolRun:
         if show:
             render(summary, self.console)
         if data.skipped_images:
-            self._say(f"{len(data.skipped_images)} images left out (missing, unreadable or copies); listed above.")
+            copies = sum("the same image as" in reason for _, reason in data.skipped_images)
+            kinds = f" ({copies} of them copies of training images)" if copies else ""
+            self._say(f"{len(data.skipped_images)} missing or unreadable images left out{kinds}; listed above.")
         chosen = [row for row in rows if row["method"] in self.names and row["episode"] < self.episodes]
         if self.settings.save_adapters:
             self._tell_adapters(chosen, complete=complete)

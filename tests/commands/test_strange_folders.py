@@ -44,7 +44,7 @@ def test_entries_called_like_images_stop_a_run_or_are_left_out(dtrap, strange, t
     status, out, err = dtrap("fit", *words, "--data.bad_images", "skip")
     assert status == 0, err
     assert "photos 2 classes · 6 images" in out
-    assert "2 images left out (missing, unreadable or copies)" in out
+    assert "2 missing or unreadable images left out" in out
 
 
 def test_check_lists_what_a_run_says(dtrap, strange):

@@ -122,7 +122,7 @@ def test_an_unreadable_training_image_is_told_or_replaced_by_the_next_of_its_cla
     assert "--data.bad_images skip" in err
     status, out, err = dtrap(*words(damaged, "run", *more, "--data.bad_images", "skip"))
     assert status == 0, err
-    assert "1 images left out (missing, unreadable or copies)" in out
+    assert "1 missing or unreadable images left out" in out
     chosen = json.loads((tmp_path / "run" / "subset.json").read_text())["seeds"]["1"]
     name = whole.index.class_names[0]
     order = [whole.index.relative(p) for p in (*whole.subset.train[0][1:], *whole.subset.val[0])]
