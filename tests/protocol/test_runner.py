@@ -176,7 +176,7 @@ def test_ctrl_c_prints_the_partial_summary_and_the_command_that_resumes(dtrap, w
 def test_images_are_decoded_once_per_episode_for_all_methods(dtrap, words, monkeypatch):
     seen = []
     original = collection.open_image
-    monkeypatch.setattr(collection, "open_image", lambda path: seen.append(path) or original(path))
+    monkeypatch.setattr(collection, "open_image", lambda path, *more: seen.append(path) or original(path, *more))
     dtrap(*words, "--protocol.episodes", 2)
     assert len(seen) == 2 * 5 * 3
 
