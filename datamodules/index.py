@@ -117,10 +117,10 @@ def not_found(root: Path, looked_for: Sequence[str], title: str, what: str, inst
     if not root.is_dir():
         return DtrapError(f"{title}: {root} {no_folder(root)}. Give --data.root FOLDER, where the data are.")
     most = 3
-    places = ", ".join(looked_for[:most]) + (" and other places" if len(looked_for) > most else "")
-    remedy = instead or " Give --data.root FOLDER, the folder that holds one of these."
+    places = "\n  ".join(looked_for[:most]) + (" and other places" if len(looked_for) > most else "")
+    remedy = instead.strip() or "Give --data.root FOLDER, the folder that holds one of these."
     return DataNotFound(
-        f"{title}: no {what} under {root}. Looked for: {places}, there and up to five folders lower.{remedy}"
+        f"{title}: no {what} under {root}, there and up to five folders lower. Looked for: {places}\n{remedy}"
     )
 
 

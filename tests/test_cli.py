@@ -45,7 +45,7 @@ def test_a_warning_is_one_line_without_code(tmp_path, tiny_model):
     root = make_eurosat(tmp_path / "eurosat", per_class=2)
     done = python(
         "-m", "dtrap", "fit", "--config", "eurosat_1shot.yaml", "--data.root", str(root), "--data.query", "1",
-        *tiny_model, "--model.backbone.pretrained", "null", "--protocol.episodes", "1", "--trainer.max_epochs", "1",
+        *tiny_model, "--model.backbone.pretrained", "null", "--protocol.episodes", "1", "--trainer.max_epochs", "2",
         cwd=tmp_path,
     )  # fmt: skip
     assert done.returncode == 0

@@ -202,7 +202,9 @@ def test_an_empty_class_folder_without_a_split_file_is_told_or_left_out(tmp_path
 def test_data_in_the_wrong_place(tmp_path, name):
     for folder in ("images", "train", "annotations"):  # of some other set
         (tmp_path / folder / "class").mkdir(parents=True)
-    with pytest.raises(DtrapError, match=rf"no data under .* Looked for: {COOP[name].folders[0]}/.*Give --data\.root"):
+    with pytest.raises(
+        DtrapError, match=rf"(?s)no data under .* Looked for: {COOP[name].folders[0]}/.*Give --data\.root"
+    ):
         COOP[name](tmp_path, **SIZES).setup()
     with pytest.raises(DtrapError, match=r"none does not exist\. Give --data\.root"):
         COOP[name](tmp_path / "none", **SIZES).setup()

@@ -38,7 +38,7 @@ def test_official_layout(name, request):
 @pytest.mark.parametrize("name", SETS)
 def test_data_in_the_wrong_place(name, tmp_path):
     cls, _ = SETS[name]
-    with pytest.raises(DtrapError, match=r"Looked for: .*Give --data\.root FOLDER, the folder that holds"):
+    with pytest.raises(DtrapError, match=r"(?s)Looked for: .*Give --data\.root FOLDER, the folder that holds"):
         cls(tmp_path, **SIZES).setup()
     with pytest.raises(DtrapError, match=r"none does not exist\. Give --data\.root"):
         cls(tmp_path / "none", **SIZES).setup()
