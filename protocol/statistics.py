@@ -6,8 +6,6 @@ import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
-import numpy as np
-
 from ..lightning_modules.exact_interval import CONFIDENCE, exact_interval
 
 STUDENT, BINOMIAL = "Student's t", "exact binomial"
@@ -64,6 +62,8 @@ def mean_interval(values: Iterable[float]) -> Interval:
     Raises:
         ValueError: There are no values.
     """
+    import numpy as np  # here, as scipy below: the help of a report needs neither
+
     numbers = np.asarray(list(values), dtype=np.float64)
     count = len(numbers)
     if count == 0:
