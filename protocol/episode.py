@@ -202,7 +202,9 @@ def _copies(callbacks: list[Callback]) -> list[Callback]:
 
 def _trainer_error(error: Exception, given: str = "") -> DtrapError:
     reason = " ".join(str(error).split())[:500].rstrip(".!")
-    return DtrapError(f"trainer{given}: {reason}. Change that option of the trainer.")
+    return DtrapError(
+        f"trainer{given}: {reason}. Change that option of the trainer: --trainer.accelerator, --trainer.devices, --trainer.precision ..."
+    )
 
 
 def run_episode(

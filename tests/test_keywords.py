@@ -40,5 +40,5 @@ def test_the_command_offers_them_with_default_and_help(dtrap):
 def test_the_command_lists_them_where_one_is_misspelled(dtrap):
     status, _, err = dtrap("fit", "--config", "eurosat_1shot.yaml", "--data.root", "x", "--data.num_worker", 1)
     assert status == 2
-    assert "Did you mean 'num_workers'? EuroSATDataModule accepts: root, way, shot" in err
+    assert "Did you mean --data.num_workers? EuroSATDataModule accepts: root, way, shot" in err
     assert "small_classes" in err

@@ -121,7 +121,8 @@ class LoRA(Tuner):
         wrong = [number for number in self.blocks if not -len(layers) <= number < len(layers)]
         if wrong:
             raise DtrapError(
-                f"LoRA: block {wrong[0]} does not exist; the {tower} tower has the blocks 0 to {len(layers) - 1}."
+                f"LoRA: block {wrong[0]} does not exist; the {tower} tower has the blocks 0 to {len(layers) - 1}. "
+                "Give some of these: --model.tuner.blocks [0]"
             )
         return [layers[number] for number in sorted({number % len(layers) for number in self.blocks})]
 
