@@ -202,9 +202,8 @@ def _copies(callbacks: list[Callback]) -> list[Callback]:
 
 def _trainer_error(error: Exception, given: str = "") -> DtrapError:
     reason = " ".join(str(error).split())[:500].rstrip(".!")
-    return DtrapError(
-        f"trainer{given}: {reason}. Change that option of the trainer: --trainer.accelerator, --trainer.devices, --trainer.precision ..."
-    )
+    options = "--trainer.accelerator, --trainer.devices, --trainer.precision or another"
+    return DtrapError(f"trainer{given}: {reason}. Change that option of the trainer: {options}.")
 
 
 def run_episode(
