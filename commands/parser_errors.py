@@ -176,9 +176,10 @@ def _near(name: str, valid: Sequence[str]) -> str:
     last = name.rpartition(".")[2].replace("-", "_")
     last = _MEANT.get(last, last)
     section = f"{name.rpartition('.')[0]}."
-    near = get_close_matches(name, [option for option in valid if option.startswith(section)], n=1, cutoff=0.7)
+    own = [option.removeprefix(section) for option in valid if option.startswith(section)]
+    near = [f"{section}{option}" for option in get_close_matches(last, own, n=1, cutoff=0.7)]
     same = [option for option in valid if option.rpartition(".")[2] == last]
-    found = (near if section != "." else []) or same or get_close_matches(name, valid, n=1, cutoff=0.6)
+    found = near or same or get_close_matches(name, valid, n=1, cutoff=0.6)
     return f" Did you mean --{found[0]}?" if found else ""
 
 
