@@ -26,8 +26,7 @@ from measuring import verdict
 SIZES = (16, 256, 1160, 1180, 1200, 1220, 1240, 1280)  # KiB; the adapters have 1153, which the start checks
 WORDS = [
     "fit", "--config", "demo.yaml", "--protocol.compare", "methods/baseline.yaml", "--protocol.episodes", "4",
-    "--trainer.max_epochs", "3", "--data.query", "2", "--protocol.save_adapters", "true", "--trainer.accelerator",
-    "cpu", "--protocol.folder",
+    "--trainer.max_epochs", "3", "--data.query", "2", "--protocol.save_adapters", "true",
 ]  # fmt: skip
 RESTARTS = 50
 
@@ -35,8 +34,8 @@ RESTARTS = 50
 class Campaign:
     """Runs in a folder, and the faults that were found."""
 
-    def __init__(self, folder: Path) -> None:
-        self.folder, self.faults = folder, 0
+    def __init__(self, folder: Path, accelerator: str) -> None:
+        self.folder, self.accelerator, self.faults = folder, accelerator, 0
         began = time.monotonic()
         self.start(folder / "undisturbed").wait()
         self.seconds = time.monotonic() - began
@@ -46,7 +45,8 @@ class Campaign:
         """Start `dtrap fit` in a run folder; its output goes to a file next to it."""
         log = run.with_suffix(".log") if os.access(run.parent, os.W_OK) else Path(os.devnull)
         with log.open("ab") as output:
-            command = [sys.executable, "-m", "dtrap", *WORDS, str(run)]
+            words = [*WORDS, "--trainer.accelerator", self.accelerator, "--protocol.folder", str(run)]
+            command = [sys.executable, "-m", "dtrap", *words]
             return subprocess.Popen(command, stdout=output, stderr=output, cwd=self.folder)
 
     def check(self, name: str, met: bool, detail: str = "") -> None:
@@ -131,10 +131,11 @@ def main() -> int:
     parser.add_argument("--runs", type=int, default=20, help="runs that are killed, and as many that are terminated")
     parser.add_argument("--sizes", type=int, default=len(SIZES), help="number of sizes of a full disk")
     parser.add_argument("--seed", type=int, default=0, help="seed of the moments")
+    parser.add_argument("--accelerator", default="cpu", help="cpu, or gpu where its numbers do not vary")
     arguments = parser.parse_args()
     draw = random.Random(arguments.seed)
     with tempfile.TemporaryDirectory() as folder:
-        campaign = Campaign(Path(folder))
+        campaign = Campaign(Path(folder), arguments.accelerator)
         print(f"undisturbed: {campaign.seconds:.0f} s, {len(campaign.expected[0])} rows", flush=True)
         for number in range(arguments.runs):
             campaign.stop_at_random(signal.SIGKILL, f"kill {number}", draw)
