@@ -207,7 +207,7 @@ def test_what_no_step_waited_for_is_refused_at_the_end_of_the_epoch(module, imag
 
 
 def test_one_line_states_what_the_backbone_expects(module, images, caplog):
-    caplog.set_level("INFO")
+    caplog.set_level("INFO", logger="lightning.pytorch.utilities.rank_zero")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         for _ in range(2):
