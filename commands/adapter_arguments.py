@@ -57,6 +57,11 @@ def find_adapters(arguments: list[str], command: str, console: Console) -> list[
     Raises:
         DtrapError: A mistake in the config or the command line, or a folder without adapters or with too many.
     """
+    unused = [word.partition("=")[0] for word in arguments if word.startswith("--data")]
+    if unused and command != "test":
+        raise DtrapError(
+            f"{unused[0]} has no effect on dtrap {command}: the adapter says how images are read. Leave it out."
+        )
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     parser.add_argument("--config", "-c", nargs="?")
     parser.add_argument("--adapter", nargs="?")
