@@ -91,7 +91,7 @@ def help_topic(command: str, topic: str) -> str:
     """Return the options of a section, or those of a data set, tuner or backbone by the name of its config or class.
 
     Raises:
-        DtrapError: There is no such topic.
+        DtrapError: The topic is unknown.
     """
     from jsonargparse import ArgumentParser
 

@@ -26,22 +26,22 @@ def build_modules(methods: Sequence[Method]) -> dict[str, FewShotClassifier]:
 
 
 def rehearse(module: FewShotClassifier, data: FewShotDataModule) -> None:
-    """Find mistakes in the prompts of all classes and in the optimizer, and prepare `describe_training`."""
+    """Find mistakes in the prompts of all classes and in the schedule, and prepare `describe_training`."""
     module.set_classes(data.index.class_names, data.template)
     module.set_classes(data.class_names, data.template)
     module.start_task(0)
     if module.tuner.own_prompts:
         with torch.no_grad():
             module.text_features()
-    _try_optimizer(module)
+    _try_schedule(module)
 
 
-def _try_optimizer(module: FewShotClassifier) -> None:
-    """Create the given optimizer and schedule as every episode does, for one number."""
-    optimizer: Any = torch.optim.SGD(parameters := [torch.nn.Parameter(torch.zeros(1))], lr=1.0)
-    if module.own_optimizer is not None:
-        with explained_creation("model.optimizer", None):
-            optimizer = module.own_optimizer(parameters)
-    if module.own_lr_scheduler is not None:
-        with explained_creation("model.lr_scheduler", None):
-            module.own_lr_scheduler(optimizer)
+def _try_schedule(module: FewShotClassifier) -> None:
+    """Create the given schedule as every episode does, for one number; the module has tried its optimizer."""
+    if module.own_lr_scheduler is None:
+        return
+    parameters = [torch.nn.Parameter(torch.zeros(1))]
+    own = module.own_optimizer
+    optimizer: Any = torch.optim.SGD(parameters, lr=1.0) if own is None else own(parameters)
+    with explained_creation("model.lr_scheduler", None):
+        module.own_lr_scheduler(optimizer)
