@@ -15,8 +15,8 @@ SHIPPED = Path(__file__).parent
 
 
 def shipped_configs() -> list[str]:
-    """Return the names of all shipped configs, those of data sets first, then by folder."""
-    files = [path.relative_to(SHIPPED).as_posix() for path in SHIPPED.rglob("*.yaml")]
+    """Return the names of all shipped configs of a run, those of data sets first, then by folder."""
+    files = [path.relative_to(SHIPPED).as_posix() for path in SHIPPED.rglob("*.yaml") if path.parent.name != "studies"]
     return sorted([*files, *COOP_CONFIGS], key=lambda name: (name.count("/"), name))
 
 

@@ -255,6 +255,8 @@ def run_episode(
     if zero_shot is not None and data.copied_queries:
         row["copied_test_images"] = data.copied_queries
     row |= {"losses": recorder.losses, "seconds": round(recorder.seconds, 3)}
+    for callback in callbacks_of(trainer):
+        row |= getattr(callback, "row_values", dict)()  # such as AlignmentMonitor's
     if diverged:
         return row | {"diverged": diverged}
     ended = stopped_early(trainer) if module.tuner.trained_parameters() else None

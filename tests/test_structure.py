@@ -22,6 +22,7 @@ LAYERS = (
     ("commands",),
     ("protocol", "datamodules.acquisition", "datamodules.inspection"),
     ("lightning_modules", "datamodules", "callbacks", "configs", "assets"),
+    ("metrics",),
     ("console", "drawing", "keywords", "signals"),
     ("parsing",),
     ("files",),

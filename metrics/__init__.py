@@ -1,0 +1,1 @@
+"""Measures of alignment between images and texts, and of visual learning."""

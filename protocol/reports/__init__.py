@@ -1,0 +1,1 @@
+"""Reports on runs and studies, read without torch."""

@@ -1,0 +1,1 @@
+"""Studies: many runs from one small YAML file."""
