@@ -133,6 +133,7 @@ class RunFolder:
         self.summary = self.path / "summary.json"
         self.adapters = self.path / "adapters"
         self.pictures = self.path / "pictures"
+        self.features = self.path / "features"
         self.subset = self.path / "subset.json"
         self.checkpoints = self.path / "checkpoints"
         self._descriptor: int | None = None  # of the folder while it is locked
@@ -184,7 +185,7 @@ class RunFolder:
         """Delete the temporary files of killed runs; the lock says that no other run is writing here."""
         for name in ("config*.yaml", "identity.json", "summary.json", "subset.json", "wandb_id.txt"):
             remove_leftovers(self.path, name)
-        for folder in (self.adapters, self.pictures, self.checkpoints):
+        for folder in (self.adapters, self.pictures, self.features, self.checkpoints):
             remove_leftovers(folder, "episode_*")
         with suppress(OSError):  # it does not exist, or holds a checkpoint
             self.checkpoints.rmdir()
@@ -205,7 +206,7 @@ class RunFolder:
             DtrapError: A file cannot be deleted.
         """
         results = (self.results, self.summary, self.adapters, self.pictures, self.subset, self.checkpoints)
-        others = (self.config, *self.path.glob("config.*.yaml"), self.path / "metrics.csv")
+        others = (self.features, self.config, *self.path.glob("config.*.yaml"), self.path / "metrics.csv")
         # The identity last: a kill in between must not leave rows without one.
         for path in (*results, *others, self.identity):
             try:

@@ -23,35 +23,41 @@ def check_space(
     missing: Mapping[str, list[int]],
     *,
     save_adapters: bool,
+    features: Mapping[str, int],
     checkpoints: bool,
     overwrite: bool,
 ) -> None:
-    """Raise a DtrapError if the adapters and checkpoints of the missing episodes need more than the free space.
+    """Raise a DtrapError if the files of the missing episodes need more than the free space.
 
     Args:
         folder: The run folder, which exists.
         modules: The module of each method; one that trains the same as another has none and saves nothing.
         missing: The episodes that each method has yet to run.
         save_adapters: Whether the run saves adapters.
+        features: Size in bytes of each method's files of features.
         checkpoints: Whether the run writes checkpoints.
         overwrite: Whether the files of an earlier run are deleted first.
     """
     sizes = {name: adapter_bytes(modules[name]) for name, episodes in missing.items() if episodes and name in modules}
     adapters = sum(size * len(missing[name]) for name, size in sizes.items()) if save_adapters else 0
+    kept = sum(features.values())
     resumed = CHECKPOINT_COPIES * max(sizes.values(), default=0) if checkpoints else 0
     free = shutil.disk_usage(folder.path).free
     if overwrite:
-        free += _bytes_of(folder.adapters) + _bytes_of(folder.checkpoints)
-    if adapters + resumed <= free:
+        free += sum(map(_bytes_of, (folder.adapters, folder.features, folder.checkpoints)))
+    if adapters + kept + resumed <= free:
         return
     parts = []
     if adapters:
         parts.append(f"{sum(len(missing[name]) for name in sizes)} adapters of {decimal(max(sizes.values()))}")
+    if kept:
+        parts.append(f"features of {decimal(kept)}")
     if resumed:
         parts.append(f"checkpoints of {decimal(resumed // 2)}")
-    without = ", leave out --protocol.save_adapters" if adapters else ""
+    options = [f"--protocol.save_{name}" for name, size in (("adapters", adapters), ("features", kept)) if size]
+    without = f", leave out {' and '.join(options)}" if options else ""
     raise DtrapError(
-        f"{folder.path}: the run would write {' and '.join(parts)}, {decimal(adapters + resumed)} in all, but "
+        f"{folder.path}: the run would write {' and '.join(parts)}, {decimal(adapters + kept + resumed)} in all, but "
         f"{decimal(free)} are free there. Free space{without}, or choose a folder on another disk with "
         "--protocol.folder."
     )
