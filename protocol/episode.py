@@ -27,13 +27,13 @@ from ..lightning_modules.finite import DivergedError
 from .checkpoint import SeededSteps, StepCheckpoint
 from .explanation import explained_creation, explained_use
 from .interrupts import Interrupts, keyboard_interrupts, leave_signals_alone
-from .measures import NOTHING_TESTED, measure, share
+from .measures import NOTHING_TESTED, measure, measure_zero_shot
 from .progress import EpisodeProgress
 from .run_folder import Row
 from .trainer_options import check_trainer_options
 
-# Confusions by class names and query images.
-ZeroShots = dict[tuple[tuple[str, ...], tuple[int, ...]], Tensor]
+# What rows say of zero-shot tests, by class names and query images.
+ZeroShots = dict[tuple[tuple[str, ...], tuple[int, ...]], Row]
 
 # Lightning warnings that do not apply here.
 _EXPECTED_WARNINGS = (
@@ -251,7 +251,7 @@ def run_episode(
             raise _trainer_error(error) from error
     row: Row = {"episode": data.episode, "seed": data.seed, "classes": list(data.class_names)}
     row["support_images"] = len(data.support_ids)
-    row |= _accuracies(zero_shot, None if diverged else module, data.class_names)
+    row |= _tested(zero_shot, None if diverged else module, data.class_names)
     if zero_shot is not None and data.copied_queries:
         row["copied_test_images"] = data.copied_queries
     row |= {"losses": recorder.losses, "seconds": round(recorder.seconds, 3)}
@@ -284,21 +284,21 @@ def _fit_and_test(
     return None
 
 
-def _zero_shot(trainer: Trainer, module: FewShotClassifier, data: FewShotDataModule, known: ZeroShots | None) -> Tensor:
-    """Confusion of the backbone without the tuner, taken from `known` for the same classes and images."""
+def _zero_shot(trainer: Trainer, module: FewShotClassifier, data: FewShotDataModule, known: ZeroShots | None) -> Row:
+    """Measures of the backbone without the tuner, taken from `known` for the same classes and images."""
     kept: ZeroShots = {} if known is None else known
     # Only where results are kept: `query_ids` may decode the images of an episode.
     images = ((), ()) if known is None else (tuple(data.class_names), tuple(data.query_ids))
     if images not in kept:
         with module.zero_shot():
             trainer.test(module, datamodule=data, verbose=False)
-        kept[images] = module.confusion.compute().cpu()
+        kept[images] = measure_zero_shot(module)
     return kept[images]
 
 
-def _accuracies(zero_shot: Tensor | None, module: FewShotClassifier | None, class_names: list[str]) -> Row:
+def _tested(zero_shot: Row | None, module: FewShotClassifier | None, class_names: list[str]) -> Row:
     """Return what a row says of the test images, without the module's own if it diverged; see `ResultRows`."""
     if zero_shot is None:
         return NOTHING_TESTED
     tested = {} if module is None else measure(module, class_names)
-    return NOTHING_TESTED | tested | {"zero_shot_accuracy": share(zero_shot)}
+    return NOTHING_TESTED | tested | zero_shot
