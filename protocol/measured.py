@@ -103,7 +103,7 @@ def row_measures(row: Mapping[str, Any]) -> dict[str, float]:
     during = row.get("accuracy_at") or {}
     for step, value in zip(during.get("step") or [], during.get("accuracy") or [], strict=False):
         found[f"accuracy@{step}"] = value
-    return {name: float(value) for name, value in found.items() if _is_number(value)}
+    return {name: float(value) for name, value in found.items() if value is not None and _is_number(value)}
 
 
 def measured_values(rows: Iterable[Mapping[str, Any]]) -> dict[str, dict[int, float]]:
