@@ -77,8 +77,17 @@ def test_without_a_training_there_are_no_terms(tiny_backbone, root, tmp_path):
 
 
 def test_streamed_test_images_have_predictions_under_their_own_names(dtrap, root, tmp_path, damaged):
-    more = ["--data.all_way.seeds", "[1]", "--trainer.max_epochs", 1, "--protocol.save_predictions", "true"]
-    module = data(damaged, shot=4)
+    more = [
+        "--data.all_way.seeds",
+        "[1]",
+        "--data.shot",
+        2,
+        "--trainer.max_epochs",
+        1,
+        "--protocol.save_predictions",
+        "true",
+    ]
+    module = data(damaged, shot=2)
     lost = module.query_ids[3]
     with open(module.index.paths[lost], "wb") as file:
         file.write(b"no image")
