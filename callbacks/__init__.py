@@ -1,7 +1,9 @@
 """Callbacks for Lightning's Trainer, one file each."""
 
-# Both need Lightning alone, so that nothing is gained by importing them later.
+# All need Lightning and torchmetrics alone, so that nothing is gained by importing them later.
+from .alignment_monitor import AlignmentMonitor
 from .keep_best import KeepBest
 from .stage_switch import StageSwitch
+from .stop_at_loss import StopAtLoss
 
-__all__ = ["KeepBest", "StageSwitch"]
+__all__ = ["AlignmentMonitor", "KeepBest", "StageSwitch", "StopAtLoss"]

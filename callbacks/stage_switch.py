@@ -34,6 +34,23 @@ def suppressed_progress(
     return (step - first) / (last - first) if first <= step < last else None
 
 
+def run_length(trainer: Trainer) -> int | None:
+    """Return T, the number of optimizer steps of the run; None if it is unknown."""
+    total = trainer.estimated_stepping_batches
+    return int(total) if isfinite(total) and total >= 0 else None  # -1 is Lightning's answer without a length
+
+
+def counts_batches(trainer: Trainer, pl_module: LightningModule) -> bool:
+    """Return whether batches are counted as steps: with manual optimization, unless `max_steps` alone ends the run."""
+    return not pl_module.automatic_optimization and trainer.estimated_stepping_batches != trainer.max_steps
+
+
+def steps_done(trainer: Trainer, pl_module: LightningModule) -> int:
+    """Return the number of steps that are done at the end of a batch, counted as `StageSwitch` counts them."""
+    batches = trainer.fit_loop.epoch_loop.total_batch_idx + 1
+    return batches if counts_batches(trainer, pl_module) else trainer.global_step
+
+
 class StageSwitch(Callback):
     """Suppress visual learning (SVL, RA) in one stage of the run, by default its first 3/5.
 
@@ -70,18 +87,24 @@ class StageSwitch(Callback):
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Read the number of steps of the run and begin outside of the stage; a resumed run begins where it was."""
-        total = trainer.estimated_stepping_batches
-        if not isfinite(total) or total < 0:  # -1 is Lightning's answer for a loader without length
+        total = run_length(trainer)
+        if total is None:
             raise DtrapError(
                 "StageSwitch: the length of the run is unknown (max_epochs and max_steps are both -1, or the loader "
                 "has no length). Set Trainer(max_steps=...), or max_epochs if the loader has a length."
             )
-        self._total = int(total)
+        self._total = total
         if self._total > 0 and floor(self.start * self._total) >= floor(self.stop * self._total):
             self._warn_empty(pl_module)
-        self._counts_batches = not pl_module.automatic_optimization and total != trainer.max_steps
+        self._counts_batches = counts_batches(trainer, pl_module)
         # The step before the first one of a resumed run: the objective keeps that step's relations within the stage.
         self._set(trainer, pl_module, before=1)
+
+    def last_step(self, total: int) -> int:
+        """Return the number of steps after which the stage of a run of `total` steps is over."""
+        if self.rule == "authors":
+            return max(3 * (total // 5), min(total, 1))
+        return floor(self.stop * total)
 
     def _warn_empty(self, pl_module: LightningModule) -> None:
         objective = getattr(pl_module, "objective", None)

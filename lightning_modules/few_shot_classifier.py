@@ -16,9 +16,8 @@ from .backbones.base import Backbone
 from .batch_checks import check_tuner_batches, read_batch_kind, warn_unstated
 from .contracts import check_loss
 from .divergence import DivergenceWatch
-from .evaluated_model import EvaluatedModel
-from .incoming import Stage
 from .objective import Objective, PlainRows
+from .observed_model import ObservedModel
 from .optimizer_check import check_optimizer
 from .saved import SECTION, adapter_names, describe_module, fitting_content, rebuild_module
 from .steps import StepState
@@ -30,7 +29,7 @@ if TYPE_CHECKING:
     from typing_extensions import Self
 
 
-class FewShotClassifier(EvaluatedModel):
+class FewShotClassifier(ObservedModel):
     """Tune a frozen vision-language model to the classes of one few-shot task.
 
     Each `Trainer.fit` is one task: it resets the tuner with the seed of the data module's episode. Batches are
@@ -110,6 +109,7 @@ class FewShotClassifier(EvaluatedModel):
     def setup(self, stage: str) -> None:
         """Read the classes of the data module's task; before a fit, reset the tuner."""
         self._evaluation_texts = None
+        self.feature_watchers.clear()
         self._incoming.clear()
         self.refuse_foreign_adapters()
         datamodule = self.data_source
@@ -197,11 +197,6 @@ class FewShotClassifier(EvaluatedModel):
         with torch.no_grad(), self.trainer.precision_plugin.forward_context():
             self.tuner.prepare_task(task_data(self, batches, query))
         self._train_what_is_trained()
-
-    def on_device(self, batch: Any, stage: Stage = "train") -> Batch:
-        """Convert and move a batch as the Trainer does before a step."""
-        converted = self.trainer.precision_plugin.convert_input(batch)
-        return self.incoming(self.trainer.strategy.batch_to_device(converted, self.device), stage)
 
     def on_fit_start(self) -> None:
         """Set the tuner, but not the backbone, to training mode."""

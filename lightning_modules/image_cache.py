@@ -32,6 +32,11 @@ class FrozenImageFeatures:
             self._source, self._rows, self._bytes, self._last = source, {}, 0, None
         return self
 
+    def known(self, source: Hashable, ids: Tensor) -> Tensor | None:
+        """Return the features [B, F] of rows that are all cached for `source`, else None; nothing changes."""
+        keys = [tuple(row) for row in ids.tolist()] if source == self._source else [()]
+        return torch.stack([self._rows[key] for key in keys]) if all(key in self._rows for key in keys) else None
+
     def __call__(self, ids: Tensor, encode: Callable[[Tensor], Tensor], *, while_room: bool = False) -> Tensor:
         """Return the features [B, F] of the rows with `ids` [B, k], without gradient.
 

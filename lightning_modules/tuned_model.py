@@ -77,6 +77,7 @@ class TunedModel(LightningModule):
     Attributes:
         prompts: The prompts of the classes; None before `set_classes`.
         confusion: Counts [W, W] of a test (rows true, columns predicted).
+        keeps_passed: Whether a forward pass keeps its features for `ObservedModel`.
 
     Raises:
         DtrapError: The backbone or the tuner breaks its contract (see `contracts` and `tuners.contract`), or they do
@@ -127,6 +128,9 @@ class TunedModel(LightningModule):
         self._frozen_texts, self._frozen_images = FrozenTextFeatures(), FrozenImageFeatures()
         self._zero_shot = False
         self._evaluation_texts: Tensor | None = None
+        self._passed: tuple[Tensor, Tensor] | None = None
+        self._observing = False
+        self.keeps_passed = False
         self._incoming: dict[Stage, IncomingBatches] = {}
         self._train_what_is_trained()
         self.train(False)
@@ -244,6 +248,9 @@ class TunedModel(LightningModule):
         weight = next(self.backbone.parameters())
         source = (datamodule, getattr(datamodule, "episode", None), weight.device, weight.dtype, half)
         testing = not getattr(self._trainer, "training", False)
+        if self._observing:  # in another batch a feature's last bits differ: nothing is cached that training would use
+            known = self._frozen_images.known(source, ids)
+            return self._encode(images) if known is None else known
         frozen = self._frozen_images.of(source)
         return frozen(ids, lambda missing: self._encode(images[missing]), while_room=testing)
 
@@ -317,6 +324,8 @@ class TunedModel(LightningModule):
         """Return the logits [B, W] of normalized images [B, 3, H, W]; see `encode_images` for the ids."""
         texts = self._evaluation_texts if self._evaluation_texts is not None else self.text_features()
         features, scale = self.image_features(images, ids), self.objective.logit_scale
+        if self.keeps_passed and can_be_kept(features, texts):
+            self._passed = features, texts
         if self._zero_shot:
             return Tuner.logits(self.tuner, features, texts, scale)
         logits = self.tuner.logits(features, texts, scale)

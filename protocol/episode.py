@@ -6,7 +6,7 @@ import copy
 import gc
 import logging
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -17,6 +17,7 @@ from lightning.pytorch.plugins.environments import LightningEnvironment
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from ..callbacks import StageSwitch
+from ..callbacks.feature_collector import FeatureCollector, Features
 from ..datamodules.few_shot import FewShotDataModule
 from ..errors import DtrapError
 from ..lightning_modules import FewShotClassifier
@@ -27,11 +28,12 @@ from .interrupts import Interrupts, keyboard_interrupts, leave_signals_alone
 from .measures import NOTHING_TESTED, measure, measure_zero_shot
 from .progress import EpisodeProgress
 from .recorder import EpisodeRecorder as EpisodeRecorder
+from .references import give_rows
 from .run_folder import Row
 from .trainer_options import check_trainer_options
 
-# What rows say of zero-shot tests, by class names and query images.
-ZeroShots = dict[tuple[tuple[str, ...], tuple[int, ...]], Row]
+# What rows say of zero-shot tests and, where they are collected, features; by class names and query images.
+ZeroShots = dict[tuple[tuple[str, ...], tuple[int, ...]], tuple[Row, Features | None]]
 
 # Lightning warnings that do not apply here.
 _EXPECTED_WARNINGS = (
@@ -147,6 +149,8 @@ def run_episode(
     progress: EpisodeProgress,
     checkpoint: StepCheckpoint | None = None,
     zero_shots: ZeroShots | None = None,
+    more: Sequence[Callback] = (),
+    earlier: Sequence[Row] = (),
 ) -> Row:
     """Test zero-shot, fit and test a module on the data module's current episode.
 
@@ -158,6 +162,8 @@ def run_episode(
         progress: Shows every step and test batch.
         checkpoint: Where the task is resumed, and where its checkpoints are written; None for neither.
         zero_shots: Results of earlier zero-shot tests of this method, since a test split returns with every seed.
+        more: Further callbacks of the run.
+        earlier: The rows of this episode that other methods have written.
 
     Returns:
         The row of this episode without its method. If the training diverged, "diverged" says from which step on and
@@ -169,12 +175,13 @@ def run_episode(
     """
     recorder = EpisodeRecorder(progress)
     with keyboard_interrupts():
-        callbacks: list[Callback] = [stage_switch, recorder]
+        callbacks: list[Callback] = [stage_switch, recorder, *more]
         resumed: dict[str, Any] = {}
         if checkpoint is not None:
             callbacks += [SeededSteps(data.episode_seed("step")), checkpoint]
             resumed = {"ckpt_path": checkpoint.path, "weights_only": True} if checkpoint.found else {}
         trainer = episode_trainer(arguments, callbacks)
+        give_rows(callbacks_of(trainer), earlier)
         try:
             with explained_use([*callbacks_of(trainer), *parts_of(module), data]):
                 zero_shot = _zero_shot(trainer, module, data, zero_shots) if data.has_query else None
@@ -189,7 +196,8 @@ def run_episode(
         row["copied_test_images"] = data.copied_queries
     row |= {"losses": recorder.losses, "terms": recorder.terms, "seconds": round(recorder.seconds, 3)}
     for callback in callbacks_of(trainer):
-        row |= getattr(callback, "row_values", dict)()  # such as AlignmentMonitor's
+        for key, value in getattr(callback, "row_values", dict)().items():  # such as AlignmentMonitor's
+            row[key] = {**row[key], **value} if isinstance(row.get(key), Mapping) else value
     if diverged:
         return row | {"diverged": diverged}
     ended = stopped_early(trainer) if module.tuner.trained_parameters() else None
@@ -222,11 +230,16 @@ def _zero_shot(trainer: Trainer, module: FewShotClassifier, data: FewShotDataMod
     kept: ZeroShots = {} if known is None else known
     # Only where results are kept: `query_ids` may decode the images of an episode.
     images = ((), ()) if known is None else (tuple(data.class_names), tuple(data.query_ids))
+    collectors = [callback for callback in callbacks_of(trainer) if isinstance(callback, FeatureCollector)]
     if images not in kept:
         with module.zero_shot():
             trainer.test(module, datamodule=data, verbose=False)
-        kept[images] = measure_zero_shot(module)
-    return kept[images]
+        seen = (collector.zero_shot_features for collector in collectors)
+        kept[images] = measure_zero_shot(module), next(seen, None)
+    measures, features = kept[images]
+    for collector in collectors:
+        collector.zero_shot_features = features
+    return measures
 
 
 def _tested(zero_shot: Row | None, module: FewShotClassifier | None, class_names: list[str]) -> Row:

@@ -40,6 +40,8 @@ NEUTRAL_TRAINER_FLAGS = {
 # files says which images there are. A user who follows the advice of an error to skip can therefore resume.
 # The fingerprint covers the content of a subset file, too.
 NEUTRAL_DATA_OPTIONS = {"root", "query_root", "num_workers", "bad_images", "small_classes", "subset", "episode"}
+# Callbacks that only measure; a callback of dtrap has its class path with or without its module.
+NEUTRAL_CALLBACKS = {"AlignmentMonitor"}
 NEUTRAL = {
     (): {"config"},
     ("data",): NEUTRAL_DATA_OPTIONS,
@@ -47,14 +49,15 @@ NEUTRAL = {
     ("model",): {"image_chunk", "text_chunk"},
     ("model", "init_args"): {"image_chunk", "text_chunk"},
     ("protocol",): {
+        "checkpoint_every",
+        "compare",
         "episodes",
         "folder",
         "overwrite",
-        "compare",
         "pictures",
         "save_adapters",
+        "save_features",
         "save_predictions",
-        "checkpoint_every",
     },
     ("trainer",): NEUTRAL_TRAINER_FLAGS,
 }
@@ -75,8 +78,9 @@ def identity(config: Mapping[str, Any]) -> dict[str, Any]:
     """Return the part of a resolved config that decides the numbers of a run; rows of two identities never mix.
 
     Left out are the place of the data, the handling of unreadable images, workers, device and display flags of the
-    Trainer, loggers, the chunk sizes of the towers, the number of episodes, the options for files that a run writes,
-    and empty sections. An unknown key counts. Tuples become lists and paths text, as in a config read from a file.
+    Trainer, loggers, callbacks that only measure, the chunk sizes of the towers, the number of episodes, the options
+    for files that a run writes, and empty sections. An unknown key counts. Tuples become lists and paths text, as in a
+    config read from a file.
     """
     return _without_neutral(config, ())
 
@@ -129,6 +133,8 @@ def default_folder_name(
 
 
 def _without_neutral(value: Any, path: tuple[str, ...]) -> Any:
+    if path == ("trainer", "callbacks"):
+        value = _training_callbacks(value)
     if isinstance(value, Mapping):
         kept = {str(key): item for key, item in value.items() if not _is_neutral(str(key), path)}
         cleaned = {key: _without_neutral(item, (*path, key)) for key, item in kept.items()}
@@ -136,6 +142,17 @@ def _without_neutral(value: Any, path: tuple[str, ...]) -> Any:
     if isinstance(value, list | tuple):
         return [_without_neutral(item, (*path, "[]")) for item in value]
     return str(value) if isinstance(value, Path) else value
+
+
+def _training_callbacks(value: Any) -> Any:
+    """Return the callbacks that may change a result; None where there are none."""
+    callbacks = value if isinstance(value, list | tuple) else [] if value is None else [value]
+    return [callback for callback in callbacks if not _measures_only(callback)] or None
+
+
+def _measures_only(callback: Any) -> bool:
+    path = str(callback.get("class_path") if isinstance(callback, Mapping) else callback)
+    return path.startswith("dtrap.callbacks.") and path.rpartition(".")[2] in NEUTRAL_CALLBACKS
 
 
 def _is_neutral(key: str, path: tuple[str, ...]) -> bool:

@@ -135,6 +135,7 @@ class RunFolder:
         self.adapters = self.path / "adapters"
         self.predictions = self.path / "predictions"
         self.pictures = self.path / "pictures"
+        self.features = self.path / "features"
         self.subset = self.path / "subset.json"
         self.checkpoints = self.path / "checkpoints"
         self._descriptor: int | None = None  # of the folder while it is locked
@@ -186,7 +187,7 @@ class RunFolder:
         """Delete the temporary files of killed runs; the lock says that no other run is writing here."""
         for name in ("config*.yaml", "identity.json", "summary.json", "subset.json", "wandb_id.txt"):
             remove_leftovers(self.path, name)
-        for folder in (self.adapters, self.predictions, self.pictures, self.checkpoints):
+        for folder in (self.adapters, self.predictions, self.features, self.pictures, self.checkpoints):
             remove_leftovers(folder, "episode_*")
         with suppress(OSError):  # it does not exist, or holds a checkpoint
             self.checkpoints.rmdir()
@@ -206,8 +207,8 @@ class RunFolder:
         Raises:
             DtrapError: A file cannot be deleted.
         """
-        results = (self.results, self.summary, self.subset, self.checkpoints)
-        others = (self.adapters, self.predictions, self.pictures, self.path / "metrics.csv")
+        results = (self.results, self.summary, self.subset, self.checkpoints, self.path / "metrics.csv")
+        others = (self.adapters, self.predictions, self.features, self.pictures)
         configs = (self.config, *self.path.glob("config.*.yaml"))
         # The identity last: a kill in between must not leave rows without one.
         for path in (*results, *others, *configs, self.identity):

@@ -12,32 +12,35 @@ from typing import Any
 from rich.console import Console
 
 from ..callbacks import StageSwitch
+from ..callbacks.stop_at_loss import FinalLoss
 from ..console import SafeConsole, say
 from ..datamodules.few_shot import FewShotDataModule
 from ..errors import DtrapError, check_one_of
 from ..keywords import Unpack
 from ..lightning_modules import FewShotClassifier
-from ..lightning_modules.batch_checks import check_objective_batches, check_tuner_batches
 from ..lightning_modules.finite import DivergedError
 from ..signals import STOP
 from .adapters import AdapterCard, save_adapter
 from .checkpoint import StepCheckpoint
+from .checks import check_settings
 from .configuration import MethodConfig
-from .episode import ZeroShots, cheap_collection, episode_trainer, parts_of, run_episode, without_expected_warnings
+from .episode import ZeroShots, cheap_collection, parts_of, run_episode, without_expected_warnings
 from .explanation import explained_use
+from .features import FeatureFile
 from .folder_identity import FolderIdentity, Method
 from .identity import default_folder_name
 from .loggers import ProtocolLogger
 from .method_names import find_same
 from .module_method import ModuleMethod
-from .predictions import predictions_bytes, save_predictions
+from .predictions import save_predictions
 from .preprocessing import settle_test_preprocessing
 from .progress import EpisodeProgress
+from .references import loss_windows
 from .rehearsal import build_modules, rehearse
 from .result import ProtocolResult
 from .run_folder import Row, RunFolder
 from .settings import ProtocolOptions, ProtocolSettings
-from .space import check_space
+from .space import check_space, sizes_of_files
 from .summary import render, summarize
 
 
@@ -68,7 +71,8 @@ def run_protocol(
         console: Where the progress is printed; the result is what `print` shows of the returned object. After an
             interruption, the result so far is printed, too. `Console(quiet=True)` prints nothing.
         **settings: `episodes` (400), `folder` (under `runs`, named after data and method), `overwrite` (False; True
-            starts over), `pictures` (0), `save_adapters` (False), `checkpoint_every` (100); see `ProtocolSettings`.
+            starts over), `pictures` (0), `save_adapters` (False), `save_predictions` (False), `save_features` (0),
+            `checkpoint_every` (100); see `ProtocolSettings`.
 
     Returns:
         Rows, means with intervals, and paired differences.
@@ -123,6 +127,7 @@ class ProtocolRun:
         self._zero_shots: dict[str, ZeroShots] = {}
         self._same: dict[str, str] = {}
         self._diverged: set[str] = set()
+        self._windows: set[float] = set()
         if data.own_images and self.folder.path.resolve().is_relative_to(data.root.resolve()):
             raise DtrapError(
                 f"the results would go to {self.folder.path}, inside the images' folder {data.root}, where they would "
@@ -183,33 +188,6 @@ class ProtocolRun:
         self._refuse_all_diverged(result.rows)
         return result
 
-    def _check_settings(self) -> None:
-        """Validate data, trainer and stage before anything is deleted, written or loaded."""
-        self.data.task  # noqa: B018
-        self.data.subsets  # noqa: B018 - read now, because an overwriting run may delete the subset file
-        if self.data.streams and self.settings.pictures:
-            raise DtrapError(
-                f"--protocol.pictures is {self.settings.pictures}, but a picture shows all images of an episode, and "
-                "the all-way protocol streams its images. Leave it out; `dtrap data show` draws a contact sheet."
-            )
-        for method in self.methods:
-            method.stage_switch()
-            objective, tuner = method.losses_and_tuner()
-            check_tuner_batches(tuner, self.data)
-            check_objective_batches(objective, self.data.full_batch, self.data)
-            trainer = episode_trainer(method.trainer_arguments(logger=False), [])
-            if self.data.full_batch and trainer.accumulate_grad_batches != 1:
-                raise DtrapError(
-                    f"--trainer.accumulate_grad_batches is {trainer.accumulate_grad_batches}, but each epoch is one "
-                    "step with all support rows: nothing would be added up, and the loss only be divided. Leave it "
-                    "out, or set --data.batch_size for mini-batches."
-                )
-            if self.data.streams and trainer.max_steps != -1:
-                raise DtrapError(
-                    f"--trainer.max_steps is {trainer.max_steps}, but the all-way protocol counts epochs of "
-                    f"{self.data.steps_per_epoch} step(s), which can be resumed. Give --trainer.max_epochs instead."
-                )
-
     def _prepare(
         self, missing: dict[str, list[int]], *, overwrite: bool
     ) -> tuple[dict[str, FewShotClassifier], dict[str, dict[str, Any]]]:
@@ -218,7 +196,7 @@ class ProtocolRun:
         Only the first method has loggers: they log all methods, and some of them start a run when they are created.
         """
         with explained_use([self.data]):
-            self._check_settings()
+            check_settings(self.methods, self.data, self.settings)
             self.data.check_images(sorted(set().union(*missing.values())))
             self.data.setup()
         if not overwrite and self.folder.rows.read():
@@ -237,11 +215,13 @@ class ProtocolRun:
             save_adapters=self.settings.save_adapters,
             checkpoints=self.data.streams,
             overwrite=overwrite,
-            predictions=predictions_bytes(self.data) if self.settings.save_predictions and self.data.has_query else 0,
+            others=sizes_of_files(self.settings, self.data, modules, missing),
         )
         for module in modules.values():
             module.kept_scores.wanted = self.settings.save_predictions
-        return modules, {method.name: method.trainer_arguments(logger=method is self.main) for method in self.methods}
+        arguments = {method.name: method.trainer_arguments(logger=method is self.main) for method in self.methods}
+        self._windows = loss_windows(arguments.values())
+        return modules, arguments
 
     def _run_missing(
         self,
@@ -272,7 +252,9 @@ class ProtocolRun:
                             if method.name in self._same:
                                 row = self._repeat(rows, episode, self._same[method.name], method.name)
                             else:
-                                row = self._run_method(method, modules[method.name], arguments[method.name], progress)
+                                earlier = [row for row in rows if row["episode"] == episode]
+                                given = arguments[method.name]
+                                row = self._run_method(method, modules[method.name], given, progress, earlier)
                             rows.append(row)
                             progress.finish(row)
                             gc.collect()
@@ -286,7 +268,12 @@ class ProtocolRun:
         return [self.data.title, *shot, self.main.backbone, self.main.tuner_name, *self.names]
 
     def _run_method(
-        self, method: Method, module: FewShotClassifier, arguments: dict[str, Any], progress: EpisodeProgress
+        self,
+        method: Method,
+        module: FewShotClassifier,
+        arguments: dict[str, Any],
+        progress: EpisodeProgress,
+        earlier: Sequence[Row],
     ) -> Row:
         stem = f"episode_{self.data.episode:04d}_{method.name}"
         checkpoint = zero_shots = None
@@ -294,7 +281,10 @@ class ProtocolRun:
             zero_shots = self._zero_shots.setdefault(method.name, {})
             path, every = self.folder.checkpoints / f"{stem}.ckpt", self.settings.checkpoint_every
             checkpoint = StepCheckpoint(path, every, self.folder.check_present)
-        row = run_episode(module, self.data, arguments, method.stage_switch(), progress, checkpoint, zero_shots)
+        features = FeatureFile() if self.data.episode < self.settings.save_features else None
+        more = [FinalLoss(self._windows), *([] if features is None else [features])]
+        switch = method.stage_switch()
+        row = run_episode(module, self.data, arguments, switch, progress, checkpoint, zero_shots, more, earlier)
         row = {"episode": row.pop("episode"), "method": method.name, **row}
         self.folder.check_present()
         diverged = "diverged" in row
@@ -305,6 +295,8 @@ class ProtocolRun:
             save_adapter(self._path_of(self.data.episode, method.name), module, card)
         if self.settings.save_predictions and self.data.has_query and not diverged:
             save_predictions(self.folder.predictions / f"{stem}.safetensors", module, self.data)
+        if features is not None and not diverged:
+            features.save(self.folder.features / f"{stem}.safetensors", row["classes"])
         if self.data.episode < self.settings.pictures and not diverged:
             from .picture import save_episode_picture  # imports matplotlib
 
@@ -369,6 +361,9 @@ class ProtocolRun:
             self._tell_saved(self.folder.adapters, chosen, complete=complete)
         if self.settings.save_predictions and data.has_query:
             self._tell_saved(self.folder.predictions, chosen, complete=complete)
+        kept = [row for row in chosen if row["episode"] < self.settings.save_features]
+        if kept:
+            self._tell_saved(self.folder.features, kept, complete=complete)
         lost = len(self.names) * self.episodes - len(chosen)
         if complete and lost:
             raise DtrapError(f"{self.folder.results}: {lost} rows are missing. Rerun the same command; it runs them.")

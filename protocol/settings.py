@@ -18,6 +18,7 @@ class ProtocolOptions(TypedDict, total=False):
     pictures: int
     save_adapters: bool
     save_predictions: bool
+    save_features: int
     checkpoint_every: int
 
 
@@ -38,6 +39,8 @@ class ProtocolSettings:
         pictures: Number of episodes, counted from the first, for which a picture of support views and queries is saved.
         save_adapters: Save the adapter of every episode.
         save_predictions: Save the scores of every episode's queries, with small pictures of the worst errors.
+        save_features: Number of episodes, counted from the first, whose image and text features before and after the
+            training are saved.
         checkpoint_every: Steps between two checkpoints of an all-way task; a stopped run resumes at the last one.
             Episodes are short and restart from the beginning.
     """
@@ -50,12 +53,14 @@ class ProtocolSettings:
     pictures: int = 0
     save_adapters: bool = False
     save_predictions: bool = False
+    save_features: int = 0
     checkpoint_every: int = 100
 
     def __post_init__(self) -> None:
         check_at_least("--protocol.episodes", self.episodes, 1)
         check_at_least("--protocol.checkpoint_every", self.checkpoint_every, 1, "step")
         check_at_least("--protocol.pictures", self.pictures, 0)
+        check_at_least("--protocol.save_features", self.save_features, 0)
         if self.folder is not None and (not self.folder or Path(self.folder).is_file()):
             found = f"'{self.folder}', a file" if self.folder else "empty"
             raise DtrapError(f"--protocol.folder is {found}; expected a folder: --protocol.folder runs/my_run")

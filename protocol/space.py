@@ -9,9 +9,13 @@ from pathlib import Path
 from rich.filesize import decimal
 from torch.nn.parameter import is_lazy
 
+from ..datamodules.few_shot import FewShotDataModule
 from ..errors import DtrapError
 from ..lightning_modules import FewShotClassifier
+from .features import feature_bytes
+from .predictions import predictions_bytes
 from .run_folder import RunFolder
+from .settings import ProtocolSettings
 
 # A checkpoint holds the values and two moments of Adam, and the former one is kept until the new one is complete.
 CHECKPOINT_COPIES = 2 * 3
@@ -25,7 +29,7 @@ def check_space(
     save_adapters: bool,
     checkpoints: bool,
     overwrite: bool,
-    predictions: int = 0,
+    others: Mapping[str, int],
 ) -> None:
     """Raise a DtrapError if the files of the missing episodes need more than the free space.
 
@@ -36,33 +40,46 @@ def check_space(
         save_adapters: Whether the run saves adapters.
         checkpoints: Whether the run writes checkpoints.
         overwrite: Whether the files of an earlier run are deleted first.
-        predictions: Bytes of the predictions of one episode, 0 if they are not saved.
+        others: Bytes of the other files by kind, which names their option; see `sizes_of_files`.
     """
     sizes = {name: adapter_bytes(modules[name]) for name, episodes in missing.items() if episodes and name in modules}
-    rows = sum(len(missing[name]) for name in sizes)
     adapters = sum(size * len(missing[name]) for name, size in sizes.items()) if save_adapters else 0
-    predicted = predictions * rows
     resumed = CHECKPOINT_COPIES * max(sizes.values(), default=0) if checkpoints else 0
     free = shutil.disk_usage(folder.path).free
     if overwrite:
-        free += sum(map(_bytes_of, (folder.adapters, folder.checkpoints, folder.predictions)))
-    needed = adapters + resumed + predicted
+        free += sum(map(_bytes_of, (folder.adapters, folder.predictions, folder.features, folder.checkpoints)))
+    needed = adapters + sum(others.values()) + resumed
     if needed <= free:
         return
     parts = []
     if adapters:
-        parts.append(f"{rows} adapters of {decimal(max(sizes.values()))}")
-    if predicted:
-        parts.append(f"predictions of {decimal(predicted)}")
+        parts.append(f"{sum(len(missing[name]) for name in sizes)} adapters of {decimal(max(sizes.values()))}")
+    parts += [f"{kind} of {decimal(size)}" for kind, size in others.items() if size]
     if resumed:
         parts.append(f"checkpoints of {decimal(resumed // 2)}")
-    options = {"--protocol.save_adapters": adapters, "--protocol.save_predictions": predicted}
-    without = "".join(f", leave out {option}" for option, size in options.items() if size)
+    options = [f"--protocol.save_{kind}" for kind, size in {"adapters": adapters, **others}.items() if size]
+    without = f", leave out {' and '.join(options)}" if options else ""
     raise DtrapError(
         f"{folder.path}: the run would write {' and '.join(parts)}, {decimal(needed)} in all, but "
         f"{decimal(free)} are free there. Free space{without}, or choose a folder on another disk with "
         "--protocol.folder."
     )
+
+
+def sizes_of_files(
+    settings: ProtocolSettings,
+    data: FewShotDataModule,
+    modules: Mapping[str, FewShotClassifier],
+    missing: Mapping[str, list[int]],
+) -> dict[str, int]:
+    """Return about how many bytes the predictions and features of the missing episodes need."""
+    own = {name: episodes for name, episodes in missing.items() if name in modules}
+    predictions = settings.save_predictions and data.has_query
+    kept = {name: sum(episode < settings.save_features for episode in episodes) for name, episodes in own.items()}
+    return {
+        "predictions": predictions_bytes(data) * sum(map(len, own.values())) if predictions else 0,
+        "features": sum(feature_bytes(modules[name], data) * count for name, count in kept.items() if count),
+    }
 
 
 def adapter_bytes(module: FewShotClassifier) -> int:
