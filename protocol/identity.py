@@ -57,6 +57,7 @@ NEUTRAL = {
         "pictures",
         "save_adapters",
         "save_features",
+        "save_predictions",
     },
     ("trainer",): NEUTRAL_TRAINER_FLAGS,
 }

@@ -17,6 +17,7 @@ class ProtocolOptions(TypedDict, total=False):
     overwrite: bool
     pictures: int
     save_adapters: bool
+    save_predictions: bool
     save_features: int
     checkpoint_every: int
 
@@ -37,6 +38,7 @@ class ProtocolSettings:
             it after its losses, and a compared method also after what else it trains otherwise.
         pictures: Number of episodes, counted from the first, for which a picture of support views and queries is saved.
         save_adapters: Save the adapter of every episode.
+        save_predictions: Save the scores of every episode's queries, with small pictures of the worst errors.
         save_features: Number of episodes, counted from the first, whose image and text features before and after the
             training are saved.
         checkpoint_every: Steps between two checkpoints of an all-way task; a stopped run resumes at the last one.
@@ -50,6 +52,7 @@ class ProtocolSettings:
     method: str | None = None
     pictures: int = 0
     save_adapters: bool = False
+    save_predictions: bool = False
     save_features: int = 0
     checkpoint_every: int = 100
 
