@@ -17,6 +17,7 @@ from ..protocol.claims import counted
 from ..protocol.configuration import build_data, build_trainer_arguments
 from ..protocol.episode import EpisodeRecorder, callbacks_of, episode_trainer, parts_of, without_expected_warnings
 from ..protocol.explanation import explained_use
+from ..protocol.measured import TESTED, ZERO_SHOT
 from ..protocol.measures import measure
 from ..protocol.preprocessing import use_card_preprocessing
 from ..protocol.progress import EpisodeProgress
@@ -116,7 +117,8 @@ def _tested(adapter: SavedAdapter, module: FewShotClassifier, data: FewShotDataM
     load_adapter(adapter.path, module, adapter.card)
     row |= _measured(trainer, module, data)
     with module.zero_shot():
-        return row | {"zero_shot_accuracy": _measured(trainer, module, data)["accuracy"]}
+        found = _measured(trainer, module, data)
+    return row | {ZERO_SHOT + key: found.get(key) for key in TESTED}
 
 
 def _measured(trainer: Trainer, module: FewShotClassifier, data: FewShotDataModule) -> Row:

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from ..errors import DtrapError
 from .divergence import divergence_remedy
-from .evaluation_metrics import Ranking, balanced_metrics
+from .evaluation_metrics import Confidence, KeptScores, Ranking, balanced_metrics, log_probabilities
 from .exact_interval import exact_interval
 from .finite import DivergedError, finite_rows
 from .tuned_model import Rows, TunedModel
@@ -22,12 +22,16 @@ class EvaluatedModel(TunedModel):
     Attributes:
         test_predictions: The predicted classes of each batch of the last test, on the CPU.
         ranking: The scores of the last test, where the area under the ROC curve is measured.
+        confidence: What the last validation or test says of the class probabilities.
+        kept_scores: The scores of the last test with the tuner, where they are wanted.
     """
 
     def __init__(self, *arguments: Any) -> None:
         super().__init__(*arguments)
         self.test_predictions: list[Tensor] = []
         self.ranking = Ranking()
+        self.confidence = Confidence()
+        self.kept_scores = KeptScores()
 
     def on_validation_epoch_start(self) -> None:
         """Encode the class texts once for the whole loop."""
@@ -35,6 +39,8 @@ class EvaluatedModel(TunedModel):
             self._evaluation_texts = self.text_features()
         self.confusion.reset()
         self.ranking.start(wanted=False)
+        self.confidence.start()
+        self.kept_scores.start(kept=False)
 
     def validation_step(self, batch: Any, batch_idx: int) -> None:
         """Count predictions in `confusion`."""
@@ -50,6 +56,7 @@ class EvaluatedModel(TunedModel):
         two = len(self.class_prompts.class_names) == 2
         self.ranking.start(wanted=two or getattr(self.data_source, "measures_auroc", False))
         self.test_predictions = []
+        self.kept_scores.start(kept=not self._zero_shot)
 
     def test_step(self, batch: Any, batch_idx: int) -> None:
         """Count predictions in `confusion` [W, W] (rows true, columns predicted) and append to `test_predictions`."""
@@ -100,14 +107,17 @@ class EvaluatedModel(TunedModel):
     def _count_predictions(self, batch: Batch) -> Tensor:
         """Predict a class for each row, or for each image if the tuner adds up its views, and count in `confusion`."""
         rows = Rows.of(batch)
-        scores, labels = self(batch["images"], rows.ids), batch["labels"]
+        logits = self(batch["images"], rows.ids)
         views = int(rows.view.max()) + 1 if self.query_views > 1 and rows.view is not None else 1
-        if views > 1:
-            scores = self._add_views(scores, rows.sample_id, views)
-        scores = self.finite_scores(scores)
+        scores = self.finite_scores(self._add_views(logits, rows.sample_id, views) if views > 1 else logits)
         predicted = scores.argmax(dim=-1)
-        self.confusion.update(predicted, labels[: len(predicted)])
-        self.ranking.update(scores, labels[: len(predicted)], views=1 if self._zero_shot else views)
+        labels, added = batch["labels"][: len(predicted)], 1 if self._zero_shot else views
+        self.confusion.update(predicted, labels)
+        self.ranking.update(scores, labels, views=added)
+        # From the logits: the sum of probabilities may be 0 for a class where its logarithm is a number.
+        certain = log_probabilities(logits.unflatten(0, (views, -1))[:added])
+        self.confidence.update(certain, labels, predicted)
+        self.kept_scores.update(logits if added == views == 1 else certain, labels, rows.sample_id)
         return predicted
 
     def _add_views(self, logits: Tensor, images: Tensor | None, views: int) -> Tensor:
@@ -134,6 +144,7 @@ class EvaluatedModel(TunedModel):
         numbers = {"accuracy": float(self._accuracy()), "images": float(images), **balanced_metrics(counts)}
         if images:
             numbers["accuracy_low"], numbers["accuracy_high"] = exact_interval(right, images)
+        numbers |= self.confidence.measures(images)
         if self.ranking.auroc is not None:
             numbers["auroc"] = self.ranking.auroc
         self.log_dict({f"{name}/{key}": value for key, value in numbers.items()})

@@ -2,9 +2,31 @@
 
 from __future__ import annotations
 
+import math
+from typing import Any
+
 import torch
 from torch import Tensor
-from torchmetrics.functional.classification import multiclass_auroc, multiclass_f1_score, multiclass_recall
+from torchmetrics.functional.classification import (
+    binary_calibration_error,
+    multiclass_auroc,
+    multiclass_f1_score,
+    multiclass_recall,
+)
+
+CALIBRATION_BINS = 15
+
+
+def log_probabilities(logits: Tensor) -> Tensor:
+    """Return the logarithms [N, W] of the class probabilities in float64 on the CPU, the mean over the views.
+
+    They are finite where the logits are: a probability of 1e-90 is 0 in float32.
+
+    Args:
+        logits: [V, N, W] of each image's views.
+    """
+    exact = logits.detach().cpu().double().log_softmax(dim=-1)
+    return exact[0] if len(exact) == 1 else exact.logsumexp(dim=0) - math.log(len(exact))
 
 
 def balanced_metrics(confusion: Tensor) -> dict[str, float]:
@@ -28,6 +50,84 @@ def balanced_metrics(confusion: Tensor) -> dict[str, float]:
     recall = multiclass_recall(predicted, labels, len(confusion), average="none")[images > 0]
     macro_f1 = multiclass_f1_score(predicted, labels, len(confusion), average="macro")
     return {"balanced_accuracy": 100.0 * float(recall.mean()), "macro_f1": 100.0 * float(macro_f1)}
+
+
+class Confidence:
+    """Cross-entropy and calibration error of a test, of which a sum and two numbers for each image are kept."""
+
+    def __init__(self) -> None:
+        self.start()
+
+    def start(self) -> None:
+        """Begin a test."""
+        self._loss = 0.0
+        self._highest: list[Tensor] = []
+        self._right: list[Tensor] = []
+
+    def update(self, log_probabilities: Tensor, labels: Tensor, predicted: Tensor) -> None:
+        """Add images.
+
+        Args:
+            log_probabilities: Logarithms of the class probabilities [N, W] on the CPU.
+            labels: Classes [N].
+            predicted: Predicted classes [N].
+        """
+        rows, labels, predicted = torch.arange(len(labels)), labels.cpu(), predicted.cpu()
+        self._loss -= float(log_probabilities[rows, labels].sum())
+        self._highest.append(log_probabilities[rows, predicted].exp().clamp(max=1.0))
+        self._right.append((predicted == labels).long())
+
+    def measures(self, images: int) -> dict[str, float]:
+        """Return cross-entropy in nats and calibration error in percent.
+
+        The calibration error is torchmetrics' of several classes with 15 bins and the L1 norm: it needs the highest
+        probability only, and whether its class is right. In a test over several processes it is of all of them.
+
+        Args:
+            images: Number of images of the test.
+
+        Returns:
+            `cross_entropy` and `calibration_error`; {} if the test is not the one of these images, or has none.
+        """
+        loss, highest, right = self._loss, self._highest, self._right
+        if torch.distributed.is_available() and torch.distributed.is_initialized():
+            parts: list[Any] = [None] * torch.distributed.get_world_size()
+            torch.distributed.all_gather_object(parts, (loss, highest, right))
+            loss = sum(part[0] for part in parts)
+            highest, right = [t for part in parts for t in part[1]], [t for part in parts for t in part[2]]
+        if not images or images != sum(map(len, highest)):
+            return {}
+        error = binary_calibration_error(torch.cat(highest), torch.cat(right), CALIBRATION_BINS, "l1")
+        return {"cross_entropy": loss / images, "calibration_error": 100.0 * float(error)}
+
+
+class KeptScores:
+    """Keeps the scores of a test for a file of predictions.
+
+    Attributes:
+        wanted: Whether tests with the tuner keep them; 50,000 images of 1,000 classes need 200 MB.
+        scores: [N, W] of each batch, float32 on the CPU; the softmax of a row are the class probabilities.
+        labels: Classes [N] of each batch.
+        sample_ids: Identities [N] of the images of each batch.
+    """
+
+    def __init__(self) -> None:
+        self.wanted = False
+        self.start(kept=False)
+
+    def start(self, *, kept: bool) -> None:
+        """Begin a validation or test, which is kept if it should be and scores are wanted."""
+        self._kept = kept and self.wanted
+        self.scores: list[Tensor] = []
+        self.labels: list[Tensor] = []
+        self.sample_ids: list[Tensor] = []
+
+    def update(self, scores: Tensor, labels: Tensor, sample_ids: Tensor | None) -> None:
+        """Add images, see the attributes."""
+        if self._kept and sample_ids is not None:
+            self.scores.append(scores.detach().cpu().float())
+            self.labels.append(labels.cpu())
+            self.sample_ids.append(sample_ids[: len(labels)].cpu())
 
 
 class Ranking:

@@ -5,19 +5,16 @@ from __future__ import annotations
 import copy
 import gc
 import logging
-import math
-import time
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
 import torch
-from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.callbacks import Checkpoint
 from lightning.pytorch.plugins.environments import LightningEnvironment
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
-from torch import Tensor
 
 from ..callbacks import StageSwitch
 from ..datamodules.few_shot import FewShotDataModule
@@ -27,13 +24,14 @@ from ..lightning_modules.finite import DivergedError
 from .checkpoint import SeededSteps, StepCheckpoint
 from .explanation import explained_creation, explained_use
 from .interrupts import Interrupts, keyboard_interrupts, leave_signals_alone
-from .measures import NOTHING_TESTED, measure, share
+from .measures import NOTHING_TESTED, measure, measure_zero_shot
 from .progress import EpisodeProgress
+from .recorder import EpisodeRecorder as EpisodeRecorder
 from .run_folder import Row
 from .trainer_options import check_trainer_options
 
-# Confusions by class names and query images.
-ZeroShots = dict[tuple[tuple[str, ...], tuple[int, ...]], Tensor]
+# What rows say of zero-shot tests, by class names and query images.
+ZeroShots = dict[tuple[tuple[str, ...], tuple[int, ...]], Row]
 
 # Lightning warnings that do not apply here.
 _EXPECTED_WARNINGS = (
@@ -60,71 +58,6 @@ def without_expected_warnings() -> Iterator[None]:
             yield
     finally:
         logger.setLevel(level)
-
-
-class EpisodeRecorder(Callback):
-    """Records losses and time of a fit, and shows the progress of fit and test.
-
-    Args:
-        progress: Where the progress is shown.
-    """
-
-    def __init__(self, progress: EpisodeProgress) -> None:
-        self.progress = progress
-        self._share = 1.0
-        self._started = time.monotonic()
-        self._boundary: dict[str, Tensor] | None = None
-        self._end: dict[str, Tensor] | None = None
-
-    def state_dict(self) -> dict[str, Any]:
-        """Return losses and time so far, for a checkpoint."""
-        return {"boundary": self._boundary, "end": self._end, "seconds": self.seconds}
-
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Restore losses and time from a checkpoint."""
-        self._started -= state_dict["seconds"]
-        self._boundary, self._end = state_dict["boundary"], state_dict["end"]
-
-    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Compute the share of the run that one step is."""
-        self._share = 1 / max(int(trainer.estimated_stepping_batches), 1)
-
-    def on_train_batch_end(
-        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
-    ) -> None:
-        """Keep the terms of this step as tensors: reading their values would wait for the device."""
-        self._end = {name: value for name, value in outputs.items() if name != "loss"}
-        if isinstance(pl_module, FewShotClassifier) and pl_module.objective.progress is not None:
-            self._boundary = self._end
-        self.progress.advance(self._share)
-
-    def on_test_batch_end(
-        self,
-        trainer: Trainer,
-        pl_module: LightningModule,
-        outputs: Any,
-        batch: Any,
-        batch_idx: int,
-        dataloader_idx: int = 0,
-    ) -> None:
-        """Show the number of the test batch."""
-        self.progress.test(batch_idx + 1, int(trainer.num_test_batches[dataloader_idx]))
-
-    @property
-    def seconds(self) -> float:
-        """Time since the task started, including the time up to the checkpoint of a resumed task."""
-        return time.monotonic() - self._started
-
-    @property
-    def losses(self) -> dict[str, dict[str, float] | None]:
-        """The terms of the last suppressed step (the stage boundary) and of the last step."""
-        return {"boundary": _floats(self._boundary), "end": _floats(self._end)}
-
-
-def _floats(terms: dict[str, Tensor] | None) -> dict[str, float] | None:
-    """Return the finite terms; None without any."""
-    values = {name: float(value) for name, value in (terms or {}).items()}
-    return {name: value for name, value in values.items() if math.isfinite(value)} or None
 
 
 def episode_trainer(arguments: dict[str, Any], callbacks: list[Callback], *, progress: bool = False) -> Trainer:
@@ -251,10 +184,10 @@ def run_episode(
             raise _trainer_error(error) from error
     row: Row = {"episode": data.episode, "seed": data.seed, "classes": list(data.class_names)}
     row["support_images"] = len(data.support_ids)
-    row |= _accuracies(zero_shot, None if diverged else module, data.class_names)
+    row |= _tested(zero_shot, None if diverged else module, data.class_names)
     if zero_shot is not None and data.copied_queries:
         row["copied_test_images"] = data.copied_queries
-    row |= {"losses": recorder.losses, "seconds": round(recorder.seconds, 3)}
+    row |= {"losses": recorder.losses, "terms": recorder.terms, "seconds": round(recorder.seconds, 3)}
     for callback in callbacks_of(trainer):
         row |= getattr(callback, "row_values", dict)()  # such as AlignmentMonitor's
     if diverged:
@@ -284,21 +217,21 @@ def _fit_and_test(
     return None
 
 
-def _zero_shot(trainer: Trainer, module: FewShotClassifier, data: FewShotDataModule, known: ZeroShots | None) -> Tensor:
-    """Confusion of the backbone without the tuner, taken from `known` for the same classes and images."""
+def _zero_shot(trainer: Trainer, module: FewShotClassifier, data: FewShotDataModule, known: ZeroShots | None) -> Row:
+    """Measures of the backbone without the tuner, taken from `known` for the same classes and images."""
     kept: ZeroShots = {} if known is None else known
     # Only where results are kept: `query_ids` may decode the images of an episode.
     images = ((), ()) if known is None else (tuple(data.class_names), tuple(data.query_ids))
     if images not in kept:
         with module.zero_shot():
             trainer.test(module, datamodule=data, verbose=False)
-        kept[images] = module.confusion.compute().cpu()
+        kept[images] = measure_zero_shot(module)
     return kept[images]
 
 
-def _accuracies(zero_shot: Tensor | None, module: FewShotClassifier | None, class_names: list[str]) -> Row:
+def _tested(zero_shot: Row | None, module: FewShotClassifier | None, class_names: list[str]) -> Row:
     """Return what a row says of the test images, without the module's own if it diverged; see `ResultRows`."""
     if zero_shot is None:
         return NOTHING_TESTED
     tested = {} if module is None else measure(module, class_names)
-    return NOTHING_TESTED | tested | {"zero_shot_accuracy": share(zero_shot)}
+    return NOTHING_TESTED | tested | zero_shot

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-from torch import Tensor
-
 from ..lightning_modules import FewShotClassifier
 from ..lightning_modules.evaluation_metrics import balanced_metrics
+from .measured import TESTED, ZERO_SHOT
 from .run_folder import Row
 from .statistics import binomial_interval
 
 NOTHING_TESTED: Row = {
-    "zero_shot_accuracy": None,
-    "accuracy": None,
+    **{ZERO_SHOT + key: None for key in TESTED},
+    **dict.fromkeys(TESTED),
     "test_images": 0,
     "per_class": None,
     "confusion": None,
@@ -29,6 +28,7 @@ def measure(module: FewShotClassifier, class_names: list[str]) -> Row:
         "accuracy": interval.mean,
         "test_images": interval.images,
         "binomial_interval": [interval.low, interval.high],
+        **module.confidence.measures(interval.images or 0),
         **balanced_metrics(counts),
         **({} if auroc is None else {"auroc": auroc}),
         "per_class": {
@@ -38,6 +38,9 @@ def measure(module: FewShotClassifier, class_names: list[str]) -> Row:
     }
 
 
-def share(confusion: Tensor) -> float:
-    """Return the accuracy in percent of counts [W, W]."""
-    return 100.0 * int(confusion.diag().sum()) / int(confusion.sum())
+def measure_zero_shot(module: FewShotClassifier) -> Row:
+    """Return what a row says of the module's last test, one without the tuner."""
+    counts = module.confusion.compute().cpu()
+    right, images = int(counts.diag().sum()), int(counts.sum())
+    measures = {"accuracy": 100.0 * right / images, **module.confidence.measures(images)}
+    return {ZERO_SHOT + key: value for key, value in measures.items()}
