@@ -1,7 +1,8 @@
 """Callbacks for Lightning's Trainer, one file each."""
 
-# Both need Lightning alone, so that nothing is gained by importing them later.
+# They need Lightning alone, so that nothing is gained by importing them later.
 from .keep_best import KeepBest
+from .near_domain_warning import NearDomainWarning
 from .stage_switch import StageSwitch
 
-__all__ = ["KeepBest", "StageSwitch"]
+__all__ = ["KeepBest", "NearDomainWarning", "StageSwitch"]
