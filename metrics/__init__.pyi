@@ -26,3 +26,5 @@ from .logit_scale import fitted_scale as fitted_scale
 from .relations import RelationAgreement as RelationAgreement
 from .relations import RelationAgreementResult as RelationAgreementResult
 from .relations import relation_agreement as relation_agreement
+from .near_domain import NearDomain as NearDomain
+from .near_domain import near_domain as near_domain
