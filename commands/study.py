@@ -7,6 +7,7 @@ import shlex
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from rich.console import Console
 
@@ -15,7 +16,12 @@ from ..errors import DtrapError, expected_one_of
 from ..protocol.studies.cells import Cell, cells_of
 from ..protocol.studies.file import Study, find_study, read_study
 from ..protocol.studies.folder import StudyFolder
+from ..protocol.studies.plan import made_of, read_plan, write_plan
+from ..protocol.studies.plan_table import print_plan
 from ..signals import STOP
+
+if TYPE_CHECKING:
+    from ..protocol.studies.resolve import ResolvedCell
 
 SECTIONS = ("--data.", "--model.", "--trainer.", "--stage_switch.", "--protocol.", "--config")
 
@@ -36,28 +42,63 @@ def study(arguments: list[str], console: Console) -> int:
         cells = cells_of(found, words, options.episodes)
         chosen = _chosen(found, cells, options.only)
         folder.check(found)
-        from . import prepare_torch
-
-        prepare_torch()
-        from ..protocol.studies.resolve import Resolver
+        if options.plan:
+            _plan(found, cells, chosen, folder, options.data_root, console)
+            return 0
         from ..protocol.studies.run import StudyRun
-        from .study_parsing import StudyParser, options_set
 
-        resolver = Resolver(StudyParser(options.data_root), options_set)
-        resolved = [resolver.resolve(cell) for cell in cells]
-        picked = [each for each in resolved if each.cell in chosen]
-        run = StudyRun(found, resolved, picked, folder, console)
+        resolved = _resolve(cells, options.data_root)
+        run = StudyRun(found, resolved, [each for each in resolved if each.cell in chosen], folder, console)
     outcome = run.run()
+    _show(folder, outcome.failed, console)
     if outcome.interrupted:
         say(console, f"Interrupted. Resume with: {shlex.join(['dtrap', 'study', *arguments])}")
         return 130
-    return _tell(outcome.failed, console)
-
-
-def _tell(failed: dict[str, str], console: Console) -> int:
-    for title, reason in failed.items():
+    for title, reason in outcome.failed.items():
         print(f"dtrap: {title} failed: {reason}", file=sys.stderr)
-    return 1 if failed else 0
+    return 1 if outcome.failed else 0
+
+
+def _resolve(cells: Sequence[Cell], data_root: str | None, *, anywhere: bool = False) -> list[ResolvedCell]:
+    from . import prepare_torch
+
+    prepare_torch()
+    from ..protocol.studies.resolve import Resolver
+    from .study_parsing import StudyParser, options_set
+
+    resolver = Resolver(StudyParser(data_root, anywhere=anywhere), options_set)
+    return [resolver.resolve(cell) for cell in cells]
+
+
+def _show(folder: StudyFolder, failed: dict[str, str], console: Console) -> None:
+    """Print the tables of what the study has measured."""
+    try:
+        from ..protocol.studies.results import read_study as read_results
+        from ..protocol.studies.table import print_study
+    except ImportError:  # until they are there
+        return
+    print_study(read_results(folder.path, failed), console)
+
+
+def _plan(
+    found: Study,
+    cells: Sequence[Cell],
+    chosen: Sequence[Cell],
+    folder: StudyFolder,
+    data_root: str | None,
+    console: Console,
+) -> None:
+    """Print the plan; make and store it if something has changed since it was stored."""
+    digest = made_of(found, cells, data_root)
+    plan = read_plan(folder, digest)
+    if plan is None:
+        from ..protocol.studies.planning import make_plan
+
+        plan = make_plan(digest, _resolve(cells, data_root, anywhere=True), folder)
+    else:
+        plan.count(folder)
+    write_plan(folder, plan)
+    print_plan(plan, {cell.title for cell in chosen}, console)
 
 
 def study_parser() -> argparse.ArgumentParser:

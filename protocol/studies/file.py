@@ -311,6 +311,11 @@ def _arms(source: Source, key: str, given: Any) -> list[Choice]:
                 key, name, f"a name without '/' of at most {LONGEST_NAME} bytes, since files are named after it"
             )
         arms.append(Choice(name, source.words(f"{key}.{name}", value, expected)))
+        for word in arms[-1].words:
+            if word.startswith("--protocol"):
+                raise DtrapError(
+                    f"{source.path}: {key}.{name}: {word} holds for all arms of a run. Put it in `options:`."
+                )
     names = [arm.name.casefold() for arm in arms]
     for arm in arms:
         if names.count(arm.name.casefold()) > 1:

@@ -21,7 +21,8 @@ from .cells import Cell
 
 # Parses the words of a cell, and then those of an arm, which replace them.
 Parse = Callable[[Sequence[str], Sequence[str]], MethodConfig]
-Place = tuple[str, ...]
+Keys = tuple[str, ...]
+TRAINING = ("trainer", "model", "stage_switch")
 PLAIN = (str, bool, int, float, type(None))
 
 
@@ -30,14 +31,14 @@ class Arm:
     """An arm of a cell: a parsed method, and values that are set in it.
 
     Attributes:
-        name: Name of the arm.
+        name: Name of its method: the arm's, marked where the method sees the queries.
         method: The parsed method, shared with other cells.
         changes: Values by the keys under which they stand in the config.
     """
 
     name: str
     method: MethodConfig
-    changes: tuple[tuple[Place, Any], ...]
+    changes: tuple[tuple[Keys, Any], ...]
 
     def values(self) -> dict[str, Any]:
         """Return the config with the changes; what is not changed is shared."""
@@ -63,6 +64,9 @@ class ResolvedCell:
         episodes: Number of episodes that the data have of those asked for.
         data_key: Identifies the episodes.
         arm_keys: Identify what each arm trains, on any data.
+        costs: Identify what an episode of each arm takes: one of other images, seeds and losses takes as long.
+        extras: Identify what else each arm measures and writes; "" for nothing.
+        computes_all: Whether a callback may take an arm's training from another arm's rows, so that none are copied.
         key: Identifies the cell: cells of one key are the same run.
         backbone: Settings of the backbone as text.
     """
@@ -74,6 +78,9 @@ class ResolvedCell:
     episodes: int
     data_key: str
     arm_keys: tuple[str, ...]
+    costs: tuple[str, ...]
+    extras: tuple[str, ...]
+    computes_all: bool
     key: str
     backbone: str
 
@@ -108,14 +115,14 @@ class Resolver:
         arms = tuple(self._arm(cell, arm.name, arm.words) for arm in cell.arms)
         main, data_key = arms[0], self._data_key(arms[0])
         for arm in arms[1:]:
-            if self._data_key(arm) != data_key:
+            if arm.values()["data"] != main.values()["data"]:
                 raise DtrapError(
                     f"the arm '{arm.name}' changes the data, but arms are compared on the same episodes. Leave `data` "
                     "out of its overlays and options; use an axis or a grid instead."
                 )
         title, unit, tasks = self._describe(main)
         episodes = cell.episodes or main.method.values["protocol"]["episodes"]
-        whole = [self._key(arm, ("trainer", "model", "stage_switch"), effective=False) for arm in arms]
+        whole = [self._key(arm, TRAINING, _identity) for arm in arms]
         names = [arm.name for arm in arms]
         return ResolvedCell(
             cell,
@@ -124,7 +131,10 @@ class Resolver:
             unit,
             min(episodes, tasks or episodes),
             data_key,
-            tuple(self._key(arm, ("trainer", "model", "stage_switch"), effective=True) for arm in arms),
+            tuple(self._key(arm, TRAINING, _effective) for arm in arms),
+            tuple(self._key(arm, (*TRAINING, "data"), _cost) for arm in arms),
+            tuple(self._key(arm, ("trainer", "protocol"), _extras) for arm in arms),
+            any(self._key(arm, ("trainer",), _callbacks) for arm in arms),
             _digest([data_key, names, whole]),
             json.dumps(main.values()["model"]["backbone"], sort_keys=True, default=str),
         )
@@ -138,7 +148,7 @@ class Resolver:
         while True:
             start = (*cell.words, *(word for item in parsed.items() for word in (f"--{item[0]}", _word(item[1]))))
             base, method = self._parse(start, ()), self._parse(start, words)
-            changes: list[tuple[Place, Any]] = []
+            changes: list[tuple[Keys, Any]] = []
             for option, value in given:
                 if option in parsed or option in own:  # an arm goes before the axes
                     continue
@@ -148,7 +158,14 @@ class Resolver:
                     break
                 changes.append(change)
             else:
-                return Arm(name, method, tuple(changes))
+                return Arm(self._marked(name, method, changes), method, tuple(changes))
+
+    def _marked(self, name: str, method: MethodConfig, changes: Sequence[tuple[Keys, Any]]) -> str:
+        """Mark the name of a method that sees the queries, whose results are not comparable with others."""
+        key = (id(method), "transductive", tuple(place for place, _ in changes if place[:2] == ("model", "tuner")))
+        if key not in self._keys:
+            self._keys[key] = "-transductive" if method.own_tuner.transductive else ""
+        return name if "transductive" in name else name + self._keys[key]
 
     def _parse(self, words: tuple[str, ...], arm: tuple[str, ...]) -> MethodConfig:
         key = (words, arm)
@@ -163,7 +180,7 @@ class Resolver:
 
     def _change(
         self, base: MethodConfig, method: MethodConfig, option: str, value: Any, own: Container[str]
-    ) -> tuple[Place, Any] | None:
+    ) -> tuple[Keys, Any] | None:
         """Return where a value is set in a method, and the value; None where only the parser can set it."""
         place = _place(method.values, option)
         if place is None or _place(base.values, option) != place or not isinstance(_at(method.values, place), PLAIN):
@@ -178,7 +195,7 @@ class Resolver:
         typed = self._convert(method.values, place, value)
         return None if typed is _UNKNOWN else (place, typed)
 
-    def _convert(self, values: dict[str, Any], place: Place, value: Any) -> Any:
+    def _convert(self, values: dict[str, Any], place: Keys, value: Any) -> Any:
         """Return a value as the type of its option has it; `_UNKNOWN` if only the parser can say."""
         owner, annotation = owner_of(values, place)
         key = (owner, place, repr(value))
@@ -196,21 +213,15 @@ class Resolver:
         return self._typed[key]
 
     def _data_key(self, arm: Arm) -> str:
-        return self._key(arm, ("data",), effective=False)
+        return self._key(arm, ("data",), _data)
 
-    def _key(self, arm: Arm, sections: tuple[str, ...], *, effective: bool) -> str:
+    def _key(self, arm: Arm, sections: tuple[str, ...], of: Callable[[Arm], Any]) -> str:
+        """Return a digest of what `of` returns for an arm, computed once for equal settings in these sections."""
         changes = tuple((place, value) for place, value in arm.changes if place[0] in sections)
-        key = (id(arm.method), sections, effective, repr(changes))
+        key = (id(arm.method), of, repr(changes))
         if key not in self._keys:
-            values = Arm(arm.name, arm.method, changes).values()
-            if effective:
-                tuner = _with(arm, changes).own_tuner
-                found = effective_settings(values, tuner)
-            else:
-                found = identity({name: values.get(name, {}) for name in sections})
-            if sections == ("data",):  # cells on other images are other cells
-                found = {**found, "root": _root(values)}
-            self._keys[key] = _digest(found)
+            found = of(Arm(arm.name, arm.method, changes))
+            self._keys[key] = _digest(found) if found else ""
         return self._keys[key]
 
     def _describe(self, arm: Arm) -> tuple[str, str, int | None]:
@@ -226,8 +237,73 @@ class Resolver:
 _UNKNOWN = object()
 
 
-def _root(values: dict[str, Any]) -> Any:
-    return values["data"].get("init_args", {}).get("root")
+def _identity(arm: Arm) -> Any:
+    values = arm.values()
+    return identity({name: values.get(name, {}) for name in TRAINING})
+
+
+def _effective(arm: Arm) -> Any:
+    return effective_settings(arm.values(), _with(arm, arm.changes).own_tuner)
+
+
+def _data(arm: Arm) -> Any:
+    values = arm.values()
+    # Cells on other images are other cells.
+    return {**identity({"data": values["data"]}), "root": values["data"].get("init_args", {}).get("root")}
+
+
+def _cost(arm: Arm) -> Any:
+    values = identity(arm.values())
+    model, data = values["model"], values["data"].get("init_args", {})
+    model.get("init_args", model).pop("objective", None)
+    sizes = {name: data.get(name) for name in ("way", "shot", "query", "views", "batch_size")}
+    return [values["trainer"], model, sizes, data.get("all_way") and arm.values()["data"]]
+
+
+def _extras(arm: Arm) -> Any:
+    values = arm.values()
+    written = {name: value for name, value in values["protocol"].items() if name.startswith(("save_", "pictures"))}
+    found = {"callbacks": values["trainer"].get("callbacks"), **written}
+    return {name: value for name, value in found.items() if value}
+
+
+def _callbacks(arm: Arm) -> Any:
+    return identity(arm.values())["trainer"].get("callbacks")
+
+
+def folders_of(cells: Sequence[ResolvedCell]) -> dict[str, str]:
+    """Return the folder of each cell by its title: that of the first cell that is the same run."""
+    first: dict[str, str] = {}
+    return {found.cell.title: first.setdefault(found.key, found.cell.folder) for found in cells}
+
+
+# A method in a folder of the study.
+Place = tuple[str, str]
+
+
+class Sources:
+    """Which rows a cell can take over: those of a method that trains the same on the same episodes.
+
+    Args:
+        cells: All cells of the study.
+    """
+
+    def __init__(self, cells: Sequence[ResolvedCell]) -> None:
+        self.folders = folders_of(cells)
+        self._places: dict[tuple[str, str], dict[Place, str]] = {}
+        for found in cells:
+            for arm, key, extras in zip(found.arms, found.arm_keys, found.extras, strict=True):
+                places = self._places.setdefault((found.data_key, key), {})
+                places.setdefault((self.folders[found.cell.title], arm.name), extras)
+
+    def of(self, found: ResolvedCell, number: int) -> list[Place]:
+        """Return folders and names of the methods whose rows are those of an arm, in the order of the study."""
+        here = self.folders[found.cell.title]
+        if found.computes_all:
+            return []
+        places = self._places[found.data_key, found.arm_keys[number]]
+        wanted = found.extras[number]
+        return [place for place, extras in places.items() if place[0] != here and wanted in ("", extras)]
 
 
 def _for_all_way(option: str, value: Any, values: dict[str, Any]) -> tuple[str, Any]:
@@ -237,7 +313,7 @@ def _for_all_way(option: str, value: Any, values: dict[str, Any]) -> tuple[str, 
     return option, value
 
 
-def _place(values: dict[str, Any], option: str) -> Place | None:
+def _place(values: dict[str, Any], option: str) -> Keys | None:
     """Return the keys under which a config holds an option; None if it has none of that name."""
     keys: list[str] = []
     here: Any = values
@@ -252,7 +328,7 @@ def _place(values: dict[str, Any], option: str) -> Place | None:
     return tuple(keys)
 
 
-def _at(values: Any, place: Place) -> Any:
+def _at(values: Any, place: Keys) -> Any:
     for key in place:
         values = values.get(key) if isinstance(values, dict) else None
     return values
@@ -266,7 +342,7 @@ def _digest(value: Any) -> str:
     return hashlib.sha256(json.dumps(value, sort_keys=True, default=str).encode()).hexdigest()[:24]
 
 
-def _with(arm: Arm, changes: Sequence[tuple[Place, Any]]) -> MethodConfig:
+def _with(arm: Arm, changes: Sequence[tuple[Keys, Any]]) -> MethodConfig:
     """Return a method of its own with changes."""
     parsed: Namespace = arm.method.parsed.clone()
     for place, value in changes:

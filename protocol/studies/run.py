@@ -21,14 +21,14 @@ from ...errors import DtrapError, first_line
 from ...parsing import read_json
 from ...signals import STOP
 from ..configuration import MethodConfig, build_data
-from ..identity import changes, identity
+from ..identity import changes, difference, identity
 from ..method_names import effective_settings
 from ..rehearsal import Loaded, parts_key
-from ..run_folder import Row
+from ..run_folder import Row, RunFolder
 from ..runner import ProtocolRun
 from .file import Study
 from .folder import StudyFolder, count_rows
-from .resolve import ResolvedCell, methods_of
+from .resolve import ResolvedCell, Sources, methods_of
 
 logger = logging.getLogger(__name__)
 
@@ -66,7 +66,7 @@ def describe_parts(study: Study, cells: Sequence[ResolvedCell], folders: dict[st
                 "set_title": found.title,
                 "episodes": found.episodes,
                 "unit": found.unit,
-                "arms": [arm.name for arm in found.arms],
+                "arms": [arm.name for arm in found.cell.arms],
             }
             for found in cells
             if found.cell.part == part.name
@@ -87,10 +87,29 @@ def describe_parts(study: Study, cells: Sequence[ResolvedCell], folders: dict[st
     return described
 
 
-def folders_of(cells: Sequence[ResolvedCell]) -> dict[str, str]:
-    """Return the folder of each cell by its title: that of the first cell that is the same run."""
-    first: dict[str, str] = {}
-    return {found.cell.title: first.setdefault(found.key, found.cell.folder) for found in cells}
+def changed(folder: RunFolder, found: ResolvedCell) -> str:
+    """Return how the config of a cell differs from that of the results in its folder; "" if it does not."""
+    try:
+        stored = read_json(folder.identity)["methods"]
+        for arm in found.arms:
+            lines = _differences(stored[arm.name], arm.values()) if arm.name in stored else []
+            if lines:
+                return f"'{arm.name}': {'; '.join(lines[:3])}"
+    except (OSError, ValueError, KeyError, TypeError):
+        return ""
+    return ""
+
+
+def _differences(stored: dict[str, Any], values: dict[str, Any]) -> list[str]:
+    """Differences of a stored identity from a config; what a run settles itself does not count."""
+    now = identity(values)
+    for side in (stored, now):
+        side.pop("protocol", None)
+    settled = stored.get("data", {}).get("init_args", {}).get("test_preprocessing")
+    options = now.get("data", {}).get("init_args", {})
+    if settled is not None and options.get("test_preprocessing", 0) is None:
+        options["test_preprocessing"] = settled
+    return difference(stored, now)
 
 
 class StudyRun:
@@ -114,15 +133,9 @@ class StudyRun:
     ) -> None:
         self.study, self.cells, self.chosen, self.folder = study, cells, chosen, folder
         self.console = console
-        self.folders = folders_of(cells)
+        self.sources = Sources(cells)
+        self.folders = self.sources.folders
         self._loaded: Loaded = {}
-        self._places: dict[tuple[str, str], list[tuple[str, str]]] = {}
-        for found in cells:
-            for arm, key in zip(found.arms, found.arm_keys, strict=True):
-                place = self.folders[found.cell.title], arm.name
-                places = self._places.setdefault((found.data_key, key), [])
-                if place not in places:
-                    places.append(place)
 
     def run(self) -> Outcome:
         """Run what is missing; print each cell's name, and at the end the failed ones.
@@ -169,9 +182,9 @@ class StudyRun:
         if any(counts.done(arm.name, asked) < asked for arm in group[0].arms):
             return False
         try:
-            summary, stored = read_json(folder.summary), read_json(folder.identity)
+            summary = read_json(folder.summary)
             current = folder.summary.stat().st_mtime_ns >= counts.changed and summary["episodes"] == asked
-            return current and all(_is_same(stored["methods"][arm.name], arm.values()) for arm in group[0].arms)
+            return current and not changed(folder, group[0])
         except (OSError, ValueError, KeyError, TypeError):
             return False
 
@@ -222,11 +235,10 @@ class StudyRun:
         self, found: ResolvedCell, methods: Sequence[MethodConfig], data: FewShotDataModule
     ) -> dict[tuple[str, int], Row]:
         """Rows of the same methods on the same episodes in other cells."""
-        here = self.folders[found.cell.title]
         rows: dict[tuple[str, int], Row] = {}
-        for method, key in zip(methods, found.arm_keys, strict=True):
-            for folder, arm in self._places[found.data_key, key]:
-                if folder != here and self._is_source(folder, arm, method, data):
+        for number, method in enumerate(methods):
+            for folder, arm in self.sources.of(found, number):
+                if self._is_source(folder, arm, method, data):
                     with suppress(DtrapError):
                         for row in self.folder.run_folder(folder).rows.read():
                             if row["method"] == arm:
@@ -264,18 +276,6 @@ def _asked(group: Sequence[ResolvedCell]) -> int:
 def _titles(group: Sequence[ResolvedCell]) -> str:
     more = ", ".join(found.cell.title for found in group[1:4])
     return f"{group[0].cell.title} (also {more}{', …' if len(group) > 4 else ''})" if more else group[0].cell.title
-
-
-def _is_same(stored: dict[str, Any], values: dict[str, Any]) -> bool:
-    """Whether a stored identity is that of a config; what a run settles itself does not count."""
-    now = identity(values)
-    for side in (stored, now):
-        side.pop("protocol", None)
-    settled = stored.get("data", {}).get("init_args", {}).get("test_preprocessing")
-    options = now.get("data", {}).get("init_args", {})
-    if settled is not None and options.get("test_preprocessing", 0) is None:
-        options["test_preprocessing"] = settled
-    return not changes(stored, now)
 
 
 def _fetching(data: FewShotDataModule) -> str:
