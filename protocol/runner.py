@@ -32,7 +32,7 @@ from .method_names import find_same
 from .module_method import ModuleMethod
 from .preprocessing import settle_test_preprocessing
 from .progress import EpisodeProgress
-from .rehearsal import build_modules, rehearse
+from .rehearsal import Loaded, build_modules, rehearse
 from .result import ProtocolResult
 from .run_folder import Row, RunFolder
 from .settings import ProtocolOptions, ProtocolSettings
@@ -101,6 +101,8 @@ class ProtocolRun:
         console: Where progress and results are printed.
 
     Attributes:
+        loaded: Backbones and tuners of earlier runs of this process, which are used; those of this run are added.
+        known: Returns rows of other runs by method and episode, which are copied instead of being computed.
         begun: Whether the folder holds results of this run, and none of one that it overwrites.
 
     Raises:
@@ -111,6 +113,8 @@ class ProtocolRun:
         self, methods: Sequence[Method], data: FewShotDataModule, settings: ProtocolSettings, console: Console
     ) -> None:
         self.methods, self.data, self.settings, self.console = methods, data, settings, console
+        self.loaded: Loaded | None = None
+        self.known: Callable[[], Mapping[tuple[str, int], Row]] = dict
         self.main = methods[0]
         self.names = [method.name for method in methods]
         self.episodes = min(settings.episodes, data.tasks or settings.episodes)
@@ -225,7 +229,7 @@ class ProtocolRun:
         self._same = find_same(self.methods)
         for name, first in self._same.items():
             self._say(f"'{name}' trains the same as '{first}', which is run once and shown under both names.")
-        modules = build_modules([method for method in self.methods if method.name not in self._same])
+        modules = build_modules([method for method in self.methods if method.name not in self._same], self.loaded)
         for module in dict.fromkeys(modules.values()):
             with explained_use([*parts_of(module), self.data]):
                 rehearse(module, self.data)
@@ -255,6 +259,7 @@ class ProtocolRun:
         configured = arguments[self.main.name].get("logger")
         logger = ProtocolLogger(configured, self.folder, configs, self._warn, self.data.description, self._tags())
         logger.log_earlier(rows)
+        known = self.known()
         progress = EpisodeProgress(self.episodes, self.names, rows=rows, unit=self.data.unit, console=self.console)
         status = "failed"
         try:
@@ -267,6 +272,8 @@ class ProtocolRun:
                             progress.begin(episode)
                             if method.name in self._same:
                                 row = self._repeat(rows, episode, self._same[method.name], method.name)
+                            elif (found := known.get((method.name, episode))) is not None:
+                                row = self._append({**found, "method": method.name})
                             else:
                                 row = self._run_method(method, modules[method.name], arguments[method.name], progress)
                             rows.append(row)
@@ -331,7 +338,9 @@ class ProtocolRun:
     def _repeat(self, rows: Sequence[Row], episode: int, first: str, name: str) -> Row:
         """Write the row of a method that trains the same as an earlier one, under its own name."""
         (known,) = [row for row in rows if (row["method"], row["episode"]) == (first, episode)]
-        row = {**known, "method": name, "same_as": first}
+        return self._append({**known, "method": name, "same_as": first})
+
+    def _append(self, row: Row) -> Row:
         self.folder.check_present()
         self.folder.rows.append(row)
         return row
