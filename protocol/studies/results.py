@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING, Any
 from ..measured import measure_of, measured_values
 from ..statistics import Interval, binomial_interval, mean_interval, paired_difference
 from ..summary import tested_images
-from .folder import StudyCell, StudyPart, read_parts
 from .needed import episodes_needed, student
 from .published import MEAN, PAPER_SETS, published_values, set_key
+from .recorded import StudyCell, StudyPart, read_parts
 
 if TYPE_CHECKING:
     from pandas import DataFrame
@@ -55,8 +55,12 @@ class StudyResults:
     means: DataFrame
 
 
-def read_study(folder: Path) -> StudyResults:
+def read_study(folder: Path, failed: Mapping[str, str] | None = None) -> StudyResults:
     """Read what a study has measured so far.
+
+    Args:
+        folder: The study's folder.
+        failed: Why cells have failed, by part and name such as "ablation/isic_1shot"; the folder does not say it.
 
     Raises:
         DtrapError: The folder has no `study.json`, or a damaged one. A damaged cell is marked as failed.
@@ -64,7 +68,7 @@ def read_study(folder: Path) -> StudyResults:
     import pandas as pd
 
     folder = Path(folder)
-    name, title, parts = read_parts(folder)
+    name, title, parts = read_parts(folder, failed or {})
     by_part = {part.name: _lines(part) for part in parts}
     lines = [line for found in by_part.values() for line in found]
     means = [line for part in parts for line in _means(part, by_part[part.name])]

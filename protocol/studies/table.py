@@ -18,9 +18,9 @@ from ...console import print_table, say
 from ..claims import counted
 from ..measured import Measure, measure_of
 from ..statistics import BINOMIAL, TOO_FEW
-from .folder import FAILED, MISSING, UNFINISHED, StudyCell, StudyPart
 from .needed import FEWEST_PAIRS
 from .published import PAPER, PUBLISHED
+from .recorded import FAILED, MISSING, UNFINISHED, StudyCell, StudyPart
 from .results import SETS, StudyResults, axis_text
 
 if TYPE_CHECKING:

@@ -1,7 +1,5 @@
 """A study's frame against formulas evaluated here, and its table, from folders written by hand."""
 
-import json
-
 import numpy as np
 import pytest
 from dtrap.console import SafeConsole
@@ -167,6 +165,7 @@ def test_cells_without_a_result_are_named(tmp_path, capsys):
     (tmp_path / cells[2]["folder"]).mkdir()
     (tmp_path / cells[2]["folder"] / "results.jsonl").write_text("no row\nno row\n")
     write_study(tmp_path, [{"axes": {"sets": names}, "arms": arms, "compare": "plain", "cells": cells}])
+    assert read_study(tmp_path, {"mine/chestx_1shot": "no data"}).parts[0].cells[3].failed == "no data"
     results = read_study(tmp_path)
     assert [cell.state for cell in results.parts[0].cells] == ["finished", "unfinished", "failed", "missing"]
     assert results.means["mean"].isna().all()
@@ -225,9 +224,8 @@ def test_a_cell_outside_of_the_study_is_refused(tmp_path):
 
 
 def test_a_transductive_arm_is_found_under_its_marked_name(tmp_path):
-    cell = cell_of({"sets": "isic_1shot.yaml"}, ["both"])
+    cell = cell_of({"sets": "isic_1shot.yaml"}, ["both"], 5) | {"unit": "seed"}
     write_rows(tmp_path / cell["folder"], rows_of("both-transductive", [10.0, 20.0]))
-    (tmp_path / cell["folder"] / "summary.json").write_text(json.dumps({"episodes": 5, "unit": "seed"}))
     write_study(tmp_path, [{"axes": {"sets": ["isic_1shot.yaml"]}, "arms": ["both"], "cells": [cell]}])
     line = line_of(read_study(tmp_path).frame, arm="both")
     assert (line["mean"], line["asked"], line["unit"], line["state"]) == (15.0, 5, "seed", "unfinished")

@@ -1,4 +1,4 @@
-"""Read the folder of a study: `study.json` and the rows of its cells."""
+"""What a study's folder holds: the parts and cells of `study.json`, and the rows of each cell."""
 
 from __future__ import annotations
 
@@ -78,8 +78,12 @@ class StudyPart:
     cells: Sequence[StudyCell]
 
 
-def read_parts(folder: Path) -> tuple[str, str, list[StudyPart]]:
+def read_parts(folder: Path, failed: Mapping[str, str]) -> tuple[str, str, list[StudyPart]]:
     """Return name, title and parts of a study with the rows that it has so far.
+
+    Args:
+        folder: The study's folder.
+        failed: Why cells have failed, by part and name such as "ablation/isic_1shot".
 
     Raises:
         DtrapError: The folder has no `study.json`, or a damaged one. A damaged cell is marked as failed.
@@ -90,7 +94,8 @@ def read_parts(folder: Path) -> tuple[str, str, list[StudyPart]]:
         if study["format"] != FORMAT:
             raise ValueError(f"its format is {study['format']!r}; expected {FORMAT!r}")
         known: dict[Path, list[Row]] = {}
-        return str(study["name"]), str(study["title"]), [_part(folder, part, known) for part in study["parts"]]
+        parts = [_part(folder, part, known, failed) for part in study["parts"]]
+        return str(study["name"]), str(study["title"]), parts
     except (FileNotFoundError, NotADirectoryError):
         what = f"has no {STUDY_FILE}" if folder.is_dir() else "is not a folder"
         raise DtrapError(f"{folder} {what}. Expected the folder of a study, which `dtrap study` writes.") from None
@@ -102,7 +107,7 @@ def read_parts(folder: Path) -> tuple[str, str, list[StudyPart]]:
         ) from error
 
 
-def _part(folder: Path, part: Mapping[str, Any], known: dict[Path, list[Row]]) -> StudyPart:
+def _part(folder: Path, part: Mapping[str, Any], known: dict[Path, list[Row]], failed: Mapping[str, str]) -> StudyPart:
     arms = [str(arm) for arm in part["arms"]]
     return StudyPart(
         name=str(part["name"]),
@@ -113,21 +118,25 @@ def _part(folder: Path, part: Mapping[str, Any], known: dict[Path, list[Row]]) -
         measures=[str(name) for name in part.get("measures") or ["accuracy"]],
         figure=part.get("figure"),
         published=part.get("published"),
-        cells=[_cell(folder, cell, arms, known) for cell in part["cells"]],
+        cells=[
+            _cell(folder, cell, arms, known, failed.get(f"{part['name']}/{cell['name']}", "")) for cell in part["cells"]
+        ],
     )
 
 
-def _cell(folder: Path, cell: Mapping[str, Any], arms: Sequence[str], known: dict[Path, list[Row]]) -> StudyCell:
+def _cell(
+    folder: Path, cell: Mapping[str, Any], arms: Sequence[str], known: dict[Path, list[Row]], failed: str
+) -> StudyCell:
     relative = Path(cell["folder"])
     if relative.is_absolute() or ".." in relative.parts:
         raise ValueError(f"the folder {str(relative)!r} of a cell is outside of the study's")
     path = folder / relative
-    failed, rows = str(cell.get("failed") or ""), []
+    rows: list[Row] = []
     try:
         rows = known[path] if path in known else known.setdefault(path, RunFolder(path).rows.read())
     except DtrapError as error:
         failed = failed or str(error)
-    asked, unit = _asked(path, cell)
+    asked = None if cell.get("episodes") is None else int(cell["episodes"])
     return StudyCell(
         name=str(cell["name"]),
         folder=path,
@@ -135,20 +144,9 @@ def _cell(folder: Path, cell: Mapping[str, Any], arms: Sequence[str], known: dic
         set_title=str(cell["set_title"]),
         asked=asked,
         failed=failed,
-        unit=unit,
+        unit=str(cell.get("unit") or "episode"),
         rows={arm: _rows_of(arm, rows, asked) for arm in arms},
     )
-
-
-def _asked(path: Path, cell: Mapping[str, Any]) -> tuple[int | None, str]:
-    """Return the number of episodes asked for, and what one is called; from the run's summary if there is one."""
-    try:
-        summary = read_json(RunFolder(path).summary)
-        found, unit = int(summary["episodes"]), str(summary["unit"])
-    except (OSError, ValueError, KeyError, TypeError):
-        found, unit = None, "episode"
-    asked = cell.get("episodes", found)
-    return (None if asked is None else int(asked)), unit
 
 
 def _rows_of(arm: str, rows: Sequence[Row], asked: int | None) -> list[Row]:
