@@ -5,9 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from . import measured
+from .measured import Measure
 from .statistics import BINOMIAL, STUDENT, Interval
 
-MEASURES = {"balanced_accuracy": "balanced accuracy", "macro_f1": "macro-F1", "auroc": "AUROC"}
+# What stands beside accuracy where it is measured.
+MEASURES = {key: measured.MEASURES[key].title for key in ("balanced_accuracy", "macro_f1", "auroc")}
 NAMED = 3
 
 
@@ -74,6 +77,58 @@ def points(interval: Mapping[str, Any] | None) -> str:
         return f"identical ({pairs})" if found.mean == 0 else f"{found.mean:+.2f} in {_all(found.count, 'pair')}"
     half_width = "" if found.half_width is None else f" ± {found.half_width:.2f}"
     return f"{found.mean:+.2f}{half_width} ({pairs}){', too few' if found.too_few else ''}"
+
+
+def written(
+    interval: Mapping[str, Any] | None, measure: Measure, episodes: int, unit: str = "episode", *, symbol: str = ""
+) -> str:
+    """Return the mean of a measure, such as `2.062 ± 0.120`; "" for None.
+
+    Where it is not measured in every episode it says so: `2.062 ± 0.120 (in 12 of 15 episodes)`.
+
+    Args:
+        interval: An `Interval` as a dictionary.
+        measure: How it is written.
+        episodes: Number of the episodes whose accuracy stands beside it, with what that says of their number.
+        unit: What an episode is called.
+        symbol: Unit that follows the numbers.
+    """
+    if interval is None:
+        return ""
+    found = Interval(**interval)
+    mean, notes = f"{found.mean:.{measure.digits}f}", []
+    if found.half_width:
+        mean += f" ± {found.half_width:.{measure.digits}f}"
+    mean += f" {symbol}" if symbol else ""
+    if found.identical:
+        mean += f" in {_all(found.count, unit)}"
+    if found.count != episodes:
+        notes = [f"in {found.count} of {counted(episodes, unit)}", *(["too few"] if found.too_few else [])]
+    return _with_notes(mean, notes)
+
+
+def change(interval: Mapping[str, Any] | None, measure: Measure, pairs: int, *, symbol: str = "") -> str:
+    """Return the paired difference of a measure, such as `-0.742 ± 0.170`; "" for None.
+
+    Args:
+        interval: An `Interval` as a dictionary.
+        measure: How it is written.
+        pairs: Number of pairs of the accuracies beside it; another number is said.
+        symbol: Unit that follows the numbers.
+    """
+    if interval is None:
+        return ""
+    found = Interval(**interval)
+    digits, notes = measure.difference_digits, []
+    mean = f"{found.mean:+.{digits}f}"
+    if found.half_width:
+        mean += f" ± {found.half_width:.{digits}f}"
+    mean += f" {symbol}" if symbol else ""
+    if found.identical:
+        mean = f"{mean} in {_all(found.count, 'pair')}" if found.mean else "identical"
+    if found.count != pairs:
+        notes = [counted(found.count, "pair"), *(["too few"] if found.too_few else [])]
+    return _with_notes(mean, notes)
 
 
 def tested(each: Sequence[int] | None, episodes: int) -> str:

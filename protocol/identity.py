@@ -46,7 +46,16 @@ NEUTRAL = {
     ("data", "init_args"): NEUTRAL_DATA_OPTIONS,
     ("model",): {"image_chunk", "text_chunk"},
     ("model", "init_args"): {"image_chunk", "text_chunk"},
-    ("protocol",): {"episodes", "folder", "overwrite", "compare", "pictures", "save_adapters", "checkpoint_every"},
+    ("protocol",): {
+        "episodes",
+        "folder",
+        "overwrite",
+        "compare",
+        "pictures",
+        "save_adapters",
+        "save_predictions",
+        "checkpoint_every",
+    },
     ("trainer",): NEUTRAL_TRAINER_FLAGS,
 }
 # Value that the code had before an option existed, by the option's dotted path such as

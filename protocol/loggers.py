@@ -16,8 +16,9 @@ from lightning.pytorch.loggers import CSVLogger, Logger, WandbLogger
 from ..errors import visible
 from ..files import write_atomically
 from .claims import MEASURES
+from .measured import TESTED, ZERO_SHOT, row_measures
 from .run_folder import RESUMES, Row, RunFolder
-from .summary import summarize, tested_images
+from .summary import SHOWN, summarize, tested_images
 
 WANDB_ID_FILE = "wandb_id.txt"
 # By default W&B waits 90 s for a connection at the start and without limit at the end. The last two settings keep W&B
@@ -31,6 +32,8 @@ WANDB_SETTINGS = {
 WANDB_TAG_CHARACTERS = 64
 WANDB_NAME_CHARACTERS = 128
 AVERAGED = ("accuracy", "zero_shot_accuracy", *MEASURES)
+# Other measures with a running mean and a paired difference; of all that a monitor takes, a run may have hundreds.
+MEASURED = (*SHOWN, *(ZERO_SHOT + key for key in TESTED[1:]))
 # Suffix of a running mean's number, and the field of `Interval` that it is.
 PARTS = {
     "mean": "mean",
@@ -40,6 +43,7 @@ PARTS = {
     "episodes": "count",
     "images": "images",
 }
+SHORT = ("mean", "interval", "episodes")  # parts of measures other than accuracies
 
 
 def _wandb_id(folder: RunFolder) -> str:
@@ -60,8 +64,10 @@ class ProtocolLogger:
     `zero_shot_accuracy` and what goes with them, `test_images`, `seconds`, and each loss at the stage boundary and
     at the end (`L_vlm_boundary`, `L_vlm_end`). Of each accuracy the running `..._mean`, its 95% interval (half width
     `..._interval`, ends `..._low` and `..._high`) and the numbers of `..._episodes` and test `..._images` that it rests
-    on. `diverged` counts the diverged episodes so far, which are in no mean. The names of the other methods' numbers
-    end with `/NAME`, as does the paired `difference`, main minus other. Accuracies are in percent.
+    on; of the cross-entropy and the other measures shown on the console mean, half width and episodes. A name has "_"
+    for the "@" of `row_measures`. `diverged` counts the diverged episodes so far, which are in no mean. The names of
+    the other methods' numbers end with `/NAME`, as do the paired `difference`, main minus other, and the same of the
+    measures (`cross_entropy_difference`). Accuracies are in percent.
 
     Args:
         configured: The Trainer's `logger`: one or several loggers, True or None for the CSVLogger, False for none.
@@ -144,22 +150,27 @@ class ProtocolLogger:
             if row["episode"] == episode and row["method"] in self.methods:
                 metrics |= {key + self._ending(row["method"]): value for key, value in _numbers(row).items()}
         for method in self.methods[1:]:
-            first, other = metrics.get("accuracy"), metrics.get(f"accuracy/{method}")
-            if first is not None and other is not None:
-                metrics[f"difference/{method}"] = first - other
+            for key in ("accuracy", *SHOWN):
+                first, other = metrics.get(key), metrics.get(f"{key}/{method}")
+                if first is not None and other is not None:
+                    metrics[f"{_difference(key)}/{method}"] = first - other
         return metrics | self.means([row for row in rows if row["episode"] <= episode])
 
     def means(self, rows: Sequence[Row]) -> dict[str, float]:
         """Return means over the rows with their 95% intervals, and what they rest on."""
         summary = summarize(rows, "", self.methods, episodes=sys.maxsize)
-        found = [(key, name, method.get(key)) for key in AVERAGED for name, method in summary["methods"].items()]
-        found += [("difference", name, difference) for name, difference in summary["differences"].items()]
+        found = []
+        for name, method in summary["methods"].items():
+            found += [(key, name, method.get(key), tuple(PARTS)) for key in AVERAGED]
+            found += [(key, name, method.get(key), SHORT) for key in MEASURED]
+        for name, differences in summary["measure_differences"].items():
+            found += [(_difference(key), name, differences.get(key), tuple(PARTS)) for key in ("accuracy", *SHOWN)]
         means: dict[str, float] = {}
-        for key, name, interval in found:
-            for part, value in PARTS.items():
-                identical = part == "interval" and interval is not None and interval[value] == 0
-                if interval is not None and interval[value] is not None and not identical:
-                    means[f"{key}_{part}{self._ending(name)}"] = interval[value]
+        for key, name, interval, parts in found:
+            for part in parts if interval is not None else ():
+                value = interval[PARTS[part]]
+                if value is not None and not (part == "interval" and value == 0):  # 0 of identical values: no interval
+                    means[f"{key}_{part}{self._ending(name)}"] = value
         for name, method in summary["methods"].items():
             for key in ("diverged", "untested_classes"):
                 if method[key]:
@@ -260,8 +271,15 @@ def _no_prompt() -> Iterator[None]:
             sys.stdin = terminal
 
 
+def _difference(key: str) -> str:
+    return "difference" if key == "accuracy" else f"{key}_difference"
+
+
 def _numbers(row: Row) -> dict[str, float]:
-    numbers = {key: row[key] for key in (*AVERAGED, "seconds") if row.get(key) is not None}
+    # MLflow takes no "@" in a name.
+    numbers = {name.replace("@", "_"): value for name, value in row_measures(row).items()}
+    if row.get("seconds") is not None:
+        numbers["seconds"] = row["seconds"]
     if "accuracy" in numbers and tested_images(row) is not None:
         numbers["test_images"] = tested_images(row)
     for moment, terms in (row.get("losses") or {}).items():

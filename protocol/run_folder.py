@@ -29,11 +29,12 @@ class ResultRows:
     """Rows of finished episodes in a JSON Lines file that survives a kill at any moment.
 
     A row holds `episode`, `method`, `seed`, `classes`, `support_images`, `zero_shot_accuracy` and `accuracy` (percent,
-    None without held-out images), `test_images` and `binomial_interval` [low, high] that the accuracy rests on,
-    `per_class` {class: percent}, `confusion` (rows true, columns predicted), `losses` {"boundary": {...}, "end": {...}}
-    and `seconds`. Where classes differ in their numbers of test images, it has `balanced_accuracy` and `macro_f1`; for
-    two classes and ChestX `auroc`; all in percent. `diverged` says why an episode has no accuracy. `episode` and
-    `method` identify a row; this class needs no other key.
+    None without held-out images), both with `cross_entropy` (nats) and `calibration_error` (percent), `test_images` and
+    `binomial_interval` [low, high] that the accuracy rests on, `per_class` {class: percent}, `confusion` (rows true,
+    columns predicted), `losses` {"boundary": {...}, "end": {...}}, `terms` {"step": [...], name of a term: [...],
+    "stage": [first, last]} and `seconds`. Where classes differ in their numbers of test images, it has
+    `balanced_accuracy` and `macro_f1`; for two classes and ChestX `auroc`; all in percent. `diverged` says why an
+    episode has no accuracy. `episode` and `method` identify a row; this class needs no other key.
 
     Args:
         path: The file; it need not exist.
@@ -132,6 +133,7 @@ class RunFolder:
         self.rows = ResultRows(self.results)
         self.summary = self.path / "summary.json"
         self.adapters = self.path / "adapters"
+        self.predictions = self.path / "predictions"
         self.pictures = self.path / "pictures"
         self.subset = self.path / "subset.json"
         self.checkpoints = self.path / "checkpoints"
@@ -184,7 +186,7 @@ class RunFolder:
         """Delete the temporary files of killed runs; the lock says that no other run is writing here."""
         for name in ("config*.yaml", "identity.json", "summary.json", "subset.json", "wandb_id.txt"):
             remove_leftovers(self.path, name)
-        for folder in (self.adapters, self.pictures, self.checkpoints):
+        for folder in (self.adapters, self.predictions, self.pictures, self.checkpoints):
             remove_leftovers(folder, "episode_*")
         with suppress(OSError):  # it does not exist, or holds a checkpoint
             self.checkpoints.rmdir()
@@ -204,10 +206,11 @@ class RunFolder:
         Raises:
             DtrapError: A file cannot be deleted.
         """
-        results = (self.results, self.summary, self.adapters, self.pictures, self.subset, self.checkpoints)
-        others = (self.config, *self.path.glob("config.*.yaml"), self.path / "metrics.csv")
+        results = (self.results, self.summary, self.subset, self.checkpoints)
+        others = (self.adapters, self.predictions, self.pictures, self.path / "metrics.csv")
+        configs = (self.config, *self.path.glob("config.*.yaml"))
         # The identity last: a kill in between must not leave rows without one.
-        for path in (*results, *others, self.identity):
+        for path in (*results, *others, *configs, self.identity):
             try:
                 if path.is_dir() and not path.is_symlink():
                     shutil.rmtree(path)

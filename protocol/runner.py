@@ -30,6 +30,7 @@ from .identity import default_folder_name
 from .loggers import ProtocolLogger
 from .method_names import find_same
 from .module_method import ModuleMethod
+from .predictions import predictions_bytes, save_predictions
 from .preprocessing import settle_test_preprocessing
 from .progress import EpisodeProgress
 from .rehearsal import Loaded, build_modules, rehearse
@@ -240,7 +241,10 @@ class ProtocolRun:
             save_adapters=self.settings.save_adapters,
             checkpoints=self.data.streams,
             overwrite=overwrite,
+            predictions=predictions_bytes(self.data) if self.settings.save_predictions and self.data.has_query else 0,
         )
+        for module in modules.values():
+            module.kept_scores.wanted = self.settings.save_predictions
         return modules, {method.name: method.trainer_arguments(logger=method is self.main) for method in self.methods}
 
     def _run_missing(
@@ -306,11 +310,13 @@ class ProtocolRun:
         if self.settings.save_adapters and not diverged:
             card = AdapterCard.of(module, self.data, row, self.names, arguments.get("precision"))
             save_adapter(self._path_of(self.data.episode, method.name), module, card)
+        if self.settings.save_predictions and self.data.has_query and not diverged:
+            save_predictions(self.folder.predictions / f"{stem}.safetensors", module, self.data)
         if self.data.episode < self.settings.pictures and not diverged:
             from .picture import save_episode_picture  # imports matplotlib
 
             save_episode_picture(self.folder.pictures / f"{stem}.png", module, self.data, row)
-        # After adapter and picture, so that a kill in between repeats the episode; before the checkpoint is deleted, so
+        # After the other files, so that a kill in between repeats the episode; before the checkpoint is deleted, so
         # that a kill in between loses nothing.
         self.folder.rows.append(row)
         if checkpoint is not None:
@@ -369,21 +375,25 @@ class ProtocolRun:
             self._say(f"{len(data.skipped_images)} missing or unreadable images left out{kinds}; listed above.")
         chosen = [row for row in rows if row["method"] in self.names and row["episode"] < self.episodes]
         if self.settings.save_adapters:
-            self._tell_adapters(chosen, complete=complete)
+            self._tell_saved(self.folder.adapters, chosen, complete=complete)
+        if self.settings.save_predictions and data.has_query:
+            self._tell_saved(self.folder.predictions, chosen, complete=complete)
         lost = len(self.names) * self.episodes - len(chosen)
         if complete and lost:
             raise DtrapError(f"{self.folder.results}: {lost} rows are missing. Rerun the same command; it runs them.")
         return ProtocolResult(self.folder.path, chosen, summary)
 
-    def _tell_adapters(self, rows: list[Row], *, complete: bool) -> None:
+    def _tell_saved(self, folder: Path, rows: list[Row], *, complete: bool) -> None:
+        """Say where the files of the episodes are, and of how many there are none; they have the names of adapters."""
         rows = [row for row in rows if not row.get("diverged") and not row.get("same_as")]
-        without = [row for row in rows if not self._path_of(row["episode"], row["method"]).exists()]
+        names = [self._path_of(row["episode"], row["method"]).name for row in rows]
+        without = [name for name in names if not (folder / name).exists()]
         if len(without) < len(rows):
-            self._say(f"Adapters: {self.folder.adapters}")
+            self._say(f"{folder.name.capitalize()}: {folder}")
         # Not after an interrupt: the remedy would delete the rows and checkpoints that the run resumes from.
         if without and complete:
             which = "this run" if len(without) == len(rows) else f"{len(without)} of {len(rows)} episodes"
-            self._warn(f"{which} saved no adapters; use --protocol.overwrite true to run it again and save them.")
+            self._warn(f"{which} saved no {folder.name}; use --protocol.overwrite true to run it again and save them.")
 
     def _path_of(self, episode: int, method: str) -> Path:
         """File of an adapter."""

@@ -17,6 +17,7 @@ class ProtocolOptions(TypedDict, total=False):
     overwrite: bool
     pictures: int
     save_adapters: bool
+    save_predictions: bool
     checkpoint_every: int
 
 
@@ -36,6 +37,7 @@ class ProtocolSettings:
             it after its losses, and a compared method also after what else it trains otherwise.
         pictures: Number of episodes, counted from the first, for which a picture of support views and queries is saved.
         save_adapters: Save the adapter of every episode.
+        save_predictions: Save the scores of every episode's queries, with small pictures of the worst errors.
         checkpoint_every: Steps between two checkpoints of an all-way task; a stopped run resumes at the last one.
             Episodes are short and restart from the beginning.
     """
@@ -47,6 +49,7 @@ class ProtocolSettings:
     method: str | None = None
     pictures: int = 0
     save_adapters: bool = False
+    save_predictions: bool = False
     checkpoint_every: int = 100
 
     def __post_init__(self) -> None:

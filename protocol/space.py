@@ -25,8 +25,9 @@ def check_space(
     save_adapters: bool,
     checkpoints: bool,
     overwrite: bool,
+    predictions: int = 0,
 ) -> None:
-    """Raise a DtrapError if the adapters and checkpoints of the missing episodes need more than the free space.
+    """Raise a DtrapError if the files of the missing episodes need more than the free space.
 
     Args:
         folder: The run folder, which exists.
@@ -35,23 +36,30 @@ def check_space(
         save_adapters: Whether the run saves adapters.
         checkpoints: Whether the run writes checkpoints.
         overwrite: Whether the files of an earlier run are deleted first.
+        predictions: Bytes of the predictions of one episode, 0 if they are not saved.
     """
     sizes = {name: adapter_bytes(modules[name]) for name, episodes in missing.items() if episodes and name in modules}
+    rows = sum(len(missing[name]) for name in sizes)
     adapters = sum(size * len(missing[name]) for name, size in sizes.items()) if save_adapters else 0
+    predicted = predictions * rows
     resumed = CHECKPOINT_COPIES * max(sizes.values(), default=0) if checkpoints else 0
     free = shutil.disk_usage(folder.path).free
     if overwrite:
-        free += _bytes_of(folder.adapters) + _bytes_of(folder.checkpoints)
-    if adapters + resumed <= free:
+        free += sum(map(_bytes_of, (folder.adapters, folder.checkpoints, folder.predictions)))
+    needed = adapters + resumed + predicted
+    if needed <= free:
         return
     parts = []
     if adapters:
-        parts.append(f"{sum(len(missing[name]) for name in sizes)} adapters of {decimal(max(sizes.values()))}")
+        parts.append(f"{rows} adapters of {decimal(max(sizes.values()))}")
+    if predicted:
+        parts.append(f"predictions of {decimal(predicted)}")
     if resumed:
         parts.append(f"checkpoints of {decimal(resumed // 2)}")
-    without = ", leave out --protocol.save_adapters" if adapters else ""
+    options = {"--protocol.save_adapters": adapters, "--protocol.save_predictions": predicted}
+    without = "".join(f", leave out {option}" for option, size in options.items() if size)
     raise DtrapError(
-        f"{folder.path}: the run would write {' and '.join(parts)}, {decimal(adapters + resumed)} in all, but "
+        f"{folder.path}: the run would write {' and '.join(parts)}, {decimal(needed)} in all, but "
         f"{decimal(free)} are free there. Free space{without}, or choose a folder on another disk with "
         "--protocol.folder."
     )

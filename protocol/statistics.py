@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from functools import cache
 
 from ..lightning_modules.exact_interval import CONFIDENCE, exact_interval
 
@@ -45,15 +46,24 @@ class Interval:
         return self.count in TOO_FEW and not self.identical
 
     def __str__(self) -> str:
+        return format(self, ".1f")
+
+    def __format__(self, numbers: str) -> str:
+        """Return mean, interval and what they rest on; `numbers` is how numbers are written, such as ".3f"."""
+        numbers = numbers or ".1f"
+        mean, half_width, low, high = (
+            "" if value is None else format(value, numbers)
+            for value in (self.mean, self.half_width, self.low, self.high)
+        )
         tested = "" if self.images is None else f", {self.images:,} test image{'' if self.images == 1 else 's'}"
         if self.kind == BINOMIAL:
-            return f"{self.mean:.1f} (95 % {self.low:.1f} to {self.high:.1f}, {BINOMIAL}{tested})"
+            return f"{mean} (95 % {low} to {high}, {BINOMIAL}{tested})"
         if self.count == 1:
-            return f"{self.mean:.1f} (1 value{tested})"
+            return f"{mean} (1 value{tested})"
         if self.identical:
-            return f"{self.mean:.1f} (identical in {self.count}{tested})"
+            return f"{mean} (identical in {self.count}{tested})"
         few = ", too few" if self.too_few else ""
-        return f"{self.mean:.1f} ± {self.half_width:.1f} (95 %, {STUDENT} over {self.count}{few}{tested})"
+        return f"{mean} ± {half_width} (95 %, {STUDENT} over {self.count}{few}{tested})"
 
 
 def mean_interval(values: Iterable[float]) -> Interval:
@@ -70,12 +80,18 @@ def mean_interval(values: Iterable[float]) -> Interval:
         raise ValueError("a mean needs at least one value, got none")
     if count == 1 or numbers.min() == numbers.max():  # the mean of equal values may differ from them in the last bit
         return Interval(float(numbers[0]), 0.0 if count > 1 else None, count)
+    mean = float(numbers.mean())
+    half_width = _quantile(count - 1) * float(numbers.std(ddof=1)) / math.sqrt(count)
+    return Interval(mean, half_width, count, mean - half_width, mean + half_width, STUDENT)
+
+
+@cache
+def _quantile(freedom: int) -> float:
+    """Return Student's t quantile of the interval; a run asks for the same one with every measure."""
     # scipy takes longer to import than the rest of a report; a single value does not need it.
     from scipy import stats  # type: ignore[import-untyped]
 
-    mean, quantile = float(numbers.mean()), float(stats.t.ppf((1 + CONFIDENCE) / 2, df=count - 1))
-    half_width = quantile * float(numbers.std(ddof=1)) / math.sqrt(count)
-    return Interval(mean, half_width, count, mean - half_width, mean + half_width, STUDENT)
+    return float(stats.t.ppf((1 + CONFIDENCE) / 2, df=freedom))
 
 
 def binomial_interval(right: int, images: int) -> Interval:

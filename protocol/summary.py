@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
@@ -15,8 +16,13 @@ from rich.text import Text
 from ..console import print_table
 from . import claims
 from .claims import counted, percent, points
+from .measured import TESTED, ZERO_SHOT, measure_of, measured_values
 from .run_folder import Row
 from .statistics import Interval, binomial_interval, mean_interval, paired_difference
+
+# Measures that the second table shows, as far as there are any; the first has those of accuracy.
+SHOWN = ("cross_entropy", "calibration_error", "query.gap_drop")
+TITLE_WIDTH = 20
 
 
 def summarize(
@@ -41,12 +47,14 @@ def summarize(
     Returns:
         `description`, `unit`, `episodes`, `support_images`, `seconds` (all rows together), `methods` {name:
         `episodes`, `diverged` [...], `support_images`, `test_images`, `test_images_each` [least, most], `classes`,
-        `untested_classes`, `accuracy`, `zero_shot_accuracy`, `per_class` {class: `mean`, `episodes`}, `seconds`, and
-        where measured `balanced_accuracy`, `macro_f1`, `auroc`} and `differences` {name: ...}. Accuracies and
-        differences are an `Interval` as a dictionary, or None. Diverged episodes count in no mean.
+        `untested_classes`, `accuracy`, `zero_shot_accuracy`, `per_class` {class: `mean`, `episodes`, `images`},
+        `seconds`, and where measured `balanced_accuracy`, `macro_f1`, `auroc` and every other name of `row_measures`},
+        `differences` {name: ...} of accuracies, and `measure_differences` {name: {measure: ...}}. Accuracies, measures
+        and differences are an `Interval` as a dictionary, or None. Diverged episodes count in no mean.
     """
     chosen = {name: [row for row in rows if row["method"] == name and row["episode"] < episodes] for name in methods}
-    first = _accuracies(chosen[methods[0]])
+    values = {name: measured_values(found) for name, found in chosen.items()}
+    first = values[methods[0]]
     summaries = {name: _method_summary(chosen[name], unit) for name in methods}
     return {
         "description": description,
@@ -55,7 +63,8 @@ def summarize(
         "support_images": support_images,
         "seconds": sum(summary["seconds"] for summary in summaries.values()),
         "methods": summaries,
-        "differences": {name: _difference(first, _accuracies(chosen[name])) for name in methods[1:]},
+        "differences": {name: _differences(first, values[name]).get("accuracy") for name in methods[1:]},
+        "measure_differences": {name: _differences(first, values[name]) for name in methods[1:]},
     }
 
 
@@ -63,12 +72,14 @@ summarise = summarize  # the name in dtrap 0.1.0
 
 
 def render(summary: Mapping[str, Any], console: Console) -> None:
-    """Print the result line of each method and, for several methods, a table with the paired differences.
+    """Print the result line of each method and, for several methods, tables with the paired differences.
 
     Lines are neither cut nor wrapped at any width of the console, and have no colors.
     """
     if len(summary["methods"]) > 1:
         print_table(_table(summary), console)
+        if any(method.get(name) for method in summary["methods"].values() for name in SHOWN):
+            print_table(_measures_table(summary), console)
     for line in result_lines(summary):
         console.print(Text(line), soft_wrap=True)
 
@@ -90,9 +101,22 @@ def result_lines(summary: Mapping[str, Any]) -> list[str]:
 
 
 def difference_lines(summary: Mapping[str, Any]) -> list[str]:
-    """Return one line per paired difference: `svl-ra minus baseline, paired: +0.09 ± 1.23 (15 pairs)`."""
+    """Return one line per method with its paired differences: `svl-ra minus baseline, paired: +0.09 ± 1.23 (15 pairs)`.
+
+    Those of the other measures follow: ` · cross-entropy -0.742 ± 0.170 nats`.
+    """
     first = next(iter(summary["methods"]))
-    return [f"{first} minus {name}, paired: {points(found)}" for name, found in summary["differences"].items() if found]
+    lines = []
+    for name, found in summary["differences"].items():
+        if found:
+            parts = [f"{first} minus {name}, paired: {points(found)}"]
+            for key, difference in summary.get("measure_differences", {}).get(name, {}).items():
+                if key in SHOWN:
+                    measure = measure_of(key)
+                    text = claims.change(difference, measure, found["count"], symbol=measure.difference_unit)
+                    parts.append(f"{measure.title} {text}")
+            lines.append(" · ".join(parts))
+    return lines
 
 
 def _claims(summary: Mapping[str, Any], method: Mapping[str, Any]) -> list[str]:
@@ -111,11 +135,54 @@ def _claims(summary: Mapping[str, Any], method: Mapping[str, Any]) -> list[str]:
         tested = f"trained on {counted(images, 'image')}, tested on {method['test_images']:,}"
     zero_shot = method["zero_shot_accuracy"]
     compared = "" if zero_shot is None else f"  (zero-shot {percent(zero_shot, unit)})"
-    beside = ", ".join(
-        f"{title} {percent(method[key], unit)}" for key, title in claims.MEASURES.items() if method.get(key)
-    )
+    others = [f"{title} {percent(method[key], unit)}" for key, title in claims.MEASURES.items() if method.get(key)]
+    beside = ", ".join([*_measured(method, unit), *others])
     accuracy = f"{percent(method['accuracy'], unit, said=True)}{compared}"
     return [count, tested, accuracy, beside, left_out, claims.copied(method), claims.untested(method)]
+
+
+def _measured(method: Mapping[str, Any], unit: str) -> list[str]:
+    """Return such as `cross-entropy 2.062 ± 0.120 nats (zero-shot 1.602 ± 0.030)` for what is measured."""
+    parts = []
+    for key in TESTED[1:]:
+        measure, episodes = measure_of(key), method["accuracy"]["count"]
+        text = claims.written(method.get(key), measure, episodes, unit, symbol=measure.unit)
+        zero_shot = claims.written(method.get(ZERO_SHOT + key), measure, episodes, unit)
+        parts += [f"{measure.title} {text}{f' (zero-shot {zero_shot})' if zero_shot else ''}"] if text else []
+    return parts
+
+
+def _measures_table(summary: Mapping[str, Any]) -> Table:
+    """Return what accuracy hides: the shown measures, with their paired differences."""
+    methods = summary["methods"]
+    caption = Text(f"  difference: {next(iter(methods))} minus this, paired")
+    table = Table(box=box.SIMPLE, caption=caption, caption_justify="left")
+    table.add_column("method", no_wrap=True)
+    names = [name for name in SHOWN if any(method.get(name) for method in methods.values())]
+    for name in names:
+        measure = measure_of(name)
+        title = [*textwrap.wrap(measure.title, TITLE_WIDTH), *([f"({measure.unit})"] if measure.unit else [])]
+        table.add_column(Text("\n".join(title)), justify="right", no_wrap=True)
+        table.add_column(Text("difference"), justify="right", no_wrap=True)
+    zero_shots = [{key: method.get(ZERO_SHOT + key) for key in names} for method in methods.values()]
+    if any(zero_shots[0].values()) and all(found == zero_shots[0] for found in zero_shots):
+        table.add_row("zero-shot", *_measure_cells(summary, next(iter(methods)), names, ZERO_SHOT))
+    for name in methods:
+        table.add_row(Text(name), *_measure_cells(summary, name, names))
+    return table
+
+
+def _measure_cells(summary: Mapping[str, Any], name: str, measures: Sequence[str], prefix: str = "") -> list[Text]:
+    """Return the mean and the paired difference of each measure of a method."""
+    method, cells = summary["methods"][name], []
+    episodes = (method["accuracy"] or {"count": 0})["count"]
+    differences = {} if prefix else summary["measure_differences"].get(name, {})
+    pairs = (differences.get("accuracy") or {"count": 0})["count"]
+    for key in measures:
+        measure = measure_of(key)
+        cells.append(Text(claims.written(method.get(prefix + key), measure, episodes, summary["unit"])))
+        cells.append(Text(claims.change(differences.get(key), measure, pairs)))
+    return cells
 
 
 def _table(summary: Mapping[str, Any]) -> Table:
@@ -154,11 +221,6 @@ def _weight(method: Mapping[str, Any]) -> str:
 
 def _method_summary(rows: Sequence[Row], unit: str) -> dict[str, Any]:
     sound = [row for row in rows if not row.get("diverged")]
-    by_class: defaultdict[str, list[float]] = defaultdict(list)
-    for row in sound:
-        for name, accuracy in (row.get("per_class") or {}).items():
-            if accuracy is not None:
-                by_class[name].append(accuracy)
     images = [tested_images(row) for row in sound if row.get("accuracy") is not None]
     known = [number for number in images if number is not None]
     each = [min(known), max(known)] if known and len(known) == len(images) else None
@@ -178,10 +240,8 @@ def _method_summary(rows: Sequence[Row], unit: str) -> dict[str, Any]:
         "zero_shot_accuracy": _interval(sound, "zero_shot_accuracy"),
         **{key: _interval(sound, key) for key in claims.MEASURES if _have(sound, key)},
         "copied_test_images": sum(row.get("copied_test_images") or 0 for row in sound),
-        "per_class": {
-            name: {"mean": sum(values) / len(values), "episodes": len(values)}
-            for name, values in sorted(by_class.items())
-        },
+        **_measures(sound),
+        "per_class": _per_class(sound),
         "seconds": sum(row.get("seconds") or 0.0 for row in rows if "same_as" not in row),
     }
 
@@ -225,10 +285,40 @@ def _untested(rows: Sequence[Row]) -> dict[str, Any]:
     return {"classes": max((len(row["classes"]) for row in tested), default=None), "untested_classes": list(missing)}
 
 
-def _accuracies(rows: Sequence[Row]) -> dict[int, float]:
-    sound = [row for row in rows if row.get("accuracy") is not None and not row.get("diverged")]
-    return {row["episode"]: row["accuracy"] for row in sound}
+def _per_class(rows: Sequence[Row]) -> dict[str, dict[str, Any]]:
+    """Return the mean accuracy of each class over its episodes, and its number of test images where rows say it."""
+    accuracies: defaultdict[str, list[float]] = defaultdict(list)
+    images: defaultdict[str, list[int]] = defaultdict(list)
+    for row in rows:
+        tested = [sum(counts) for counts in row.get("confusion") or []]
+        known = dict(zip(row.get("classes") or [], tested, strict=False))
+        for name, accuracy in (row.get("per_class") or {}).items():
+            if accuracy is not None:
+                accuracies[name].append(accuracy)
+                images[name] += [known[name]] if name in known else []
+    found: dict[str, dict[str, Any]] = {}
+    for name, values in sorted(accuracies.items()):
+        found[name] = {"mean": sum(values) / len(values), "episodes": len(values)}
+        if len(images[name]) == len(values):
+            found[name]["images"] = sum(images[name])
+    return found
 
 
-def _difference(first: Mapping[int, float], other: Mapping[int, float]) -> dict[str, Any] | None:
-    return asdict(paired_difference(first, other)) if first.keys() & other.keys() else None
+def _measures(rows: Sequence[Row]) -> dict[str, Any]:
+    """Return the intervals of all measures but accuracies; rows of an earlier version lack some and do not count."""
+    tested = {row["episode"]: tested_images(row) for row in rows}
+    found: dict[str, Any] = {}
+    for name, values in measured_values(rows).items():
+        if name not in ("accuracy", "zero_shot_accuracy", *claims.MEASURES):
+            images = [number for number in map(tested.get, values) if number]
+            whole = len(images) == len(values) and not name.startswith("support.")
+            found[name] = asdict(replace(mean_interval(values.values()), images=sum(images) if whole else None))
+    return found
+
+
+def _differences(
+    first: Mapping[str, Mapping[int, float]], other: Mapping[str, Mapping[int, float]]
+) -> dict[str, dict[str, Any]]:
+    """Return the paired differences of the measures that both methods have in an episode."""
+    common = [name for name in first if first[name].keys() & other.get(name, {}).keys()]
+    return {name: asdict(paired_difference(first[name], other[name])) for name in common}

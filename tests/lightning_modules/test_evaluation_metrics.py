@@ -1,8 +1,13 @@
-"""Balanced accuracy, macro-F1 and AUROC of a test, against definitions written out here."""
+"""Balanced accuracy, macro-F1, AUROC, cross-entropy and calibration error, against definitions written out here."""
 
+import pickle
+
+import numpy as np
 import pytest
 import torch
-from dtrap.lightning_modules.evaluation_metrics import Ranking, balanced_metrics
+from dtrap.lightning_modules.evaluation_metrics import Confidence, Ranking, balanced_metrics, log_probabilities
+from scipy.special import logsumexp
+from torchmetrics.classification import MulticlassCalibrationError
 
 
 def test_balanced_accuracy_and_macro_f1_of_unequal_classes():
@@ -62,3 +67,40 @@ def test_nothing_is_kept_unless_it_is_wanted_and_one_class_has_no_auroc():
     ranking.start(wanted=True)
     ranking.update(torch.randn(4, 2), torch.zeros(4, dtype=torch.long))
     assert ranking.auroc is None
+
+
+def measured(logits, labels):
+    """Cross-entropy and calibration error of logits [V, N, W] in two batches."""
+    confidence = Confidence()
+    for part in (slice(0, 7), slice(7, None)):
+        logs = log_probabilities(logits[:, part])
+        confidence.update(logs, labels[part], logs.argmax(dim=-1))
+    return confidence.measures(len(labels))
+
+
+def test_cross_entropy_of_added_views_is_that_of_the_mean_probability_also_where_it_is_0_in_float32():
+    generator = torch.Generator().manual_seed(2)
+    logits, labels = 100 * torch.randn(3, 20, 4, generator=generator), torch.randint(4, (20,), generator=generator)
+    assert (logits.softmax(-1).sum(0) == 0).any()
+    exact = np.exp(logits.double().numpy() - logsumexp(logits.double().numpy(), axis=2, keepdims=True)).mean(axis=0)
+    found = measured(logits, labels)
+    assert found["cross_entropy"] == pytest.approx(-np.log(exact[range(20), labels]).mean(), rel=1e-9)
+    expected = MulticlassCalibrationError(4, n_bins=15)(torch.from_numpy(exact), labels)
+    assert found["calibration_error"] == pytest.approx(100 * float(expected), rel=1e-6)
+
+
+def test_one_class_is_certain_and_another_number_of_images_has_no_measures():
+    logits, labels = torch.randn(1, 9, 1), torch.zeros(9, dtype=torch.long)
+    assert measured(logits, labels) == {"cross_entropy": 0.0, "calibration_error": 0.0}
+    confidence = Confidence()
+    assert confidence.measures(0) == {}
+    logs = log_probabilities(logits)
+    confidence.update(logs, labels, labels)
+    assert confidence.measures(10) == {}  # a subclass that counts on its own
+
+
+def test_a_test_keeps_a_sum_and_two_numbers_for_each_image():
+    confidence = Confidence()
+    logs = log_probabilities(torch.randn(1, 8, 1000))
+    confidence.update(logs, torch.zeros(8, dtype=torch.long), logs.argmax(dim=-1))
+    assert len(pickle.dumps(confidence)) < 2000

@@ -24,7 +24,9 @@ def test_a_method_that_diverges_in_every_episode_ends_with_1_and_names_the_rate(
     assert len(rows) == 4
     for row in rows:
         assert row["accuracy"] is row["confusion"] is row["per_class"] is None
+        assert row["cross_entropy"] is row["calibration_error"] is None
         assert row["zero_shot_accuracy"] is not None
+        assert row["zero_shot_cross_entropy"] > 0
         assert row["diverged"].startswith("the loss is not finite from step ")
         values = [value for terms in row["losses"].values() for value in (terms or {}).values()]
         assert None not in values

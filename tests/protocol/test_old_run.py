@@ -24,7 +24,8 @@ def old(tmp_path):
 
 
 # What rows did not say when the folders were written.
-NEW = {"support_images", "test_images", "binomial_interval"}
+CONFIDENCE = {"cross_entropy", "calibration_error", "zero_shot_cross_entropy", "zero_shot_calibration_error"}
+NEW = {"support_images", "test_images", "binomial_interval", "terms", *CONFIDENCE}
 
 
 def rows_of(folder):
@@ -46,6 +47,7 @@ def test_a_run_is_extended_by_the_rows_of_a_fresh_run(dtrap, old):
     status, out, err = dtrap("fit", *config, "--protocol.folder", old / "demo")
     assert status == 0, err
     assert "Shapes (x-ray) 3-way 1-shot · svl-ra · 3 episodes · " in out
+    assert " nats (in 1 of 3 episodes)" in out
     assert (old / "demo" / "results.jsonl").read_bytes().startswith(before)
     assert dtrap("fit", *config, "--protocol.folder", "fresh")[0] == 0
     extended, fresh = rows_of(old / "demo"), rows_of(Path("fresh"))
