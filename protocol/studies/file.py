@@ -15,7 +15,18 @@ from .source import DECIDED, Source, shown
 
 SETS_OF_CONFIGS = ("sets", "backbones", "tuners")
 NUMBERS = ("shots", "seeds")
-PART_KEYS = (*SETS_OF_CONFIGS, *NUMBERS, "grid", "arms", "compare", "episodes", "options", "measures", "figure")
+PART_KEYS = (
+    *SETS_OF_CONFIGS,
+    *NUMBERS,
+    "grid",
+    "arms",
+    "compare",
+    "episodes",
+    "options",
+    "measures",
+    "figure",
+    "verdict",
+)
 KEYS = (*PART_KEYS, "published", "parts")
 FIGURES = ("heat_map", "coop")
 DEFAULT = "default"  # the value of an axis that is [], which adds no overlay
@@ -47,6 +58,7 @@ class Part:
         options: Command line words of all cells.
         measures: Flat names of the numbers that are shown.
         figure: "heat_map", "coop" or None.
+        verdict: Flat name of the measure that decides an open question, "near_domain", or None.
         published: Key of the published numbers, or None.
     """
 
@@ -61,6 +73,7 @@ class Part:
     options: tuple[str, ...]
     measures: list[str]
     figure: str | None
+    verdict: str | None
     published: str | None
 
     @property
@@ -225,10 +238,14 @@ def _part(
         options=reader.words(f"{where}options", given.get("options", []), "a list such as [--trainer.max_epochs, 50]"),
         measures=_texts(source, f"{where}measures", given.get("measures", ["accuracy"])),
         figure=figure,
+        verdict=given.get("verdict"),
         published=given.get("published"),
     )
     if part.published is not None and not isinstance(part.published, str):
         raise source.error(f"{where}published", part.published, "the key of published numbers, a text")
+    if part.verdict is not None and part.verdict not in (*part.measures, "near_domain"):
+        expected = expected_one_of(str(part.verdict), [*part.measures, "near_domain"])
+        raise DtrapError(f"{source.path}: {where}verdict: found {shown(part.verdict)}; {expected}")
     return part
 
 

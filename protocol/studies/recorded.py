@@ -63,6 +63,7 @@ class StudyPart:
         compare: The arm that the others are compared with; None for none.
         measures: Flat names of the measures that are shown.
         figure: "heat_map", "coop" or None.
+        verdict: The measure that decides an open question, "near_domain", or None.
         published: Key of the published numbers; None for none.
         cells: Its runs.
     """
@@ -76,6 +77,7 @@ class StudyPart:
     figure: str | None
     published: str | None
     cells: Sequence[StudyCell]
+    verdict: str | None = None
 
 
 def read_parts(folder: Path, failed: Mapping[str, str]) -> tuple[str, str, list[StudyPart]]:
@@ -118,6 +120,7 @@ def _part(folder: Path, part: Mapping[str, Any], known: dict[Path, list[Row]], f
         measures=[str(name) for name in part.get("measures") or ["accuracy"]],
         figure=part.get("figure"),
         published=part.get("published"),
+        verdict=part.get("verdict"),
         cells=[
             _cell(folder, cell, arms, known, failed.get(f"{part['name']}/{cell['name']}", "")) for cell in part["cells"]
         ],

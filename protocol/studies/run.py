@@ -80,6 +80,7 @@ def describe_parts(study: Study, cells: Sequence[ResolvedCell], folders: dict[st
                 "compare": part.compare,
                 "measures": part.measures,
                 "figure": part.figure,
+                "verdict": part.verdict,
                 "published": part.published,
                 "cells": own,
             }

@@ -22,6 +22,7 @@ from .needed import FEWEST_PAIRS
 from .published import PAPER, PUBLISHED
 from .recorded import FAILED, MISSING, UNFINISHED, StudyCell, StudyPart
 from .results import SETS, StudyResults, axis_text
+from .verdicts import verdict_lines
 
 if TYPE_CHECKING:
     from pandas import DataFrame
@@ -80,7 +81,7 @@ def part_tables(results: StudyResults, part: StudyPart) -> Iterator[Table | str]
             yield f"{measure.title}{unit}: minus {part.compare}, paired by episode"
             rows = {"": _difference, label: _published_difference, NEEDED: _needed}
             yield from _tables(part, own, own_means, measure, rows, skip=part.compare)
-    for note in _notes(part, lines):
+    for note in [*verdict_lines(part), *_notes(part, lines)]:
         yield from textwrap.wrap(note, WIDTH, break_long_words=False, break_on_hyphens=False)
 
 
