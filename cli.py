@@ -24,6 +24,7 @@ first steps:
   dtrap fit --config isic_5shot.yaml --data.root /path      the paper's setting on ISIC
   dtrap fit --config folder.yaml --data.root my_images      your own images, one folder per class
   dtrap data check /path                                    the data sets under a folder and their faults
+  dtrap study ablation --data-root /path                    a table of the paper: sets, methods, intervals
   dtrap report runs/isic runs/eurosat                       several runs in one table
   dtrap fit --help                                          the options that people use, and where the others are
 
@@ -51,7 +52,7 @@ def _run(words: list[str]) -> int:
     debug = "--debug" in words
     words = [word for word in words if word != "--debug"]
     STOP.last_words = "Interrupted."
-    if words[:1] == ["fit"]:
+    if words[:1] in (["fit"], ["study"]):
         STOP.last_words += f" Resume with: {shlex.join(['dtrap', *words])}"
     try:
         status = _dispatch(words)

@@ -44,24 +44,28 @@ def parse_json(content: str | bytes) -> Any:
         raise ValueError("nested too deep") from None
 
 
-def read_yaml(path: Path, largest: int = LARGEST_YAML) -> Any:
+def read_yaml(path: Path, largest: int = LARGEST_YAML, *, unique_keys: bool = False) -> Any:
     """Read a YAML file of plain values; see `parse_yaml`.
 
     Raises:
         OSError: The file cannot be read, or is not a regular file.
         ValueError: It is not YAML, too large, nested too deep, or repeats too much.
     """
-    return parse_yaml(_content(path, largest).decode("utf-8-sig"))
+    return parse_yaml(_content(path, largest).decode("utf-8-sig"), unique_keys=unique_keys)
 
 
-def parse_yaml(text: str) -> Any:
+def parse_yaml(text: str, *, unique_keys: bool = False) -> Any:
     """Decode YAML of plain values; aliases may repeat values, but not make them many.
+
+    Args:
+        text: The YAML.
+        unique_keys: Whether to refuse a mapping in which a key is given twice; otherwise the last one counts.
 
     Raises:
         ValueError: It is not YAML, nested too deep, or aliases stand for too many values.
     """
     try:
-        return yaml.load(text, _Loader)
+        return yaml.load(text, _UniqueKeys if unique_keys else _Loader)
     except RecursionError:
         raise ValueError("nested too deep") from None
     except yaml.YAMLError as error:
@@ -97,6 +101,19 @@ class _Loader(yaml.SafeLoader):
 
 # Also "1e-3": YAML 1.1 takes a number without a point for a text, unlike the parser of the command line.
 _Loader.add_implicit_resolver("tag:yaml.org,2002:float", re.compile(r"^[-+]?[0-9]+[eE][-+]?[0-9]+$"), [*"-+0123456789"])
+
+
+class _UniqueKeys(_Loader):
+    """A loader that refuses a key that is given twice in a mapping."""
+
+    def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
+        """Return the mapping of a node."""
+        seen: set[str] = set()
+        for key in [key for key, _ in node.value if isinstance(key, yaml.ScalarNode)]:
+            if key.value in seen:
+                raise yaml.YAMLError(f"'{key.value}' is given twice, again in line {key.start_mark.line + 1}")
+            seen.add(key.value)
+        return super().construct_mapping(node, deep)
 
 
 def _children(node: Any) -> list[Any]:

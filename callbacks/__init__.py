@@ -3,7 +3,8 @@
 # All need Lightning and torchmetrics alone, so that nothing is gained by importing them later.
 from .alignment_monitor import AlignmentMonitor
 from .keep_best import KeepBest
+from .near_domain_warning import NearDomainWarning
 from .stage_switch import StageSwitch
 from .stop_at_loss import StopAtLoss
 
-__all__ = ["AlignmentMonitor", "KeepBest", "StageSwitch", "StopAtLoss"]
+__all__ = ["AlignmentMonitor", "KeepBest", "NearDomainWarning", "StageSwitch", "StopAtLoss"]

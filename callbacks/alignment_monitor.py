@@ -20,10 +20,13 @@ class AlignmentMonitor(FeatureCollector):
     """Measure alignment and visual discriminability at the start, at the switch and at the end of a training.
 
     The measures are those of `dtrap.metrics`, on the queries and on the plain support images. At the start they are of
-    the model without the tuner. The switch is the end of the suppressed stage of the Trainer's `StageSwitch`, whatever
-    the weights of the losses, so that plain fine-tuning is measured at the same step; without one it is after 3/5 of
-    the steps. Queries at start and end are those of the zero-shot test and of the test, which are not computed again.
-    The queries of a whole test split (the all-way protocol) and those of foreign loaders are measured in tests only.
+    the model without the tuner.
+
+    The switch is the end of the suppressed stage of the Trainer's `StageSwitch`, whatever the weights of the losses, so
+    that plain fine-tuning is measured at the same step; without one it is after 3/5 of the steps. A stage that a rule
+    of its own ends is measured one step later. Queries at start and end are those of the zero-shot test and of the
+    test, which are not computed again. The queries of a whole test split (the all-way protocol) and those of foreign
+    loaders are measured in tests only.
 
     A training and its results are the same with and without this callback. It writes `alignment` into the row of an
     episode and, in a Trainer with loggers, such as "query.gap_drop" at the step into each logger. Cosines are those of
@@ -116,7 +119,8 @@ class AlignmentMonitor(FeatureCollector):
         self._measure_start(trainer, pl_module)
         if self._step == before:  # a part of an accumulated gradient
             return
-        if self._switch(trainer) == self._step:
+        switch = self._switch(trainer)
+        if switch and self._step >= switch and all(entry["moment"] != "switch" for entry in self.entries):
             self._measure(trainer, pl_module, "switch")
         elif self.every_n_steps and self._step % self.every_n_steps == 0 and self._step != self._total:
             self._measure(trainer, pl_module, None)

@@ -6,11 +6,14 @@ import warnings
 from contextlib import suppress
 from fractions import Fraction
 from math import floor, isfinite
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 
 from ..errors import DtrapError, check_one_of
+from .switch_rules import RULES, GapRule, GradientRule, latest_step
+
+Rule = Literal["exact", "authors", "gap", "gradient"]
 
 
 def suppressed_progress(
@@ -64,24 +67,32 @@ class StageSwitch(Callback):
         start: Fraction of the run at which the stage begins, a number or a text such as "1/5".
         stop: Fraction of the run at which the stage ends. The paper's timing study has the stage at the beginning
             (0 to 3/5), and with the same length in the middle or at the end.
-        rule: "exact", or "authors" for the roundings of the authors' code (see `suppressed_progress`).
+        rule: "exact", or "authors" for the roundings of the authors' code (see `suppressed_progress`). Two rules of our
+            own end the stage by what is seen in the training, within [0.2 T, 0.8 T], instead of at `stop`: "gap" when
+            the gap of the support set has not become smaller for 10 % of the run, "gradient" when the gradients of
+            L_vlm and of the whole loss disagree (see `switch_rules`). p keeps its denominator, and stays 1 after it.
 
     Raises:
         DtrapError: Not 0 <= start <= stop <= 1, the module has no suitable `objective`, or the length of the run is
             unknown.
+
+    Attributes:
+        ended: The step before which a rule of our own ended the stage; None before that.
     """
 
-    def __init__(
-        self, start: float | str = 0, stop: float | str = "3/5", rule: Literal["exact", "authors"] = "exact"
-    ) -> None:
+    def __init__(self, start: float | str = 0, stop: float | str = "3/5", rule: Rule = "exact") -> None:
         self.start, self.stop, self.rule = _fraction("start", start), _fraction("stop", stop), rule
         if self.start > self.stop:
             raise DtrapError(f"StageSwitch: start {start} is after stop {stop}; expected 0 <= start <= stop <= 1.")
-        check_one_of("StageSwitch: rule", rule, ("exact", "authors"))
-        if rule == "authors" and (self.start, self.stop) != (0, Fraction(3, 5)):
+        check_one_of("StageSwitch: rule", rule, get_args(Rule))
+        if rule != "exact" and (self.start, self.stop) != (0, Fraction(3, 5)):
             raise DtrapError(
-                "StageSwitch: rule 'authors' needs start 0 and stop 3/5; use rule 'exact' for other stages."
+                f"StageSwitch: rule '{rule}' needs start 0 and stop 3/5; use rule 'exact' for other stages."
             )
+        self.ended: int | None = None
+        self._seen: GapRule | GradientRule | None = None
+        self._restored: dict[str, Any] | None = None
+        self._step = -1
         self._total = 0
         self._counts_batches = False
 
@@ -97,11 +108,17 @@ class StageSwitch(Callback):
         if self._total > 0 and floor(self.start * self._total) >= floor(self.stop * self._total):
             self._warn_empty(pl_module)
         self._counts_batches = counts_batches(trainer, pl_module)
+        self._watch(pl_module)
         # The step before the first one of a resumed run: the objective keeps that step's relations within the stage.
         self._set(trainer, pl_module, before=1)
 
     def last_step(self, total: int) -> int:
-        """Return the number of steps after which the stage of a run of `total` steps is over."""
+        """Return the number of steps after which the stage of a run of `total` steps is over.
+
+        By a rule of our own it is over at `ended`; before that is known, and without any suppression, at the latest.
+        """
+        if self.rule in RULES:
+            return latest_step(total) if self.ended is None else self.ended
         if self.rule == "authors":
             return max(3 * (total // 5), min(total, 1))
         return floor(self.stop * total)
@@ -119,14 +136,63 @@ class StageSwitch(Callback):
         """Set the objective's position in the stage for the next step."""
         self._set(trainer, pl_module)
 
-    def _set(self, trainer: Trainer, pl_module: LightningModule, before: int = 0) -> None:
-        # Ready batches include the current one, where there is one.
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Let a rule of our own decide whether the stage ends here; before a checkpoint of this step is written."""
+        objective: Any = getattr(pl_module, "objective", None)
+        step = self._done(trainer, before=1) + 1
+        if self._seen is None or self.ended is not None or step <= self._step or objective.seen is None:
+            return
+        self._step = step
+        if self._seen.ended(step, objective.seen) or step >= latest_step(self._total):
+            self.ended, objective.watched, objective.seen = step, None, None
+
+    def _done(self, trainer: Trainer, before: int) -> int:
+        """Number of finished steps; ready batches include the current one, where there is one (`before` 0)."""
         batches = trainer.fit_loop.epoch_loop.total_batch_idx + before
-        step = (batches if self._counts_batches else trainer.global_step) - before
-        progress = None
-        if step >= 0:
-            progress = suppressed_progress(step, self._total, start=self.start, stop=self.stop, rule=self.rule)
-        _set_stage(pl_module)(progress)
+        return (batches if self._counts_batches else trainer.global_step) - before
+
+    def _set(self, trainer: Trainer, pl_module: LightningModule, before: int = 0) -> None:
+        step = self._done(trainer, before)
+        _set_stage(pl_module)(self._progress(step) if step >= 0 else None)
+
+    def _progress(self, step: int) -> float | None:
+        if self._seen is not None:
+            within = self.ended is None or step < self.ended
+            return min(step / max(floor(self.stop * self._total), 1), 1.0) if within else None
+        rule: Literal["exact", "authors"] = "authors" if self.rule == "authors" else "exact"
+        return suppressed_progress(step, self._total, start=self.start, stop=self.stop, rule=rule)
+
+    def _watch(self, pl_module: LightningModule) -> None:
+        """Begin with a rule of our own, or go on with it in a resumed run."""
+        self.ended, self._seen, self._step = None, None, -1
+        if self.rule not in RULES:
+            return
+        objective: Any = getattr(pl_module, "objective", None)
+        if not hasattr(objective, "watched"):
+            raise DtrapError(
+                f"StageSwitch: rule '{self.rule}' reads what the objective keeps of a step, but "
+                f"{type(objective).__name__} keeps nothing. Use dtrap.lightning_modules.Objective, or rule 'exact'."
+            )
+        self._seen = RULES[self.rule](self._total, objective.logit_scale)
+        if self._restored is not None:
+            self.ended, self._step = self._restored["ended"], self._restored["step"]
+            self._seen.load_state_dict(self._restored["seen"])
+            self._restored = None
+        objective.watched = self._seen.watches if self.ended is None and objective.suppresses else None
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return what a resumed run needs for a rule of our own."""
+        return {} if self._seen is None else {"ended": self.ended, "step": self._step, "seen": self._seen.state_dict()}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Keep the state of a checkpoint for the start of the training."""
+        self._restored = state_dict or None
+
+    def row_values(self) -> dict[str, Any]:
+        """Return at which step a rule of our own ended the stage, for the result row."""
+        return {} if self._seen is None else {"switch_step": self.ended}
 
 
 def _fraction(name: str, value: float | str) -> Fraction:

@@ -17,12 +17,13 @@ COMMANDS = {
     "predict": "classify a folder of images with a saved adapter",
     "export": "write the tuned model for open_clip, transformers or peft",
     "data": "check or show the data sets under a folder, or download one",
+    "study": "run many data sets, settings and methods from one small file",
     "report": "show the results of several runs in one table",
     "configs": "list the shipped configs, or print one",
     "completion": "print a script that completes commands, options and configs in a shell",
 }
 LONG_HELP = ("fit", "test", "predict", "export")  # too many options for one page
-LIGHT = ("data", "report", "completion")  # they need no torch, or import it themselves
+LIGHT = ("data", "study", "report", "completion")  # they need no torch, or import it themselves
 
 
 def run(command: str, arguments: list[str]) -> int:
@@ -40,7 +41,7 @@ def run(command: str, arguments: list[str]) -> int:
     if logging.lastResort is not None:  # the handler of warnings where the program sets up none
         logging.lastResort.setFormatter(_Printable())
     if command not in LIGHT:
-        _prepare_torch()
+        prepare_torch()
     from ..console import SafeConsole  # here, because the texts of `dtrap --help` need no rich
 
     # Each command is a function in the module of the same name.
@@ -49,7 +50,8 @@ def run(command: str, arguments: list[str]) -> int:
         return function(arguments, SafeConsole(highlight=False))
 
 
-def _prepare_torch() -> None:
+def prepare_torch() -> None:
+    """Import Lightning with settings that a command needs."""
     # Waiting threads of torch sleep instead of spinning: measured 2.5 times faster for small models on a CPU that is
     # shared with other processes. Only effective before torch is imported.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")

@@ -13,6 +13,7 @@ from ..configs import shipped_configs
 from ..console import CommandParser
 from . import COMMANDS, LONG_HELP
 from .data import data_parser
+from .study import study_parser
 
 _CONFIGS = """
 _dtrap_configs() {{
@@ -59,8 +60,9 @@ def _whole_parser() -> argparse.ArgumentParser:
     whole = argparse.ArgumentParser(prog="dtrap", add_help=False)
     commands = whole.add_subparsers(dest="command")
     for name, text in COMMANDS.items():
-        if name == "data":
-            commands.add_parser(name, help=text, parents=[data_parser()], add_help=False)
+        if name in ("data", "study"):
+            own = data_parser() if name == "data" else study_parser()
+            commands.add_parser(name, help=text, parents=[own], add_help=False)
             continue
         parser = commands.add_parser(name, help=text, allow_abbrev=False)
         if name in LONG_HELP:
@@ -77,6 +79,8 @@ def _whole_parser() -> argparse.ArgumentParser:
         for action in parser._actions:  # argparse has no public list
             if "--config" in action.option_strings or "--protocol.compare" in action.option_strings:
                 _complete(action, _CONFIG_NAMES)
+            if action.dest == "file":
+                _complete(action, shtab.FILE)
     return whole
 
 

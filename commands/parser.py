@@ -163,11 +163,16 @@ def _overlay(name: str | None) -> list[str]:
 
 def _parse_method(arguments: list[str], overlay: str | None = None) -> tuple[MethodConfig, str]:
     """Return a method that has no name yet, and the short name of its losses."""
-    cli = DtrapCLI(arguments, "fit", overlay)
+    method = method_of(DtrapCLI(arguments, "fit", overlay))
+    return method, build_part(Objective, method.parsed.model.objective).method
+
+
+def method_of(cli: DtrapCLI) -> MethodConfig:
+    """Return the method that a command line was parsed to; it has no name yet."""
     values = to_values(cli)
     if isinstance(values["model"]["descriptions"], str):  # the identity holds the file's content, not its path
         values["model"]["descriptions"] = read_descriptions(values["model"]["descriptions"])
-    return MethodConfig("", cli.config, values), build_part(Objective, cli.config.model.objective).method
+    return MethodConfig("", cli.config, values)
 
 
 def _marked(name: str, method: MethodConfig) -> str:

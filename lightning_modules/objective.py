@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import warnings
+from collections.abc import Callable
 from typing import Any, Literal, NamedTuple, get_args
 
 import torch
@@ -14,6 +16,7 @@ from . import losses
 
 VisualTerm = Literal["anti_visual", "visual", "negated_visual", "noise"]
 RelationSource = Literal["previous", "current"]
+Watched = Literal["features", "gradients"]
 
 
 class PlainRows(NamedTuple):
@@ -26,6 +29,23 @@ class PlainRows(NamedTuple):
 
     features: Tensor
     labels: Tensor
+
+
+class ObjectiveStep(NamedTuple):
+    """What a rule for the end of the stage reads of one step; nothing of it has a gradient.
+
+    Attributes:
+        image_features: Features of the plain rows [M, D].
+        text_features: t [W, D].
+        labels: z [M].
+        agreement: Cosine of the gradients of the classification loss and of the whole loss with respect to the
+            features; None unless it is watched.
+    """
+
+    image_features: Tensor
+    text_features: Tensor
+    labels: Tensor
+    agreement: Tensor | None
 
 
 class Objective(KeepsArguments, nn.Module):
@@ -44,12 +64,17 @@ class Objective(KeepsArguments, nn.Module):
         visual_term: The term that lambda weights: "anti_visual" (SVL), or for the paper's study "visual" (L_v),
             "negated_visual" (-L_v) or "noise" (Gaussian prototypes).
         logit_scale: tau.
+        gradient_ratio: rho. If given, lambda and beta are set in every step so that the gradients of their terms with
+            respect to the features are rho times as long as that of the classification loss; terms with a weight of 0
+            stay off. Off (None) in the paper.
 
     Raises:
         DtrapError: `relation_form`, `relation_source` or `visual_term` is unknown, or a number is not finite or out of
             its range.
 
     Attributes:
+        watched: What is kept of every step for a rule of `StageSwitch`: "features", "gradients" or None.
+        seen: What was kept of the last step, an `ObjectiveStep`.
         text_only: Whether only the text branch is trained, which decides the default of lambda.
         progress: p in [0, 1] in the suppressed stage, None outside of it.
         generator: Random generator of the prototypes; if None, the next draw seeds one by torch's global generator.
@@ -65,6 +90,7 @@ class Objective(KeepsArguments, nn.Module):
         relation_temperature: float = 1.0,
         visual_term: VisualTerm = "anti_visual",
         logit_scale: float = 100.0,
+        gradient_ratio: float | None = None,
     ) -> None:
         super().__init__()
         check_one_of("Objective: relation_form", relation_form, get_args(losses.RelationForm))
@@ -75,6 +101,8 @@ class Objective(KeepsArguments, nn.Module):
         check_number("Objective: relation_weight", relation_weight)
         check_number("Objective: relation_temperature", relation_temperature, above=0)
         check_number("Objective: logit_scale", logit_scale, above=0)
+        if gradient_ratio is not None:
+            check_number("Objective: gradient_ratio", gradient_ratio, above=0)
         if relation_form == "cosine" and relation_temperature != 1:
             warnings.warn(
                 f"Objective: relation_temperature is {relation_temperature}, which has no effect in the cosine form.",
@@ -87,6 +115,9 @@ class Objective(KeepsArguments, nn.Module):
         self.relation_temperature = relation_temperature
         self.visual_term = visual_term
         self.logit_scale = logit_scale
+        self.gradient_ratio = gradient_ratio
+        self.watched: Watched | None = None
+        self.seen: ObjectiveStep | None = None
         self.text_only = False
         self.progress: float | None = None
         self.generator: Generator | None = None
@@ -123,12 +154,14 @@ class Objective(KeepsArguments, nn.Module):
         visual = "svl" if self.visual_term == "anti_visual" else self.visual_term.replace("_", "-")
         parts = [visual] if self.effective_anti_visual_weight != 0 else []
         parts += ["ra"] if self.relation_weight != 0 else []
+        if parts and self.gradient_ratio is not None:
+            parts.append(f"rho_{self.gradient_ratio:g}")
         return "-".join(parts) or "baseline"
 
     def start(self, seed: int) -> None:
         """Reset for a new run and reseed the prototypes; warnings that were given are not repeated."""
         self.generator = Generator().manual_seed(seed)
-        self.progress, self._previous, self._staged = None, None, False
+        self.progress, self._previous, self._staged, self.watched, self.seen = None, None, False, None, None
 
     def get_extra_state(self) -> dict[str, Any]:
         """Return what the next step depends on, as tensors and plain values; a part of every `state_dict`."""
@@ -204,7 +237,8 @@ class Objective(KeepsArguments, nn.Module):
             classification_loss: A tuner's own loss that replaces L_vlm.
 
         Returns:
-            `total`, `L_vlm` (the classification loss), and in the stage `L_ad` and `L_ra` if they are active.
+            `total`, `L_vlm` (the classification loss), and in the stage `L_ad` and `L_ra` if they are active; with a
+            `gradient_ratio` also `lambda` and `beta` of this step.
 
         Raises:
             DtrapError: "previous" relations with a batch whose rows changed, or no active term has a gradient.
@@ -214,17 +248,25 @@ class Objective(KeepsArguments, nn.Module):
                 image_features, text_features, labels, logit_scale=self.logit_scale
             )
         terms = {"L_vlm": classification_loss}
+        plain = plain if plain is not None else PlainRows(image_features, labels)
+        weights: dict[str, Tensor] = {}
         total = classification_loss
         if self.progress is not None:
-            plain = plain if plain is not None else PlainRows(image_features, labels)
+            gradients = self._gradient_lengths(image_features, text_features, classification_loss)
             if self.effective_anti_visual_weight != 0:
                 terms["L_ad"] = self._visual_term(image_features, labels, len(text_features), plain)
-                total = total + self.effective_anti_visual_weight * terms["L_ad"]
+                weight: Any = self.effective_anti_visual_weight
+                if gradients is not None:
+                    weight = weights["lambda"] = math.copysign(1, weight) * gradients(terms["L_ad"])
+                total = total + weight * terms["L_ad"]
             ids = row_ids if row_ids is not None else labels
             relation = self._relation_term(image_features, text_features, labels, plain, ids)
             if relation is not None:
                 terms["L_ra"] = relation
-                total = total + self.relation_weight * relation
+                weight = self.relation_weight
+                if gradients is not None:
+                    weight = weights["beta"] = math.copysign(1, weight) * gradients(relation)
+                total = total + weight * relation
         elif not self._staged and self.suppresses:
             self.warn_once(
                 "stage",
@@ -233,7 +275,33 @@ class Objective(KeepsArguments, nn.Module):
             )
         if torch.is_grad_enabled():
             self._check_gradients(terms)
-        return {"total": total, **terms}
+        if self.watched is not None:
+            self.seen = self._seen(image_features, text_features, plain, classification_loss, total)
+        return {"total": total, **terms, **weights}
+
+    def _gradient_lengths(
+        self, image_features: Tensor, text_features: Tensor, classification_loss: Tensor
+    ) -> Callable[[Tensor], Tensor] | None:
+        """Return the weight of a term by the lengths of gradients; None if the weights are given."""
+        if self.gradient_ratio is None or not torch.is_grad_enabled():
+            return None
+        ratio, own = self.gradient_ratio, feature_gradient(classification_loss, image_features, text_features).norm()
+
+        def weight(term: Tensor) -> Tensor:
+            length = feature_gradient(term, image_features, text_features).norm()
+            return torch.where(length > 0, ratio * own / length.clamp_min(torch.finfo(length.dtype).tiny), 0.0)
+
+        return weight
+
+    def _seen(
+        self, image_features: Tensor, text_features: Tensor, plain: PlainRows, loss: Tensor, total: Tensor
+    ) -> ObjectiveStep:
+        agreement = None
+        if self.watched == "gradients" and torch.is_grad_enabled():
+            first = feature_gradient(loss, image_features, text_features)
+            whole = feature_gradient(total, image_features, text_features)
+            agreement = nn.functional.cosine_similarity(first, whole, dim=0)
+        return ObjectiveStep(plain.features.detach(), text_features.detach(), plain.labels, agreement)
 
     def _visual_term(self, features: Tensor, labels: Tensor, num_classes: int, plain: PlainRows) -> Tensor:
         if self.generator is None:  # not torch's global one: a checkpoint has the state of this one only
@@ -296,3 +364,17 @@ class Objective(KeepsArguments, nn.Module):
         if key not in self._warned:
             self._warned.add(key)
             warnings.warn(message, stacklevel=3)
+
+
+def feature_gradient(loss: Tensor, *features: Tensor) -> Tensor:
+    """Return the gradient of a loss with respect to the features that have one, as one vector in float32.
+
+    The graph is kept for the training step's own backward pass. A loss that does not depend on any of them has the
+    gradient 0.
+    """
+    inputs = [each for each in features if each.requires_grad]
+    if not inputs or not loss.requires_grad:
+        return torch.zeros(1, device=loss.device)
+    found = torch.autograd.grad(loss, inputs, retain_graph=True, allow_unused=True)
+    parts = [torch.zeros_like(each) if part is None else part for each, part in zip(inputs, found, strict=True)]
+    return torch.cat([part.flatten().float() for part in parts])

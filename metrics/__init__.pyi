@@ -23,6 +23,8 @@ from .logit_scale import CrossFittedScale as CrossFittedScale
 from .logit_scale import FittedScale as FittedScale
 from .logit_scale import cross_fitted_scale as cross_fitted_scale
 from .logit_scale import fitted_scale as fitted_scale
+from .near_domain import NearDomain as NearDomain
+from .near_domain import near_domain as near_domain
 from .relations import RelationAgreement as RelationAgreement
 from .relations import RelationAgreementResult as RelationAgreementResult
 from .relations import relation_agreement as relation_agreement

@@ -6,7 +6,7 @@ import copy
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from jsonargparse import ArgumentParser, Namespace
@@ -91,7 +91,7 @@ class MethodConfig:
         """Return objective and tuner without the backbone."""
         return build_part(Objective, self.parsed.model.objective), build_part(Tuner, self.parsed.model.tuner)
 
-    def build(self, shared: FewShotClassifier | None = None) -> FewShotClassifier:
+    def build(self, shared: HasParts | None = None) -> FewShotClassifier:
         """Return the module; see `build_module`."""
         return build_module(self.parsed, shared)
 
@@ -129,12 +129,19 @@ def build_trainer_arguments(config: Namespace, *, logger: bool = True) -> dict[s
     return dict(vars(_instantiate(parser, Namespace(trainer=trainer), "trainer").trainer))
 
 
-def build_module(config: Namespace, shared: FewShotClassifier | None = None) -> FewShotClassifier:
+class HasParts(Protocol):
+    """A backbone and the tuner that is attached to it, such as a module has them."""
+
+    backbone: Any
+    tuner: Any
+
+
+def build_module(config: Namespace, shared: HasParts | None = None) -> FewShotClassifier:
     """Return the module of a parsed config.
 
     Args:
         config: The parsed config.
-        shared: A module with the same backbone and tuner settings; its backbone and tuner are used.
+        shared: Backbone and tuner of the same settings, which are used.
     """
     model = config.model.clone()
     if shared is None:

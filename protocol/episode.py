@@ -150,7 +150,7 @@ def run_episode(
     checkpoint: StepCheckpoint | None = None,
     zero_shots: ZeroShots | None = None,
     more: Sequence[Callback] = (),
-    earlier: Sequence[Row] = (),
+    rows: Sequence[Row] = (),
 ) -> Row:
     """Test zero-shot, fit and test a module on the data module's current episode.
 
@@ -163,7 +163,7 @@ def run_episode(
         checkpoint: Where the task is resumed, and where its checkpoints are written; None for neither.
         zero_shots: Results of earlier zero-shot tests of this method, since a test split returns with every seed.
         more: Further callbacks of the run.
-        earlier: The rows of this episode that other methods have written.
+        rows: The rows of the run so far; a callback may need that of another method of this episode.
 
     Returns:
         The row of this episode without its method. If the training diverged, "diverged" says from which step on and
@@ -181,7 +181,7 @@ def run_episode(
             callbacks += [SeededSteps(data.episode_seed("step")), checkpoint]
             resumed = {"ckpt_path": checkpoint.path, "weights_only": True} if checkpoint.found else {}
         trainer = episode_trainer(arguments, callbacks)
-        give_rows(callbacks_of(trainer), earlier)
+        give_rows(callbacks_of(trainer), [row for row in rows if row["episode"] == data.episode])
         try:
             with explained_use([*callbacks_of(trainer), *parts_of(module), data]):
                 zero_shot = _zero_shot(trainer, module, data, zero_shots) if data.has_query else None

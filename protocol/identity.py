@@ -203,6 +203,20 @@ def _owner_below(values: Mapping[str, Any], path: tuple[str, ...], key: str, own
     return next(filter(dataclasses.is_dataclass, (annotation, *typing.get_args(annotation))), None)
 
 
+def owner_of(values: Mapping[str, Any], path: tuple[str, ...]) -> tuple[Any, Any]:
+    """Return the class whose argument the option at a path of a config is, and the option's type; None if unknown.
+
+    Args:
+        values: A resolved config.
+        path: Keys, such as ("model", "tuner", "init_args", "rank").
+    """
+    owner = None
+    for depth, key in enumerate(path[:-1]):
+        owner = _owner_below(values, path[:depth], key, owner)
+        values = values[key]
+    return owner, _option(owner, path[-1])[1]
+
+
 def _section(name: str) -> Any:
     """The class whose arguments a section of the config holds."""
     from lightning.pytorch import Trainer

@@ -24,6 +24,7 @@ from ..files import to_json_values
 from ..lightning_modules import FewShotClassifier, Objective
 from ..lightning_modules.backbones.base import Backbone
 from ..lightning_modules.tuners import Tuner
+from .configuration import HasParts
 from .identity import NEUTRAL_DATA_OPTIONS
 from .settings import check_method_name
 
@@ -99,7 +100,7 @@ class ModuleMethod:
         """Return objective and tuner of the module."""
         return self.module.objective, self.module.tuner
 
-    def build(self, shared: FewShotClassifier | None = None) -> FewShotClassifier:
+    def build(self, shared: HasParts | None = None) -> FewShotClassifier:
         """Return the module."""
         return self.module
 

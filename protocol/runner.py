@@ -36,7 +36,7 @@ from .predictions import save_predictions
 from .preprocessing import settle_test_preprocessing
 from .progress import EpisodeProgress
 from .references import loss_windows
-from .rehearsal import build_modules, rehearse
+from .rehearsal import Loaded, build_modules, rehearse
 from .result import ProtocolResult
 from .run_folder import Row, RunFolder
 from .settings import ProtocolOptions, ProtocolSettings
@@ -106,6 +106,8 @@ class ProtocolRun:
         console: Where progress and results are printed.
 
     Attributes:
+        loaded: Backbones and tuners of earlier runs of this process, which are used; those of this run are added.
+        known: Returns rows of other runs by method and episode, which are copied instead of being computed.
         begun: Whether the folder holds results of this run, and none of one that it overwrites.
 
     Raises:
@@ -116,6 +118,8 @@ class ProtocolRun:
         self, methods: Sequence[Method], data: FewShotDataModule, settings: ProtocolSettings, console: Console
     ) -> None:
         self.methods, self.data, self.settings, self.console = methods, data, settings, console
+        self.loaded: Loaded | None = None
+        self.known: Callable[[], Mapping[tuple[str, int], Row]] = dict
         self.main = methods[0]
         self.names = [method.name for method in methods]
         self.episodes = min(settings.episodes, data.tasks or settings.episodes)
@@ -127,7 +131,6 @@ class ProtocolRun:
         self._zero_shots: dict[str, ZeroShots] = {}
         self._same: dict[str, str] = {}
         self._diverged: set[str] = set()
-        self._windows: set[float] = set()
         if data.own_images and self.folder.path.resolve().is_relative_to(data.root.resolve()):
             raise DtrapError(
                 f"the results would go to {self.folder.path}, inside the images' folder {data.root}, where they would "
@@ -204,7 +207,7 @@ class ProtocolRun:
         self._same = find_same(self.methods)
         for name, first in self._same.items():
             self._say(f"'{name}' trains the same as '{first}', which is run once and shown under both names.")
-        modules = build_modules([method for method in self.methods if method.name not in self._same])
+        modules = build_modules([method for method in self.methods if method.name not in self._same], self.loaded)
         for module in dict.fromkeys(modules.values()):
             with explained_use([*parts_of(module), self.data]):
                 rehearse(module, self.data)
@@ -239,6 +242,7 @@ class ProtocolRun:
         configured = arguments[self.main.name].get("logger")
         logger = ProtocolLogger(configured, self.folder, configs, self._warn, self.data.description, self._tags())
         logger.log_earlier(rows)
+        known = self.known()
         progress = EpisodeProgress(self.episodes, self.names, rows=rows, unit=self.data.unit, console=self.console)
         status = "failed"
         try:
@@ -251,10 +255,11 @@ class ProtocolRun:
                             progress.begin(episode)
                             if method.name in self._same:
                                 row = self._repeat(rows, episode, self._same[method.name], method.name)
+                            elif (found := known.get((method.name, episode))) is not None:
+                                row = self._append({**found, "method": method.name})
                             else:
-                                earlier = [row for row in rows if row["episode"] == episode]
-                                given = arguments[method.name]
-                                row = self._run_method(method, modules[method.name], given, progress, earlier)
+                                given = modules[method.name], arguments[method.name]
+                                row = self._run_method(method, *given, progress, rows)
                             rows.append(row)
                             progress.finish(row)
                             gc.collect()
@@ -273,7 +278,7 @@ class ProtocolRun:
         module: FewShotClassifier,
         arguments: dict[str, Any],
         progress: EpisodeProgress,
-        earlier: Sequence[Row],
+        rows: Sequence[Row],
     ) -> Row:
         stem = f"episode_{self.data.episode:04d}_{method.name}"
         checkpoint = zero_shots = None
@@ -284,7 +289,7 @@ class ProtocolRun:
         features = FeatureFile() if self.data.episode < self.settings.save_features else None
         more = [FinalLoss(self._windows), *([] if features is None else [features])]
         switch = method.stage_switch()
-        row = run_episode(module, self.data, arguments, switch, progress, checkpoint, zero_shots, more, earlier)
+        row = run_episode(module, self.data, arguments, switch, progress, checkpoint, zero_shots, more, rows)
         row = {"episode": row.pop("episode"), "method": method.name, **row}
         self.folder.check_present()
         diverged = "diverged" in row
@@ -329,7 +334,9 @@ class ProtocolRun:
     def _repeat(self, rows: Sequence[Row], episode: int, first: str, name: str) -> Row:
         """Write the row of a method that trains the same as an earlier one, under its own name."""
         (known,) = [row for row in rows if (row["method"], row["episode"]) == (first, episode)]
-        row = {**known, "method": name, "same_as": first}
+        return self._append({**known, "method": name, "same_as": first})
+
+    def _append(self, row: Row) -> Row:
         self.folder.check_present()
         self.folder.rows.append(row)
         return row

@@ -57,7 +57,7 @@ def test_debug_shows_the_traceback(tmp_path):
     assert "Traceback" in done.stderr
     done = python("-m", "dtrap", "ft", cwd=tmp_path)
     assert done.returncode == 2
-    commands = "expected one of fit, test, predict, export, data, report, configs, completion."
+    commands = "expected one of fit, test, predict, export, data, study, report, configs, completion."
     assert done.stderr == f"dtrap: unknown command 'ft'; {commands} Did you mean 'fit'?\n"
 
 

@@ -16,6 +16,9 @@ OVERLAYS = {
     for folder in ("backbones", "batches", "methods", "tuners")
 }
 
+# Overlays that choose the terms of the loss and nothing else.
+TERMS = [f"methods/{name}.yaml" for name in ("baseline", "svl", "ra", "visual", "negated", "noise")]
+
 
 def resolved(dtrap, *configs):
     words = [word for name in configs for word in ("--config", name)]
@@ -119,15 +122,17 @@ def test_every_backbone_is_a_published_one(dtrap, backbone):
     ids=str,
 )
 def test_a_later_overlay_leaves_nothing_of_an_earlier_one(dtrap, first, second):
-    """`methods/baseline.yaml` only sets the weights: it is the plain form of whatever stands before it."""
+    """Some overlays only choose the terms: they are the plain form, SVL alone and so on of what stands before them."""
     alone = resolved(dtrap, "isic_1shot.yaml", second)
     both = resolved(dtrap, "isic_1shot.yaml", first, second)
-    if second != "methods/baseline.yaml":
-        assert both == alone
-    else:
+    if second in TERMS and (second == "methods/baseline.yaml" or first not in TERMS):
         assert both["protocol"] == alone["protocol"]
-        weights = ("anti_visual_weight", "relation_weight")
-        assert [both["model"]["objective"]["init_args"][name] for name in weights] == [0.0, 0.0]
+        weights = [config["model"]["objective"]["init_args"] for config in (both, alone)]
+        names = ["anti_visual_weight", "relation_weight"]
+        names += [] if second == "methods/baseline.yaml" else ["visual_term"]
+        assert [weights[0][name] for name in names] == [weights[1][name] for name in names]
+    else:
+        assert both == alone
 
 
 @pytest.mark.parametrize(("first", "second"), permutations(["isic_5shot.yaml", "folder.yaml", "demo.yaml"], 2))

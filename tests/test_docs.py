@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import yaml
-from dtrap.configs import find_config
+from dtrap.configs import SHIPPED, find_config
 from layouts import make_class_folders, make_eurosat, picture
 
 ROOT = Path(__file__).parents[1]
@@ -131,7 +131,8 @@ def test_classify_your_own_images_and_take_the_model_along(run_pages, tmp_path):
 def test_every_config_that_a_page_names_is_shipped(page):
     own = TITLES | {"config.yaml", "config.NAME.yaml", "NAME.yaml", "one.yaml", "two.yaml"}
     for name in set(re.findall(r"[\w/]+\.yaml", TEXTS[page])) - own:
-        find_config(name)
+        if not (SHIPPED / "studies" / name).is_file():  # `dtrap study` finds a study by its name alone
+            find_config(name)
 
 
 def dotted(values, start=""):

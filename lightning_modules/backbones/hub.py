@@ -5,8 +5,9 @@ Files of the hub come from the local cache if possible. Without network there is
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from contextlib import suppress
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
+from contextvars import ContextVar
 from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
@@ -34,6 +35,19 @@ CONVERSION_TITLE = "Adding `safetensors` variant of this model"
 TOKENIZER_CONFIG = "tokenizer_config.json"
 VOCABULARY = ["tokenizer.json", "vocab.json", "vocab.txt", "spiece.model", "tokenizer.model"]
 TOKENIZER_EXTRAS = ["merges.txt", "special_tokens_map.json", "added_tokens.json", "config.json"]
+
+
+_OFFLINE = ContextVar("downloads are off", default=False)
+
+
+@contextmanager
+def without_downloads() -> Iterator[None]:
+    """Take a file that is not cached for one that cannot be downloaded."""
+    token = _OFFLINE.set(True)
+    try:
+        yield
+    finally:
+        _OFFLINE.reset(token)
 
 
 @dataclass(frozen=True)
@@ -142,6 +156,8 @@ class HubFiles:
     def _download(self, filenames: list[str], converted: bool) -> Path | None:
         """Return the first of `filenames` that the repository has, or None; raise an error if it does not answer."""
         try:
+            if _OFFLINE.get():
+                raise OSError("downloads are off")
             with suppress(EntryNotFoundError):  # this is an answer too
                 require_reachable(self.label, filenames[0])
             found = self._first(filenames, None)

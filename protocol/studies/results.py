@@ -1,0 +1,203 @@
+"""Read the results of a study: one frame of means, intervals and paired differences over its cells and arms."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path, PurePosixPath
+from typing import TYPE_CHECKING, Any
+
+from ..measured import measure_of, measured_values
+from ..statistics import Interval, binomial_interval, mean_interval, paired_difference
+from ..summary import tested_images
+from .needed import episodes_needed, student
+from .published import MEAN, PAPER_SETS, published_values, set_key
+from .recorded import StudyCell, StudyPart, read_parts
+
+if TYPE_CHECKING:
+    from pandas import DataFrame
+
+SETS = "sets"
+# Half widths in percentage points that `needed_1` and `needed_05` are for.
+WANTED = {"needed_1": 1.0, "needed_05": 0.5}
+NUMBERS = ["mean", "half_width", "low", "high", "difference", "difference_half_width", "published"]
+NUMBERS += ["published_difference"]
+COUNTS = ["count", "images", "pairs", *WANTED, "episodes", "asked", "diverged"]
+TEXTS = ["kind", "unit", "state", "failed"]
+
+
+@dataclass(frozen=True)
+class StudyResults:
+    """What a study has measured so far.
+
+    Attributes:
+        folder: The study's folder.
+        name: Name of the study.
+        title: What it is.
+        parts: Its parts.
+        frame: One line for each part, cell, arm and measure, also where there is no result yet. `part`, `cell`,
+            `folder`, `set`, a column for each axis, `arm` and `measure` say what it is. `mean`, `half_width`, `low`,
+            `high`, `kind`, `count`, `images` are the interval; `difference`, `difference_half_width` and `pairs` the
+            arm minus the compared one over their common episodes; `needed_1` and `needed_05` the episodes that would be
+            needed for ± 1 and ± 0.5 points of that difference (missing with too few pairs); `published` and
+            `published_difference` the paper's numbers; `episodes`, `asked`, `diverged`, `state` and `failed` how far
+            the arm is.
+        means: One line for each part, arm, measure and values of the other axes, with the same columns: the mean over
+            the sets, each set alike, where every set has a result. `count` is the number of sets.
+    """
+
+    folder: Path
+    name: str
+    title: str
+    parts: Sequence[StudyPart]
+    frame: DataFrame
+    means: DataFrame
+
+
+def read_study(folder: Path, failed: Mapping[str, str] | None = None) -> StudyResults:
+    """Read what a study has measured so far.
+
+    Args:
+        folder: The study's folder.
+        failed: Why cells have failed, by part and name such as "ablation/isic_1shot"; the folder does not say it.
+
+    Raises:
+        DtrapError: The folder has no `study.json`, or a damaged one. A damaged cell is marked as failed.
+    """
+    import pandas as pd
+
+    folder = Path(folder)
+    name, title, parts = read_parts(folder, failed or {})
+    by_part = {part.name: _lines(part) for part in parts}
+    lines = [line for found in by_part.values() for line in found]
+    means = [line for part in parts for line in _means(part, by_part[part.name])]
+    axes = list(dict.fromkeys(axis for part in parts for axis in part.axes))
+    columns = ["part", "cell", "folder", "set", *axes, "arm", "measure", *NUMBERS, *COUNTS, *TEXTS]
+    types = dict.fromkeys(NUMBERS, float) | dict.fromkeys(COUNTS, "Int64")
+    frame, mean_frame = (pd.DataFrame(found, columns=columns).astype(types) for found in (lines, means))
+    return StudyResults(folder, name, title, parts, frame, mean_frame)
+
+
+def axis_text(value: object) -> str:
+    """Return the value of an axis as one text: an overlay by its name, "" for none."""
+    if isinstance(value, list | tuple):
+        return " ".join(axis_text(item) for item in value)
+    if isinstance(value, str) and value.endswith((".yaml", ".yml")):
+        return PurePosixPath(value).stem
+    return "" if value is None else str(value)
+
+
+def _lines(part: StudyPart) -> list[dict[str, Any]]:
+    """Return the lines of a part's cells."""
+    lines = []
+    for cell in part.cells:
+        values = {arm: measured_values(cell.rows[arm]) for arm in part.arms}
+        for arm in part.arms:
+            images = {row["episode"]: tested_images(row) for row in cell.rows[arm]}
+            for measure in part.measures:
+                own = values[arm].get(measure, {})
+                base = values[part.compare].get(measure, {}) if part.compare not in (None, arm) else {}
+                lines.append(
+                    {
+                        **_place(part, cell, arm, measure),
+                        **_interval_columns(_interval(own, measure, images)),
+                        **_difference_columns(own, base, measure),
+                        **_published(part, cell.axes, arm, measure, set_key(cell.axes.get(SETS))),
+                        "episodes": len(cell.rows[arm]),
+                        "asked": cell.asked,
+                        "diverged": sum(bool(row.get("diverged")) for row in cell.rows[arm]),
+                        "state": cell.state,
+                        "failed": cell.failed,
+                        "unit": cell.unit,
+                    }
+                )
+    return lines
+
+
+def _place(part: StudyPart, cell: StudyCell, arm: str, measure: str) -> dict[str, Any]:
+    axes = {axis: axis_text(cell.axes.get(axis)) for axis in part.axes}
+    what = {"part": part.name, "cell": cell.name, "folder": cell.folder, "set": cell.set_title}
+    return what | axes | {"arm": arm, "measure": measure}
+
+
+def _interval(values: Mapping[int, float], measure: str, images: Mapping[int, int | None]) -> Interval | None:
+    """Return the mean over episodes; of a single accuracy, the exact interval over its test images."""
+    if not values:
+        return None
+    known = [number for episode in values if (number := images.get(episode)) is not None]
+    if len(values) == 1 and known and known[0] > 0 and measure in ("accuracy", "zero_shot_accuracy"):
+        return binomial_interval(round(next(iter(values.values())) / 100 * known[0]), known[0])
+    return replace(mean_interval(values.values()), images=sum(known) if len(known) == len(values) else None)
+
+
+def _interval_columns(found: Interval | None) -> dict[str, Any]:
+    empty = dict.fromkeys(("mean", "half_width", "low", "high", "kind", "images")) | {"count": 0}
+    return empty if found is None else empty | asdict(found)
+
+
+def _difference_columns(own: Mapping[int, float], base: Mapping[int, float], measure: str) -> dict[str, Any]:
+    common = sorted(own.keys() & base.keys())
+    found = dict.fromkeys(("difference", "difference_half_width", *WANTED)) | {"pairs": len(common)}
+    if not common:
+        return found
+    interval = paired_difference(own, base)
+    found |= {"difference": interval.mean, "difference_half_width": interval.half_width}
+    if measure_of(measure).difference_unit == "points":
+        differences = [own[episode] - base[episode] for episode in common]
+        found |= {name: episodes_needed(differences, wanted) for name, wanted in WANTED.items()}
+    return found
+
+
+def _published(part: StudyPart, axes: Mapping[str, Any], arm: str, measure: str, key: str) -> dict[str, Any]:
+    value = published_values(part.published, arm, measure, axes).get(key)
+    base = published_values(part.published, part.compare, measure, axes).get(key) if part.compare else None
+    difference = None if value is None or base is None or arm == part.compare else round(value - base, 6)
+    return {"published": value, "published_difference": difference}
+
+
+def _means(part: StudyPart, lines: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """Return a line for the mean over the sets of each arm, measure and values of the other axes."""
+    others = [axis for axis in part.axes if axis != SETS]
+    groups: dict[tuple[Any, ...], list[Mapping[str, Any]]] = {}
+    for line in lines:
+        groups.setdefault(tuple(line[key] for key in (*others, "arm", "measure")), []).append(line)
+    axes = {tuple(axis_text(cell.axes.get(axis)) for axis in others): cell.axes for cell in part.cells}
+    found = []
+    for key, group in groups.items():
+        if len(group) < 2:
+            continue
+        *values, arm, measure = key
+        sets = {set_key(cell.axes.get(SETS)) for cell in part.cells}
+        place = {name: group[0][name] for name in ("part", *others, "arm", "measure")} | {"cell": "", "set": MEAN}
+        numbers = _mean_columns(group, "mean", "half_width", "count") | {"count": len(group)}
+        means = _mean_columns(group, "difference", "difference_half_width", "pairs")
+        sums = {name: sum(line[name] for line in group) for name in ("pairs", "episodes", "diverged")}
+        asked = [line["asked"] for line in group]
+        found.append(
+            place
+            | numbers
+            | means
+            | sums
+            | (_published(part, axes[tuple(values)], arm, measure, MEAN) if sets == PAPER_SETS else {})
+            | {"asked": None if None in asked else sum(asked), "unit": group[0]["unit"]}
+        )
+    return found
+
+
+def _mean_columns(lines: Sequence[Mapping[str, Any]], mean: str, half_width: str, count: str) -> dict[str, Any]:
+    """Return the mean of the sets' means with its interval: independent sets, Student's t after Welch-Satterthwaite.
+
+    The interval says how well these sets are measured, not how much another choice of sets would change the mean.
+    """
+    if any(line[mean] is None for line in lines):
+        return {mean: None, half_width: None}
+    value = sum(line[mean] for line in lines) / len(lines)
+    if any(line[half_width] is None for line in lines):
+        return {mean: value, half_width: None}
+    errors = [(line[half_width] / student(line[count] - 1), line[count] - 1) for line in lines]
+    variance = sum(error**2 for error, _ in errors)
+    if variance == 0:
+        return {mean: value, half_width: 0.0}
+    degrees = variance**2 / sum(error**4 / number for error, number in errors)
+    return {mean: value, half_width: student(degrees) * math.sqrt(variance) / len(lines)}

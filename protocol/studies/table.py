@@ -1,0 +1,295 @@
+"""Print the results of a study: for each measure the means and the paired differences, next to the published ones."""
+
+from __future__ import annotations
+
+import textwrap
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from itertools import takewhile
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from rich import box
+from rich.cells import cell_len
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from ...console import print_table, say
+from ..claims import counted
+from ..measured import Measure, measure_of
+from ..statistics import BINOMIAL, TOO_FEW
+from .needed import FEWEST_PAIRS
+from .published import PAPER, PUBLISHED
+from .recorded import FAILED, MISSING, UNFINISHED, StudyCell, StudyPart
+from .results import SETS, StudyResults, axis_text
+from .verdicts import verdict_lines
+
+if TYPE_CHECKING:
+    from pandas import DataFrame
+
+WIDTH = 100
+TITLE_WIDTH = 16
+NAMED = 5
+DEFAULT = "default"
+NEEDED = "needed ±1 / ±0.5"
+AXIS_TITLES = {"backbones": "backbone", "tuners": "tuner", "shots": "shots", "seeds": "seed"}
+
+Line = Mapping[str, Any]  # a line of a frame, with None for what is missing
+TextOf = Callable[[Line, Measure], str]
+
+
+class _Column(NamedTuple):
+    """A column of a table as texts; the head may have several lines."""
+
+    head: str
+    cells: list[str]
+
+    @property
+    def width(self) -> int:
+        return max(map(cell_len, [*self.head.split("\n"), *self.cells])) + 3  # with the space around it
+
+
+def print_study(results: StudyResults, console: Console) -> None:
+    """Print the tables of a study, at most 100 columns wide unless one column alone is wider."""
+    for number, part in enumerate(results.parts):
+        if number:
+            say(console, "")
+        for item in part_tables(results, part):
+            if isinstance(item, Table):
+                print_table(item, console)
+            else:
+                say(console, item)
+
+
+def part_tables(results: StudyResults, part: StudyPart) -> Iterator[Table | str]:
+    """Yield titles, tables and notes of one part."""
+    lines, means = (_records(frame[frame["part"] == part.name]) for frame in (results.frame, results.means))
+    yield f"{part.name}: {part.title}"
+    fixed = [(axis, values[0]) for axis, values in part.axes.items() if axis != SETS and len(values) == 1]
+    if fixed:
+        yield ", ".join(f"{_axis_title(axis)} {axis_text(value) or DEFAULT}" for axis, value in fixed)
+    label = PUBLISHED[part.published].label if part.published in PUBLISHED else "published"
+    for name in part.measures:
+        measure = measure_of(name)
+        own, own_means = ([line for line in found if line["measure"] == name] for found in (lines, means))
+        unit = {"%": ", percent", "": ""}.get(measure.unit, f", {measure.unit}")
+        yield ""
+        yield f"{measure.title}{unit}: mean ± half of the 95 % interval"
+        yield from _tables(part, own, own_means, measure, {"": _value, label: _published})
+        if any(line["pairs"] for line in own) and not name.startswith("zero_shot_"):
+            unit = f", {measure.difference_unit}" if measure.difference_unit else ""
+            yield f"{measure.title}{unit}: minus {part.compare}, paired by episode"
+            rows = {"": _difference, label: _published_difference, NEEDED: _needed}
+            yield from _tables(part, own, own_means, measure, rows, skip=part.compare)
+    for note in [*verdict_lines(part), *_notes(part, lines)]:
+        yield from textwrap.wrap(note, WIDTH, break_long_words=False, break_on_hyphens=False)
+
+
+def _records(frame: DataFrame) -> list[Line]:
+    return frame.astype(object).where(frame.notna(), None).to_dict("records")
+
+
+def _tables(
+    part: StudyPart,
+    lines: Sequence[Line],
+    means: Sequence[Line],
+    measure: Measure,
+    rows: Mapping[str, TextOf],
+    skip: str | None = None,
+) -> Iterator[Table]:
+    """Yield a table with rows of arms and columns of sets, as several where it is too wide.
+
+    Args:
+        part: The part.
+        lines: Its lines of one measure.
+        means: The lines of the means over the sets.
+        measure: How the measure is written.
+        rows: By the label of each row of an arm, the text of its cells.
+        skip: An arm that is left out; the table then is of paired differences.
+    """
+    axes = [axis for axis, values in part.axes.items() if axis != SETS and len(values) > 1]
+    by_set: defaultdict[str, list[Line]] = defaultdict(list)
+    for line in lines:
+        by_set[line.get(SETS) or line["set"]].append(line)
+    by_head = [_column_of(title, own, skip) for title, own in zip(_titles(by_set), by_set.values(), strict=True)]
+    by_head += [(f"mean of\n{len(by_set)} sets", means, "")] if means else []
+    columns = [(head, {_key(line, axes): line for line in own}, weight) for head, own, weight in by_head]
+    labels: list[tuple[str, ...]] = []
+    texts: list[list[str]] = []
+    before: tuple[str, ...] = ()
+    for key in dict.fromkeys(_key(line, axes) for line in lines if line["arm"] != skip):
+        for label, text in rows.items():
+            row = [text(found[key], measure) if key in found else "" for _, found, _ in columns]
+            if label and not any(row):
+                continue
+            if not label:
+                row = [
+                    _with_weight(cell, found.get(key), common, skip)
+                    for cell, (_, found, common) in zip(row, columns, strict=True)
+                ]
+            labels.append((*([""] * len(axes)), f"  {label}") if label else _changed(key, before))
+            texts.append(row)
+        before = key
+    first = [_Column(head, [label[n] for label in labels]) for n, head in enumerate([*map(_axis_title, axes), "arm"])]
+    others = [_Column(head, [row[n] for row in texts]) for n, (head, *_) in enumerate(columns)]
+    yield from _cut(first, others)
+
+
+def _titles(by_set: Mapping[str, Sequence[Line]]) -> list[str]:
+    """Return the title of each set: what the titles of its cells have in common, and its config if that is not enough.
+
+    "ISIC 5-way 1-shot" and "ISIC 5-way 5-shot" become "ISIC 5-way".
+    """
+    words = {name: zip(*(line["set"].split() for line in own), strict=False) for name, own in by_set.items()}
+    texts = {
+        name: " ".join(same[0] for same in takewhile(lambda found: len(set(found)) == 1, places)) or name
+        for name, places in words.items()
+    }
+    common = Counter(texts.values())
+    return [text if common[text] == 1 else f"{text} ({name})" for name, text in texts.items()]
+
+
+def _column_of(title: str, lines: Sequence[Line], skip: str | None) -> tuple[str, Sequence[Line], str]:
+    """Return the head of a set's column, its lines, and what all its cells rest on if that is the same."""
+    weights = {_weight(line, paired=skip is not None) for line in lines if line["arm"] != skip} - {""}
+    common = weights.pop() if len(weights) == 1 else ""
+    return "\n".join([*textwrap.wrap(title, TITLE_WIDTH), *([common] if common else [])]), lines, common
+
+
+def _weight(line: Line, *, paired: bool) -> str:
+    """Return what a number rests on: "15 × 75" episodes and test images, "37 of 800", or "15 pairs"."""
+    count, images = line["pairs"] if paired else line["count"], line.get("images")
+    if not count or line["set"] == "mean":
+        return ""
+    if paired:
+        return counted(count, "pair")
+    if line["asked"] is not None and count < line["asked"]:
+        return f"{count:,} of {line['asked']:,}"
+    return f"{count:,} × {images // count:,}" if images and images % count == 0 else f"{count:,}"
+
+
+def _with_weight(cell: str, line: Line | None, common: str, skip: str | None) -> str:
+    own = "" if line is None else _weight(line, paired=skip is not None)
+    return f"{cell} ({own})" if cell and own and own != common else cell
+
+
+def _key(line: Line, axes: Sequence[str]) -> tuple[str, ...]:
+    return (*(line[axis] or DEFAULT for axis in axes), line["arm"])
+
+
+def _changed(key: tuple[str, ...], before: tuple[str, ...]) -> tuple[str, ...]:
+    """Leave out what stands in the row above already."""
+    same = 0
+    while before and same < len(key) - 1 and key[same] == before[same]:
+        same += 1
+    return (*([""] * same), *key[same:])
+
+
+def _axis_title(axis: str) -> str:
+    return AXIS_TITLES.get(axis, axis.rpartition(".")[2])
+
+
+def _cut(first: Sequence[_Column], others: Iterable[_Column]) -> Iterator[Table]:
+    """Yield tables that all begin with the first columns and have as many of the others as fit."""
+    room = WIDTH - sum(column.width for column in first)
+    chunk: list[_Column] = []
+    for column in others:
+        if chunk and sum(other.width for other in chunk) + column.width > room:
+            yield _table(first, chunk)
+            chunk = []
+        chunk.append(column)
+    yield _table(first, chunk)
+
+
+def _table(first: Sequence[_Column], others: Sequence[_Column]) -> Table:
+    table = Table(box=box.SIMPLE)
+    for column in first:
+        table.add_column(Text(column.head), no_wrap=True)
+    for column in others:
+        table.add_column(Text(column.head), justify="right", no_wrap=True)
+    for row in zip(*(column.cells for column in (*first, *others)), strict=True):
+        table.add_row(*map(Text, row))
+    return table
+
+
+def _value(line: Line, measure: Measure) -> str:
+    mean, half_width, count = line["mean"], line["half_width"], line["count"]
+    if mean is None:
+        return {FAILED: "failed", MISSING: "not run"}.get(line["state"] or "", "no value")
+    value = f"{mean:.{measure.digits}f}"
+    if line["kind"] == BINOMIAL:
+        return f"{value}, {line['low']:.{measure.digits}f} to {line['high']:.{measure.digits}f}"
+    return value if half_width is None else _pm(value, half_width, measure.digits, count)
+
+
+def _pm(value: str, half_width: float, digits: int, count: int, *, several: str = "all") -> str:
+    if half_width == 0:
+        return f"{value} in {several}"
+    return f"{value} ± {half_width:.{digits}f}{', too few' if count in TOO_FEW else ''}"
+
+
+def _difference(line: Line, measure: Measure) -> str:
+    mean, half_width = line["difference"], line["difference_half_width"]
+    if mean is None:
+        return ""
+    if half_width == 0 and mean == 0:
+        return "identical"
+    value = f"{mean:+.{measure.difference_digits}f}"
+    return value if half_width is None else _pm(value, half_width, measure.difference_digits, line["pairs"])
+
+
+def _published(line: Line, measure: Measure) -> str:
+    return "" if line["published"] is None else _shortest(line["published"], measure, "")
+
+
+def _published_difference(line: Line, measure: Measure) -> str:
+    return "" if line["published_difference"] is None else _shortest(line["published_difference"], measure, "+")
+
+
+def _shortest(value: float, measure: Measure, sign: str) -> str:
+    """Return a number with all the places that the paper gives."""
+    return max(f"{value:{sign}.{measure.digits}f}", f"{value:{sign}g}", key=len)
+
+
+def _needed(line: Line, measure: Measure) -> str:
+    if measure.difference_unit != "points" or not line["pairs"] or line["cell"] == "":
+        return ""
+    if line["needed_1"] is None:
+        return "" if line["difference_half_width"] == 0 else "too few"
+    return f"{line['needed_1']:,} / {line['needed_05']:,}"
+
+
+def _notes(part: StudyPart, lines: Sequence[Line]) -> Iterator[str]:
+    """Yield what a reader of the tables has to know, and the cells without a result."""
+    if part.published in PUBLISHED and any(line["published"] is not None for line in lines):
+        table = PUBLISHED[part.published]
+        yield f"{table.label}: {PAPER}; {table.title}. {table.note}"
+    if any(line["needed_1"] is not None for line in lines):
+        yield (
+            "needed: episodes for a 95 % interval of ± 1 and ± 0.5 points of the difference, from the variance seen; "
+            f"too few below {FEWEST_PAIRS} pairs."
+        )
+    left_out: dict[str, int] = {}
+    for line in lines:
+        if line["diverged"]:
+            left_out[f"{line['cell']}, {line['arm']}"] = line["diverged"]
+    if left_out:
+        yield _named("diverged and left out", [f"{name} ({counted(n, 'episode')})" for name, n in left_out.items()])
+    for state, title in ((MISSING, "not run yet"), (UNFINISHED, "unfinished")):
+        cells = [cell for cell in part.cells if cell.state == state]
+        if cells:
+            yield _named(f"{title}: {len(cells)} of {counted(len(part.cells), 'cell')}", map(_progress, cells))
+    for cell in part.cells:
+        if cell.state == FAILED:
+            yield f"failed: {cell.name}: {cell.failed.splitlines()[0]}"
+
+
+def _progress(cell: StudyCell) -> str:
+    done = min(len(rows) for rows in cell.rows.values())
+    return f"{cell.name} ({done} of {cell.asked})" if any(cell.rows.values()) else cell.name
+
+
+def _named(title: str, names: Iterable[str]) -> str:
+    shown = list(names)
+    more = f" and {len(shown) - NAMED} more" if len(shown) > NAMED else ""
+    return f"{title}: {', '.join(shown[:NAMED])}{more}"
