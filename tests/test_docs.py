@@ -114,6 +114,17 @@ def test_compare_methods_and_read_the_rows(run_pages, tmp_path, capsys):
     assert re.search(r"-?[\d.]+\n", capsys.readouterr().out)
 
 
+def test_see_the_trap(run_pages, capsys):
+    short = ["--trainer.max_epochs", "2", "--data.query", "3", "--protocol.episodes", "2"]
+    shown = {"Trainer(max_epochs=50,": "Trainer(logger=False, accelerator='cpu', max_epochs=2,"}
+    out = run_pages("how-to/see-the-trap.md", shown=shown, shorter=short)
+    assert "stopped" in out
+    printed = capsys.readouterr().out
+    assert re.search(r"both minus svl, query\.fitted_cross_entropy: [+-]\d.* \(2 pairs\)", printed)
+    assert "'before.image': [20, " in printed
+    assert "'gap_drop': " in printed
+
+
 def test_classify_your_own_images_and_take_the_model_along(run_pages, tmp_path):
     for folder in ("my_photos", "my_test_photos", "new_photos"):
         make_class_folders(tmp_path / folder, ["maple", "oak", "birch"], 4)
