@@ -63,12 +63,11 @@ def gap_shift_curve(
     direction: Tensor | None = None,
     logit_scale: float = 100.0,
 ) -> GapShiftCurve:
-    r"""Move images and texts along the gap, and compute distance, loss and accuracy at each shift.
+    """Move images and texts along the gap, and compute distance, loss and accuracy at each shift.
 
-    With unit rows and the unit gap vector \(g = (\bar f - \bar t)/|\bar f - \bar t|\): on both sides
-    \(f' = norm(f - \frac{d}{2} g)\), \(t' = norm(t + \frac{d}{2} g)\); on the side of the images
-    \(f' = norm(f - d g)\), \(t' = t\). The distance is \(|\bar f' - \bar t'|\) with the sign of
-    \(g \cdot (\bar f' - \bar t')\).
+    With normalized rows and the unit gap vector g = (mean f - mean t) / |mean f - mean t|, a shift d on both sides is
+    f' = norm(f - d/2 g), t' = norm(t + d/2 g); on the side of the images it is f' = norm(f - d g), t' = t. The distance
+    is |mean f' - mean t'| with the sign of the product of g and (mean f' - mean t').
 
     Source: Liang et al. 2022, "Mind the Gap", arXiv 2203.02053, section 5, and the authors' notebooks.
 
