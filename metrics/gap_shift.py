@@ -148,6 +148,7 @@ def _unit_direction(direction: Tensor | None, images: Tensor, texts: Tensor) -> 
     """The direction [D] of length 1, that of the features if None."""
     if direction is None:
         return gap_direction(images, texts)
+    direction = torch.as_tensor(direction)
     if direction.shape != images.shape[1:]:
         raise ValueError(f"direction has the shape {list(direction.shape)}; expected [{images.shape[1]}].")
     return unit_rows(direction[None].to(images), "direction")[0]

@@ -308,6 +308,13 @@ def test_half_precision_and_autocast_change_the_input_alone(features, name, dtyp
 
 
 @pytest.mark.parametrize("name", MEASURES)
+def test_arrays_are_measured_like_tensors(features, name):
+    expected = MEASURES[name](*features)
+    found = MEASURES[name](*(value.numpy() for value in features))
+    assert torch.equal(torch.as_tensor(found), torch.as_tensor(expected))
+
+
+@pytest.mark.parametrize("name", MEASURES)
 @pytest.mark.parametrize("value", [0.0, math.nan, math.inf])
 def test_a_row_without_a_direction_makes_a_measure_nan(features, name, value):
     images, texts, labels = features
@@ -393,6 +400,7 @@ def test_mistakes_are_named_with_shape_and_expectation(features):
         lambda: gap_shift_curve(images, texts, labels, [math.nan]): "expected a list of at least one finite number",
         lambda: gap_shift_curve(images, texts, labels, [0], sides="text"): "sides is 'text'; expected one of both,",
         lambda: gap_shift_curve(images, texts, labels, [0], direction=texts): r"shape \[5, 8\]; expected \[8\]",
+        lambda: fitted_scale(images, texts, labels, largest=0): "largest is 0; expected a finite number above 0",
         lambda: relation_agreement(images, texts, labels, form="kl"): "form is 'kl'; expected one of softmax, cosine",
     }.items():
         with pytest.raises(ValueError, match=message):
