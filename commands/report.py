@@ -9,7 +9,7 @@ from rich.console import Console
 from ..console import CommandParser, print_table, say
 from ..files import write_atomically
 from ..protocol.reports.report import Report, read_report
-from ..protocol.reports.tables import latex_document, to_markdown, to_rich
+from ..protocol.reports.tables import latex_document, markdown_text, to_markdown, to_rich
 
 ANOTHER = "or name another file with --{}."
 
@@ -57,7 +57,7 @@ def _content(found: Report, form: str) -> str:
     if form == "csv":
         return found.csv()
     if form == "markdown":
-        return "\n".join([f"# {found.markdown_title}\n", *(to_markdown(table) for table in found.tables)])
+        return "\n".join([f"# {markdown_text(found.title)}\n", *(to_markdown(table) for table in found.tables)])
     if form == "latex":
         return latex_document(found.tables)
     from ..protocol.reports.page import page

@@ -8,6 +8,7 @@ from functools import cached_property
 from typing import Any
 
 from ..run_folder import Row
+from ..statistics import Interval
 from ..summary import tested_images
 from .runs import Method, Run
 
@@ -68,11 +69,13 @@ class Entry:
         task: The task.
         sources: The method in each of its runs.
         variant: What distinguishes it from another method of the same name; "" where nothing has to.
+        intervals: The measures' means that were computed so far, see `numbers.interval_of`.
     """
 
     task: Task
     sources: list[Method]
     variant: str = ""
+    intervals: dict[str, Interval | None] = field(default_factory=dict)
 
     @property
     def key(self) -> tuple[str, str, str, str]:

@@ -34,6 +34,12 @@ class Difference:
 
 def interval_of(entry: Entry, measure: str) -> Interval | None:
     """Return a measure's mean with its interval, of a single task's accuracy the exact one over its test images."""
+    if measure not in entry.intervals:
+        entry.intervals[measure] = _interval_of(entry, measure)
+    return entry.intervals[measure]
+
+
+def _interval_of(entry: Entry, measure: str) -> Interval | None:
     values = entry.values.get(measure)
     if not values:
         return None
@@ -76,10 +82,10 @@ def unpaired_difference(first: Sequence[float], second: Sequence[float]) -> Inte
     parts = [float(sample.var(ddof=1)) / len(sample) for sample in (ours, theirs)]
     if sum(parts) == 0:
         return Interval(mean, 0.0, min(len(ours), len(theirs)))
-    from scipy import stats  # type: ignore[import-untyped]
+    from scipy.special import stdtrit  # type: ignore[import-untyped]  # see `mean_interval`
 
     freedom = sum(parts) ** 2 / sum(p**2 / (len(s) - 1) for p, s in zip(parts, (ours, theirs), strict=True))
-    half_width = float(stats.t.ppf((1 + CONFIDENCE) / 2, df=freedom)) * math.sqrt(sum(parts))
+    half_width = float(stdtrit(freedom, (1 + CONFIDENCE) / 2)) * math.sqrt(sum(parts))
     return Interval(mean, half_width, min(len(ours), len(theirs)), mean - half_width, mean + half_width, STUDENT)
 
 

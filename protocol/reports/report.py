@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import os
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ...errors import DtrapError, first_line, visible
+from ...errors import DtrapError, first_line
 from ...files import no_formula
 from .merging import Comparison, compare_runs
 from .run_tables import report_frame, run_tables
@@ -53,11 +52,6 @@ class Report:
         titles = list(dict.fromkeys(task.description for task in self.comparison.tasks))
         more = f" and {len(titles) - MOST_NAMED} more" if len(titles) > MOST_NAMED else ""
         return f"Results: {', '.join(titles[:MOST_NAMED])}{more}"
-
-    @property
-    def markdown_title(self) -> str:
-        """The title without characters that Markdown reads."""
-        return re.sub(r"([^\w\s.,:;%-])", r"\\\1", visible(self.title)).replace("_", r"\_")
 
     def csv(self) -> str:
         """Return the numbers as CSV: those of runs, and below them in columns of their own those of studies."""

@@ -74,14 +74,16 @@ def to_rich(table: TextTable, title: bool = True) -> Table:
 
 def to_markdown(table: TextTable) -> str:
     """Return a table of GitHub's Markdown with its caption and notes, the best of a column in bold."""
-    head = [_markdown(name.replace("\n", ", ")) for name in table.head]
-    lines = [f"**{_markdown(table.caption)}**", "", _markdown_row(head)]
+    head = [markdown_text(name.replace("\n", ", ")) for name in table.head]
+    lines = [f"**{markdown_text(table.caption)}**", "", _markdown_row(head)]
     lines.append(_markdown_row([":---" if place < table.texts else "---:" for place in range(len(head))]))
     for row in table.rows:
         lines.append(
-            _markdown_row([f"**{_markdown(cell.text)}**" if cell.best else _markdown(cell.text) for cell in row])
+            _markdown_row(
+                [f"**{markdown_text(cell.text)}**" if cell.best else markdown_text(cell.text) for cell in row]
+            )
         )
-    lines += [f"\n{_markdown(note)}" for note in table.notes]
+    lines += [f"\n{markdown_text(note)}" for note in table.notes]
     return "\n".join(lines) + "\n"
 
 
@@ -157,7 +159,7 @@ def _markdown_row(cells: Sequence[str]) -> str:
     return f"| {' | '.join(cells)} |"
 
 
-def _markdown(text: str) -> str:
+def markdown_text(text: str) -> str:
     """Escape all that Markdown and HTML in it would read: entities work everywhere, also where a backslash does not."""
     text = re.sub(r"([\\`*_{}\[\]()#+!~$])", r"\\\1", visible(text))
     return (

@@ -4,7 +4,7 @@ import os
 from pathlib import Path
 
 import pytest
-from dtrap.protocol.summary import summarize
+from run_writer import write_run
 from scipy import stats
 
 METHODS = ("svl-ra", "baseline")
@@ -13,32 +13,8 @@ OLD = Path(__file__).parents[1] / "data" / "old_run"
 
 @pytest.fixture
 def make_run(tmp_path):
-    """Write a run folder: (name, description, {method: accuracies}, episodes asked, ...) -> its path.
-
-    `more` are further keys of every row, `settings` those of each method, `data` options of the data module.
-    """
-
-    def make(name, description, accuracies, episodes=2, protocol="5-way 5-shot", more=None, settings=None, **model):
-        data = {"class_path": "a.DataModule", "init_args": {"way": 5, "shot": 5, "seed": 1, **model.pop("data", {})}}
-        rows = [
-            {"episode": episode, "method": method, "accuracy": value, "zero_shot_accuracy": 30.0, "seconds": 1.0}
-            | (more or {})
-            for method, values in accuracies.items()
-            for episode, value in enumerate(values)
-        ]
-        folder = tmp_path / name
-        folder.mkdir(parents=True)
-        summary = summarize(rows, description, list(accuracies), episodes=episodes) | {"protocol": protocol}
-        for method in summary["methods"].values():
-            method |= model
-        methods = {method: {"data": data, **(settings or {}).get(method, {})} for method in accuracies}
-        identity = {"main": next(iter(accuracies)), "data_files": description, "methods": methods}
-        (folder / "summary.json").write_text(json.dumps(summary))
-        (folder / "identity.json").write_text(json.dumps(identity))
-        (folder / "results.jsonl").write_text("".join(f"{json.dumps(row)}\n" for row in rows))
-        return folder
-
-    return make
+    """Write a run folder in the test's folder, see `write_run`."""
+    return lambda name, *args, **options: write_run(tmp_path / name, *args, **options)
 
 
 def cells_of(out, method):
