@@ -17,7 +17,6 @@ from PIL import Image
 from run_writer import full_row, write_run
 from safetensors.numpy import save_file
 
-pytest.importorskip("dtrap.protocol.reports.charts")
 OLD = Path(__file__).parents[1] / "data" / "old_run"
 VOID = {"meta", "img", "br", "link", "hr", "input"}
 EVIL = [
