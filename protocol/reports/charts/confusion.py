@@ -60,7 +60,7 @@ def _draw(table: Numbers, shares: Numbers, names: Sequence[str]) -> Sheet:
     axes = sheet.axes(left, top, side, side)
     axes.set_axis_off()
     sheet.text(left + side / 2, top + side + 5, "predicted class", ha="center")
-    sheet.text(4, top + side / 2, "true class", rotation=90, va="center", rotation_mode="anchor", ha="center")
+    sheet.text(11, top + side / 2, "true class", rotation=90, va="center", rotation_mode="anchor", ha="center")
     if table.sum() == 0:
         say_empty(axes)
         return sheet
