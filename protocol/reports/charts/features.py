@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from importlib.util import find_spec
 from typing import Any
 
 import numpy as np
@@ -18,7 +17,6 @@ MOST_COLORED = 10  # classes; more would not be told apart
 # Neither color alone nor shape alone tells ten classes apart; both together do.
 SHAPES = ("o", "s", "^", "D", "v", "P", "X", "<", ">", "p")
 METHODS = ("auto", "t-sne", "pca")
-TSNE, PCA = "t-SNE", "PCA"
 
 
 @styled
@@ -54,12 +52,12 @@ def feature_map(
     names, query = unique(class_names), np.ravel(np.asarray(is_query, dtype=bool))
     classes = np.ravel(np.asarray(labels, dtype=int))
     sides = [_side(images, texts, classes) for images, texts in ((before, texts_before), (after, texts_after))]
-    wanted = TSNE if method == "t-sne" or (method == "auto" and find_spec("sklearn") is not None) else PCA
+    embedding = _t_sne(method)
     rows = (min(len(names), MOST_COLORED) + 1) // 2
     sheet = Sheet(WIDTH, PANEL + 48 + 14 * rows)
     counts, used = [], []
     for place, ((images, texts, sound), when) in enumerate(zip(sides, ("before", "after"), strict=True)):
-        points, way = _flat(np.concatenate([images, texts]), wanted)
+        points, way = _flat(np.concatenate([images, texts]), embedding)
         left = 8 + place * (WIDTH / 2)
         sheet.text(left, 4, f"{when} training", weight="bold")
         sheet.text(left + 94, 4, way, color=MUTED)
@@ -114,19 +112,31 @@ def _unit(features: Numbers) -> Numbers:
     return np.divide(features, lengths, out=np.zeros_like(features), where=lengths > 0)
 
 
-def _flat(features: Numbers, wanted: str) -> tuple[Numbers, str]:
+def _t_sne(method: str) -> Any:
+    """scikit-learn's class; None where it is not asked for, or only asked for where it is installed."""
+    if method == "pca":
+        return None
+    try:
+        from sklearn.manifold import TSNE
+    except ImportError as error:
+        if method == "auto":
+            return None
+        raise ValueError("t-SNE needs scikit-learn; install it with: pip install scikit-learn") from error
+    return TSNE
+
+
+def _flat(features: Numbers, embedding: Any) -> tuple[Numbers, str]:
     """Places [N, 2], and the way that they were found."""
     different = len(np.unique(features, axis=0)) if features.size else 0
     if different < 2:
         return np.zeros((len(features), 2)), "all equal"
-    if wanted == TSNE and different > 4:
-        from sklearn.manifold import TSNE as Embedding  # type: ignore[import-not-found]
-
+    if embedding is not None and different > 4:
         perplexity = min(30.0, (len(features) - 1) / 3)
-        embedding = Embedding(perplexity=perplexity, init="pca", metric="cosine", method="exact", random_state=0)
-        return np.asarray(embedding.fit_transform(features), dtype=np.float64), f"{TSNE}, perplexity {perplexity:.0f}"
+        options = {"init": "pca", "metric": "cosine", "method": "exact", "random_state": 0}
+        points = embedding(perplexity=perplexity, **options).fit_transform(features)
+        return np.asarray(points, dtype=np.float64), f"t-SNE, perplexity {perplexity:.0f}"
     points, shares = principal_components(features)
-    return points, f"{PCA}, {100 * shares.sum():.0f} % of the variance"
+    return points, f"PCA, {100 * shares.sum():.0f} % of the variance"
 
 
 def _draw(axes: Axes, images: Numbers, texts: Numbers, query: Any, classes: Any, way: int) -> None:
