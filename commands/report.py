@@ -10,6 +10,7 @@ from ..console import CommandParser, print_table, say
 from ..files import write_atomically
 from ..protocol.reports.report import Report, read_report
 from ..protocol.reports.tables import latex_document, markdown_text, to_markdown, to_rich
+from ..protocol.studies.table import print_study
 
 ANOTHER = "or name another file with --{}."
 
@@ -38,7 +39,9 @@ def report(arguments: list[str], console: Console) -> int:
     found = read_report(options.runs)
     for note in found.left_out:
         say(console, f"Left out: {note}")
-    for number, table in enumerate(found.tables):
+    for study in found.studies:
+        print_study(study, console)
+    for number, table in enumerate(found.run_tables):
         print_table(to_rich(table, title=number > 0 or bool(found.studies)), console)
         for note in table.notes:
             say(console, note)

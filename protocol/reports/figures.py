@@ -25,7 +25,7 @@ from .merging import Comparison, Entry, Task
 from .numbers import differences, interval_of
 
 if TYPE_CHECKING:
-    from ..studies.folder import StudyPart
+    from ..studies.recorded import StudyPart
     from ..studies.results import StudyResults
     from .charts import Chart
     from .tables import TextTable

@@ -22,7 +22,7 @@ LONGEST_TEXT = 600
 def page(report: Report) -> str:
     """Return the HTML page of a report; the same runs give the same page."""
     comparison = report.comparison
-    results = Section("results", "Results", tables=list(report.tables))
+    results = Section("results", "Results", tables=report.tables)
     sections = [results, *chart_sections(comparison, report.studies), feature_section(comparison)]
     sections.append(picture_section(comparison))
     return (

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
 STUDY_FILE = "study.json"
 MOST_NAMED = 3
+MOST_CELLS = 40  # runs of studies that are read for charts
 
 
 @dataclass(frozen=True)
@@ -32,17 +33,23 @@ class Report:
     Attributes:
         comparison: The runs, those of studies included.
         studies: The studies.
-        tables: The tables of the studies, and of the runs that belong to none.
+        run_tables: The tables of the runs that belong to no study.
         left_out: Folders that could not be read, and why.
-        notes: What was merged or kept apart.
+        notes: Methods of one name that are not the same, and why.
+        alone: The runs that belong to no study; None without any.
     """
 
     comparison: Comparison
     studies: Sequence[StudyResults]
-    tables: Sequence[TextTable]
+    run_tables: Sequence[TextTable]
     left_out: Sequence[str]
     notes: Sequence[str] = field(default_factory=list)
     alone: Comparison | None = None
+
+    @property
+    def tables(self) -> list[TextTable]:
+        """The tables of the studies and the runs, for files."""
+        return [*(table for study in self.studies for table in study_tables(study)), *self.run_tables]
 
     @property
     def title(self) -> str:
@@ -91,14 +98,27 @@ def read_report(names: Sequence[str]) -> Report:
     if not runs and not studies:
         raise DtrapError(_nothing(left_out))
     known = {os.path.realpath(run.folder) for run in runs}
-    cells = [cell.folder for study in studies for part in study.parts for cell in part.cells]
-    started = [folder for folder in dict.fromkeys(cells) if folder.is_dir() and os.path.realpath(folder) not in known]
-    of_studies = _runs(started, left_out)
+    of_studies = _runs_of_studies(studies, known, left_out)
     alone = compare_runs(runs) if runs else None
     comparison = compare_runs([*runs, *of_studies]) if of_studies or alone is None else alone
-    tables = [table for study in studies for table in study_tables(study)]
-    tables += run_tables(alone) if alone is not None else []
+    tables = run_tables(alone) if alone is not None else []
     return Report(comparison, studies, tables, left_out, alone.notes if alone is not None else [], alone)
+
+
+def _runs_of_studies(studies: Sequence[StudyResults], known: set[str], left_out: list[str]) -> list[Run]:
+    """Return the runs of studies for charts, the first ones; say once which can have none."""
+    cells = dict.fromkeys(cell.folder for study in studies for part in study.parts for cell in part.cells)
+    started = [folder for folder in cells if folder.is_dir() and os.path.realpath(folder) not in known]
+    faults: list[str] = []
+    runs = _runs(started[:MOST_CELLS], faults)
+    if faults:
+        which = "a run" if len(faults) == 1 else f"{len(faults)} runs"
+        left_out.append(f"the charts of {which} of a study. {faults[0]}")
+    if len(started) > MOST_CELLS:
+        left_out.append(
+            f"the charts of {len(started) - MOST_CELLS} of {len(started)} runs of a study; give those to dtrap report."
+        )
+    return runs
 
 
 def _found(names: Sequence[str]) -> tuple[list[Path], list[Path]]:

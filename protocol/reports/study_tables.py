@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,10 +14,11 @@ from ..statistics import BINOMIAL, TOO_FEW, paired_difference
 from .tables import Cell, TextTable
 
 if TYPE_CHECKING:
-    from ..studies.folder import StudyPart
+    from ..studies.recorded import StudyPart
     from ..studies.results import StudyResults
 
 SETS = "sets"
+NEEDED = "needed ±1 / ±0.5"
 Line = Mapping[str, Any]  # a line of a study's frame, with None for what is missing
 Key = tuple[str, ...]
 
@@ -29,7 +31,20 @@ def study_folder(name: str) -> Path | None:
 
 def study_tables(results: StudyResults) -> list[TextTable]:
     """Return the tables of all parts of a study."""
-    return [table for part in results.parts for table in part_tables(results, part)]
+    found = []
+    for part in results.parts:
+        *others, last = part_tables(results, part)
+        found += [*others, replace(last, notes=[*last.notes, *_part_notes(part)])]
+    return found
+
+
+def _part_notes(part: StudyPart) -> list[str]:
+    """What the published numbers are, and the verdict on an open question."""
+    from ..studies.published import PAPER, PUBLISHED
+    from ..studies.verdicts import verdict_lines
+
+    table = PUBLISHED.get(part.published or "")
+    return [*([f"Published: {PAPER}, {table.title}. {table.note}"] if table else []), *verdict_lines(part)]
 
 
 def part_tables(results: StudyResults, part: StudyPart) -> Iterator[TextTable]:
@@ -80,6 +95,9 @@ def _table(
             sign = "+" if skip else ""
             texts = ["" if value is None else f"{value:{sign}.{measure.digits + 1}f}" for value in published]
             rows.append([*(Cell("") for _ in axes), Cell(f"{key[-1]}, published"), *map(Cell, texts)])
+        texts = [_needed(line) for line in own] if skip else []
+        if any(texts):
+            rows.append([*(Cell("") for _ in axes), Cell(f"{key[-1]}, {NEEDED}"), *map(Cell, texts)])
     kind = "difference" if skip else "mean"
     head = [*axes, "arm", *columns]
     return TextTable(
@@ -134,15 +152,20 @@ def _difference(line: Line | None, measure: Measure) -> str:
     value = f"{line['difference']:+.{digits}f}"
     half_width = f" ± {line['difference_half_width']:.{digits}f}" if line["difference_half_width"] else ""
     few = ", too few" if line["pairs"] in TOO_FEW else ""
-    needed = [line.get("needed_1"), line.get("needed_05")]
-    more = f"; ± 1 needs {needed[0]:,}, ± 0.5 {needed[1]:,}" if None not in needed and line["set"] != "mean" else ""
-    return f"{value}{half_width} [{counted(int(line['pairs']), 'pair')}{few}{more}]"
+    return f"{value}{half_width} [{counted(int(line['pairs']), 'pair')}{few}]"
+
+
+def _needed(line: Line | None) -> str:
+    """Episodes in all for intervals of ± 1 and ± 0.5 points, such as "53 / 205"."""
+    if line is None or line["set"] == "mean" or line.get("needed_1") is None or line.get("needed_05") is None:
+        return ""
+    return f"{line['needed_1']:,} / {line['needed_05']:,}"
 
 
 def _difference_notes(measure: Measure) -> list[str]:
     notes = ["Means of the differences over common episodes with their 95 % intervals (Student's t)."]
     if measure.difference_unit == "points":
-        notes.append("± 1 needs, ± 0.5: episodes in all for such an interval, from the variance of the pairs so far.")
+        notes.append(f"{NEEDED}: episodes in all for such an interval, from the variance of the pairs so far.")
     return notes
 
 

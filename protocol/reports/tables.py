@@ -161,11 +161,8 @@ def _markdown_row(cells: Sequence[str]) -> str:
 
 def markdown_text(text: str) -> str:
     """Escape all that Markdown and HTML in it would read: entities work everywhere, also where a backslash does not."""
-    text = re.sub(r"([\\`*_{}\[\]()#+!~$])", r"\\\1", visible(text))
-    return (
-        text.replace("&", "&amp;")
-        .replace("<", "&lt;")
-        .replace(">", "&gt;")
-        .replace("|", "&#124;")
-        .replace("://", ":&#47;/")
-    )
+    text = re.sub(r"([\\`*_\[\]~$])", r"\\\1", visible(text))
+    text = re.sub(r"^(\s*\d*)([#+.)-])(?=\s|$)", r"\1\\\2", text)  # a heading or an item of a list
+    for character, entity in {"&": "&amp;", "<": "&lt;", ">": "&gt;", "|": "&#124;", "://": ":&#47;/"}.items():
+        text = text.replace(character, entity)
+    return text

@@ -16,6 +16,7 @@ import pytest
 from PIL import Image
 from run_writer import full_row, write_run
 from safetensors.numpy import save_file
+from study_folders import ablation, cell_of, rows_of, write_rows, write_study
 
 OLD = Path(__file__).parents[1] / "data" / "old_run"
 VOID = {"meta", "img", "br", "link", "hr", "input"}
@@ -166,6 +167,59 @@ def test_the_page_has_all_its_parts_and_stands_alone(dtrap, tmp_path):
     assert f"dtrap fit --config {run}/config.yaml --protocol.folder {run}_again" in text
     for name in values:
         assert name in " ".join(page.text_of("table"))
+
+
+def grid_and_shots(folder):
+    """A study over lambda and beta whose runs are whole, and one over shots with rows alone."""
+    weights = [f"model.objective.{name}_weight" for name in ("anti_visual", "relation")]
+    numbers = np.random.default_rng(0)
+    cells = []
+    for values in ((0.0, 0.0), (0.1, 0.0), (0.0, 3.0), (0.1, 3.0)):
+        axes = {"sets": "isic_1shot.yaml", **dict(zip(weights, values, strict=True))}
+        cells.append(cell_of(axes, ["both"], 12))
+        settings = {"both": {"model": {"objective": {"init_args": dict(zip(weights, values, strict=True))}}}}
+        accuracies = numbers.integers(30, 60, 12).astype(float).tolist()
+        write_run(folder / cells[-1]["folder"], "ISIC", {"both": accuracies}, 12, "", full_row, settings)
+    shots = [cell_of({"sets": "DTD", "shots": shot}, ["plain", "both"], 3, title="DTD") for shot in (1, 2)]
+    for shot, cell in enumerate(shots):
+        rows = [rows_of(arm, [40.0 + shot, 45.0, 47.0], zero_shot_accuracy=[30.0] * 3) for arm in ("plain", "both")]
+        write_rows(folder / cell["folder"], [row for own in rows for row in own])
+    grid = {"axes": {"sets": ["isic_1shot.yaml"], weights[0]: [0.0, 0.1], weights[1]: [0.0, 3.0]}, "arms": ["both"]}
+    coop = {"axes": {"sets": ["DTD"], "shots": [1, 2]}, "arms": ["plain", "both"], "compare": "plain"}
+    parts = [grid | {"name": "grid", "figure": "heat_map", "cells": cells}]
+    write_study(folder, [*parts, coop | {"name": "shots", "figure": "coop", "cells": shots}])
+
+
+def test_a_study_has_its_tables_published_numbers_and_figures(dtrap, tmp_path):
+    ablation(tmp_path / "runs" / "study_ablation")
+    grid_and_shots(tmp_path / "mine")
+    status, out, err = dtrap("report", "ablation.yaml", "mine", *EVERY_FORM)
+    assert (status, err) == (0, "")
+    assert "needed" in out
+    markdown = (tmp_path / "all.md").read_text()
+    (line,) = [line for line in markdown.splitlines() if line.startswith("| both, published | 38.10")]
+    assert line == "| both, published | 38.10 | 85.00 | 87.20 | 22.70 | 58.26 |"
+    assert "**" in next(line for line in markdown.splitlines() if line.startswith("| both | "))
+    check_latex((tmp_path / "all.tex").read_text())
+    page = Page((tmp_path / "all.html").read_text())
+    titles = page.text_of("strong")
+    assert any("anti_visual_weight" in title for title in titles)
+    assert any("shots" in title for title in titles)
+    assert "both (anti_visual_weight 0.1, relation_weight 3.0)" in " ".join(page.text_of("table"))
+    assert "dtrap study mine.yaml" in " ".join(page.text_of("code"))
+    assert "Left out: the charts of" in out
+    with (tmp_path / "all.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert {row["study"] for row in rows} == {"mine"}
+    assert {row["part"] for row in rows} == {"ablation", "grid", "shots"}
+    # a run next to a study has its own table
+    write_run(tmp_path / "run", "EuroSAT", {"svl-ra": [50.0, 60.0]})
+    status, out, err = dtrap("report", "mine", "run", *EVERY_FORM)
+    assert (status, err) == (0, "")
+    assert "Accuracy in percent" in out
+    status, _, err = dtrap("report", "trap.yaml")
+    assert status == 2
+    assert "trap.yaml is not a folder" in err
 
 
 def test_the_same_runs_give_the_same_files(dtrap, tmp_path):
