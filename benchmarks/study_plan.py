@@ -26,6 +26,7 @@ CODE = "import sys; from dtrap.cli import main\ntry: main(sys.argv[1:])\nfinally
 
 
 def main() -> None:
+    """Measure and print."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0] if __doc__ else "")
     parser.add_argument("--cells", type=int, default=10_000)
     parser.add_argument("--configs", type=int, default=100)
