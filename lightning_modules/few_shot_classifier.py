@@ -231,7 +231,7 @@ class FewShotClassifier(ObservedModel):
             return None
         batch = self.incoming(batch, "train")
         with self._divergence.naming_overflow():
-            terms = self.tuner.own_step(self, batch) if self.tuner.trains_itself else self._terms(batch)
+            terms = self.tuner.own_step(self, batch) if self.tuner.trains_itself else self.terms(batch)
         self._divergence.add(terms["total"])
         logged = {name: term.detach() for name, term in terms.items()}
         self.log_dict({f"train/{name}": term for name, term in logged.items()}, batch_size=len(batch["labels"]))
@@ -242,7 +242,8 @@ class FewShotClassifier(ObservedModel):
         with self._divergence.naming_overflow():
             super().optimizer_step(*args, **kwargs)
 
-    def _terms(self, batch: Batch) -> dict[str, Tensor]:
+    def terms(self, batch: Batch) -> dict[str, Tensor]:
+        """Return the terms of the objective for a batch on the device, without the steps of a tuner of its own."""
         labels, rows = batch["labels"], self.rows_of(batch)
         features, texts = self.image_features(batch["images"], rows.ids), self.text_features()
         related = self.tuner.related_features(features)
