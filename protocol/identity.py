@@ -52,6 +52,7 @@ NEUTRAL = {
         "overwrite",
         "compare",
         "pictures",
+        "relevance",
         "save_adapters",
         "save_predictions",
         "checkpoint_every",

@@ -24,6 +24,7 @@ from .adapters import AdapterCard, save_adapter
 from .checkpoint import StepCheckpoint
 from .configuration import MethodConfig
 from .episode import ZeroShots, cheap_collection, episode_trainer, parts_of, run_episode, without_expected_warnings
+from .episode_pictures import check_pictures, check_relevance, draw_pictures
 from .explanation import explained_use
 from .folder_identity import FolderIdentity, Method
 from .identity import default_folder_name
@@ -68,7 +69,7 @@ def run_protocol(
         console: Where the progress is printed; the result is what `print` shows of the returned object. After an
             interruption, the result so far is printed, too. `Console(quiet=True)` prints nothing.
         **settings: `episodes` (400), `folder` (under `runs`, named after data and method), `overwrite` (False; True
-            starts over), `pictures` (0), `save_adapters` (False), `checkpoint_every` (100); see `ProtocolSettings`.
+            starts over), `pictures` (0), `relevance` (0), `save_adapters` (False), `checkpoint_every` (100); see `ProtocolSettings`.
 
     Returns:
         Rows, means with intervals, and paired differences.
@@ -191,11 +192,7 @@ class ProtocolRun:
         """Validate data, trainer and stage before anything is deleted, written or loaded."""
         self.data.task  # noqa: B018
         self.data.subsets  # noqa: B018 - read now, because an overwriting run may delete the subset file
-        if self.data.streams and self.settings.pictures:
-            raise DtrapError(
-                f"--protocol.pictures is {self.settings.pictures}, but a picture shows all images of an episode, and "
-                "the all-way protocol streams its images. Leave it out; `dtrap data show` draws a contact sheet."
-            )
+        check_pictures(self.settings, self.data)
         for method in self.methods:
             method.stage_switch()
             objective, tuner = method.losses_and_tuner()
@@ -234,6 +231,7 @@ class ProtocolRun:
         for module in dict.fromkeys(modules.values()):
             with explained_use([*parts_of(module), self.data]):
                 rehearse(module, self.data)
+        check_relevance(self.settings, modules)
         check_space(
             self.folder,
             modules,
@@ -312,10 +310,8 @@ class ProtocolRun:
             save_adapter(self._path_of(self.data.episode, method.name), module, card)
         if self.settings.save_predictions and self.data.has_query and not diverged:
             save_predictions(self.folder.predictions / f"{stem}.safetensors", module, self.data)
-        if self.data.episode < self.settings.pictures and not diverged:
-            from .picture import save_episode_picture  # imports matplotlib
-
-            save_episode_picture(self.folder.pictures / f"{stem}.png", module, self.data, row)
+        if not diverged:
+            draw_pictures(self.folder, self.settings, module, self.data, row)
         # After the other files, so that a kill in between repeats the episode; before the checkpoint is deleted, so
         # that a kill in between loses nothing.
         self.folder.rows.append(row)
