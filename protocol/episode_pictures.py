@@ -7,7 +7,6 @@ from collections.abc import Mapping
 from ..datamodules.few_shot import FewShotDataModule
 from ..errors import DtrapError
 from ..lightning_modules import FewShotClassifier
-from ..lightning_modules.relevance import check_blocks
 from .run_folder import Row, RunFolder
 from .settings import ProtocolSettings
 
@@ -19,15 +18,17 @@ def check_pictures(settings: ProtocolSettings, data: FewShotDataModule) -> None:
     for option in ("pictures", "relevance"):
         if data.streams and getattr(settings, option):
             raise DtrapError(
-                f"--protocol.{option} is {getattr(settings, option)}, but a picture shows images of an episode, and the "
-                "all-way protocol streams its images. Leave it out; `dtrap data show` draws a contact sheet."
+                f"--protocol.{option} is {getattr(settings, option)}, but a picture shows images of an episode, and "
+                "the all-way protocol streams its images. Leave it out; `dtrap data show` draws a contact sheet."
             )
 
 
 def check_relevance(settings: ProtocolSettings, modules: Mapping[str, FewShotClassifier]) -> None:
     """Raise a DtrapError if a method has no relevance maps, or its picture would have the name of another one."""
     for name, module in modules.items() if settings.relevance else ():
-        check_blocks(module)
+        from .relevance_picture import find_methods
+
+        find_methods(module)
         if f"{name}{RELEVANCE}" in modules:
             raise DtrapError(
                 f"the relevance picture of the method '{name}' and the picture of '{name}{RELEVANCE}' would be one "
@@ -38,12 +39,14 @@ def check_relevance(settings: ProtocolSettings, modules: Mapping[str, FewShotCla
 def draw_pictures(
     folder: RunFolder, settings: ProtocolSettings, module: FewShotClassifier, data: FewShotDataModule, row: Row
 ) -> None:
-    """Draw the wanted pictures of an episode that a method was just tested on.
+    """Draw the wanted pictures of an episode that a method was just tested on; none if it diverged.
 
     Raises:
         DtrapError: A file cannot be written.
     """
     stem = f"episode_{row['episode']:04d}_{row['method']}"
+    if row.get("diverged"):
+        return
     if row["episode"] < settings.pictures:
         from .picture import save_episode_picture
 

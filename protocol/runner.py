@@ -68,8 +68,7 @@ def run_protocol(
         stage_switch: The stage of SVL and RA for the methods that are functions; its first 3/5 if None.
         console: Where the progress is printed; the result is what `print` shows of the returned object. After an
             interruption, the result so far is printed, too. `Console(quiet=True)` prints nothing.
-        **settings: `episodes` (400), `folder` (under `runs`, named after data and method), `overwrite` (False; True
-            starts over), `pictures` (0), `relevance` (0), `save_adapters` (False), `checkpoint_every` (100); see `ProtocolSettings`.
+        **settings: `episodes` (400), `folder`, `overwrite` (False) and which files to write; see `ProtocolSettings`.
 
     Returns:
         Rows, means with intervals, and paired differences.
@@ -310,8 +309,7 @@ class ProtocolRun:
             save_adapter(self._path_of(self.data.episode, method.name), module, card)
         if self.settings.save_predictions and self.data.has_query and not diverged:
             save_predictions(self.folder.predictions / f"{stem}.safetensors", module, self.data)
-        if not diverged:
-            draw_pictures(self.folder, self.settings, module, self.data, row)
+        draw_pictures(self.folder, self.settings, module, self.data, row)
         # After the other files, so that a kill in between repeats the episode; before the checkpoint is deleted, so
         # that a kill in between loses nothing.
         self.folder.rows.append(row)

@@ -1,8 +1,6 @@
 """`--protocol.relevance`: the picture of relevance maps, and that it changes nothing else."""
 
 import numpy as np
-import pytest
-import yaml
 from dtrap.protocol.relevance_picture import RelevanceColumns, first_of_each_class, relevance_figure
 from PIL import Image
 from run_folders import numbers
@@ -98,10 +96,8 @@ def test_of_a_folder_without_queries_support_images_are_drawn(dtrap, tiny_model,
 
 def test_a_backbone_without_blocks_is_refused_before_anything_is_written(dtrap, root, tmp_path):
     open_clip_resnet(tmp_path / "model")
-    overlay = {"class_path": "dtrap.lightning_modules.tuners.LinearHead"}
-    (tmp_path / "head.yaml").write_text(yaml.safe_dump({"model": {"tuner": overlay}}))
     status, _, err = dtrap(
-        "fit", "--config", "eurosat_1shot.yaml", "--config", "head.yaml", "--data.root", root, "--data.query", 2,
+        "fit", "--config", "eurosat_1shot.yaml", "--config", "tuners/linear_head.yaml", "--data.root", root,
         "--model.backbone.name", "model/small_rn.json", "--model.backbone.pretrained", "model/small_rn.safetensors",
         "--protocol.relevance", 1, "--protocol.folder", "run",
     )  # fmt: skip
@@ -109,3 +105,12 @@ def test_a_backbone_without_blocks_is_refused_before_anything_is_written(dtrap, 
     assert "transformer blocks" in err
     assert "Traceback" not in err
     assert not (tmp_path / "run" / "results.jsonl").exists()
+
+
+def test_two_pictures_of_one_name_are_refused(dtrap, words, tmp_path):
+    (tmp_path / "other.yaml").write_text("protocol: {method: a_relevance}\nmodel: {learning_rate: 0.1}\n")
+    status, _, err = dtrap(
+        *words[:-1], "other.yaml", "--protocol.method", "a", "--protocol.relevance", 1, "--protocol.folder", "run"
+    )
+    assert status == 2, err
+    assert "of the method 'a' and the picture of 'a_relevance' would be one file" in err
