@@ -182,7 +182,7 @@ def read_descriptions(path: str | Path) -> dict[str, list[str]]:
     path = Path(path).expanduser()
     if not path.exists() and (ASSETS / path).is_file():
         path = ASSETS / path
-    expected = "Expected a YAML or JSON file such as '{River: [a satellite photo of a river., water with banks.]}'"
+    expected = "Expected a YAML or JSON file such as '{River: [\"a satellite photo of a {}.\", water with banks.]}'"
     try:
         content = read_json(path) if path.suffix == ".json" else read_yaml(path)
     except (OSError, ValueError) as error:

@@ -7,7 +7,7 @@ import pytest
 from run_folders import rows_of
 
 SENTENCES = """\
-Annual Crop Land: [a satellite photo of {}., fields in rows]
+Annual Crop Land: ["a satellite photo of {}.", fields in rows]
 Forest: many trees
 Herbaceous Vegetation Land: [grass and low plants]
 Highway or Road: a gray line for cars
