@@ -19,13 +19,17 @@ SHIFTS = tuple(round(-1 + 0.05 * number, 2) for number in range(41))
 class Measured:
     """Every measure of one set of features, computed when it is asked for; the costly parts once.
 
+    All but the scatter ratio are of the plain rows: with one image a class, only the views have a scatter within it.
+
     Args:
         features: Images, class texts and labels.
         logit_scale: tau, the scale of cross-entropy and gap shift.
     """
 
     def __init__(self, features: Features, logit_scale: float) -> None:
-        self.images, self.texts, self.labels = (column.detach() for column in features)
+        self.every, self.texts, self.every_label = features.images, features.texts, features.labels
+        plain = slice(None) if features.plain is None else features.plain
+        self.images, self.labels = self.every[plain], self.every_label[plain]
         self.scale = logit_scale
 
     def value(self, name: str) -> float | None:
@@ -72,7 +76,7 @@ MEASURES: dict[str, Callable[[Measured], Any]] = {
     "least_shift": lambda m: m.curve.least_shift,
     "alignment": lambda m: metrics.alignment(m.images, m.texts, m.labels),
     "uniformity": lambda m: metrics.uniformity(m.images),
-    "scatter_ratio": lambda m: metrics.scatter_ratio(m.images, m.labels),
+    "scatter_ratio": lambda m: metrics.scatter_ratio(m.every, m.every_label),
     "nearest_prototype_accuracy": lambda m: metrics.nearest_prototype_accuracy(m.images, m.labels),
     "relation_rank_correlation": lambda m: m.agreement.rank_correlation,
     "relation_divergence": lambda m: m.agreement.divergence,

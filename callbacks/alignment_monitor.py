@@ -20,8 +20,8 @@ FIFTHS = 5
 class AlignmentMonitor(FeatureCollector):
     """Measure alignment and visual discriminability at the start, at the switch and at the end of a training.
 
-    The measures are those of `dtrap.metrics`, on the queries and on the plain support images. At the start they are of
-    the model without the tuner.
+    The measures are those of `dtrap.metrics`, on the queries and on the plain support images; the scatter ratio of the
+    support is that of all its views. At the start they are of the model without the tuner.
 
     The switch is the end of the suppressed stage of the Trainer's `StageSwitch`, whatever the weights of the losses, so
     that plain fine-tuning is measured at the same step; without one it is after 3/5 of the steps. A stage that a rule
@@ -172,7 +172,7 @@ class AlignmentMonitor(FeatureCollector):
     ) -> None:
         if not self.support:
             return
-        features = support_features(pl_module, self._batch, zero_shot=zero_shot)
+        features = support_features(pl_module, self._batch, zero_shot=zero_shot, views="scatter_ratio" in self.names)
         if features is not None:
             self._add(trainer, pl_module, step, moment, "support", features)
         elif moment == "start":
@@ -201,7 +201,8 @@ class AlignmentMonitor(FeatureCollector):
             self.entries.append(entry)
         curve = self.curve and part == "query"
         values, points = measure(features, self.names, pl_module.objective.logit_scale, curve=curve)
-        entry[part], entry["images"][part] = values, len(features.labels)
+        plain = features.labels if features.plain is None else features.labels[features.plain]
+        entry[part], entry["images"][part] = values, len(plain)
         if points is not None:
             entry["curve"] = points
         logged = {f"{part}.{name}": value for name, value in values.items() if value is not None}

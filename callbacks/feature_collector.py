@@ -21,11 +21,13 @@ class Features(NamedTuple):
         images: [N, D].
         texts: Class text features [W, D].
         labels: Classes [N].
+        plain: Which rows are plain views [N]; None if all are.
     """
 
     images: Tensor
     texts: Tensor
     labels: Tensor
+    plain: Tensor | None = None
 
 
 class _Thinned:
@@ -118,9 +120,10 @@ def gathered(trainer: Trainer, pl_module: LightningModule, features: Features) -
 def on_cpu(features: Any) -> Features:
     """Return a module's features on the CPU, in float32 at least; of very many images some."""
     rows = _Thinned()
-    rows.add(_exact(features.images), features.labels.detach().cpu())
-    images, labels = rows.joined()
-    return Features(images, _exact(features.texts), labels)
+    plain = torch.ones_like(features.labels, dtype=torch.bool) if features.plain is None else features.plain
+    rows.add(_exact(features.images), features.labels.detach().cpu(), plain.cpu())
+    images, labels, plain = rows.joined()
+    return Features(images, _exact(features.texts), labels, plain)
 
 
 def _exact(features: Tensor) -> Tensor:
@@ -128,7 +131,7 @@ def _exact(features: Tensor) -> Tensor:
     return features.detach().to("cpu", torch.promote_types(features.dtype, torch.float32))
 
 
-def support_features(pl_module: Any, batch: Any, *, zero_shot: bool) -> Features | None:
-    """Return the features of the plain support images; None where nobody has these images."""
+def support_features(pl_module: Any, batch: Any, *, zero_shot: bool, views: bool = False) -> Features | None:
+    """Return the features of the plain support images, or of all their views; None where nobody has these images."""
     batches = pl_module.support_batches(batch)
-    return None if batches is None else on_cpu(pl_module.observe(batches, zero_shot=zero_shot))
+    return None if batches is None else on_cpu(pl_module.observe(batches, zero_shot=zero_shot, views=views))

@@ -22,14 +22,16 @@ class Features(NamedTuple):
     """The features of images and of the class texts.
 
     Attributes:
-        images: `Tuner.related_features` [N, D] of the plain images; without the tuner those of the backbone.
+        images: `Tuner.related_features` [N, D] of the images; without the tuner those of the backbone.
         texts: Class text features [W, D].
         labels: Classes [N].
+        plain: Which rows are plain views [N]; None if all are.
     """
 
     images: Tensor
     texts: Tensor
     labels: Tensor
+    plain: Tensor | None = None
 
 
 Watcher = Callable[[Features, bool], None]
@@ -82,7 +84,7 @@ class ObservedModel(EvaluatedModel):
     # In the middle of a fit
 
     def support_batches(self, batch: Any = None) -> Iterable[Any] | None:
-        """Return batches of the plain support images, class by class; None where nobody has them.
+        """Return batches of the support images, class by class; None where nobody has them.
 
         A data module has them if it has a method `support_batches`, as those of dtrap do. Otherwise the training batch
         is used if it is the whole support batch.
@@ -92,10 +94,10 @@ class ObservedModel(EvaluatedModel):
         """
         source = getattr(self.data_source, "support_batches", None)
         if source is not None:
-            return map(plain_part, source())
+            return source()
         full = is_full_batch(self.data_source, self.trainer.train_dataloader)
         whole = full or (full is None and self.trainer.num_training_batches == 1)
-        return [plain_part(batch)] if whole and batch is not None else None
+        return [batch] if whole and batch is not None else None
 
     def query_batches(self, *, streamed: bool = False) -> Iterable[Any] | None:
         """Return batches of the queries in a fit; None where they are not known before the test.
@@ -112,21 +114,24 @@ class ObservedModel(EvaluatedModel):
             return None
         return datamodule.test_dataloader()
 
-    def observe(self, batches: Iterable[Any], *, zero_shot: bool = False) -> Features:
+    def observe(self, batches: Iterable[Any], *, zero_shot: bool = False, views: bool = False) -> Features:
         """Return the features of the plain rows of batches in evaluation mode; a fit goes on as if nothing was done.
 
         Args:
             batches: Batches as a training step gets them.
             zero_shot: Whether to use the backbone without the tuner.
+            views: Whether to return all rows, and which of them are plain.
         """
         with self._aside(), self.zero_shot() if zero_shot else nullcontext():
-            texts, images, labels = self.text_features(), [], []
+            texts, images, labels, plain = self.text_features(), [], [], []
             for batch in batches:
-                taken = self.on_device(plain_part(batch))
+                taken = self.on_device(batch if views else plain_part(batch))
                 features = self.image_features(taken["images"], Rows.of(taken).ids)
                 images.append(features if zero_shot else self.tuner.related_features(features))
                 labels.append(taken["labels"])
-        return Features(torch.cat(images), texts, torch.cat(labels))
+                view = taken.get("view")
+                plain.append(torch.ones_like(labels[-1], dtype=torch.bool) if view is None else view == 0)
+        return Features(torch.cat(images), texts, torch.cat(labels), torch.cat(plain) if views else None)
 
     def observed_hits(self, batches: Iterable[Any]) -> tuple[int, int]:
         """Return how many images of batches are right, all views of each used as in a test, and how many there are."""

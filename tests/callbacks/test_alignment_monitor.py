@@ -52,9 +52,9 @@ def trained(module, data, monitor, *more, zero_shot=True, **settings):
     return states.states
 
 
-def features_of(module, batch):
-    """Image and text features and labels of plain images, without any code of the monitor."""
-    plain = batch["view"] == 0
+def features_of(module, batch, views=False):
+    """Image and text features and labels of plain images or of all views, without any code of the monitor."""
+    plain = batch["view"] >= 0 if views else batch["view"] == 0
     with torch.no_grad():
         images = module.tuner.related_features(module.eval().image_features(batch["images"][plain]))
         return images, module.text_features(), batch["labels"][plain]
@@ -88,8 +88,10 @@ def expected(features, scale=100.0):
     }
 
 
-def assert_measured(values, features, scale=100.0):
+def assert_measured(values, features, scale=100.0, views=None):
     wanted = {name: float(value) for name, value in expected(features, scale).items()}
+    if views is not None:  # of the support, all of them count in the scatter
+        wanted["scatter_ratio"] = float(metrics.scatter_ratio(views[0], views[2]))
     assert list(values) == list(MEASURES)
     assert values == pytest.approx(wanted, rel=1e-5, abs=1e-6)
 
@@ -108,10 +110,12 @@ def test_start_switch_and_end_are_measured_on_queries_and_plain_support(tiny_bac
     for state, entry in ((states[2], switch), (states[-1], end)):
         module.tuner.load_adapter_state(state)
         assert_measured(entry["query"], features_of(module, data.query()))
-        assert_measured(entry["support"], features_of(module, data.support()))
+        views = features_of(module, data.support(), views=True)
+        assert_measured(entry["support"], features_of(module, data.support()), views=views)
     with module.zero_shot():
         assert_measured(start["query"], features_of(module, data.query()))
-        assert_measured(start["support"], features_of(module, data.support()))
+        views = features_of(module, data.support(), views=True)
+        assert_measured(start["support"], features_of(module, data.support()), views=views)
     curve = metrics.gap_shift_curve(*features_of(module, data.query()), SHIFTS)
     assert end["curve"]["loss"] == pytest.approx(curve.loss.tolist(), rel=1e-5)
     assert end["curve"]["shifts"] == list(SHIFTS)
@@ -209,10 +213,11 @@ def test_a_tuner_without_steps_and_without_cosines_says_related(tiny_backbone):
 
 def test_a_measure_that_does_not_exist_for_an_image_a_class_is_null(tiny_backbone):
     module = FewShotClassifier(tiny_backbone, LoRA(rank=2))
-    monitor = AlignmentMonitor(["scatter_ratio", "fitted_scale", "gap_drop"])
+    monitor = AlignmentMonitor(["nearest_prototype_accuracy", "fitted_scale", "gap_drop", "scatter_ratio"])
     trained(module, shapes(module, shot=1), monitor)
     support = monitor.row_values()["alignment"][-1]["support"]
-    assert (support["scatter_ratio"], support["fitted_scale"]) == (None, None)
+    assert (support["nearest_prototype_accuracy"], support["fitted_scale"]) == (None, None)
+    assert support["scatter_ratio"] > 0  # of the views
     assert support["gap_drop"] is not None
 
 
