@@ -6,11 +6,12 @@ import warnings
 from collections.abc import Sequence
 from typing import Any
 
+import torch
 from lightning.pytorch import LightningModule, Trainer
 
-from ..errors import check_at_least, check_one_of
+from ..errors import DtrapError, check_at_least, check_one_of
 from .alignment_measures import MEASURES, measure
-from .feature_collector import FeatureCollector, Features, on_cpu, support_features
+from .feature_collector import FeatureCollector, Features, gathered, on_cpu, support_features
 from .stage_switch import StageSwitch, run_length, steps_done
 
 FIFTHS = 5
@@ -59,6 +60,8 @@ class AlignmentMonitor(FeatureCollector):
         accuracy_fifths: bool = False,
     ) -> None:
         super().__init__()
+        if measures is not None and not measures:
+            raise DtrapError(f"AlignmentMonitor: measures is empty; expected some of {', '.join(MEASURES)}, or null.")
         for name in measures or ():
             check_one_of("AlignmentMonitor: measures", name, MEASURES)
         if every_n_steps is not None:
@@ -125,7 +128,7 @@ class AlignmentMonitor(FeatureCollector):
         elif self.every_n_steps and self._step % self.every_n_steps == 0 and self._step != self._total:
             self._measure(trainer, pl_module, None)
         if self.accuracy_fifths and self._step in self._fifths():
-            self._test_queries(pl_module)
+            self._test_queries(trainer, pl_module)
 
     def _switch(self, trainer: Trainer) -> int | None:
         """Return the number of steps after which the suppressed stage is over; None if the run has no length."""
@@ -160,7 +163,7 @@ class AlignmentMonitor(FeatureCollector):
     def _measure(self, trainer: Trainer, pl_module: Any, moment: str | None) -> None:
         queries = pl_module.query_batches()
         if queries is not None:
-            features = on_cpu(pl_module.observe(queries))
+            features = gathered(trainer, pl_module, on_cpu(pl_module.observe(queries)))
             self._add(trainer, pl_module, self._step, moment, "query", features)
         self._measure_support(trainer, pl_module, self._step, moment)
 
@@ -180,10 +183,12 @@ class AlignmentMonitor(FeatureCollector):
                 stacklevel=2,
             )
 
-    def _test_queries(self, pl_module: Any) -> None:
+    def _test_queries(self, trainer: Any, pl_module: Any) -> None:
         queries = pl_module.query_batches(streamed=True)
         if queries is not None:
-            self.accuracy_at[self._step] = pl_module.observed_accuracy(queries)
+            hits = torch.tensor(pl_module.observed_hits(queries), device=pl_module.device)
+            right, images = trainer.strategy.reduce(hits, reduce_op="sum").tolist()
+            self.accuracy_at[self._step] = 100.0 * right / images
 
     def _add(
         self, trainer: Trainer, pl_module: Any, step: int, moment: str | None, part: str, features: Features

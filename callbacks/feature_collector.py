@@ -93,11 +93,8 @@ class FeatureCollector(Callback):
         if self._texts is None:
             return
         images, labels = self._rows.joined()
-        texts = _exact(self._texts)
-        if trainer.world_size > 1:
-            images, labels = (gather(column, pl_module.device) for column in (images, labels))
+        features = gathered(trainer, pl_module, Features(images, _exact(self._texts), labels))
         self._rows, self._texts = _Thinned(), None
-        features = Features(images, texts, labels)
         if self._zero_shot:
             self.zero_shot_features = features
         else:
@@ -107,9 +104,15 @@ class FeatureCollector(Callback):
         """Receive the features of the queries at the end of a test that is not zero-shot."""
 
 
-def gather(column: Tensor, device: torch.device) -> Tensor:
-    """Return the rows of all processes on the CPU."""
-    return torch.cat([part.cpu() for part in gather_all_tensors(column.to(device))])
+def gathered(trainer: Trainer, pl_module: LightningModule, features: Features) -> Features:
+    """Return the features of the images of all processes."""
+    if trainer.world_size == 1:
+        return features
+    images, labels = (
+        torch.cat([part.cpu() for part in gather_all_tensors(column.to(pl_module.device))])
+        for column in (features.images, features.labels)
+    )
+    return Features(images, features.texts, labels)
 
 
 def on_cpu(features: Any) -> Features:

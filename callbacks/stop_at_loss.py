@@ -55,9 +55,10 @@ class FinalLoss(Callback):
         self._losses = deque(state_dict["losses"].unbind())
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Make room for the largest window."""
-        self._total = run_length(trainer) or 0
-        self._losses = deque(self._losses, maxlen=window_steps(self.windows[-1], self._total))
+        """Make room for the largest window; with accumulated gradients a step has several batches and losses."""
+        self._total = (run_length(trainer) or 0) * trainer.accumulate_grad_batches
+        known = (loss.to(pl_module.device) for loss in self._losses)  # of a checkpoint, on the CPU
+        self._losses = deque(known, maxlen=window_steps(self.windows[-1], self._total))
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
@@ -72,7 +73,7 @@ class FinalLoss(Callback):
         steps = window_steps(window, self._total)
         if len(self._losses) < steps:
             return None
-        return float(torch.stack([loss.cpu() for loss in list(self._losses)[-steps:]]).double().mean())
+        return float(torch.stack(list(self._losses)[-steps:]).cpu().double().mean())
 
     def row_values(self) -> dict[str, Any]:
         """Return the means as a part of the row's `losses`."""

@@ -128,8 +128,8 @@ class ObservedModel(EvaluatedModel):
                 labels.append(taken["labels"])
         return Features(torch.cat(images), texts, torch.cat(labels))
 
-    def observed_accuracy(self, batches: Iterable[Any]) -> float:
-        """Return the accuracy in percent on batches, with all views of each image, as a test would measure it."""
+    def observed_hits(self, batches: Iterable[Any]) -> tuple[int, int]:
+        """Return how many images of batches are right, all views of each used as in a test, and how many there are."""
         right, images = 0, 0
         with self._aside():
             for batch in batches:
@@ -137,7 +137,7 @@ class ObservedModel(EvaluatedModel):
                 scores = self._scores(taken)
                 right += int((predicted_classes(scores) == taken["labels"][: len(scores)]).sum())
                 images += len(scores)
-        return 100.0 * right / max(images, 1)
+        return right, images
 
     def _scores(self, batch: Batch) -> Tensor:
         rows = Rows.of(batch)

@@ -247,6 +247,8 @@ def test_of_very_many_images_every_second_or_fourth_is_kept():
 def test_mistakes_are_named():
     with pytest.raises(DtrapError, match=r"measures is 'gap'.*gap_drop"):
         AlignmentMonitor(["gap"])
+    with pytest.raises(DtrapError, match="measures is empty"):
+        AlignmentMonitor([])
     with pytest.raises(DtrapError, match="every_n_steps is 0"):
         AlignmentMonitor(every_n_steps=0)
     with pytest.raises(DtrapError, match=r"LightningModule has no features .*FewShotClassifier"):

@@ -6,10 +6,13 @@ from collections import namedtuple
 import pytest
 import torch
 from all_way_runs import words as all_way_words
+from coop_layouts import COOP_MAKERS
 from dtrap import metrics
 from dtrap.callbacks import AlignmentMonitor
 from dtrap.datamodules import EuroSATDataModule
-from dtrap.lightning_modules import FewShotClassifier
+from dtrap.datamodules.all_way import AllWay
+from dtrap.datamodules.coop import CoOpEuroSATDataModule
+from dtrap.lightning_modules import FewShotClassifier, Objective
 from dtrap.lightning_modules.tuners import CLIPAdapter
 from dtrap.protocol import run_protocol, space
 from layouts import make_eurosat
@@ -38,38 +41,38 @@ def assert_same_run(one, other):
 
 
 def test_a_run_is_the_same_with_the_monitor_and_a_finished_folder_is_extended_with_it(dtrap, words, tmp_path):
-    words = [*words, "--protocol.save_adapters", "true", "--protocol.save_features", 1]
-    assert dtrap(*words, "--protocol.folder", "with", *MONITOR)[0] == 0
-    assert dtrap(*words, "--protocol.folder", "later", "--protocol.episodes", 2)[0] == 0
-    status, _, err = dtrap(*words, "--protocol.folder", "later", *MONITOR)
+    words = [*words, "--protocol.save_adapters", "true", "--protocol.save_features", 1, "--protocol.episodes"]
+    assert dtrap(*words, 2, "--protocol.folder", "with", *MONITOR)[0] == 0
+    assert dtrap(*words, 1, "--protocol.folder", "later")[0] == 0
+    status, _, err = dtrap(*words, 2, "--protocol.folder", "later", *MONITOR)
     assert status == 0, err
     assert_same_run(tmp_path / "with", tmp_path / "later")
     measured = {(row["method"], row["episode"]): "alignment" in row for row in rows_of(tmp_path / "later")}
-    assert measured == {(m, e): e == 2 for m in ("svl-ra", "baseline") for e in range(3)}
-    status, out, _ = dtrap(*words, "--protocol.folder", "later")
+    assert measured == {(m, e): e == 1 for m in ("svl-ra", "baseline") for e in range(2)}
+    status, out, _ = dtrap(*words, 2, "--protocol.folder", "later")
     assert (status, "Already finished" in out) == (0, True)
     for row in rows_of(tmp_path / "with"):
         start, switch, end = row["alignment"]
         assert start["query"]["cross_entropy"] == pytest.approx(row["zero_shot_cross_entropy"], rel=1e-5)
         assert end["query"]["cross_entropy"] == pytest.approx(row["cross_entropy"], rel=1e-5)
         assert (start["step"], switch["step"], end["step"]) == (0, 3, 5)
+    check_features(tmp_path / "with")
+    again = ["--protocol.folder", "with", "--protocol.save_features", 0, "--protocol.overwrite", "true"]
+    assert dtrap(*words, 1, *again)[0] == 0
+    assert not (tmp_path / "with" / "features").exists()
 
 
-def test_the_file_of_features_holds_what_the_monitor_measured(dtrap, words, tmp_path):
-    more = ["--protocol.folder", "run", "--protocol.episodes", 2, "--protocol.save_features", 2, *MONITOR]
-    assert dtrap(*words, *more)[0] == 0
-    files = sorted(path.name for path in (tmp_path / "run" / "features").iterdir())
-    assert files == [f"episode_000{n}_{m}.safetensors" for n in range(2) for m in ("baseline", "svl-ra")]
-    rows = {(row["episode"], row["method"]): row for row in rows_of(tmp_path / "run")}
-    assert len(rows) == 4
-    for (episode, method), row in rows.items():
-        path = tmp_path / "run" / "features" / f"episode_{episode:04d}_{method}.safetensors"
-        kept = load_file(path)
-        with safe_open(path, "pt") as file:
+def check_features(folder):
+    """The files of episode 0 hold what its rows say."""
+    names = {f"episode_0000_{row['method']}.safetensors": row for row in rows_of(folder) if row["episode"] == 0}
+    assert {path.name for path in (folder / "features").iterdir()} == names.keys()
+    for name, row in names.items():
+        kept = load_file(folder / "features" / name)
+        with safe_open(folder / "features" / name, "pt") as file:
             assert json.loads(file.metadata()["class_names"]) == row["classes"]
         query, labels = kept["is_query"], kept["labels"]
         assert query.tolist() == [False] * 5 + [True] * 10
-        assert labels[~query].tolist() == [0, 1, 2, 3, 4]
+        assert labels.tolist() == [0, 1, 2, 3, 4, 0, 0, 1, 1, 2, 2, 3, 3, 4, 4]
         for moment, entry in (("before", row["alignment"][0]), ("after", row["alignment"][-1])):
             images, texts = kept[f"{moment}.image"], kept[f"{moment}.text"]
             assert images.dtype == torch.float32
@@ -78,9 +81,6 @@ def test_the_file_of_features_holds_what_the_monitor_measured(dtrap, words, tmp_
                 assert gap == pytest.approx(entry[part]["modality_gap"], rel=1e-6)
         assert not torch.equal(kept["before.image"], kept["after.image"])
         assert torch.equal(kept["before.text"], kept["after.text"])
-    (tmp_path / "run" / "features" / "mine.txt").touch()
-    assert dtrap(*words, *more, "--protocol.save_features", 1, "--protocol.overwrite", "true")[0] == 0
-    assert len(list((tmp_path / "run" / "features").iterdir())) == 2
 
 
 def test_files_of_features_that_do_not_fit_on_the_disk_are_refused(dtrap, words, tmp_path, monkeypatch):
@@ -100,11 +100,8 @@ def larger(tmp_path_factory):
 
 
 def test_an_all_way_task_is_measured_at_its_ends_and_resumed(dtrap, larger, tmp_path, monkeypatch):
-    """The second seed has the same test split, whose zero-shot features are those of the first."""
-    more = ["--model.tuner.dropout", "0.5", "--protocol.checkpoint_every", 2, "--protocol.save_features", 2]
+    more = ["--model.tuner.dropout", "0.5", "--protocol.checkpoint_every", 2, "--data.all_way.seeds", "[1]"]
     assert dtrap(*all_way_words(larger, "whole", *more, *MONITOR))[0] == 0
-    assert dtrap(*all_way_words(larger, "plain", *more))[0] == 0
-    assert_same_run(tmp_path / "whole", tmp_path / "plain")
     original, steps = FewShotClassifier.training_step, []
 
     def step(self, batch, batch_idx):
@@ -116,7 +113,9 @@ def test_an_all_way_task_is_measured_at_its_ends_and_resumed(dtrap, larger, tmp_
     monkeypatch.setattr(FewShotClassifier, "training_step", step)
     assert dtrap(*all_way_words(larger, "stopped", *more, *MONITOR))[0] == 130
     assert dtrap(*all_way_words(larger, "stopped", *more, *MONITOR))[0] == 0
+    assert dtrap(*all_way_words(larger, "plain", *more))[0] == 0
     assert_same_run(tmp_path / "whole", tmp_path / "stopped")
+    assert_same_run(tmp_path / "whole", tmp_path / "plain")
     whole, stopped = rows_of(tmp_path / "whole"), rows_of(tmp_path / "stopped")
     assert [row["alignment"] for row in whole] == [row["alignment"] for row in stopped]
     for row in whole:
@@ -124,10 +123,26 @@ def test_an_all_way_task_is_measured_at_its_ends_and_resumed(dtrap, larger, tmp_
         assert switch["step"] == 7
         assert switch["query"] == {}  # a whole test split is not tested in the middle
         assert start["images"] == end["images"] == {"query": 10, "support": 40}
-    first, second = (row["alignment"][0]["query"] for row in whole)
-    assert first == second
-    for name in ("whole", "stopped"):
-        assert len(list((tmp_path / name / "features").iterdir())) == 2
+
+
+def test_seeds_with_the_same_test_split_share_its_zero_shot_features(tiny_backbone, tmp_path, monkeypatch):
+    data = CoOpEuroSATDataModule(
+        COOP_MAKERS["eurosat"](tmp_path / "data", (3, 2, 2)), shot=1, all_way=AllWay(seeds=[1, 2])
+    )
+    tests = []
+    monkeypatch.setattr(FewShotClassifier, "on_test_end", lambda self: tests.append(self._zero_shot))
+    result = run_protocol(
+        {"adapter": lambda: FewShotClassifier(tiny_backbone, CLIPAdapter(), Objective(relation_source="current"))},
+        data, folder=str(tmp_path / "run"), save_features=2,
+        trainer={"max_epochs": 2, "accelerator": "cpu", "callbacks": [AlignmentMonitor(["gap_drop"])]},
+    )  # fmt: skip
+    assert tests == [True, False, False]
+    first, second = (row["alignment"][0] for row in result.rows)
+    assert first["query"] == second["query"] != {}
+    files = [load_file(path) for path in sorted((tmp_path / "run" / "features").iterdir())]
+    query = files[0]["is_query"]
+    assert torch.equal(files[0]["before.image"][query], files[1]["before.image"][query])
+    assert not torch.equal(files[0]["before.image"][~query], files[1]["before.image"][~query])
 
 
 def test_a_diverged_episode_keeps_what_was_measured_before(tiny_backbone, root, tmp_path):
@@ -150,7 +165,7 @@ def test_a_diverged_episode_keeps_what_was_measured_before(tiny_backbone, root, 
 
 
 def test_data_without_queries_have_the_support_only(dtrap, larger, tiny_model, tmp_path):
-    words = ["fit", "--config", "folder.yaml", "--data.root", larger, *tiny_model]
+    words = ["fit", "--config", "folder.yaml", "--data.root", larger / "2750", *tiny_model]
     words += ["--trainer.max_epochs", 5, "--protocol.folder", "run", "--protocol.save_features", 1, *MONITOR]
     status, _, err = dtrap(*words)
     assert status == 0, err
