@@ -16,7 +16,7 @@ from rich.text import Text
 from ..console import print_table
 from . import claims
 from .claims import counted, percent, points
-from .measured import TESTED, ZERO_SHOT, measure_of, measured_values
+from .measured import START, TESTED, ZERO_SHOT, measure_of, measured_values
 from .run_folder import Row
 from .statistics import Interval, binomial_interval, mean_interval, paired_difference
 
@@ -164,23 +164,27 @@ def _measures_table(summary: Mapping[str, Any]) -> Table:
         title = [*textwrap.wrap(measure.title, TITLE_WIDTH), *([f"({measure.unit})"] if measure.unit else [])]
         table.add_column(Text("\n".join(title)), justify="right", no_wrap=True)
         table.add_column(Text("difference"), justify="right", no_wrap=True)
-    zero_shots = [{key: method.get(ZERO_SHOT + key) for key in names} for method in methods.values()]
-    if any(zero_shots[0].values()) and all(found == zero_shots[0] for found in zero_shots):
-        table.add_row("zero-shot", *_measure_cells(summary, next(iter(methods)), names, ZERO_SHOT))
+    # Before the training the monitor measures the features of the zero-shot test.
+    before = {name: f"{name}@{START}" if "." in name else ZERO_SHOT + name for name in names}
+    zero_shots = [[method.get(name) for name in before.values()] for method in methods.values()]
+    if any(zero_shots[0]) and all(found == zero_shots[0] for found in zero_shots):
+        table.add_row("zero-shot", *_measure_cells(summary, next(iter(methods)), before, {}))
     for name in methods:
-        table.add_row(Text(name), *_measure_cells(summary, name, names))
+        differences = summary["measure_differences"].get(name, {})
+        table.add_row(Text(name), *_measure_cells(summary, name, dict(zip(names, names, strict=True)), differences))
     return table
 
 
-def _measure_cells(summary: Mapping[str, Any], name: str, measures: Sequence[str], prefix: str = "") -> list[Text]:
-    """Return the mean and the paired difference of each measure of a method."""
-    method, cells = summary["methods"][name], []
-    episodes = (method["accuracy"] or {"count": 0})["count"]
-    differences = {} if prefix else summary["measure_differences"].get(name, {})
+def _measure_cells(
+    summary: Mapping[str, Any], method: str, names: Mapping[str, str], differences: Mapping[str, Any]
+) -> list[Text]:
+    """Return the mean of each measure, whose name in the summary `names` gives, and its paired difference."""
+    found, cells = summary["methods"][method], []
+    episodes = (found["accuracy"] or {"count": 0})["count"]
     pairs = (differences.get("accuracy") or {"count": 0})["count"]
-    for key in measures:
+    for key, name in names.items():
         measure = measure_of(key)
-        cells.append(Text(claims.written(method.get(prefix + key), measure, episodes, summary["unit"])))
+        cells.append(Text(claims.written(found.get(name), measure, episodes, summary["unit"])))
         cells.append(Text(claims.change(differences.get(key), measure, pairs)))
     return cells
 

@@ -208,7 +208,8 @@ def test_rows_of_an_earlier_version_are_said_to_be_missing():
 def test_a_result_gives_any_measure_and_its_paired_difference():
     found = rows("a", [1.0, 2.0, 3.0]) + rows("b", [1.5, 2.0, 4.0])
     for row in found:
-        row["alignment"] = [{"step": 5, "moment": "end", "query": {"gap_drop": row["cross_entropy"] / 10}}]
+        ends = {"start": 0.7 + row["episode"] / 10, "end": row["cross_entropy"] / 10}
+        row["alignment"] = [{"step": 5, "moment": moment, "query": {"gap_drop": ends[moment]}} for moment in ends]
     result = ProtocolResult(Path("run"), found, summarize(found, "ISIC", ["a", "b"], episodes=3))
     assert result.measure("cross_entropy")["a"].mean == 2.0
     paired = stats.ttest_rel([1.0, 2.0, 3.0], [1.5, 2.0, 4.0]).confidence_interval()
@@ -218,6 +219,9 @@ def test_a_result_gives_any_measure_and_its_paired_difference():
     assert result.measure("calibration_error") == {"a": None, "b": None}
     assert f"{result.measure('query.gap_drop')['b']:.3f}".startswith("0.250 ± ")
     assert "loss(0) - least loss, queries -0.050 ± 0.124 nats" in difference_lines(result.summary)[0]
+    zero_shot, first, _ = printed(result.summary).split("(nats)")[-1].splitlines()[2:5]
+    assert zero_shot.split() == ["zero-shot", "0.800", "±", "0.248"]
+    assert first.split() == ["a", "2.000", "±", "2.484", "0.200", "±", "0.248"]
     with pytest.raises(DtrapError, match=r"unknown measure 'cross_entrop'.*Did you mean 'cross_entropy'"):
         result.measure("cross_entrop")
 
