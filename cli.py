@@ -25,7 +25,7 @@ first steps:
   dtrap fit --config folder.yaml --data.root my_images      your own images, one folder per class
   dtrap data check /path                                    the data sets under a folder and their faults
   dtrap study ablation --data-root /path                    a table of the paper: sets, methods, intervals
-  dtrap report runs/isic runs/eurosat                       several runs in one table
+  dtrap report runs/isic runs/eurosat --html report.html    several runs in one table and on one page
   dtrap fit --help                                          the options that people use, and where the others are
 
 options:

@@ -171,3 +171,13 @@ def cannot_write(path: Path, error: Exception, remedy: str = RERUN) -> DtrapErro
     full = getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT)
     fix = "Free space there" if full else "Fix the permissions"
     return DtrapError(f"{path}: cannot write ({reason}). {fix} {remedy}")
+
+
+# Where a spreadsheet may begin to compute, blanks and invisible characters skipped: at the start of a cell, and after a
+# semicolon or a tab, which separate cells in some languages. Also the full-width forms of = + - @.
+_FORMULA = re.compile(r"(^|[;\t\r\n])(?=[\s\u200b-\u200f\u2060\ufeff]*[=+\-@\uff1d\uff0b\uff0d\uff20])|^(?=[\t\r\n])")
+
+
+def no_formula(text: str) -> str:
+    """Return a text for a CSV file that a spreadsheet shows instead of computing it."""
+    return _FORMULA.sub(r"\1'", text)

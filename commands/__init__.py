@@ -18,7 +18,7 @@ COMMANDS = {
     "export": "write the tuned model for open_clip, transformers or peft",
     "data": "check or show the data sets under a folder, or download one",
     "study": "run many data sets, settings and methods from one small file",
-    "report": "show the results of several runs in one table",
+    "report": "show the results of several runs or a study in tables and on a page",
     "configs": "list the shipped configs, or print one",
     "completion": "print a script that completes commands, options and configs in a shell",
 }

@@ -43,7 +43,7 @@ class SavedAdapter:
         if is_standalone(self.path):
             return load_exported(self.path, self.card)
         if self.card.prompts is not None:  # the card has the sentences of a file that may be gone
-            self.config.model.descriptions = None
+            self.config.model.descriptions = self.config.model.random_words = None
         check_tuner(self.path, build_part(Tuner, self.config.model.tuner).name, self.card)
         return build_module(self.config)
 

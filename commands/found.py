@@ -32,6 +32,7 @@ UNUSED_OF_MODEL = (
     "plain_views",
     "start_seed",
     "descriptions",
+    "random_words",
     "final_rate",
 )
 PLAIN_OF_MODEL = ("template", "image_chunk", "text_chunk")

@@ -135,7 +135,7 @@ def parse_methods(arguments: list[str]) -> list[MethodConfig]:
         DtrapError: A mistake in a config or the command line, or methods that cannot be compared or told apart.
     """
     main, losses = _parse_method(arguments)
-    main.name = _marked(main.values["protocol"]["method"] or losses, main)
+    main.name = _marked(main.values["protocol"]["method"] or _controlled(losses, main), main)
     main.explicit = main.values["protocol"]["method"] is not None
     named, overlays = [(main, losses)], main.settings.overlays
     for overlay in overlays:
@@ -147,7 +147,7 @@ def parse_methods(arguments: list[str]) -> list[MethodConfig]:
             )
         given = method.settings.method if _gives_name(overlay) else None
         method.explicit, method.values["protocol"]["method"] = given is not None, given
-        method.name = _marked(given or overlay_name(method, losses, named), method)
+        method.name = _marked(given or _controlled(overlay_name(method, losses, named), method), method)
         other_tuner = method.values["model"]["tuner"] != main.values["model"]["tuner"]
         method.old_name = _marked(f"{Path(overlay).stem}-{losses}" if other_tuner else Path(overlay).stem, method)
         named.append((method, losses))
@@ -178,6 +178,12 @@ def method_of(cli: DtrapCLI) -> MethodConfig:
 def _marked(name: str, method: MethodConfig) -> str:
     """Mark the name of a transductive method, whose results are not comparable with others."""
     return f"{name}-transductive" if method.own_tuner.transductive and "transductive" not in name else name
+
+
+def _controlled(name: str, method: MethodConfig) -> str:
+    """Let the name of a control with random words say so, also where all compared methods are such controls."""
+    draw = method.values["model"]["random_words"]
+    return name if draw is None or "random_words" in name else f"{name}-random_words_{draw}"
 
 
 def _gives_name(overlay: str) -> bool:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
@@ -15,7 +14,7 @@ from rich.console import Console
 from ..console import say
 from ..datamodules.unlabeled import UnlabeledImages
 from ..errors import DtrapError
-from ..files import cannot_write, check_replaceable, write_atomically
+from ..files import cannot_write, check_replaceable, no_formula, write_atomically
 from ..protocol.adapters import is_standalone, load_adapter
 from ..protocol.claims import counted
 from ..protocol.configuration import build_trainer_arguments
@@ -25,9 +24,6 @@ from ..protocol.preprocessing import read_preprocessing
 from .adapter_arguments import find_adapters
 
 ANOTHER_FILE = "or name another file with --output."
-# Where a spreadsheet may begin to compute, blanks and invisible characters skipped: at the start of a cell, and after a
-# semicolon or a tab, which separate cells in some languages. Also the full-width forms of = + - @.
-FORMULA = re.compile(r"(^|[;\t\r\n])(?=[\s\u200b-\u200f\u2060\ufeff]*[=+\-@\uff1d\uff0b\uff0d\uff20])|^(?=[\t\r\n])")
 
 
 def predict(arguments: list[str], console: Console) -> int:
@@ -88,14 +84,9 @@ def _table(
     values = probabilities.double().numpy()
     names, files = list(class_names), list(map(str, paths))
     if escape_formulas:
-        names, files = list(map(_no_formula, names)), list(map(_no_formula, files))
+        names, files = list(map(no_formula, names)), list(map(no_formula, files))
     frame = pd.DataFrame(values, columns=names)
     # A class may have the name of another column.
     frame.insert(0, "label", [names[label] for label in values.argmax(axis=1)], allow_duplicates=True)
     frame.insert(0, "path", files, allow_duplicates=True)
     return frame.to_csv(index=False, float_format="%.6f", lineterminator="\n")
-
-
-def _no_formula(text: str) -> str:
-    """Return a text that a spreadsheet shows instead of computing it."""
-    return FORMULA.sub(r"\1'", text)

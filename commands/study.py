@@ -72,11 +72,9 @@ def _resolve(cells: Sequence[Cell], data_root: str | None, *, anywhere: bool = F
 
 def _show(folder: StudyFolder, failed: dict[str, str], console: Console) -> None:
     """Print the tables of what the study has measured."""
-    try:
-        from ..protocol.studies.results import read_study as read_results
-        from ..protocol.studies.table import print_study
-    except ImportError:  # until they are there
-        return
+    from ..protocol.studies.results import read_study as read_results
+    from ..protocol.studies.table import print_study
+
     print_study(read_results(folder.path, failed), console)
 
 

@@ -49,6 +49,8 @@ class FewShotClassifier(ObservedModel):
         learning_rate: Rate of the tuner's own optimizer; None uses the tuner's default.
         optimizer: An optimizer that replaces the tuner's own and sets its own rate.
         lr_scheduler: A schedule that replaces the tuner's own, stepped after every optimizer step.
+        random_words: A number from 1 replaces every word of the descriptions by a random common word, other words for
+            other numbers; the class name stays. This is the control for descriptions; None for no control.
         final_rate: If given, a cosine over the whole run that ends at this rate replaces the tuner's schedule.
         image_chunk: Number of images per pass through the image tower; None means the whole batch. Limits the memory.
         text_chunk: Number of class prompts per pass through a trained text tower; None means all.
@@ -75,8 +77,9 @@ class FewShotClassifier(ObservedModel):
         text_chunk: int | None = 32,
         descriptions: str | dict[str, list[str]] | None = None,
         final_rate: float | None = None,
+        random_words: int | None = None,
     ) -> None:
-        super().__init__(backbone, tuner, objective, template, descriptions, image_chunk, text_chunk)
+        super().__init__(backbone, tuner, objective, template, descriptions, image_chunk, text_chunk, random_words)
         if optimizer is not None and learning_rate is not None:
             raise DtrapError(f"learning_rate is {learning_rate}, but an optimizer is given too; set its init_args.lr.")
         replaced = optimizer is not None or lr_scheduler is not None or final_rate is not None
@@ -231,7 +234,7 @@ class FewShotClassifier(ObservedModel):
             return None
         batch = self.incoming(batch, "train")
         with self._divergence.naming_overflow():
-            terms = self.tuner.own_step(self, batch) if self.tuner.trains_itself else self._terms(batch)
+            terms = self.tuner.own_step(self, batch) if self.tuner.trains_itself else self.terms(batch)
         self._divergence.add(terms["total"])
         logged = {name: term.detach() for name, term in terms.items()}
         self.log_dict({f"train/{name}": term for name, term in logged.items()}, batch_size=len(batch["labels"]))
@@ -242,7 +245,8 @@ class FewShotClassifier(ObservedModel):
         with self._divergence.naming_overflow():
             super().optimizer_step(*args, **kwargs)
 
-    def _terms(self, batch: Batch) -> dict[str, Tensor]:
+    def terms(self, batch: Batch) -> dict[str, Tensor]:
+        """Return the terms of the objective for a batch on the device, without the steps of a tuner of its own."""
         labels, rows = batch["labels"], self.rows_of(batch)
         features, texts = self.image_features(batch["images"], rows.ids), self.text_features()
         related = self.tuner.related_features(features)

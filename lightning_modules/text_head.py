@@ -18,6 +18,8 @@ from .backbones.base import Backbone
 from .losses import normalize
 from .tracing import can_be_kept
 
+ASSETS = Path(__file__).parents[1] / "assets"
+
 Descriptions = Mapping[str, Sequence[str]]
 
 
@@ -172,11 +174,15 @@ def check_distinct(prompts: Mapping[str, Sequence[str]], tokens: Tensor, backbon
 def read_descriptions(path: str | Path) -> dict[str, list[str]]:
     """Read descriptions of classes from a YAML or JSON file: class name -> one sentence or a list of them.
 
+    The name may also be that of a file in the package's assets, such as "shape_descriptions.yaml".
+
     Raises:
         DtrapError: The file is missing, is not valid YAML or JSON, or has another structure.
     """
     path = Path(path).expanduser()
-    expected = "Expected a YAML or JSON file such as '{River: [a satellite photo of a river., water with banks.]}'"
+    if not path.exists() and (ASSETS / path).is_file():
+        path = ASSETS / path
+    expected = "Expected a YAML or JSON file such as '{River: [\"a satellite photo of a {}.\", water with banks.]}'"
     try:
         content = read_json(path) if path.suffix == ".json" else read_yaml(path)
     except (OSError, ValueError) as error:

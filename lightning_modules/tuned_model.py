@@ -20,6 +20,7 @@ from .contracts import check_backbone, check_rows, check_tokens
 from .image_cache import FrozenImageFeatures
 from .incoming import IncomingBatches, Stage, tell_input
 from .objective import Objective
+from .random_words import random_descriptions
 from .text_head import (
     ClassPrompts,
     FrozenTextFeatures,
@@ -73,6 +74,7 @@ class TunedModel(LightningModule):
         descriptions: Sentences per class that replace the templates: a YAML or JSON file, or a mapping.
         image_chunk: Number of images per pass through the image tower; None means the whole batch.
         text_chunk: Number of class prompts per pass through a trained text tower; None means all.
+        random_words: Replace the words of the descriptions by random ones, as the control of this number; None for no.
 
     Attributes:
         prompts: The prompts of the classes; None before `set_classes`.
@@ -93,6 +95,7 @@ class TunedModel(LightningModule):
         descriptions: str | dict[str, list[str]] | None,
         image_chunk: int | None,
         text_chunk: int | None,
+        random_words: int | None = None,
     ) -> None:
         super().__init__()
         for name, chunk in (("image_chunk", image_chunk), ("text_chunk", text_chunk)):
@@ -112,6 +115,9 @@ class TunedModel(LightningModule):
         self.descriptions = read_descriptions(descriptions) if isinstance(descriptions, str) else descriptions
         if isinstance(descriptions, Mapping):
             self.descriptions = check_descriptions(descriptions)
+        self.random_words = random_words
+        if random_words is not None:
+            self.descriptions = self._random_descriptions(random_words)
         self.image_chunk, self.text_chunk = image_chunk, text_chunk
         self.tuner.attach(self.backbone)
         check_state(self.tuner)
@@ -134,6 +140,15 @@ class TunedModel(LightningModule):
         self._incoming: dict[Stage, IncomingBatches] = {}
         self._train_what_is_trained()
         self.train(False)
+
+    def _random_descriptions(self, draw: int) -> dict[str, list[str]]:
+        check_at_least("random_words", draw, 1)
+        if self.descriptions is None:
+            raise DtrapError(
+                f"random_words is {draw}, but there are no descriptions whose words they could replace. Give them as "
+                "--model.descriptions FILE, or leave --model.random_words out."
+            )
+        return random_descriptions(self.descriptions, draw)
 
     def refuse_foreign_adapters(self) -> None:
         """Raise a DtrapError if another tuner's adapters are in the backbone: they would change zero-shot features."""
@@ -319,6 +334,11 @@ class TunedModel(LightningModule):
             yield
         finally:
             self._zero_shot = False
+
+    @property
+    def is_zero_shot(self) -> bool:
+        """Whether the backbone is used without the tuner; see `zero_shot`."""
+        return self._zero_shot
 
     def forward(self, images: Tensor, ids: Tensor | None = None) -> Tensor:
         """Return the logits [B, W] of normalized images [B, 3, H, W]; see `encode_images` for the ids."""

@@ -28,3 +28,5 @@ from .near_domain import near_domain as near_domain
 from .relations import RelationAgreement as RelationAgreement
 from .relations import RelationAgreementResult as RelationAgreementResult
 from .relations import relation_agreement as relation_agreement
+from .relevance import gradient_relevance as gradient_relevance
+from .relevance import patch_text_relevance as patch_text_relevance

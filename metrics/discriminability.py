@@ -12,10 +12,11 @@ _TIE = 1e-12  # cosines that differ by rounding errors are equal
 
 
 def scatter_ratio(features: Tensor, labels: Tensor) -> Tensor:
-    r"""Compute the scatter between the classes divided by the scatter within them.
+    """Compute the scatter between the classes divided by the scatter within them.
 
-    \(\sum_c n_c |\mu_c - \mu|^2 / \sum_i |f_i - \mu_{y_i}|^2\) of normalized features, with the means \(\mu_c\) of the
-    classes and \(\mu\) of all rows: the ratio of the traces of Fisher's between-class and within-class scatter.
+    The sum over the classes c of n_c |m_c - m|^2, divided by the sum over the rows i of |f_i - m_{y_i}|^2, with
+    normalized features f, the means m_c of the classes and m of all rows. These are the traces of the between-class and
+    the within-class scatter matrix of Fisher's discriminant analysis.
 
     Args:
         features: [N, D].

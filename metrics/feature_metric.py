@@ -69,7 +69,8 @@ class FeatureMetric(Metric):
         """Gather the images of all processes, also where this process has none."""
         if not self.image_features and self.texts is not None:
             # torchmetrics would send a vector without entries, whose number of dimensions is not that of the others.
-            self.image_features = [torch.zeros(0, self.texts.shape[1], device=self.device)]
+            dtype = torch.promote_types(self.texts.dtype, torch.float32)
+            self.image_features = [torch.zeros(0, self.texts.shape[1], dtype=dtype, device=self.device)]
             self.labels = [torch.zeros(0, dtype=torch.long, device=self.device)]
         super().sync(*args, **kwargs)
 

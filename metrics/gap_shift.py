@@ -15,6 +15,7 @@ from .gaps import gap_direction
 from .rows import text_labels, unit_rows, unit_rows_of_both
 
 Sides = Literal["both", "image"]
+_ENTRIES = 2**22  # of all cosines that are held at once, 32 MiB
 
 
 class GapShiftCurve(NamedTuple):
@@ -63,12 +64,11 @@ def gap_shift_curve(
     direction: Tensor | None = None,
     logit_scale: float = 100.0,
 ) -> GapShiftCurve:
-    r"""Move images and texts along the gap, and compute distance, loss and accuracy at each shift.
+    """Move images and texts along the gap, and compute distance, loss and accuracy at each shift.
 
-    With unit rows and the unit gap vector \(g = (\bar f - \bar t)/|\bar f - \bar t|\): on both sides
-    \(f' = norm(f - \frac{d}{2} g)\), \(t' = norm(t + \frac{d}{2} g)\); on the side of the images
-    \(f' = norm(f - d g)\), \(t' = t\). The distance is \(|\bar f' - \bar t'|\) with the sign of
-    \(g \cdot (\bar f' - \bar t')\).
+    With normalized rows and the unit gap vector g = (mean f - mean t) / |mean f - mean t|, a shift d on both sides is
+    f' = norm(f - d/2 g), t' = norm(t + d/2 g); on the side of the images it is f' = norm(f - d g), t' = t. The distance
+    is |mean f' - mean t'| with the sign of the product of g and (mean f' - mean t').
 
     Source: Liang et al. 2022, "Mind the Gap", arXiv 2203.02053, section 5, and the authors' notebooks.
 
@@ -89,28 +89,51 @@ def gap_shift_curve(
     images, texts = unit_rows_of_both(image_features, text_features)
     labels = text_labels(labels, images, texts)
     steps = _checked_shifts(shifts).to(images)
+    if sides not in get_args(Sides):
+        raise ValueError(f"sides is {sides!r}; {expected_one_of(sides, get_args(Sides))}")
+    image_shifts, text_shifts = (-steps / 2, steps / 2) if sides == "both" else (-steps, torch.zeros_like(steps))
     gap = _unit_direction(direction, images, texts)
-
-    def values(step: Tensor) -> Tensor:
-        moved, moved_texts = shifted(images, texts, gap, step, sides)
-        apart = moved.mean(dim=0) - moved_texts.mean(dim=0)
-        cosines = moved @ moved_texts.T
-        hits = (cosines.argmax(dim=1) == labels).to(cosines)
-        known = hits.masked_fill(cosines.isnan().any(dim=1), torch.nan)  # NaN would count as the nearest text
-        loss = F.cross_entropy(logit_scale * cosines, labels)
-        return torch.stack([apart.norm() * (gap @ apart).sign(), loss, known.mean()])
-
-    distance, loss, accuracy = torch.stack([values(step) for step in steps], dim=1)
+    at_once = max(1, _ENTRIES // (len(images) * len(texts)))
+    parts = [
+        _measured(images, texts, labels, gap, *part, logit_scale)
+        for part in zip(image_shifts.split(at_once), text_shifts.split(at_once), strict=True)
+    ]
+    distance, loss, accuracy = torch.cat(parts, dim=1)
     return GapShiftCurve(steps, distance, loss, accuracy, F.cross_entropy(logit_scale * images @ texts.T, labels))
 
 
-def shifted(images: Tensor, texts: Tensor, direction: Tensor, shift: Tensor, sides: Sides) -> tuple[Tensor, Tensor]:
-    """Return unit rows of images and texts after a shift along a unit direction, as in `gap_shift_curve`."""
-    if sides not in get_args(Sides):
-        raise ValueError(f"sides is {sides!r}; {expected_one_of(sides, get_args(Sides))}")
-    if sides == "image":
-        return unit_rows(images - shift * direction), texts
-    return unit_rows(images - shift / 2 * direction), unit_rows(texts + shift / 2 * direction)
+def _measured(
+    images: Tensor,
+    texts: Tensor,
+    labels: Tensor,
+    gap: Tensor,
+    image_shifts: Tensor,
+    text_shifts: Tensor,
+    logit_scale: float,
+) -> Tensor:
+    """Distance, loss and accuracy [3, S] after the shifts f + a g of the images and t + b g of the texts.
+
+    (f + a g) (t + b g) = f t + b f g + a t g + a b: with the products of the rows, all shifts are measured at once.
+    """
+    image_lengths, image_means = _lengths_and_means(images, gap, image_shifts)
+    text_lengths, text_means = _lengths_and_means(texts, gap, text_shifts)
+    a, b = image_shifts[:, None, None], text_shifts[:, None, None]
+    products = images @ texts.T + b * (images @ gap)[:, None] + a * (texts @ gap) + a * b
+    cosines = products / (image_lengths[:, :, None] * text_lengths[:, None, :])
+    repeated = labels.expand(len(cosines), -1)
+    losses = F.cross_entropy(logit_scale * cosines.flatten(0, 1), repeated.flatten(), reduction="none")
+    hits = (cosines.argmax(dim=2) == repeated).to(cosines)
+    known = hits.masked_fill(cosines.isnan().any(dim=2), torch.nan)  # argmax takes NaN for the nearest text
+    apart = image_means - text_means
+    distance = apart.norm(dim=1) * (apart @ gap).sign()
+    return torch.stack([distance, losses.view_as(hits).mean(dim=1), known.mean(dim=1)])
+
+
+def _lengths_and_means(rows: Tensor, gap: Tensor, shifts: Tensor) -> tuple[Tensor, Tensor]:
+    """Lengths [S, rows] of `rows + shift * gap`, and the means [S, D] of these rows divided by their lengths."""
+    lengths = (1 + 2 * shifts[:, None] * (rows @ gap) + shifts[:, None].square()).sqrt()
+    weights = 1 / lengths / len(rows)
+    return lengths, weights @ rows + (shifts * weights.sum(dim=1))[:, None] * gap
 
 
 def _checked_shifts(shifts: Sequence[float] | Tensor) -> Tensor:
@@ -125,6 +148,7 @@ def _unit_direction(direction: Tensor | None, images: Tensor, texts: Tensor) -> 
     """The direction [D] of length 1, that of the features if None."""
     if direction is None:
         return gap_direction(images, texts)
+    direction = torch.as_tensor(direction)
     if direction.shape != images.shape[1:]:
         raise ValueError(f"direction has the shape {list(direction.shape)}; expected [{images.shape[1]}].")
     return unit_rows(direction[None].to(images), "direction")[0]

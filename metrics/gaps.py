@@ -10,7 +10,7 @@ from .rows import paired_texts, unit_rows_of_both
 
 
 def modality_gap(image_features: Tensor, text_features: Tensor) -> Tensor:
-    r"""Compute the distance of the means, \(|\bar f - \bar t|\), of normalized image and text features.
+    """Compute |mean f - mean t|, the distance of the means of normalized image and text features.
 
     Source: Liang et al. 2022, "Mind the Gap", arXiv 2203.02053.
 
@@ -26,7 +26,7 @@ def modality_gap(image_features: Tensor, text_features: Tensor) -> Tensor:
 
 
 def gap_direction(image_features: Tensor, text_features: Tensor) -> Tensor:
-    r"""Compute the unit vector \(g = (\bar f - \bar t) / |\bar f - \bar t|\) from the texts to the images.
+    """Compute g = (mean f - mean t) / |mean f - mean t|, the unit vector from the texts to the images.
 
     Source: Liang et al. 2022, arXiv 2203.02053.
 
@@ -43,10 +43,11 @@ def gap_direction(image_features: Tensor, text_features: Tensor) -> Tensor:
 
 
 def centroid_gap(image_features: Tensor, text_features: Tensor) -> Tensor:
-    r"""Compute the centroid gap \(|\bar f - \bar t|\), the part of the gap between pairs that one shift can close.
+    """Compute |mean f - mean t|, the part of the distance of the pairs that one shift of all images can close.
 
-    It is the modality gap under the name that it has in the split \(\overline{|f_i - t_i|^2} = C^2 + D^2\) into
-    centroid gap C and distribution gap D. Pass pairs, `text_features[labels]`, for the two to add up.
+    This is the modality gap, under the name that it has as a part of the distance of image and text: the mean over i of
+    |f_i - t_i|^2 is centroid gap^2 + distribution gap^2. For this the texts must be those of the pairs,
+    `text_features[labels]`.
 
     Source: Liu et al. 2026, "The Geometry of Compromise", arXiv 2604.00279: the distance of the mean vectors.
 
@@ -61,13 +62,13 @@ def centroid_gap(image_features: Tensor, text_features: Tensor) -> Tensor:
 
 
 def distribution_gap(image_features: Tensor, text_features: Tensor, labels: Tensor | None = None) -> Tensor:
-    r"""Compute the distribution gap, what is left between pairs after both means have been moved to the origin.
+    """Compute what is left of the distance of the pairs after both means have been moved to the origin.
 
-    \(D = \sqrt{\frac{1}{N} \sum_i |(f_i - \bar f) - (t_i - \bar t)|^2}\) of normalized features.
+    The root of the mean over i of |(f_i - mean f) - (t_i - mean t)|^2, of normalized features.
 
     Source: Liu et al. 2026, arXiv 2604.00279, describe it as the discrepancy that remains after the centroids are
-    aligned. Their formula could not be checked; this is the form for which the mean squared distance of the pairs is
-    exactly the sum of the squares of centroid gap and distribution gap. Do not compare it with published values.
+    aligned. Their formula could not be checked: do not compare the values with published ones. In this form the mean
+    squared distance of the pairs is exactly centroid gap^2 + distribution gap^2.
 
     Args:
         image_features: [N, D].
@@ -83,10 +84,10 @@ def distribution_gap(image_features: Tensor, text_features: Tensor, labels: Tens
 
 
 def relative_modality_gap(image_features: Tensor, text_features: Tensor, labels: Tensor | None = None) -> Tensor:
-    r"""Compute the distance of the pairs relative to the distances within images and within texts.
+    """Compute the distance of the pairs relative to the distances within images and within texts.
 
-    \(\frac{P}{P + (I + T)/2}\) with the cosine distance \(d(x, y) = (1 - x \cdot y)/2\), its mean P over the pairs of
-    image and text, and its means I and T over all pairs of two images and of two texts.
+    P / (P + (I + T) / 2), where P is the mean cosine distance d(x, y) = (1 - cos(x, y)) / 2 of the images and their
+    texts, I that of all pairs of two images, and T that of all pairs of two texts.
 
     Source: Schrodi et al. 2025, "Two Effects, One Trigger", arXiv 2404.07983, and the authors' code
     (lmb-freiburg/two-effects-one-trigger, `compute_rmg`). With class texts each text counts once in T, as there.

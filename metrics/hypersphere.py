@@ -15,7 +15,7 @@ _BLOCK = 1024  # rows that are compared with all others at once
 
 
 def alignment(image_features: Tensor, text_features: Tensor, labels: Tensor, alpha: float = 2) -> Tensor:
-    r"""Compute \(\frac{1}{N} \sum_i |f_i - t_{y_i}|^\alpha\), the distance of normalized images from their texts.
+    """Compute the mean over i of |f_i - t_{y_i}|^alpha, the distance of normalized images from their texts.
 
     Source: Wang and Isola 2020, "Understanding Contrastive Representation Learning through Alignment and Uniformity on
     the Hypersphere", arXiv 2005.10242; the pairs are images and their class texts.
@@ -34,7 +34,7 @@ def alignment(image_features: Tensor, text_features: Tensor, labels: Tensor, alp
 
 
 def uniformity(features: Tensor, t: float = 2) -> Tensor:
-    r"""Compute \(\log \frac{2}{N(N-1)} \sum_{i<j} e^{-t |f_i - f_j|^2}\) of normalized features.
+    """Compute the log of the mean over the pairs i < j of exp(-t |f_i - f_j|^2), of normalized features.
 
     Source: Wang and Isola 2020, arXiv 2005.10242.
 

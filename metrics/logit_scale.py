@@ -37,6 +37,8 @@ def fitted_scale(image_features: Tensor, text_features: Tensor, labels: Tensor, 
     """
     from scipy.optimize import brentq
 
+    if not 0 < largest < math.inf:  # also NaN
+        raise ValueError(f"largest is {largest}; expected a finite number above 0.")
     images, texts = unit_rows_of_both(image_features, text_features)
     labels = text_labels(labels, images, texts)
     cosines = (images @ texts.T).detach().cpu().double()
@@ -124,7 +126,7 @@ class FittedScale(FeatureMetric):
         **kwargs: As for every torchmetrics `Metric`.
     """
 
-    higher_is_better = True
+    higher_is_better = None  # it is a property of the features, best where it is the scale in use
     plot_lower_bound = 0.0
 
     def __init__(self, largest: float = _LARGEST, **kwargs: Any) -> None:

@@ -32,13 +32,13 @@ class RelationAgreementResult(NamedTuple):
 def relation_agreement(
     image_features: Tensor, text_features: Tensor, labels: Tensor, *, form: Form = "softmax"
 ) -> RelationAgreementResult:
-    r"""Compare the cosines of all images with those of the texts of their classes.
+    """Compare the cosines of all images with those of the texts of their classes.
 
-    With unit rows, \(A^v_{ij} = f_i \cdot f_j\) and \(A^t_{ij} = t_{y_i} \cdot t_{y_j}\). The rank correlation is
-    Spearman's over the pairs i < j, with average ranks for ties; pairs of the same class are among them. The divergence
-    is the loss of relation alignment at p = 1, where \(A^{fuse} = A^t\): in the form "softmax" the mean over the rows i
-    of \(D_{KL}(softmax(A^v_i) \,\|\, softmax(A^t_i))\), as the paper writes it, and in the form "cosine" the mean of
-    \(e^{A^t} (A^t - A^v)\), as in its authors' code, which may be negative.
+    The visual relations A^v [N, N] are the cosines of all images with each other, the text relations A^t [N, N] those
+    of their texts. The rank correlation is Spearman's over the pairs i < j, with average ranks for ties; pairs of the
+    same class are among them. The divergence is the loss of relation alignment where A^fuse = A^t. In the form
+    "softmax" it is KL(A^v || A^t) of the row-wise softmax, summed over columns and averaged over rows, as the paper
+    writes it; in the form "cosine" the mean of exp(A^t) * (A^t - A^v), as in its authors' code, which may be negative.
 
     Source: arXiv 2603.13341 for the relations and the divergence.
 

@@ -40,7 +40,8 @@ def unit_rows(features: Any, name: str = "image_features") -> Tensor:
 
 def unit_rows_of_both(image_features: Any, text_features: Any) -> tuple[Tensor, Tensor]:
     """Return the unit rows of images [N, D] and texts [W, D] on the device of the images."""
-    images, texts = unit_rows(image_features), unit_rows(text_features, "text_features").to(image_features.device)
+    images = unit_rows(image_features)
+    texts = unit_rows(text_features, "text_features").to(images.device)
     if images.shape[1] != texts.shape[1]:
         raise ValueError(
             f"image_features has the shape {list(images.shape)} and text_features {list(texts.shape)}; expected the "

@@ -9,6 +9,7 @@ from ..datamodules.few_shot import FewShotDataModule
 from ..errors import DtrapError
 from ..lightning_modules.batch_checks import check_objective_batches, check_tuner_batches
 from .episode import callbacks_of, episode_trainer
+from .episode_pictures import check_pictures
 from .folder_identity import Method
 from .references import check_references
 from .settings import ProtocolSettings
@@ -18,11 +19,7 @@ def check_settings(methods: Sequence[Method], data: FewShotDataModule, settings:
     """Validate data, trainer and stage of the methods before anything is deleted, written or loaded."""
     data.task  # noqa: B018
     data.subsets  # noqa: B018 - read now, because an overwriting run may delete the subset file
-    if data.streams and settings.pictures:
-        raise DtrapError(
-            f"--protocol.pictures is {settings.pictures}, but a picture shows all images of an episode, and "
-            "the all-way protocol streams its images. Leave it out; `dtrap data show` draws a contact sheet."
-        )
+    check_pictures(settings, data)
     callbacks: dict[str, list[Any]] = {}
     for method in methods:
         method.stage_switch()

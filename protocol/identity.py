@@ -55,6 +55,7 @@ NEUTRAL = {
         "folder",
         "overwrite",
         "pictures",
+        "relevance",
         "save_adapters",
         "save_features",
         "save_predictions",

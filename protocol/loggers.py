@@ -280,8 +280,9 @@ def _numbers(row: Row) -> dict[str, float]:
     numbers = {name.replace("@", "_"): value for name, value in row_measures(row).items()}
     if row.get("seconds") is not None:
         numbers["seconds"] = row["seconds"]
-    if "accuracy" in numbers and tested_images(row) is not None:
-        numbers["test_images"] = tested_images(row)
+    images = tested_images(row)
+    if "accuracy" in numbers and images is not None:
+        numbers["test_images"] = images
     for moment, terms in (row.get("losses") or {}).items():
         numbers |= {f"{name}_{moment}": value for name, value in (terms or {}).items() if value is not None}
     return numbers

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
-QUERY, SUPPORT = "query", "support"
+QUERY, SUPPORT, COST = "query", "support", "cost"
 START, SWITCH, END = "start", "switch", "end"
 ZERO_SHOT = "zero_shot_"
 
@@ -63,11 +63,19 @@ MEASURES = {
     "fitted_scale": Measure("fitted scale", digits=1),
     "fitted_cross_entropy": Measure("cross-entropy, fitted scale", "nats", 3, "lower"),
     "fitted_gap_drop": Measure("loss(0) - least loss, fitted scale", "nats", 3, "lower"),
+    "parameters": Measure("parameters", digits=0),
+    "trained_parameters": Measure("trained parameters", digits=0),
+    "gflops": Measure("GFLOPs of a step"),
+    "gflops_without": Measure("GFLOPs of a step without L_ad and L_ra"),
+    "flops_added": Measure("FLOPs that L_ad and L_ra add, percent", digits=6),
+    "step_ms": Measure("milliseconds of a step", digits=1),
+    "step_ms_without": Measure("milliseconds of a step without L_ad and L_ra", digits=1),
+    "step_ratio": Measure("time of a step, times one without L_ad and L_ra"),
 }
 # Keys of a row that are measured with and without the tuner.
 TESTED = ("accuracy", "cross_entropy", "calibration_error")
 OF_ROW = (*TESTED, "balanced_accuracy", "macro_f1", "auroc")
-IMAGES = {QUERY: "queries", SUPPORT: "support"}
+IMAGES = {QUERY: "queries", SUPPORT: "support", COST: ""}
 MOMENTS = {START: "at the start", SWITCH: "at the switch", END: ""}
 
 
@@ -90,7 +98,8 @@ def row_measures(row: Mapping[str, Any]) -> dict[str, float]:
 
     The names are "accuracy", "zero_shot_accuracy", "cross_entropy" and the like. A measure of `AlignmentMonitor` is
     "query.NAME" or "support.NAME" at the end of the training, "query.NAME@start" and "query.NAME@switch" before. An
-    accuracy during the training is "accuracy@STEP". What a row of an earlier version lacks has no name here.
+    accuracy during the training is "accuracy@STEP", a number of `CostMonitor` "cost.NAME". What a row of an earlier
+    version lacks has no name here.
     """
     found = {key: row.get(key) for key in (*OF_ROW, *(ZERO_SHOT + key for key in TESTED))}
     for entry in row.get("alignment") or []:
@@ -103,6 +112,7 @@ def row_measures(row: Mapping[str, Any]) -> dict[str, float]:
     during = row.get("accuracy_at") or {}
     for step, value in zip(during.get("step") or [], during.get("accuracy") or [], strict=False):
         found[f"accuracy@{step}"] = value
+    found |= {f"{COST}.{key}": value for key, value in (row.get("cost") or {}).items()}
     return {name: float(value) for name, value in found.items() if value is not None and _is_number(value)}
 
 

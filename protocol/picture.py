@@ -41,12 +41,12 @@ def save_episode_picture(path: Path, module: FewShotClassifier, data: FewShotDat
         DtrapError: The file cannot be written.
     """
     support = data.support()
-    images = _visible(support["images"], data)
+    images = visible(support["images"], data)
     images = images.reshape(data.views, -1, *images.shape[1:])
     queries, labels, predictions = images[0, :0], np.empty(0, dtype=int), np.empty(0, dtype=int)
     if data.has_query:
         query = data.query()
-        queries, labels = _visible(query["images"], data), query["labels"].numpy()
+        queries, labels = visible(query["images"], data), query["labels"].numpy()
         predictions = np.concatenate([part.numpy() for part in module.test_predictions])
     interval = mean_of([row])
     accuracy = "" if interval is None else f", {so_far(interval, data.unit)}"
@@ -62,7 +62,7 @@ def save_episode_picture(path: Path, module: FewShotClassifier, data: FewShotDat
     save_png(path, figure, RESUMES)
 
 
-def _visible(images: Tensor, data: FewShotDataModule) -> Images:
+def visible(images: Tensor, data: FewShotDataModule) -> Images:
     """Undo the normalization of images [N, 3, H, W]."""
     mean, std = (np.reshape(values, (3, 1, 1)) for values in (data.preprocessing.mean, data.preprocessing.std))
     return (images.numpy() * std + mean).clip(0, 1)

@@ -25,6 +25,7 @@ from .checkpoint import StepCheckpoint
 from .checks import check_settings
 from .configuration import MethodConfig
 from .episode import ZeroShots, cheap_collection, parts_of, run_episode, without_expected_warnings
+from .episode_pictures import check_relevance, draw_pictures
 from .explanation import explained_use
 from .features import FeatureFile
 from .folder_identity import FolderIdentity, Method
@@ -70,9 +71,7 @@ def run_protocol(
         stage_switch: The stage of SVL and RA for the methods that are functions; its first 3/5 if None.
         console: Where the progress is printed; the result is what `print` shows of the returned object. After an
             interruption, the result so far is printed, too. `Console(quiet=True)` prints nothing.
-        **settings: `episodes` (400), `folder` (under `runs`, named after data and method), `overwrite` (False; True
-            starts over), `pictures` (0), `save_adapters` (False), `save_predictions` (False), `save_features` (0),
-            `checkpoint_every` (100); see `ProtocolSettings`.
+        **settings: `episodes` (400), `folder`, `overwrite` (False) and which files to write; see `ProtocolSettings`.
 
     Returns:
         Rows, means with intervals, and paired differences.
@@ -211,6 +210,7 @@ class ProtocolRun:
         for module in dict.fromkeys(modules.values()):
             with explained_use([*parts_of(module), self.data]):
                 rehearse(module, self.data)
+        check_relevance(self.settings, modules)
         check_space(
             self.folder,
             modules,
@@ -302,10 +302,7 @@ class ProtocolRun:
             save_predictions(self.folder.predictions / f"{stem}.safetensors", module, self.data)
         if features is not None and not diverged:
             features.save(self.folder.features / f"{stem}.safetensors", row["classes"])
-        if self.data.episode < self.settings.pictures and not diverged:
-            from .picture import save_episode_picture  # imports matplotlib
-
-            save_episode_picture(self.folder.pictures / f"{stem}.png", module, self.data, row)
+        draw_pictures(self.folder, self.settings, module, self.data, row)
         # After the other files, so that a kill in between repeats the episode; before the checkpoint is deleted, so
         # that a kill in between loses nothing.
         self.folder.rows.append(row)

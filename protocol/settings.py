@@ -16,6 +16,7 @@ class ProtocolOptions(TypedDict, total=False):
     folder: str | None
     overwrite: bool
     pictures: int
+    relevance: int
     save_adapters: bool
     save_predictions: bool
     save_features: int
@@ -37,6 +38,8 @@ class ProtocolSettings:
         method: Name of the method in rows, tables and file names; an overlay of `compare` may give one, too. null names
             it after its losses, and a compared method also after what else it trains otherwise.
         pictures: Number of episodes, counted from the first, for which a picture of support views and queries is saved.
+        relevance: Number of episodes, counted from the first, for which a picture is saved that shows where in its
+            queries the model finds the class texts, before and after the training.
         save_adapters: Save the adapter of every episode.
         save_predictions: Save the scores of every episode's queries, with small pictures of the worst errors.
         save_features: Number of episodes, counted from the first, whose image and text features before and after the
@@ -51,6 +54,7 @@ class ProtocolSettings:
     compare: str | list[str] | None = None
     method: str | None = None
     pictures: int = 0
+    relevance: int = 0
     save_adapters: bool = False
     save_predictions: bool = False
     save_features: int = 0
@@ -61,6 +65,7 @@ class ProtocolSettings:
         check_at_least("--protocol.checkpoint_every", self.checkpoint_every, 1, "step")
         check_at_least("--protocol.pictures", self.pictures, 0)
         check_at_least("--protocol.save_features", self.save_features, 0)
+        check_at_least("--protocol.relevance", self.relevance, 0)
         if self.folder is not None and (not self.folder or Path(self.folder).is_file()):
             found = f"'{self.folder}', a file" if self.folder else "empty"
             raise DtrapError(f"--protocol.folder is {found}; expected a folder: --protocol.folder runs/my_run")

@@ -8,7 +8,7 @@ from functools import cache
 from importlib import import_module
 
 import pytest
-from dtrap import callbacks, datamodules, lightning_modules
+from dtrap import callbacks, datamodules, lightning_modules, metrics
 from dtrap.datamodules import coop
 from dtrap.lightning_modules import backbones, tuners
 
@@ -16,7 +16,7 @@ HEAVY = {
     "open_clip", "timm", "transformers", "peft", "wandb", "lightning", "scipy", "pandas", "jsonargparse", "matplotlib",
     "torchvision", "torchmetrics",
 }  # fmt: skip
-PACKAGES = [lightning_modules, backbones, tuners, callbacks, datamodules, coop]
+PACKAGES = [lightning_modules, backbones, tuners, callbacks, datamodules, coop, metrics]
 
 
 @cache
@@ -30,6 +30,7 @@ def loaded(statement):
     ("statement", "needed"),
     [
         ("import dtrap", set()),
+        ("import dtrap.metrics", set()),
         ("from dtrap.lightning_modules import losses", set()),
         ("from dtrap.lightning_modules import Objective", set()),
         ("from dtrap.lightning_modules.tuners import CoOp, FWT, Tuner", set()),
@@ -38,7 +39,7 @@ def loaded(statement):
 )
 def test_an_import_loads_what_it_needs(statement, needed):
     assert loaded(statement) & HEAVY == needed
-    assert ("torch" in loaded(statement)) == (statement != "import dtrap")
+    assert ("torch" in loaded(statement)) == (statement not in ("import dtrap", "import dtrap.metrics"))
 
 
 def test_lightning_alone_is_loaded_with_the_stage_switch_and_the_module():

@@ -23,6 +23,7 @@ from .cells import Cell
 Parse = Callable[[Sequence[str], Sequence[str]], MethodConfig]
 Keys = tuple[str, ...]
 TRAINING = ("trainer", "model", "stage_switch")
+SEED = ("data", "init_args", "seed")
 PLAIN = (str, bool, int, float, type(None))
 
 
@@ -96,6 +97,7 @@ class Resolver:
     def __init__(self, parse: Parse, sets: Callable[[Sequence[str]], set[str]]) -> None:
         self.parse, self.sets = parse, cache(sets)
         self._parsed: dict[tuple[tuple[str, ...], tuple[str, ...]], MethodConfig] = {}
+        self._types: dict[Any, Any] = {}
         self._typed: dict[Any, Any] = {}
         self._keys: dict[Any, str] = {}
         self._data: dict[str, tuple[str, str, int | None]] = {}
@@ -197,19 +199,15 @@ class Resolver:
 
     def _convert(self, values: dict[str, Any], place: Keys, value: Any) -> Any:
         """Return a value as the type of its option has it; `_UNKNOWN` if only the parser can say."""
-        owner, annotation = owner_of(values, place)
-        key = (owner, place, repr(value))
+        classes = tuple(_at(values, (*place[:end], "class_path")) for end in range(1, len(place)))
+        if (classes, place) not in self._types:
+            self._types[classes, place] = owner_of(values, place)[1]
+        annotation = self._types[classes, place]
+        if annotation in (int, str) and type(value) is annotation:
+            return value
+        key = (classes, place, repr(value))
         if key not in self._typed:
-            self._typed[key] = _UNKNOWN
-            if annotation is not None:
-                parser = ArgumentParser(exit_on_error=False)
-                try:
-                    parser.add_argument("--value", type=annotation)
-                    found = parser.parse_object({"value": value}).value
-                except (ArgumentError, TypeError, ValueError):
-                    found = _UNKNOWN
-                if isinstance(found, PLAIN):
-                    self._typed[key] = found
+            self._typed[key] = _parsed_as(annotation, value)
         return self._typed[key]
 
     def _data_key(self, arm: Arm) -> str:
@@ -217,7 +215,9 @@ class Resolver:
 
     def _key(self, arm: Arm, sections: tuple[str, ...], of: Callable[[Arm], Any]) -> str:
         """Return a digest of what `of` returns for an arm, computed once for equal settings in these sections."""
-        changes = tuple((place, value) for place, value in arm.changes if place[0] in sections)
+        # An episode takes as long for another seed.
+        seed = SEED if of is _cost else None
+        changes = tuple((place, value) for place, value in arm.changes if place[0] in sections and place != seed)
         key = (id(arm.method), of, repr(changes))
         if key not in self._keys:
             found = of(Arm(arm.name, arm.method, changes))
@@ -226,7 +226,7 @@ class Resolver:
 
     def _describe(self, arm: Arm) -> tuple[str, str, int | None]:
         """Return title, unit and number of tasks of the data, which do not depend on seed and episode."""
-        changes = tuple((place, value) for place, value in arm.changes if place[0] == "data" and place[-1] != "seed")
+        changes = tuple((place, value) for place, value in arm.changes if place[0] == "data" and place != SEED)
         key = f"{id(arm.method)} {changes!r}"
         if key not in self._data:
             data: FewShotDataModule = build_data(_with(arm, changes).parsed)
@@ -235,6 +235,19 @@ class Resolver:
 
 
 _UNKNOWN = object()
+
+
+def _parsed_as(annotation: Any, value: Any) -> Any:
+    """Return a value as the parser reads it for a type, if it is plain; otherwise `_UNKNOWN`."""
+    if annotation is None:
+        return _UNKNOWN
+    parser = ArgumentParser(exit_on_error=False)
+    try:
+        parser.add_argument("--value", type=annotation)
+        found = parser.parse_object({"value": value}).value
+    except (ArgumentError, TypeError, ValueError):
+        return _UNKNOWN
+    return found if isinstance(found, PLAIN) else _UNKNOWN
 
 
 def _identity(arm: Arm) -> Any:
@@ -255,7 +268,8 @@ def _data(arm: Arm) -> Any:
 def _cost(arm: Arm) -> Any:
     values = identity(arm.values())
     model, data = values["model"], values["data"].get("init_args", {})
-    model.get("init_args", model).pop("objective", None)
+    for name in ("objective", "learning_rate", "final_rate", "start_seed", "template"):
+        model.get("init_args", model).pop(name, None)
     sizes = {name: data.get(name) for name in ("way", "shot", "query", "views", "batch_size")}
     return [values["trainer"], model, sizes, data.get("all_way") and arm.values()["data"]]
 

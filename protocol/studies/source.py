@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from ...configs import find_config
+from ...configs import SHIPPED, find_config
 from ...errors import DtrapError, expected_one_of
 
 # What a study decides for each of its runs.
@@ -33,6 +33,8 @@ class Source:
 
     def beside(self, name: str) -> Path | None:
         """Return the file of this name next to the study file, where the current folder has none."""
+        if self.path.parent == SHIPPED / "studies":  # demo.yaml is a study there, and a config in the folder above
+            return None
         found = self.path.parent / name
         return found if not Path(name).is_file() and found.is_file() else None
 

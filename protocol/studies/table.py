@@ -261,8 +261,8 @@ def _needed(line: Line, measure: Measure) -> str:
 
 def _notes(part: StudyPart, lines: Sequence[Line]) -> Iterator[str]:
     """Yield what a reader of the tables has to know, and the cells without a result."""
-    if part.published in PUBLISHED and any(line["published"] is not None for line in lines):
-        table = PUBLISHED[part.published]
+    table = PUBLISHED.get(part.published or "")
+    if table is not None and (not table.values or any(line["published"] is not None for line in lines)):
         yield f"{table.label}: {PAPER}; {table.title}. {table.note}"
     if any(line["needed_1"] is not None for line in lines):
         yield (
