@@ -77,8 +77,9 @@ class FeatureFile(FeatureCollector):
             tensors["is_query"] = torch.cat(
                 [torch.full((len(f.labels),), name == "query") for name, f in found.items()]
             )
-        exact = {name: t.float() if t.is_floating_point() else t for name, t in tensors.items()}
-        content = save({name: t.contiguous() for name, t in exact.items()}, {"class_names": json.dumps(class_names)})
+        # Copies: the texts of a frozen tower may be the same tensor before and after, which safetensors refuses.
+        exact = {name: (t.float() if t.is_floating_point() else t).clone() for name, t in tensors.items()}
+        content = save(exact, {"class_names": json.dumps(class_names)})
         write_atomically(path, content, RESUMES)
 
 

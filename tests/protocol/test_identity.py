@@ -265,3 +265,16 @@ def test_folder_name_is_safe_for_any_text(dataset):
 def test_long_names_that_begin_alike_stay_apart():
     names = {default_folder_name(**{**ARGUMENTS, "dataset": "d" * 100 + end}) for end in "ab"}
     assert len(names) == 2
+
+
+def test_a_callback_that_only_measures_is_neutral_in_any_place():
+    monitor = {"class_path": "dtrap.callbacks.AlignmentMonitor", "init_args": {"curve": True}}
+    described = {"class_path": "dtrap.callbacks.alignment_monitor.AlignmentMonitor", "init_args": {}}
+    keep, foreign = {"class_path": "dtrap.callbacks.KeepBest"}, {"class_path": "mine.AlignmentMonitor"}
+
+    def of(callbacks):
+        return identity({"trainer": {"callbacks": callbacks}})
+
+    assert of(None) == of([]) == of([monitor]) == of(monitor) == of([described, monitor])
+    assert of([keep]) == of([monitor, keep]) == of([keep, monitor]) != of(None)
+    assert of([foreign]) != of(None)
