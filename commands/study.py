@@ -14,7 +14,7 @@ from rich.console import Console
 from ..console import CommandParser, say
 from ..errors import DtrapError, expected_one_of
 from ..protocol.studies.cells import Cell, cells_of
-from ..protocol.studies.file import Study, find_study, read_study
+from ..protocol.studies.file import Study, find_study, read_study, shipped_studies
 from ..protocol.studies.folder import StudyFolder
 from ..protocol.studies.plan import made_of, read_plan, write_plan
 from ..protocol.studies.plan_table import print_plan
@@ -37,6 +37,8 @@ def study(arguments: list[str], console: Console) -> int:
     """
     with STOP.ending_at_once():  # nothing is written yet
         options, words = _parse(arguments)
+        if options.data_root is not None and not Path(options.data_root).expanduser().is_dir():
+            raise DtrapError(f"--data-root is {options.data_root}, which is not a folder. Give the folder of the sets.")
         found = read_study(find_study(options.file))
         folder = StudyFolder(Path(options.folder or Path("runs") / f"study_{found.name}").expanduser())
         cells = cells_of(found, words, options.episodes)
@@ -105,7 +107,7 @@ def study_parser() -> argparse.ArgumentParser:
         prog="dtrap study",
         description="Run a study: every combination of data sets, settings and methods that a small YAML file names. "
         "The same command again runs what is missing.",
-        epilog="Options of dtrap fit, such as --trainer.accelerator gpu, hold for all cells. The exit status is 1 if a "
+        epilog=f"Shipped studies: {', '.join(shipped_studies())}. Options of dtrap fit, such as --trainer.accelerator gpu, hold for all cells. The exit status is 1 if a "
         "cell failed.",
         allow_abbrev=False,
     )

@@ -20,7 +20,7 @@ from ..configuration import MethodConfig, build_data
 from ..episode import run_episode, without_expected_warnings
 from ..progress import EpisodeProgress
 from ..rehearsal import Loaded, build_modules
-from .resolve import ResolvedCell, methods_of
+from .resolve import ResolvedCell, as_in_study, methods_of
 
 # A measurement ends after this number of steps, or with the first one that ends after this time.
 MOST_STEPS, SECONDS = 20, 2.0
@@ -91,7 +91,7 @@ def measure(cells: Mapping[str, ResolvedCell]) -> tuple[dict[str, float | None],
                 found[cost] = _measure(methods_of(cell, "", 1)[cell.costs.index(cost)], loaded)
         except (DtrapError, RuntimeError, OSError) as error:
             found[cost] = None
-            reasons[cost] = first_line(error)
+            reasons[cost] = as_in_study(first_line(error))
     return found, reasons
 
 

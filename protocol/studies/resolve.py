@@ -377,3 +377,8 @@ def _for_run(arm: Arm, folder: str, episodes: int) -> MethodConfig:
     for name, value in given.items():
         method.parsed.protocol[name] = value
     return replace(method, explicit=True)
+
+
+def as_in_study(message: str) -> str:
+    """Return an error of a run with the option for its data as a study has it."""
+    return message.replace("--data.root", "--data-root")
