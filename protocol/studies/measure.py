@@ -26,7 +26,7 @@ from .resolve import ResolvedCell, as_in_study, methods_of
 MOST_STEPS, SECONDS = 20, 2.0
 # After this time of all measurements no other one begins.
 SECONDS_OF_ALL = 10.0
-TOO_LONG = f"not measured: others took {SECONDS_OF_ALL:g} s"
+TOO_LONG = f"others took {SECONDS_OF_ALL:g} s"
 
 
 class _Stopwatch(Callback):

@@ -270,6 +270,7 @@ def _cost(arm: Arm) -> Any:
     model, data = values["model"], values["data"].get("init_args", {})
     for name in ("objective", "learning_rate", "final_rate", "start_seed", "template"):
         model.get("init_args", model).pop(name, None)
+    values["trainer"].pop("callbacks", None)
     sizes = {name: data.get(name) for name in ("way", "shot", "query", "views", "batch_size")}
     return [values["trainer"], model, sizes, data.get("all_way") and arm.values()["data"]]
 
