@@ -5,7 +5,8 @@ from __future__ import annotations
 import argparse
 import shlex
 import sys
-from collections.abc import Sequence
+from collections.abc import Container, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -14,7 +15,7 @@ from rich.console import Console
 from ..console import CommandParser, say
 from ..errors import DtrapError, expected_one_of
 from ..protocol.studies.cells import Cell, cells_of
-from ..protocol.studies.file import Study, find_study, read_study
+from ..protocol.studies.file import Study, find_study, read_study, shipped_studies
 from ..protocol.studies.folder import StudyFolder
 from ..protocol.studies.plan import made_of, read_plan, write_plan
 from ..protocol.studies.plan_table import print_plan
@@ -37,6 +38,8 @@ def study(arguments: list[str], console: Console) -> int:
     """
     with STOP.ending_at_once():  # nothing is written yet
         options, words = _parse(arguments)
+        if options.data_root is not None and not Path(options.data_root).expanduser().is_dir():
+            raise DtrapError(f"--data-root is {options.data_root}, which is not a folder. Give the folder of the sets.")
         found = read_study(find_study(options.file))
         folder = StudyFolder(Path(options.folder or Path("runs") / f"study_{found.name}").expanduser())
         cells = cells_of(found, words, options.episodes)
@@ -50,7 +53,7 @@ def study(arguments: list[str], console: Console) -> int:
         resolved = _resolve(cells, options.data_root)
         run = StudyRun(found, resolved, [each for each in resolved if each.cell in chosen], folder, console)
     outcome = run.run()
-    _show(folder, outcome.failed, console)
+    _show(folder, {cell.part for cell in chosen}, outcome.failed, console)
     if outcome.interrupted:
         say(console, f"Interrupted. Resume with: {shlex.join(['dtrap', 'study', *arguments])}")
         return 130
@@ -70,12 +73,13 @@ def _resolve(cells: Sequence[Cell], data_root: str | None, *, anywhere: bool = F
     return [resolver.resolve(cell) for cell in cells]
 
 
-def _show(folder: StudyFolder, failed: dict[str, str], console: Console) -> None:
-    """Print the tables of what the study has measured."""
+def _show(folder: StudyFolder, parts: Container[str], failed: dict[str, str], console: Console) -> None:
+    """Print the tables of what some parts of the study have measured."""
     from ..protocol.studies.results import read_study as read_results
     from ..protocol.studies.table import print_study
 
-    print_study(read_results(folder.path, failed), console)
+    results = read_results(folder.path, failed)
+    print_study(replace(results, parts=[part for part in results.parts if part.name in parts]), console)
 
 
 def _plan(
@@ -105,7 +109,8 @@ def study_parser() -> argparse.ArgumentParser:
         prog="dtrap study",
         description="Run a study: every combination of data sets, settings and methods that a small YAML file names. "
         "The same command again runs what is missing.",
-        epilog="Options of dtrap fit, such as --trainer.accelerator gpu, hold for all cells. The exit status is 1 if a "
+        epilog=f"Shipped studies: {', '.join(shipped_studies())}. "
+        "Options of dtrap fit, such as --trainer.accelerator gpu, hold for all cells. The exit status is 1 if a "
         "cell failed.",
         allow_abbrev=False,
     )

@@ -172,7 +172,6 @@ def _part_of(source: Source, study: Study, name: object, given: Any, common: Map
             raise DtrapError(f"{source.path}: {where}: {error}") from error
         base, title, inner = _content(path), _title(path), Source(path)
         study.files.append(path)
-        base.setdefault("published", path.stem if path.is_relative_to(SHIPPED) else None)
     for keys, key in ((base, inner), (own, source)):
         if "parts" in keys:
             raise DtrapError(

@@ -20,13 +20,13 @@ from ..configuration import MethodConfig, build_data
 from ..episode import run_episode, without_expected_warnings
 from ..progress import EpisodeProgress
 from ..rehearsal import Loaded, build_modules
-from .resolve import ResolvedCell, methods_of
+from .resolve import ResolvedCell, as_in_study, methods_of
 
 # A measurement ends after this number of steps, or with the first one that ends after this time.
 MOST_STEPS, SECONDS = 20, 2.0
 # After this time of all measurements no other one begins.
 SECONDS_OF_ALL = 10.0
-TOO_LONG = f"not measured: others took {SECONDS_OF_ALL:g} s"
+TOO_LONG = f"others took {SECONDS_OF_ALL:g} s"
 
 
 class _Stopwatch(Callback):
@@ -91,7 +91,7 @@ def measure(cells: Mapping[str, ResolvedCell]) -> tuple[dict[str, float | None],
                 found[cost] = _measure(methods_of(cell, "", 1)[cell.costs.index(cost)], loaded)
         except (DtrapError, RuntimeError, OSError) as error:
             found[cost] = None
-            reasons[cost] = first_line(error)
+            reasons[cost] = as_in_study(first_line(error))
     return found, reasons
 
 

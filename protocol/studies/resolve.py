@@ -270,6 +270,7 @@ def _cost(arm: Arm) -> Any:
     model, data = values["model"], values["data"].get("init_args", {})
     for name in ("objective", "learning_rate", "final_rate", "start_seed", "template"):
         model.get("init_args", model).pop(name, None)
+    values["trainer"].pop("callbacks", None)
     sizes = {name: data.get(name) for name in ("way", "shot", "query", "views", "batch_size")}
     return [values["trainer"], model, sizes, data.get("all_way") and arm.values()["data"]]
 
@@ -377,3 +378,8 @@ def _for_run(arm: Arm, folder: str, episodes: int) -> MethodConfig:
     for name, value in given.items():
         method.parsed.protocol[name] = value
     return replace(method, explicit=True)
+
+
+def as_in_study(message: str) -> str:
+    """Return an error of a run with the option for its data as a study has it."""
+    return message.replace("--data.root", "--data-root")

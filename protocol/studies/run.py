@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import gc
-import logging
 import time
+import traceback
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -28,9 +28,7 @@ from ..run_folder import Row, RunFolder
 from ..runner import ProtocolRun
 from .file import Study
 from .folder import StudyFolder, count_rows
-from .resolve import ResolvedCell, Sources, methods_of
-
-logger = logging.getLogger(__name__)
+from .resolve import ResolvedCell, Sources, as_in_study, methods_of
 
 
 @dataclass
@@ -213,11 +211,15 @@ class StudyRun:
         except Exception as error:
             # One cell out of memory must not cost the night of the others.
             STOP.check()
-            logger.debug("%s failed", first.cell.title, exc_info=True)
-            reason = f"{type(error).__name__}: {first_line(error)}; `--only {first.cell.title} --debug` shows more."
+            if not isinstance(error, MemoryError | torch.OutOfMemoryError | OSError):
+                traceback.print_exc()  # nobody has foreseen it
+            reason = (
+                f"{type(error).__name__}: {first_line(error)}. See above, or run it alone: --only {first.cell.title}"
+            )
         else:
             say(self.console, f"Finished {first.cell.title} in {time.monotonic() - started:.0f} s.")
             return ""
+        reason = as_in_study(reason)
         say(self.console, f"Failed: {first.cell.title}: {first_line(Exception(reason))}")
         return reason
 

@@ -3,6 +3,8 @@
 import json
 import os
 import signal
+import subprocess
+import sys
 
 import pytest
 import yaml
@@ -126,6 +128,7 @@ def test_a_failed_cell_is_named_and_the_others_go_on(study, tmp_path):
     status, _, err = study(text)
     assert status == 2
     assert "isic_1shot.yaml needs a folder of images. Give --data-root FOLDER" in err
+    assert "--data-root is data, which is not a folder" in study(text, "--data-root", "data")[2]
     (tmp_path / "data").mkdir()
     status, _, err = study(text, "--data-root", "data", "--episodes", 1)
     assert status == 1
@@ -149,6 +152,10 @@ def test_the_plan_counts_and_estimates_and_writes_nothing_else(study, dtrap, tmp
     status, out, _ = study(GRID, "--plan")
     assert "4 cells: 4 of 16 rows done, 12 missing." in out
     assert "rows of other cells" in out
+    code = "import sys\nfrom dtrap.cli import main\ntry: main(sys.argv[1:])\nfinally: print('torch' in sys.modules)"
+    words = [sys.executable, "-c", code, "study", "small.yaml", "--plan"]
+    again = subprocess.run(words, capture_output=True, text=True, check=True)
+    assert again.stdout == f"{out}False\n"
     plain = GRID.replace("both: []", "both: [], more: [--stage_switch.stop, 4/5]")
     assert "4 cells: 4 of 24 rows done, 20 missing." in study(plain, "--plan")[1]
 
@@ -225,7 +232,8 @@ def test_values_of_axes_are_set_as_the_command_line_sets_them(tmp_path, monkeypa
 
 
 def test_killed_at_any_moment_and_started_again_each_row_is_there_once(study, tmp_path, monkeypatch):
-    assert study(GRID, name="whole.yaml")[0] == 0
+    text = GRID.replace("weight: [0.0, 0.3]", "weight: [0.3]")
+    assert study(text, name="whole.yaml")[0] == 0
     write = ResultRows.append
 
     def run_and_die_after(rows, cut):
@@ -245,12 +253,12 @@ def test_killed_at_any_moment_and_started_again_each_row_is_there_once(study, tm
 
         ResultRows.append = append
         try:
-            study(GRID)
+            study(text)
         finally:
             os._exit(0)
 
-    assert [run_and_die_after(rows, cut) for rows, cut in ((1, 0), (0, 40), (5, 300))] == [signal.SIGKILL] * 3
-    assert study(GRID)[0] == 0
+    assert [run_and_die_after(rows, cut) for rows, cut in ((1, 40), (4, 300))] == [signal.SIGKILL] * 2
+    assert study(text)[0] == 0
     whole, parts = tmp_path / "runs" / "study_whole", tmp_path / "runs" / "study_small"
     for cell in part_of(whole)["cells"]:
         assert numbers(parts / cell["folder"]) == numbers(whole / cell["folder"])
