@@ -38,6 +38,15 @@ Line = Mapping[str, Any]  # a line of a frame, with None for what is missing
 TextOf = Callable[[Line, Measure], str]
 
 
+class _Group(NamedTuple):
+    """The lines of a column, how they are written, its head, and what all its cells rest on ("" if they differ)."""
+
+    head: str
+    lines: Sequence[Line]
+    measure: Measure
+    weight: str
+
+
 class _Column(NamedTuple):
     """A column of a table as texts; the head may have several lines."""
 
@@ -68,19 +77,14 @@ def part_tables(results: StudyResults, part: StudyPart) -> Iterator[Table | str]
     fixed = [(axis, values[0]) for axis, values in part.axes.items() if axis != SETS and len(values) == 1]
     if fixed:
         yield ", ".join(f"{_axis_title(axis)} {axis_text(value) or DEFAULT}" for axis, value in fixed)
-    label = PUBLISHED[part.published].label if part.published in PUBLISHED else "published"
-    for name in part.measures:
-        measure = measure_of(name)
-        own, own_means = ([line for line in found if line["measure"] == name] for found in (lines, means))
-        unit = {"%": ", percent", "": ""}.get(measure.unit, f", {measure.unit}")
-        yield ""
-        yield f"{measure.title}{unit}: mean ± half of the 95 % interval"
-        yield from _tables(part, own, own_means, measure, {"": _value, label: _published})
-        if any(line["pairs"] for line in own) and not name.startswith("zero_shot_"):
-            unit = f", {measure.difference_unit}" if measure.difference_unit else ""
-            yield f"{measure.title}{unit}: minus {part.compare}, paired by episode"
-            rows = {"": _difference, label: _published_difference, NEEDED: _needed}
-            yield from _tables(part, own, own_means, measure, rows, skip=part.compare)
+    measures = {name: measure_of(name) for name in part.measures}
+    own = {name: [line for line in lines if line["measure"] == name] for name in measures}
+    if len({_set_of(line) for line in lines}) == 1:
+        for title in _titles({_set_of(line): lines for line in lines}):
+            yield from _of_one_set(part, title, own, measures)
+    else:
+        for name, measure in measures.items():
+            yield from _of_one_measure(part, own[name], [line for line in means if line["measure"] == name], measure)
     for note in [*verdict_lines(part), *_notes(part, lines)]:
         yield from textwrap.wrap(note, WIDTH, break_long_words=False, break_on_hyphens=False)
 
@@ -89,50 +93,95 @@ def _records(frame: DataFrame) -> list[Line]:
     return frame.astype(object).where(frame.notna(), None).to_dict("records")
 
 
-def _tables(
-    part: StudyPart,
-    lines: Sequence[Line],
-    means: Sequence[Line],
-    measure: Measure,
-    rows: Mapping[str, TextOf],
-    skip: str | None = None,
-) -> Iterator[Table]:
-    """Yield a table with rows of arms and columns of sets, as several where it is too wide.
+def _of_one_set(
+    part: StudyPart, title: str, lines: Mapping[str, Sequence[Line]], measures: Mapping[str, Measure]
+) -> Iterator[Table | str]:
+    """Yield the tables of a study of one set, whose columns are the measures."""
+    if not any(line["episodes"] for own in lines.values() for line in own):
+        return
+    yield f"{title}: mean ± half of the 95 % interval"
+    groups = [_group(_with_unit(each, each.unit), lines[name], each, "") for name, each in measures.items()]
+    yield from _tables(part, groups)
+    skip = part.compare or ""
+    groups = [
+        _group(_with_unit(each, each.difference_unit), lines[name], each, skip)
+        for name, each in measures.items()
+        if _is_paired(name, lines[name])
+    ]
+    if groups:
+        yield f"{title}: minus {skip}, paired by episode"
+        yield from _tables(part, groups, skip)
+
+
+def _of_one_measure(
+    part: StudyPart, lines: Sequence[Line], means: Sequence[Line], measure: Measure
+) -> Iterator[Table | str]:
+    """Yield the tables of one measure, whose columns are the sets."""
+    if not any(line["episodes"] for line in lines):
+        return
+    by_set: defaultdict[str, list[Line]] = defaultdict(list)
+    for line in lines:
+        by_set[_set_of(line)].append(line)
+    titles = _titles(by_set)
+    mean = [_Group(f"mean of\n{len(by_set)} sets", means, measure, "")] if means else []
+    yield f"{_with_unit(measure, measure.unit)}: mean ± half of the 95 % interval"
+    groups = [_group(title, own, measure, "") for title, own in zip(titles, by_set.values(), strict=True)]
+    yield from _tables(part, [*groups, *mean])
+    if part.compare is not None and _is_paired(lines[0]["measure"], lines):
+        yield f"{_with_unit(measure, measure.difference_unit)}: minus {part.compare}, paired by episode"
+        groups = [_group(title, own, measure, part.compare) for title, own in zip(titles, by_set.values(), strict=True)]
+        yield from _tables(part, [*groups, *mean], part.compare)
+
+
+def _is_paired(name: str, lines: Sequence[Line]) -> bool:
+    # The model without the tuner is the same in all arms.
+    return any(line["pairs"] for line in lines) and not name.startswith("zero_shot_")
+
+
+def _with_unit(measure: Measure, unit: str) -> str:
+    unit = {"%": "percent"}.get(unit, unit)
+    return f"{measure.title}, {unit}" if unit else measure.title
+
+
+def _set_of(line: Line) -> str:
+    return str(line.get(SETS) or line["set"])
+
+
+def _tables(part: StudyPart, groups: Sequence[_Group], skip: str = "") -> Iterator[Table]:
+    """Yield a table with a column for each group and rows of arms, as several where it is too wide.
 
     Args:
         part: The part.
-        lines: Its lines of one measure.
-        means: The lines of the means over the sets.
-        measure: How the measure is written.
-        rows: By the label of each row of an arm, the text of its cells.
-        skip: An arm that is left out; the table then is of paired differences.
+        groups: The columns.
+        skip: The arm that the others are compared with: the table is of paired differences; "" for one of means.
     """
-    axes = [axis for axis, values in part.axes.items() if axis != SETS and len(values) > 1]
-    by_set: defaultdict[str, list[Line]] = defaultdict(list)
-    for line in lines:
-        by_set[line.get(SETS) or line["set"]].append(line)
-    by_head = [_column_of(title, own, skip) for title, own in zip(_titles(by_set), by_set.values(), strict=True)]
-    by_head += [(f"mean of\n{len(by_set)} sets", means, "")] if means else []
-    columns = [(head, {_key(line, axes): line for line in own}, weight) for head, own, weight in by_head]
+    label = PUBLISHED[part.published].label if part.published in PUBLISHED else "published"
+    values: dict[str, TextOf] = {"": _value, label: _published}
+    differences: dict[str, TextOf] = {"": _difference, label: _published_difference, NEEDED: _needed}
+    axes = [axis for axis, axis_values in part.axes.items() if axis != SETS and len(axis_values) > 1]
+    found = [{_key(line, axes): line for line in group.lines} for group in groups]
     labels: list[tuple[str, ...]] = []
     texts: list[list[str]] = []
     before: tuple[str, ...] = ()
-    for key in dict.fromkeys(_key(line, axes) for line in lines if line["arm"] != skip):
-        for label, text in rows.items():
-            row = [text(found[key], measure) if key in found else "" for _, found, _ in columns]
-            if label and not any(row):
-                continue
-            if not label:
-                row = [
-                    _with_weight(cell, found.get(key), common, skip)
-                    for cell, (_, found, common) in zip(row, columns, strict=True)
-                ]
-            labels.append((*([""] * len(axes)), f"  {label}") if label else _changed(key, before))
-            texts.append(row)
+    for key in dict.fromkeys(key for lines in found for key in lines if key[-1] != skip):
+        for kind, text in (differences if skip else values).items():
+            row = [
+                _cell(lines.get(key), group, text, skip, weighed=not kind)
+                for lines, group in zip(found, groups, strict=True)
+            ]
+            if not kind or any(row):
+                labels.append((*([""] * len(axes)), f"  {kind}") if kind else _changed(key, before))
+                texts.append(row)
         before = key
     first = [_Column(head, [label[n] for label in labels]) for n, head in enumerate([*map(_axis_title, axes), "arm"])]
-    others = [_Column(head, [row[n] for row in texts]) for n, (head, *_) in enumerate(columns)]
-    yield from _cut(first, others)
+    yield from _cut(first, [_Column(group.head, [row[n] for row in texts]) for n, group in enumerate(groups)])
+
+
+def _cell(line: Line | None, group: _Group, text: TextOf, skip: str, *, weighed: bool) -> str:
+    if line is None:
+        return ""
+    cell, own = text(line, group.measure), _weight(line, paired=bool(skip))
+    return f"{cell} ({own})" if weighed and cell and own and own != group.weight else cell
 
 
 def _titles(by_set: Mapping[str, Sequence[Line]]) -> list[str]:
@@ -149,11 +198,12 @@ def _titles(by_set: Mapping[str, Sequence[Line]]) -> list[str]:
     return [text if common[text] == 1 else f"{text} ({name})" for name, text in texts.items()]
 
 
-def _column_of(title: str, lines: Sequence[Line], skip: str | None) -> tuple[str, Sequence[Line], str]:
-    """Return the head of a set's column, its lines, and what all its cells rest on if that is the same."""
-    weights = {_weight(line, paired=skip is not None) for line in lines if line["arm"] != skip} - {""}
+def _group(title: str, lines: Sequence[Line], measure: Measure, skip: str) -> _Group:
+    """Return the group of a column; in its head stands what all its cells rest on, if that is the same."""
+    weights = {_weight(line, paired=bool(skip)) for line in lines if line["arm"] != skip} - {""}
     common = weights.pop() if len(weights) == 1 else ""
-    return "\n".join([*textwrap.wrap(title, TITLE_WIDTH), *([common] if common else [])]), lines, common
+    head = "\n".join([*textwrap.wrap(title, TITLE_WIDTH), *([common] if common else [])])
+    return _Group(head, lines, measure, common)
 
 
 def _weight(line: Line, *, paired: bool) -> str:
@@ -166,11 +216,6 @@ def _weight(line: Line, *, paired: bool) -> str:
     if line["asked"] is not None and count < line["asked"]:
         return f"{count:,} of {line['asked']:,}"
     return f"{count:,} × {images // count:,}" if images and images % count == 0 else f"{count:,}"
-
-
-def _with_weight(cell: str, line: Line | None, common: str, skip: str | None) -> str:
-    own = "" if line is None else _weight(line, paired=skip is not None)
-    return f"{cell} ({own})" if cell and own and own != common else cell
 
 
 def _key(line: Line, axes: Sequence[str]) -> tuple[str, ...]:
@@ -208,14 +253,15 @@ def _table(first: Sequence[_Column], others: Sequence[_Column]) -> Table:
     for column in others:
         table.add_column(Text(column.head), justify="right", no_wrap=True)
     for row in zip(*(column.cells for column in (*first, *others)), strict=True):
-        table.add_row(*map(Text, row))
+        if any(row[len(first) :]):
+            table.add_row(*map(Text, row))
     return table
 
 
 def _value(line: Line, measure: Measure) -> str:
     mean, half_width, count = line["mean"], line["half_width"], line["count"]
     if mean is None:
-        return {FAILED: "failed", MISSING: "not run"}.get(line["state"] or "", "no value")
+        return {None: "", FAILED: "failed", MISSING: "not run"}.get(line["state"], "no value")
     value = f"{mean:.{measure.digits}f}"
     if line["kind"] == BINOMIAL:
         return f"{value}, {line['low']:.{measure.digits}f} to {line['high']:.{measure.digits}f}"
