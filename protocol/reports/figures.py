@@ -31,9 +31,9 @@ if TYPE_CHECKING:
     from .tables import TextTable
 
 # A chart takes up to 0.1 s to draw, and a reader does not look at more of one kind.
-MOST_TASKS = 3
-MOST_LABELS = 12
-MOST_MATRICES = 4
+MOST_TASKS, FEW_TASKS = 4, 2
+MOST_LABELS = 8
+MOST_MATRICES = 4  # the slowest ones
 MONITOR = "--config monitors/alignment.yaml"
 TERMS = ("total", "L_vlm", "L_ad", "L_ra")
 
@@ -105,22 +105,24 @@ def _per_task(
 ) -> Section:
     """Return a section with the charts of the first tasks that have any."""
     section = Section(key, title)
-    shown = 0
+    shown, most = 0, _most_tasks(comparison)
     for task in comparison.tasks:
-        if shown == MOST_TASKS:
+        if shown == most:
             break
         charts = [_named(chart, task, comparison) for chart in draw(task)]
         shown += bool(charts)
         section.charts += charts
     if not section.charts:
         section.missing = missing
-    elif len(comparison.tasks) > shown == MOST_TASKS:
-        section.notes.append(_rest(len(comparison.tasks)))
+    elif len(comparison.tasks) > shown == most:
+        section.notes.append(
+            f"{most} of {len(comparison.tasks)} tasks are drawn; dtrap report RUN --html FILE draws those of one run."
+        )
     return section
 
 
-def _rest(tasks: int) -> str:
-    return f"The first {MOST_TASKS} of {tasks} tasks are drawn; dtrap report RUN --html FILE draws those of one run."
+def _most_tasks(comparison: Comparison) -> int:
+    return MOST_TASKS if len(comparison.tasks) <= MOST_TASKS else FEW_TASKS
 
 
 def _named(chart: Chart, task: Task, comparison: Comparison) -> Chart:
@@ -200,7 +202,8 @@ def _curve(row: Row) -> dict[str, list[float]] | None:
     for entry in reversed(row.get("alignment") or []):
         curve = entry.get("curve")
         if entry.get("moment") == "end" and isinstance(curve, Mapping) and curve.get("shifts"):
-            lists = {key: curve.get(key) for key in ("shifts", "distance", "loss", "accuracy") if curve.get(key)}
+            keys = [key for key in ("shifts", "distance", "loss", "accuracy") if curve.get(key)]
+            lists: dict[str, list[float]] = {key: curve[key] for key in keys}
             sound = all(_is_numbers(values, len(curve["shifts"])) for values in lists.values())
             return lists if sound and {"distance", "loss"} <= lists.keys() else None
     return None
@@ -267,16 +270,13 @@ def _classes(task: Task, labels: Mapping[Any, str], order: Sequence[str]) -> Ite
 
 
 def _confusions(task: Task, labels: Mapping[Any, str], comparison: Comparison) -> Iterator[Chart]:
-    if len(comparison.tasks) > MOST_TASKS and task is not comparison.tasks[0]:
-        return  # the slowest charts
-    for entry in task.entries[:MOST_MATRICES]:
+    most = max(1, MOST_MATRICES // len(comparison.tasks))
+    for entry in task.entries[:most]:
         counts, names = confusion_of(entry)
         if len(names) > 1:
-            title = f"Confusion of {labels[entry.key]}"
-            more = len(task.entries) - MOST_MATRICES
-            yield confusion_matrix(
-                counts, names, title=f"{title} ({more} more methods not drawn)" if more > 0 else title
-            )
+            more = len(task.entries) - most
+            left_out = f" ({more} more methods not drawn)" if more > 0 else ""
+            yield confusion_matrix(counts, names, title=f"Confusion of {labels[entry.key]}{left_out}")
 
 
 def confusion_of(entry: Entry) -> tuple[Any, list[str]]:

@@ -107,6 +107,18 @@ class Entry:
         return [row for row in self.rows.values() if not row.get("diverged")]
 
     @cached_property
+    def test_images(self) -> int | None:
+        """Number of test images of the rows that did not diverge; None if one does not say it."""
+        return tested(self.sound)
+
+    @cached_property
+    def classes(self) -> tuple[int | None, list[str]]:
+        """Number of classes of an episode, and those that had no test image in an episode of theirs."""
+        rows = [row for row in self.sound if row.get("per_class") and row.get("classes")]
+        missing = dict.fromkeys(name for row in rows for name in row["classes"] if row["per_class"].get(name) is None)
+        return max((len(row["classes"]) for row in rows), default=None), list(missing)
+
+    @cached_property
     def values(self) -> dict[str, dict[int, float]]:
         """Every measure's values by flat name and episode or seed; diverged ones are left out."""
         found: dict[str, dict[int, float]] = {}

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 
 from ..statistics import CONFIDENCE, STUDENT, Interval, binomial_interval, mean_interval, paired_difference
 from ..summary import tested_images
-from .merging import Comparison, Entry, Task, tested
+from .merging import Comparison, Entry, Task
 
 ACCURACIES = ("accuracy", "zero_shot_accuracy")
 
@@ -45,11 +45,11 @@ def _interval_of(entry: Entry, measure: str) -> Interval | None:
         return None
     if measure not in ACCURACIES:
         return mean_interval(values.values())
-    images = [tested_images(entry.rows[key]) for key in values]
-    if len(values) == 1 and images[0]:
-        (value,) = values.values()
-        return binomial_interval(round(value / 100 * images[0]), images[0])
-    return replace(mean_interval(values.values()), images=tested(entry.rows[key] for key in values))
+    ((key, value), *others) = values.items()
+    images = tested_images(entry.rows[key])
+    if not others and images:
+        return binomial_interval(round(value / 100 * images), images)
+    return replace(mean_interval(values.values()), images=entry.test_images)
 
 
 def measures_of(entries: Sequence[Entry]) -> list[str]:

@@ -142,10 +142,10 @@ def _picture(path: Path, title: str, entry: Entry, episode: int) -> Picture:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         try:
-            image = Image.open(io.BytesIO(content), formats=["PNG"])
-            if image.width * image.height > MOST_PIXELS:
+            opened = Image.open(io.BytesIO(content), formats=["PNG"])
+            if opened.width * opened.height > MOST_PIXELS:
                 raise ValueError(f"more than {MOST_PIXELS:,} pixels")
-            image = image.convert("RGB")
+            image = opened.convert("RGB")
         except (SyntaxError, EOFError, Image.DecompressionBombError, MemoryError) as error:
             raise ValueError(f"not a PNG picture ({error})") from error
     if image.width > WIDEST:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from ..claims import MEASURES, counted
 from ..measured import measure_of
 from ..statistics import BINOMIAL, STUDENT, TOO_FEW, Interval
-from .merging import Comparison, Entry, Task, tested
+from .merging import Comparison, Entry, Task
 from .numbers import Difference, best_entry, differences, interval_of, measures_of, set_means
 from .tables import Cell, TextTable
 
@@ -179,7 +179,7 @@ def _is_result(name: str) -> bool:
 def _weight(entry: Entry) -> str:
     """What an accuracy rests on, such as "400 × 75 images"."""
     rows = [row for row in entry.sound if row.get("accuracy") is not None]
-    images, episodes, unit = tested(rows), len(rows), entry.task.unit
+    images, episodes, unit = entry.test_images, len(rows), entry.task.unit
     if images is None:  # of an earlier version
         return counted(episodes, unit) if complete(entry) else ""
     if images % episodes == 0:
@@ -196,7 +196,7 @@ def _cell(entry: Entry, weight: str) -> str:
         return ", ".join(notes) or "no accuracy"
     own = _weight(entry)
     notes += [own] if own not in ("", weight) else []
-    classes, untested = _classes(entry)
+    classes, untested = entry.classes
     notes += [f"{classes - len(untested)} of {classes} classes"] if classes and untested else []
     beside = {key: interval_of(entry, key) for key in MEASURES if len(entry.values.get(key, {})) == found.count}
     notes += [f"{MEASURES[key]} {value.mean:.1f}" for key, value in beside.items() if value is not None]
@@ -213,13 +213,6 @@ def _interval(found: Interval) -> str:
     return f"{found.mean:.1f} ± {found.half_width:.1f}{', too few' if found.count in TOO_FEW else ''}"
 
 
-def _classes(entry: Entry) -> tuple[int | None, list[str]]:
-    """Number of classes of an episode, and those that had no test image in an episode of theirs."""
-    rows = [row for row in entry.sound if row.get("per_class") and row.get("classes")]
-    missing = dict.fromkeys(name for row in rows for name in row["classes"] if row["per_class"].get(name) is None)
-    return max((len(row["classes"]) for row in rows), default=None), list(missing)
-
-
 def _notes(comparison: Comparison, best: dict[Task, Entry | None]) -> list[str]:
     """What the intervals are, what means over sets are, what is best, and the classes that no accuracy covers."""
     found = [interval_of(entry, "accuracy") for entry in comparison.entries]
@@ -227,8 +220,9 @@ def _notes(comparison: Comparison, best: dict[Task, Entry | None]) -> list[str]:
     signs = {STUDENT: f"±: {STUDENT} over episodes or seeds", BINOMIAL: f"a to b: {BINOMIAL} over the test images"}
     notes = [f"95 % intervals. {'; '.join(signs[kind] for kind in kinds)}."] if kinds else []
     for of_method in set_means(comparison).values():
-        images = [tested(row for entry in entries for row in entry.sound) for _, entries in of_method.values()]
-        same = images[0] if len(set(images)) == 1 else None
+        images = [[entry.test_images for entry in entries] for _, entries in of_method.values()]
+        sums = {None if None in own else sum(number or 0 for number in own) for own in images}
+        same = sums.pop() if len(sums) == 1 else None
         rests = "" if same is None else f", {counted(same, 'test image')} in all"
         note = f"A mean over sets weighs each set alike and has no interval of its own{rests}."
         notes += [note] if note not in notes else []
@@ -249,7 +243,7 @@ def _notes(comparison: Comparison, best: dict[Task, Entry | None]) -> list[str]:
 def _left_out(comparison: Comparison) -> list[str]:
     notes = []
     for entry in comparison.entries:
-        classes, untested = _classes(entry)
+        classes, untested = entry.classes
         if classes and untested:
             notes.append(
                 f"{entry.sources[0].run.folder}: {len(untested)} of {classes} classes of '{entry.name}' have no test "
@@ -266,7 +260,7 @@ def _left_out(comparison: Comparison) -> list[str]:
 def _line(entry: Entry) -> dict[str, Any]:
     found = interval_of(entry, "accuracy") or Interval(float("nan"), None, 0)
     name, backbone, tuner, variant = entry.key
-    classes, untested = _classes(entry)
+    classes, untested = entry.classes
     beside = {key: interval_of(entry, key) for key in MEASURES}
     return {
         "method": name,
@@ -283,7 +277,7 @@ def _line(entry: Entry) -> dict[str, Any]:
         "episodes": len(entry.rows),
         "episodes_asked": entry.asked,
         "diverged": len(entry.rows) - len(entry.sound),
-        "test_images": tested(entry.sound),
+        "test_images": entry.test_images,
         "classes": classes,
         "untested_classes": len(untested),
         "run": "; ".join(str(source.run.folder) for source in entry.sources),

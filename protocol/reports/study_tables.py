@@ -87,7 +87,7 @@ def _table(
     for key in dict.fromkeys(_key(line, axes) for line in lines if line["arm"] != skip):
         own = [of_column.get(key) for of_column in found]
         texts = [_difference(line, measure) if skip else _mean(line, measure) for line in own]
-        marked = [line is not None and bool(best) and best.get(line["cell"]) == key[-1] for line in own]
+        marked = [line is not None and best is not None and best.get(line["cell"]) == key[-1] for line in own]
         rows.append([*map(Cell, key), *map(Cell, texts, marked)])
         column = "published_difference" if skip else "published"
         published = [None if line is None else line[column] for line in own]
