@@ -126,7 +126,7 @@ def report(tmp_path_factory):
     """The page of two runs: one that was trained here in a few steps, and one of rows with all that is drawn."""
     folder = tmp_path_factory.mktemp("report")
     words = ["--protocol.episodes=3", "--trainer.max_steps=4", "--protocol.pictures=1", "--data.query=4"]
-    words += ["--protocol.save_predictions=true", f"--trainer.default_root_dir={folder / 'trained'}"]
+    words += ["--protocol.save_predictions=true", f"--protocol.folder={folder / 'trained'}"]
     main_words = ["fit", "--config", "demo.yaml", *words]
     with pytest.raises(SystemExit) as stop:
         main(main_words)
@@ -147,6 +147,8 @@ def test_the_page_of_a_report(browser, report, tmp_path, width, dark):
     assert page.evaluate("document.querySelectorAll('h1').length") == 1
     headings = page.evaluate("[...document.querySelectorAll('h2')].map(h => h.textContent).join()")
     assert "Accuracy per episode" in headings
+    assert "is left out" not in page.evaluate("document.body.textContent")
+    assert "Left out" not in page.evaluate("document.body.textContent")
     assert page.evaluate("document.querySelectorAll('svg').length") >= 6
     page.screenshot(tmp_path / "page.png", 2000)
     with Image.open(tmp_path / "page.png") as picture:
