@@ -109,6 +109,10 @@ class Page:
         self.send("Emulation.setEmulatedMedia", features=[scheme])
         self.send("Page.navigate", url=path.as_uri())
         browser.wait("Page.loadEventFired")
+        # Pictures that wait until they are scrolled to.
+        self.evaluate(
+            "Promise.all([...document.images].map(i => { i.loading = 'eager'; return i.decode() })).then(() => 0)"
+        )
         events = browser.events
         sent = [e["params"]["request"]["url"] for e in events if e["method"] == "Network.requestWillBeSent"]
         self.requests = [url for url in sent if not url.startswith("data:")]
@@ -120,8 +124,8 @@ class Page:
         return self.browser.send(method, self.session, **parameters)
 
     def evaluate(self, expression):
-        """The value of a JavaScript expression."""
-        answer = self.send("Runtime.evaluate", expression=expression, returnByValue=True)
+        """The value of a JavaScript expression, or what its promise gives."""
+        answer = self.send("Runtime.evaluate", expression=expression, returnByValue=True, awaitPromise=True)
         assert "exceptionDetails" not in answer, answer
         return answer["result"].get("value")
 

@@ -57,17 +57,25 @@ class Chart:
         return f'<details><summary>Numbers</summary><div class="numbers" tabindex=0>{table}</div></details>'
 
 
-# Rules for the page that holds `Chart.html`: charts side by side where there is room, wide ones alone. A wide chart
+# Rules for the page that holds `Chart.html`: charts side by side where there is room, wide ones alone, and a chart that
+# is the only one of its section next to its caption. A wide chart
 # scrolls within its own frame on a narrow screen, so that its text stays readable and the page does not scroll.
 CHART_RULES = """
 .charts { display: grid; grid-template-columns: repeat(auto-fill, minmax(min(100%, 27rem), 1fr)); gap: 1.5rem; }
 figure.chart { margin: 0; min-width: 0; }
 figure.chart.wide { grid-column: 1 / -1; }
 figure.chart figcaption { font-size: .875rem; line-height: 1.4; margin-bottom: .4rem; }
-figure.chart figcaption strong { display: block; font-size: 1rem; }
+figure.chart figcaption strong { display: block; font-size: 1rem; color: var(--chart-ink, inherit); }
 figure.chart .drawing { overflow-x: auto; }
 figure.chart .drawing svg { display: block; }
 figure.chart.wide .drawing svg { min-width: 40rem; }
 figure.chart .numbers { overflow-x: auto; max-height: 20rem; overflow-y: auto; font-size: .8125rem; }
+@media (min-width: 60rem) {
+figure.chart:only-child:not(.wide) { grid-column: 1 / -1; display: grid; column-gap: 1.5rem; align-content: start;
+grid-template: "caption drawing" auto "numbers drawing" 1fr / minmax(0, 1fr) minmax(0, 35rem); }
+figure.chart:only-child:not(.wide) figcaption { grid-area: caption; }
+figure.chart:only-child:not(.wide) .drawing { grid-area: drawing; }
+figure.chart:only-child:not(.wide) details { grid-area: numbers; }
+}
 figure.chart details summary { cursor: pointer; font-size: .8125rem; }
 """

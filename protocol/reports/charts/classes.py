@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from .chart import Chart, Table
-from .drawing import GRAY, MUTED, NARROW, PAPER, SMALL, TEXT, Sheet, fitted_line, looks, say_empty, styled
+from .drawing import GRAY, MUTED, NARROW, PAPER, SMALL, TEXT, Sheet, fitted_line, looks, names_width, say_empty, styled
 from .words import Numbers, counted, listed, number, numbers, sentences, unique
 
 ROW, NAMES = 15.0, 120.0
@@ -42,12 +42,13 @@ def per_class_accuracy(
     legend = {name: styles[name] for name in shown_methods}
     top = sheet.legend(legend, {name: means[name] for name in shown_methods}, lines=False) + 6
     count = max(3, len(places))
-    axes = sheet.axes(NAMES + 4, top, NARROW - NAMES - 14, ROW * count, ylim=(count, 0))
+    room = names_width([names[place] for place in places], NAMES)
+    axes = sheet.axes(room + 4, top, NARROW - room - 14, ROW * count, ylim=(count, 0))
     _draw(axes, values[: len(shown_methods), places], list(styles.values()))
     axes.set_xlabel("accuracy (%)")
     for row, place in enumerate(places):
         height = top + ROW * (row + 0.5)
-        sheet.text(NAMES - 2, height, fitted_line(names[place], NAMES - 4), va="center", ha="right", size=TEXT)
+        sheet.text(room - 2, height, fitted_line(names[place], room - 2), va="center", ha="right", size=TEXT)
     if cut:
         axes.axhline(cut, color=GRAY, linestyle=(0, (3, 2)), linewidth=1)
         between = f"{counted(len(classes) - len(places), 'class')} between"

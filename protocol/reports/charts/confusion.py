@@ -8,7 +8,20 @@ from typing import Any
 import numpy as np
 
 from .chart import Chart, Table
-from .drawing import GRAY, NARROW, SMALL, TEXT, WIDE, Sheet, fitted_line, say_empty, shade_text, shades, styled
+from .drawing import (
+    GRAY,
+    NARROW,
+    SMALL,
+    TEXT,
+    WIDE,
+    Sheet,
+    fitted_line,
+    names_width,
+    say_empty,
+    shade_text,
+    shades,
+    styled,
+)
 from .words import Numbers, counted, listed, numbers, sentences, unique
 
 MOST_NUMBERS = 12  # classes up to which each cell has its numbers
@@ -51,7 +64,10 @@ def _draw(table: Numbers, shares: Numbers, names: Sequence[str]) -> Sheet:
     named = 1 <= many <= MOST_NAMES
     size = TEXT if many <= MOST_NUMBERS else max(4.0, min(TEXT, 480 / many))
     slanted = many <= MOST_NUMBERS
-    left, top = (112.0 if slanted else 140.0, 64.0 if slanted else 120.0) if named else (30.0, 20.0)
+    left, top = 30.0, 20.0
+    if named:
+        longest = names_width(names, 120.0, size)
+        left, top = longest + 24, min(longest * 0.707 + 14, 64.0) if slanted else longest + 14
     # Slanted names of columns reach to the right of the last one.
     right = max(10.0, top - 8 - (width - left - 40) / max(many, 1) / 2) if named and slanted else 10.0
     side = width - left - right

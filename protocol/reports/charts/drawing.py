@@ -207,6 +207,12 @@ def text_width(text: str, size: float = TEXT) -> float:
     return float(width)
 
 
+def names_width(names: Iterable[str], most: float, size: float = TEXT) -> float:
+    """Return the room in points that the longest of these names needs, or `most` if that is less."""
+    widest = max(map(functools.partial(text_width, size=size), names), default=0.0)
+    return min(most, widest / 0.95 + 4)  # fitted() keeps a small reserve
+
+
 def finished(content: bytes, alt: str) -> str:
     """Return matplotlib's file as one element for an HTML page, which may hold many of them.
 

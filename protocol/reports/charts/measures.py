@@ -13,10 +13,10 @@ from matplotlib.ticker import MaxNLocator
 
 from ...statistics import Interval
 from .chart import Chart, Table
-from .drawing import MUTED, NARROW, SMALL, TEXT, Look, Sheet, fitted_line, looks, say_empty, styled
+from .drawing import MUTED, NARROW, SMALL, TEXT, Look, Sheet, fitted_line, looks, names_width, say_empty, styled
 from .words import clean, counted, mean_text, number, sentences, unique
 
-ROW, NAMES, NUMBERS = 16.0, 92.0, 66.0
+ROW, NAMES, NUMBERS = 16.0, 104.0, 66.0
 MOST_METHODS, MOST_MEASURES = 12, 12
 FIELDS = {field.name for field in fields(Interval)}
 BETTER = {"higher": "higher is better", "lower": "lower is better"}
@@ -56,6 +56,7 @@ def measure_panels(
     wanted = dict(zip(found, (BETTER.get((better or {}).get(name) or "") for name in measures), strict=True))
     shown, rows = dict(list(found.items())[:MOST_MEASURES]), given[:MOST_METHODS]
     height = ROW * max(1, len(rows))
+    room = names_width((methods[method] for method in rows), NAMES) + 12
     sheet = Sheet(NARROW, max(1, len(shown)) * (height + 40) + 6)
     if not shown:
         say_empty(sheet.axes(8, 8, NARROW - 16, sheet.height - 16))
@@ -63,12 +64,12 @@ def measure_panels(
         top = 22 + place * (height + 40)
         heading = name + (f" ({wanted[name]})" if wanted[name] else "")
         sheet.text(8, top - 17, heading, NARROW - 16, weight="bold")
-        axes = sheet.axes(NAMES, top, NARROW - NAMES - NUMBERS - 8, height, ylim=(max(1, len(rows)), 0))
+        axes = sheet.axes(room, top, NARROW - room - NUMBERS - 8, height, ylim=(max(1, len(rows)), 0))
         _panel(axes, [panel[method] for method in rows], [styles[method] for method in rows], zero)
         for row, method in enumerate(rows):
             middle = top + ROW * (row + 0.5)
-            shown_name = fitted_line(methods[method], NAMES - 14)
-            sheet.text(NAMES - 5, middle, shown_name, ha="right", va="center", size=TEXT)
+            shown_name = fitted_line(methods[method], room - 13)
+            sheet.text(room - 5, middle, shown_name, ha="right", va="center", size=TEXT)
             text = _short(panel[method], places[name], zero)
             sheet.text(NARROW - NUMBERS - 3, middle, text, va="center", size=SMALL, color=MUTED)
     texts = {

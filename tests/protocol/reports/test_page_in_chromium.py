@@ -6,8 +6,10 @@ import io
 import numpy as np
 import pytest
 from chromium import NEEDS_CHROMIUM, Chromium, Page
+from dtrap.cli import main
 from dtrap.protocol.reports import charts
 from PIL import Image
+from run_writer import full_row, write_run
 
 pytestmark = NEEDS_CHROMIUM
 
@@ -117,3 +119,39 @@ def test_text_is_light_on_a_dark_page(browser, tmp_path):
     with Image.open(io.BytesIO((tmp_path / "dark.png").read_bytes())) as picture:
         colors = sorted(picture.convert("L").getcolors(256), reverse=True)
     assert colors[0][1] == 0x10
+
+
+@pytest.fixture(scope="module")
+def report(tmp_path_factory):
+    """The page of two runs: one that was trained here in a few steps, and one of rows with all that is drawn."""
+    folder = tmp_path_factory.mktemp("report")
+    words = ["--protocol.episodes=3", "--trainer.max_steps=4", "--protocol.pictures=1", "--data.query=4"]
+    words += ["--protocol.save_predictions=true", f"--protocol.folder={folder / 'trained'}"]
+    main_words = ["fit", "--config", "demo.yaml", *words]
+    with pytest.raises(SystemExit) as stop:
+        main(main_words)
+    assert not stop.value.code
+    accuracies = {"svl-ra": [60.0, 62.0, 70.0, 55.0], "a method with quite a long name": [50.0, 61.0, 64.0, 58.0]}
+    written = write_run(folder / "written", "ISIC 5-way 5-shot", accuracies, 4, more=full_row)
+    with pytest.raises(SystemExit) as stop:
+        main(["report", str(folder / "trained"), str(written), "--html", str(folder / "page.html")])
+    assert not stop.value.code
+    return folder / "page.html"
+
+
+@pytest.mark.parametrize("dark", [False, True], ids=["light", "dark"])
+@pytest.mark.parametrize("width", WIDTHS)
+def test_the_page_of_a_report(browser, report, tmp_path, width, dark):
+    page = Page(browser, report, width, dark=dark)
+    check(page, report)
+    assert page.evaluate("document.querySelectorAll('h1').length") == 1
+    headings = page.evaluate("[...document.querySelectorAll('h2')].map(h => h.textContent).join()")
+    assert "Accuracy per episode" in headings
+    assert "is left out" not in page.evaluate("document.body.textContent")
+    assert "Left out" not in page.evaluate("document.body.textContent")
+    assert page.evaluate("document.querySelectorAll('svg').length") >= 6
+    page.screenshot(tmp_path / "page.png", 2000)
+    with Image.open(tmp_path / "page.png") as picture:
+        assert picture.width == width
+        ground = max(picture.convert("L").getcolors(256))[1]
+    assert ground < 60 if dark else ground > 230
