@@ -130,9 +130,9 @@ def test_see_the_trap(run_pages, tmp_path, capsys):
 
 def test_run_a_study(run_pages, tmp_path):
     out = run_pages("how-to/run-a-study.md")
-    assert "4 cells: 0 of 16 rows done, 16 missing." in out
-    assert "Two learning rates in two numbers of shots" in out
-    assert len(list((tmp_path / "runs" / "study_rates").glob("*/summary.json"))) == 4
+    assert "2 cells: 0 of 8 rows done, 8 missing." in out
+    assert "Two weights of SVL" in out
+    assert len(list((tmp_path / "runs" / "study_lambda").glob("*/summary.json"))) == 2
 
 
 def test_classify_your_own_images_and_take_the_model_along(run_pages, tmp_path):
