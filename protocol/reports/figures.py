@@ -80,7 +80,7 @@ def chart_sections(comparison: Comparison, studies: Sequence[StudyResults]) -> l
             "gap-shift",
             "Gap shift: is there a better place for the images?",
             lambda task: _gap_shift(task, labels, order),
-            f"No row has gap-shift curves. {MONITOR} of dtrap fit measures them.",
+            f"No row has gap-shift curves. {MONITOR} --trainer.callbacks.curve true of dtrap fit keeps them.",
         ),
         _per_task(
             comparison,
