@@ -36,6 +36,7 @@ MOST_LABELS = 8
 MOST_MATRICES = 4  # the slowest ones
 MOST_MEASURES, MEASURES_TOGETHER = 24, 6
 MONITOR = "--config monitors/alignment.yaml"
+PUBLISHED_WEIGHTS = ("0.1", "3.0")  # lambda and beta, as an axis writes them
 TERMS = ("total", "L_vlm", "L_ad", "L_ra")
 
 
@@ -81,7 +82,7 @@ def chart_sections(comparison: Comparison, studies: Sequence[StudyResults]) -> l
             "gap-shift",
             "Gap shift: is there a better place for the images?",
             lambda task: _gap_shift(task, labels, order),
-            f"No row has gap-shift curves. {MONITOR} --trainer.callbacks.curve true of dtrap fit keeps them.",
+            f"No row has gap-shift curves. {MONITOR} of dtrap fit keeps them.",
         ),
         _per_task(
             comparison,
@@ -327,10 +328,11 @@ def _heat_maps(study: StudyResults, part: StudyPart) -> Iterator[Chart]:
             for key in ("mean", "half_width", "count")
         )
         names = [axis.rpartition(".")[2] for axis in grid]
+        of_paper = names == ["anti_visual_weight", "relation_weight"]
         unit = f" ({measure.unit})" if measure.unit else ""
         chart = heat_map(
             names[0], xs, names[1], ys, values, half_widths=widths, counts=counts,
-            measure=f"{measure.title}{unit}", digits=measure.digits,
+            measure=f"{measure.title}{unit}", digits=measure.digits, published=PUBLISHED_WEIGHTS if of_paper else None,
         )  # fmt: skip
         yield replace(chart, title=f"{title}, {arm}: {chart.title}")
 
