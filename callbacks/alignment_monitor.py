@@ -151,7 +151,8 @@ class AlignmentMonitor(FeatureCollector):
         if self._support_known:
             self._measure_support(trainer, pl_module, self._step, "end")
         if self.accuracy_fifths:
-            self.accuracy_at[self._step] = float(trainer.callback_metrics["test/accuracy"])
+            counts: Any = pl_module.confusion.compute()  # type: ignore[union-attr, operator]
+            self.accuracy_at[self._step] = 100.0 * int(counts.diag().sum()) / max(int(counts.sum()), 1)
 
     # Measuring
 

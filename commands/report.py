@@ -9,6 +9,7 @@ from rich.console import Console
 from ..console import CommandParser, print_table, say
 from ..files import write_atomically
 from ..protocol.reports.report import Report, read_report
+from ..protocol.reports.run_tables import BEFORE
 from ..protocol.reports.tables import latex_document, markdown_text, to_markdown, to_rich
 from ..protocol.studies.table import print_study
 
@@ -41,7 +42,7 @@ def report(arguments: list[str], console: Console) -> int:
         say(console, f"Left out: {note}")
     for study in found.studies:
         print_study(study, console)
-    for number, table in enumerate(found.run_tables):
+    for number, table in enumerate(table for table in found.run_tables if not table.key.startswith(BEFORE)):
         print_table(to_rich(table, title=number > 0 or bool(found.studies)), console)
         for note in table.notes:
             say(console, note)

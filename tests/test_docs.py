@@ -19,8 +19,8 @@ TEXTS = {page: (DOCS / page).read_text(encoding="utf-8") for page in PAGES} | {
 }
 FENCE = re.compile(r'^```(\w+)(?: title="([^"]+)")?\n(.*?)^```', re.DOTALL | re.MULTILINE)
 TITLES = {title for text in TEXTS.values() for _, title, _ in FENCE.findall(text) if title}
-# The options of classes that the pages write themselves.
-OWN_OPTIONS = {"data.prefix", "model.tuner.norms"}
+# The options of classes that the pages write themselves, and of callbacks that they add.
+OWN_OPTIONS = {"data.prefix", "model.tuner.norms", "trainer.callbacks.measures"}
 SPECIES = ["great_tit", "robin", "wren", "dunnock", "rook", "heron"]
 
 

@@ -34,7 +34,9 @@ if TYPE_CHECKING:
 MOST_TASKS, FEW_TASKS = 4, 2
 MOST_LABELS = 8
 MOST_MATRICES = 4  # the slowest ones
+MOST_MEASURES, MEASURES_TOGETHER = 24, 6
 MONITOR = "--config monitors/alignment.yaml"
+PUBLISHED_WEIGHTS = ("0.1", "3.0")  # lambda and beta, as an axis writes them
 TERMS = ("total", "L_vlm", "L_ad", "L_ra")
 
 
@@ -80,7 +82,7 @@ def chart_sections(comparison: Comparison, studies: Sequence[StudyResults]) -> l
             "gap-shift",
             "Gap shift: is there a better place for the images?",
             lambda task: _gap_shift(task, labels, order),
-            f"No row has gap-shift curves. {MONITOR} of dtrap fit measures them.",
+            f"No row has gap-shift curves. {MONITOR} of dtrap fit keeps them.",
         ),
         _per_task(
             comparison,
@@ -168,17 +170,21 @@ def _measure_section(comparison: Comparison, labels: Mapping[Any, str], order: S
             name for name in names if "@" not in name and not name.startswith("zero_shot_") and name != "accuracy"
         ]
         if wanted:
-            panels = {
-                measure_of(name).title: {labels[entry.key]: interval_of(entry, name) for entry in task.entries}
-                for name in wanted
-            }
-            yield measure_panels(
-                panels,
-                better={measure_of(name).title: measure_of(name).better for name in wanted},
-                digits={measure_of(name).title: measure_of(name).digits for name in wanted},
-                order=order,
-                unit=task.unit,
-            )
+            shown = wanted[:MOST_MEASURES]
+            for start in range(0, len(shown), MEASURES_TOGETHER):
+                part = shown[start : start + MEASURES_TOGETHER]
+                count = f" {start + 1} to {start + len(part)} of {len(wanted)}" if len(part) < len(wanted) else ""
+                yield measure_panels(
+                    {
+                        measure_of(name).title: {labels[entry.key]: interval_of(entry, name) for entry in task.entries}
+                        for name in part
+                    },
+                    better={measure_of(name).title: measure_of(name).better for name in part},
+                    digits={measure_of(name).title: measure_of(name).digits for name in part},
+                    order=order,
+                    title=f"Measures{count}",
+                    unit=task.unit,
+                )
 
     missing = f"Rows of an earlier version have no cross-entropy. {MONITOR} of dtrap fit measures gaps and alignment."
     return _per_task(comparison, "measures", "What accuracy hides: further measures", draw, missing)
@@ -322,10 +328,11 @@ def _heat_maps(study: StudyResults, part: StudyPart) -> Iterator[Chart]:
             for key in ("mean", "half_width", "count")
         )
         names = [axis.rpartition(".")[2] for axis in grid]
+        of_paper = names == ["anti_visual_weight", "relation_weight"]
         unit = f" ({measure.unit})" if measure.unit else ""
         chart = heat_map(
             names[0], xs, names[1], ys, values, half_widths=widths, counts=counts,
-            measure=f"{measure.title}{unit}", digits=measure.digits,
+            measure=f"{measure.title}{unit}", digits=measure.digits, published=PUBLISHED_WEIGHTS if of_paper else None,
         )  # fmt: skip
         yield replace(chart, title=f"{title}, {arm}: {chart.title}")
 

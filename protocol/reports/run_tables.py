@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from ..claims import MEASURES, counted
 from ..measured import measure_of
 from ..statistics import BINOMIAL, STUDENT, TOO_FEW, Interval
 from .merging import Comparison, Entry, Task
-from .numbers import Difference, best_entry, differences, interval_of, measures_of, set_means
+from .numbers import Difference, best_entry, difference, differences, interval_of, measures_of, set_means
 from .tables import Cell, TextTable
 
 if TYPE_CHECKING:
@@ -19,9 +19,9 @@ METHOD = ["method", "backbone", "tuner"]
 NUMBERS = ["mean", "half_width", "low", "high"]
 WEIGHTS = ["episodes", "episodes_asked", "diverged", "test_images", "classes", "untested_classes"]
 COLUMNS = [*METHOD, "set", *NUMBERS, "interval", *MEASURES, *WEIGHTS, "run"]
-# What the table of further measures leaves out: the first has its own, and the course of the training is a chart.
+BEFORE = "alignment-before"  # begins the keys of tables that are too long for a terminal
+# What the table of further measures leaves out, since the table of accuracies has it.
 OF_OTHER_TABLES = ("accuracy", *MEASURES)
-MOST_MEASURES = 8
 
 
 def run_tables(comparison: Comparison) -> list[TextTable]:
@@ -83,23 +83,55 @@ def difference_table(comparison: Comparison) -> TextTable | None:
 
 
 def measure_tables(comparison: Comparison) -> list[TextTable]:
-    """Return zero-shot accuracy, cross-entropy and whatever else rows have, a row per task and method."""
+    """Return zero-shot accuracy, cross-entropy and whatever else rows have.
+
+    Few measures are columns of one table, a row per task and method. The many of AlignmentMonitor are the rows of a
+    table per task.
+    """
     names = [name for name in measures_of(comparison.entries) if name not in OF_OTHER_TABLES]
     names = [name for name in names if not name.startswith("accuracy@")]
+    few = [name for name in names if not _of_monitor(name)]
     labels, tables = comparison.labels(), []
-    for start in range(0, len(names), MOST_MEASURES):
-        block = names[start : start + MOST_MEASURES]
+    note = "Means with their 95 % intervals. [n]: number of episodes or seeds that have the measure."
+    if few:
         rows = [
             [Cell(entry.task.title), Cell(labels[entry.key])]
-            + [Cell(measure_text(interval_of(entry, name), name)) for name in block]
+            + [Cell(measure_text(interval_of(entry, name), name)) for name in few]
             for entry in comparison.entries
-            if any(name in entry.values for name in block)
+            if any(name in entry.values for name in few)
         ]
-        head = ["task", "method", *(f"{measure_of(name).title}\n{measure_of(name).unit}".strip() for name in block)]
-        title = "Further measures" if start == 0 else f"Further measures, part {start // MOST_MEASURES + 1}"
-        note = "Means with their 95 % intervals. [n]: number of episodes or seeds that have the measure."
-        tables.append(TextTable(title, head, rows, [note], texts=2, key=f"measures-{start // MOST_MEASURES + 1}"))
+        head = ["task", "method", *(f"{measure_of(name).title}\n{measure_of(name).unit}".strip() for name in few)]
+        tables.append(TextTable("Further measures", head, rows, [note], texts=2, key="measures"))
+    at_end = [name for name in names if _of_monitor(name) and "@" not in name]
+    before = [name for name in names if _of_monitor(name) and "@" in name]
+    for task in comparison.tasks:
+        found = [_monitor_table(task, at_end, labels, "alignment"), _monitor_table(task, before, labels, BEFORE)]
+        tables += [table for table in found if table is not None]
     return tables
+
+
+def _monitor_table(task: Task, names: Sequence[str], labels: Mapping[Any, str], key: str) -> TextTable | None:
+    """Return a row for each measure of features that a task has: means, and the first method minus each other."""
+    entries = [entry for entry in task.entries if any(name in entry.values for name in names)]
+    if not entries:
+        return None
+    found = [difference(entries[0], other, names) for other in entries[1:]]
+    rows = [
+        [Cell(measure_of(name).title), Cell(measure_of(name).unit)]
+        + [Cell(measure_text(interval_of(entry, name), name)) for entry in entries]
+        + [Cell(difference_text(one, name)) for one in found]
+        for name in names
+        if any(name in entry.values for entry in entries)
+    ]
+    head = ["measure", "unit", *(labels[entry.key] for entry in entries)]
+    head += [f"{labels[entries[0].key]} minus {labels[other.key]}" for other in entries[1:]]
+    notes = ["Means with their 95 % intervals over the episodes [n]; differences are paired."]
+    title = f"Alignment{' before the end' if key == BEFORE else ''}: {task.title}"
+    return TextTable(title, head, rows, notes, texts=2, key=f"{key}-{task.title}")
+
+
+def _of_monitor(name: str) -> bool:
+    return "." in name
 
 
 def report_frame(comparison: Comparison) -> DataFrame:
@@ -143,19 +175,19 @@ def measure_text(found: Interval | None, name: str) -> str:
     return f"{found.mean:.{digits}f}{half_width} [{found.count}{few}]"
 
 
-def difference_text(difference: Difference, name: str) -> str:
+def difference_text(entry: Difference, name: str) -> str:
     """Return a difference with its interval and what it rests on, such as "+0.50 ± 0.62 (36 pairs)"; "" for none."""
-    found = difference.found.get(name)
+    found = entry.found.get(name)
     if found is None:
         return ""
     digits = measure_of(name).difference_digits
-    if difference.paired and found.identical and found.mean == 0:
+    if entry.paired and found.identical and found.mean == 0:
         return f"identical ({counted(found.count, 'pair')})"
     value = f"{found.mean:+.{digits}f}" + (f" ± {found.half_width:.{digits}f}" if found.half_width else "")
     few = ", too few" if found.too_few else ""
-    if difference.paired:
+    if entry.paired:
         return f"{value} ({counted(found.count, 'pair')}{few})"
-    ours, theirs = difference.counts[name]
+    ours, theirs = entry.counts[name]
     return f"{value} [{ours} and {theirs}{few}]"
 
 
@@ -173,7 +205,7 @@ def _named(found: Sequence[Difference]) -> list[str]:
 
 def _is_result(name: str) -> bool:
     """Whether a measure is one of the trained model's results, and not of the start or of an earlier step."""
-    return "@" not in name and not name.startswith("zero_shot_") and name not in MEASURES
+    return not _of_monitor(name) and "@" not in name and not name.startswith("zero_shot_") and name not in MEASURES
 
 
 def _weight(entry: Entry) -> str:

@@ -154,7 +154,8 @@ def test_the_page_has_all_its_parts_and_stands_alone(dtrap, tmp_path):
     for part in ("Accuracy per episode", "Paired differences", "Gap shift", "Losses", "Classes", "lambda", "CoOp"):
         assert any(part in heading for heading in headings), part
     assert page.text_of("h1") == ["Results: ISIC 5-way 5-shot"]
-    assert len(page.text_of("caption")) >= 3
+    assert len(page.text_of("caption")) >= 4
+    assert "Alignment: ISIC 5-way 5-shot" in page.text_of("caption")
     assert all(cell.get("scope") in ("col", "row") for cell in page.named("th"))
     assert all(image.get("alt") for image in page.named("img"))
     assert all(drawing.get("aria-label") or drawing.get("aria-hidden") for drawing in page.named("svg"))

@@ -26,6 +26,7 @@ from .words import Numbers, counted, listed, numbers, sentences, unique
 
 MOST_NUMBERS = 12  # classes up to which each cell has its numbers
 MOST_SHARES = 7  # classes up to which its share stands there, too
+MOST_NARROW = 30  # classes up to which two matrices fit next to each other on a page
 MOST_NAMES = 100
 
 
@@ -55,14 +56,14 @@ def confusion_matrix(counts: Any, class_names: Sequence[str], *, title: str = "C
     )
     rows = tuple((name, *(f"{count:g}" for count in row)) for name, row in zip(names, table, strict=True))
     short = Table(("true class", *names), rows) if 0 < len(names) <= MOST_NUMBERS else None
-    return Chart(title, sheet.svg(alt), alt, note, short, wide=len(names) > MOST_NUMBERS)
+    return Chart(title, sheet.svg(alt), alt, note, short, wide=len(names) > MOST_NARROW)
 
 
 def _draw(table: Numbers, shares: Numbers, names: Sequence[str]) -> Sheet:
     many = len(names)
-    width = NARROW if many <= MOST_NUMBERS else WIDE
+    width = NARROW if many <= MOST_NARROW else WIDE
     named = 1 <= many <= MOST_NAMES
-    size = TEXT if many <= MOST_NUMBERS else max(4.0, min(TEXT, 480 / many))
+    size = TEXT if many <= MOST_NUMBERS else max(4.0, min(TEXT, 0.9 * (width - 100) / many))
     slanted = many <= MOST_NUMBERS
     left, top = 30.0, 20.0
     if named:
