@@ -16,7 +16,7 @@ from lightning.pytorch.callbacks import Checkpoint
 from lightning.pytorch.plugins.environments import LightningEnvironment
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
-from ..callbacks import StageSwitch
+from ..callbacks import AlignmentMonitor, StageSwitch
 from ..callbacks.feature_collector import FeatureCollector, Features
 from ..datamodules.few_shot import FewShotDataModule
 from ..errors import DtrapError
@@ -131,8 +131,10 @@ def callbacks_of(trainer: Any) -> list[Callback]:
 
 
 def _copies(callbacks: list[Callback]) -> list[Callback]:
+    """Return copies of the callbacks; of several AlignmentMonitors, as configs add them, the last one replaces all."""
+    monitors = [callback for callback in callbacks if isinstance(callback, AlignmentMonitor)]
     with explained_creation("trainer.callbacks", None):
-        return copy.deepcopy(callbacks)
+        return copy.deepcopy([callback for callback in callbacks if callback not in monitors[:-1]])
 
 
 def _trainer_error(error: Exception, given: str = "") -> DtrapError:

@@ -192,3 +192,13 @@ def test_measures_are_chosen_on_the_command_line(dtrap, words, tmp_path):
         assert list(row["alignment"][-1]["query"]) == ["gap_drop"]
         assert row["accuracy_at"]["step"] == [1, 2, 3, 4, 5]
         assert row["accuracy_at"]["accuracy"][-1] == row["accuracy"]
+
+
+def test_of_several_monitors_the_last_one_measures(tiny_model, dtrap, tmp_path):
+    """Configs and overlays add theirs; demo.yaml has one."""
+    words = ["fit", "--config", "demo.yaml", *tiny_model, "--protocol.compare", "null", "--protocol.episodes", 1]
+    words += ["--data.query", 2, "--trainer.max_epochs", 2, "--protocol.folder", "run"]
+    status, _, err = dtrap(*words, "--trainer.callbacks+=AlignmentMonitor", "--trainer.callbacks.measures=[uniformity]")
+    assert status == 0, err
+    (row,) = rows_of(tmp_path / "run")
+    assert [list(entry["query"]) for entry in row["alignment"]] == [["uniformity"]] * 3
