@@ -98,6 +98,7 @@ def test_a_backbone_without_blocks_is_refused_before_anything_is_written(dtrap, 
     open_clip_resnet(tmp_path / "model")
     status, _, err = dtrap(
         "fit", "--config", "eurosat_1shot.yaml", "--config", "tuners/linear_head.yaml", "--data.root", root,
+        "--data.query", 2,
         "--model.backbone.name", "model/small_rn.json", "--model.backbone.pretrained", "model/small_rn.safetensors",
         "--protocol.relevance", 1, "--protocol.folder", "run",
     )  # fmt: skip
