@@ -132,7 +132,7 @@ def callbacks_of(trainer: Any) -> list[Callback]:
 
 def _copies(callbacks: list[Callback]) -> list[Callback]:
     """Return copies. Of several monitors the last counts: a config and an overlay may each add one."""
-    monitors = {type(callback): callback for callback in callbacks if isinstance(callback, FeatureCollector)}
+    monitors: dict[type, Callback] = {type(each): each for each in callbacks if isinstance(each, FeatureCollector)}
     callbacks = [callback for callback in callbacks if monitors.get(type(callback), callback) is callback]
     with explained_creation("trainer.callbacks", None):
         return copy.deepcopy(callbacks)
