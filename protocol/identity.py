@@ -41,7 +41,7 @@ NEUTRAL_TRAINER_FLAGS = {
 # The fingerprint covers the content of a subset file, too.
 NEUTRAL_DATA_OPTIONS = {"root", "query_root", "num_workers", "bad_images", "small_classes", "subset", "episode"}
 # Callbacks that only measure; a callback of dtrap has its class path with or without its module.
-NEUTRAL_CALLBACKS = {"AlignmentMonitor"}
+NEUTRAL_CALLBACKS = {"AlignmentMonitor", "CostMonitor", "NearDomainWarning"}
 NEUTRAL = {
     (): {"config"},
     ("data",): NEUTRAL_DATA_OPTIONS,

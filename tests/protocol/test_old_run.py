@@ -30,6 +30,8 @@ NEW = {"support_images", "test_images", "binomial_interval", "terms", *CONFIDENC
 
 def rows_of(folder):
     rows = [json.loads(line) for line in (folder / "results.jsonl").read_text().splitlines()]
+    for row in rows:
+        row["losses"] = {moment: row["losses"][moment] for moment in ("boundary", "end")}
     return [{key: value for key, value in row.items() if key not in {"seconds", *NEW}} for row in rows]
 
 
