@@ -94,7 +94,7 @@ class ObservedModel(EvaluatedModel):
         """
         source = getattr(self.data_source, "support_batches", None)
         if source is not None:
-            return source()
+            return _made_later(source)
         full = is_full_batch(self.data_source, self.trainer.train_dataloader)
         whole = full or (full is None and self.trainer.num_training_batches == 1)
         return [batch] if whole and batch is not None else None
@@ -112,7 +112,7 @@ class ObservedModel(EvaluatedModel):
             return None
         if getattr(datamodule, "streams", False) and not streamed:
             return None
-        return datamodule.test_dataloader()
+        return _made_later(datamodule.test_dataloader)
 
     def observe(self, batches: Iterable[Any], *, zero_shot: bool = False, views: bool = False) -> Features:
         """Return the features of the plain rows of batches in evaluation mode; a fit goes on as if nothing was done.
@@ -164,6 +164,11 @@ class ObservedModel(EvaluatedModel):
                 self._observing = False
                 for part, training in modes:
                     part.training = training
+
+
+def _made_later(make: Callable[[], Iterable[Any]]) -> Iterator[Any]:
+    """Yield batches that are made when the first is asked for: what is random in it must not reach the training."""
+    yield from make()
 
 
 def plain_part(batch: Any) -> Any:

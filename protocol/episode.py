@@ -16,7 +16,7 @@ from lightning.pytorch.callbacks import Checkpoint
 from lightning.pytorch.plugins.environments import LightningEnvironment
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
-from ..callbacks import AlignmentMonitor, StageSwitch
+from ..callbacks import StageSwitch
 from ..callbacks.feature_collector import FeatureCollector, Features
 from ..datamodules.few_shot import FewShotDataModule
 from ..errors import DtrapError
@@ -131,10 +131,11 @@ def callbacks_of(trainer: Any) -> list[Callback]:
 
 
 def _copies(callbacks: list[Callback]) -> list[Callback]:
-    """Return copies of the callbacks; of several AlignmentMonitors, as configs add them, the last one replaces all."""
-    monitors = [callback for callback in callbacks if isinstance(callback, AlignmentMonitor)]
+    """Return copies. Of several monitors the last counts: a config and an overlay may each add one."""
+    monitors: dict[type, Callback] = {type(each): each for each in callbacks if isinstance(each, FeatureCollector)}
+    callbacks = [callback for callback in callbacks if monitors.get(type(callback), callback) is callback]
     with explained_creation("trainer.callbacks", None):
-        return copy.deepcopy([callback for callback in callbacks if callback not in monitors[:-1]])
+        return copy.deepcopy(callbacks)
 
 
 def _trainer_error(error: Exception, given: str = "") -> DtrapError:

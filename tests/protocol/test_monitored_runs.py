@@ -183,8 +183,8 @@ def test_data_without_queries_have_the_support_only(dtrap, larger, tiny_model, t
     assert gap == pytest.approx(row["alignment"][-1]["support"]["modality_gap"], rel=1e-6)
 
 
-def test_measures_are_chosen_on_the_command_line(dtrap, words, tmp_path):
-    more = ["--protocol.folder", "run", "--protocol.episodes", 1, "--trainer.callbacks+", "AlignmentMonitor"]
+def test_measures_are_chosen_on_the_command_line_and_the_last_monitor_counts(dtrap, words, tmp_path):
+    more = [*MONITOR, "--protocol.folder", "run", "--protocol.episodes", 1, "--trainer.callbacks+", "AlignmentMonitor"]
     more += ["--trainer.callbacks.measures", "[gap_drop]", "--trainer.callbacks.accuracy_fifths", "true"]
     status, _, err = dtrap(*words, *more)
     assert status == 0, err
