@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import Any
 
-import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 
 from ..errors import DtrapError
@@ -12,10 +11,10 @@ from ..metrics import near_domain
 
 
 class NearDomainWarning(Callback):
-    """Warn before the first step if the support images look as if the model knew the domain; nothing is changed.
+    """Warn at the first step if the support images look as if the untuned model knew the domain; nothing is changed.
 
-    In a full-batch run it looks at all support images, with mini-batches at those of the first one. The numbers go into
-    the result row as `near_domain`. See `dtrap.metrics.near_domain` for the rule and what it is worth.
+    It looks at the plain support images, where the data module or a full-batch loader has them. The numbers go into the
+    result row as `near_domain`. See `dtrap.metrics.near_domain` for the rule and what it is worth.
 
     Raises:
         DtrapError: The module is not a FewShotClassifier.
@@ -23,39 +22,30 @@ class NearDomainWarning(Callback):
 
     def __init__(self) -> None:
         self.found: dict[str, Any] | None = None
+        self.looked = False
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Reset at the start of a fit."""
-        missing = [name for name in ("zero_shot", "incoming", "rows_of", "objective") if not hasattr(pl_module, name)]
+        missing = [name for name in ("observe", "support_batches", "objective") if not hasattr(pl_module, name)]
         if missing:
             raise DtrapError(
                 f"NearDomainWarning: {type(pl_module).__name__} has no `{missing[0]}`; expected a FewShotClassifier. "
                 "Call dtrap.metrics.near_domain with the features of your own module."
             )
         if stage == "fit":
-            self.found = None
+            self.found, self.looked = None, False
 
-    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
-        """Measure with the untuned model before the first step."""
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Measure with the untuned model after the first step: with a frozen tower that step encodes the images."""
         module: Any = pl_module
-        if self.found is not None or trainer.global_step > 0 or len(module.class_prompts.class_names) < 2:
+        batches = None if self.looked else module.support_batches(batch)
+        self.looked = True
+        if batches is None or len(module.class_prompts.class_names) < 2:
             return
-        converted = module.incoming(batch, "train")
-        rows = module.rows_of(converted)
-        plain = slice(None) if rows.plain is None else rows.plain
-        was_training = module.training
-        module.train(False)
-        try:
-            with torch.no_grad(), module.zero_shot():
-                features = module.image_features(converted["images"][plain])
-                result = near_domain(
-                    features,
-                    module.text_features(),
-                    converted["labels"][plain],
-                    logit_scale=module.objective.logit_scale,
-                )
-        finally:
-            module.train(was_training)
+        features = module.observe(batches, zero_shot=True)
+        result = near_domain(*features[:3], logit_scale=module.objective.logit_scale)
         self.found = {
             "accuracy": 100.0 * result.accuracy,
             "entropy": result.entropy,
@@ -65,9 +55,9 @@ class NearDomainWarning(Callback):
         if result.near and module.objective.suppresses:
             module.objective.warn_once(  # once for all episodes
                 "near domain",
-                f"this domain looks near: without tuning, {100 * result.accuracy:.0f} % of the {len(features)} support "
-                f"images are right (normalized entropy {result.entropy:.2f}, loss(0) - least loss "
-                f"{result.gap_drop:.2f}). SVL and RA may hurt here; compare with plain fine-tuning: "
+                f"this domain looks near: without tuning, {100 * result.accuracy:.0f} % of the "
+                f"{len(features.labels)} support images are right (normalized entropy {result.entropy:.2f}, loss(0) - "
+                f"least loss {result.gap_drop:.2f}). SVL and RA may hurt here; compare with plain fine-tuning: "
                 "--protocol.compare methods/baseline.yaml",
             )
 
