@@ -358,7 +358,7 @@ def test_a_mistake_on_the_command_line_is_one_line(dtrap, make_run, tmp_path, wo
 
 def test_the_summary_that_fit_leaves_is_read(dtrap):
     for seed in (1, 2):
-        words = ["--data.seed", seed, "--protocol.folder", f"run_{seed}"]
+        words = ["--data.seed", seed, "--protocol.folder", f"run_{seed}", "--trainer.callbacks", "null"]
         status, _, err = dtrap(
             "fit", "--config", "demo.yaml", "--protocol.episodes", 1, "--trainer.max_epochs", 1, *words
         )
