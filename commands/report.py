@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import gc
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from rich.console import Console
@@ -16,6 +19,17 @@ from ..protocol.studies.table import print_study
 ANOTHER = "or name another file with --{}."
 
 
+@contextmanager
+def _uncollected() -> Iterator[None]:
+    """Within it, garbage is not looked for among the rows: there is none, and looking takes a fifth of the time."""
+    gc.disable()
+    try:
+        yield
+    finally:
+        gc.enable()
+
+
+@_uncollected()
 def report(arguments: list[str], console: Console) -> int:
     """Run `dtrap report`; see `dtrap report --help`.
 
