@@ -99,10 +99,8 @@ PAPER_ARMS: dict[str, tuple[str, ...]] = {
     "visual": ("--config", "methods/visual.yaml"),
     "both": (),
 }
-_OTHER_SETTING = tuple(
-    "--config --model --stage_switch --data --trainer.max_ --trainer.min_ --trainer.limit_ --trainer.gradient_ "
-    "--trainer.accumulate_".split()
-)
+_OTHER_SETTING = ("--config", "--model", "--stage_switch", "--data", *(f"--trainer.{name}_" for name in (
+    "max", "min", "limit", "gradient", "accumulate")))  # fmt: skip
 _SAME_SETTING = ("--data.root", "--data.num_workers")
 
 

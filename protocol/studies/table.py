@@ -261,11 +261,8 @@ def _difference(line: Line, measure: Measure) -> str:
     if half_width == 0 and mean == 0:
         return "identical"
     value = f"{mean:+.{measure.difference_digits}f}"
-    return (
-        value
-        if half_width is None
-        else _pm(value, half_width, measure.difference_digits, line.get("fewest_pairs", line["pairs"]))
-    )
+    pairs = line.get("fewest_pairs", line["pairs"])
+    return value if half_width is None else _pm(value, half_width, measure.difference_digits, pairs)
 
 
 def _published(line: Line, measure: Measure) -> str:

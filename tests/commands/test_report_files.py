@@ -300,10 +300,8 @@ def test_copied_rows_show_the_files_of_their_source(dtrap, tmp_path):
     predictions(secret, "plain")
     (tmp_path / "study" / "study.json").write_text("{}")
     for number, (place, shown) in enumerate((("a", 1), ("../secret", 0), ("nowhere", 0))):
-        origin = {"same_as": "plain", "copied_from": place}
-        copy = write_run(
-            tmp_path / "study" / f"b{number}", "ISIC", {"base": [50.0]}, more=lambda *a: full_row(*a) | origin
-        )
+        origin = full_row("plain", 0) | {"same_as": "plain", "copied_from": place}
+        copy = write_run(tmp_path / "study" / f"b{number}", "ISIC", {"base": [50.0]}, more=origin)
         status, _, err = dtrap("report", copy, "--html", "page.html")
         assert (status, err) == (0, "")
         text = (tmp_path / "page.html").read_text()
