@@ -382,6 +382,8 @@ def _for_run(arm: Arm, folder: str, episodes: int) -> MethodConfig:
 
 
 def as_in_study(message: str) -> str:
-    """Return an error of a run with the options that a study has, and what follows a colon on the same line."""
-    message = message.replace(ELSEWHERE, "Delete that folder, or choose another one for the study with --folder.")
-    return message.replace("--data.root", "--data-root").replace(":\n  ", ": ")
+    """Return an error of a run with the options that a study has, and the first difference in the first line."""
+    if ELSEWHERE in message:
+        message = message.replace(ELSEWHERE, "Delete that folder, or choose another one for the study with --folder.")
+        message = message.replace(":\n  ", ": ", 1)
+    return message.replace("--data.root", "--data-root")
