@@ -93,6 +93,15 @@ def measure_of(name: str) -> Measure:
     return replace(found, title=", ".join(part for part in parts if part))
 
 
+def is_measure(name: str) -> bool:
+    """Return whether a row can have a measure of this flat name."""
+    images, _, rest = name.rpartition(".")
+    key, at, _ = rest.partition("@")
+    if images:
+        return images in IMAGES and key in MEASURES
+    return key == "accuracy" if at else key in (*OF_ROW, *(ZERO_SHOT + tested for tested in TESTED))
+
+
 def row_measures(row: Mapping[str, Any]) -> dict[str, float]:
     """Return all finite measures of a row by flat name.
 

@@ -41,7 +41,15 @@ def cell_of(axes, arms, episodes=None, folder=None, title=None):
     name = "-".join(str(value).removesuffix(".yaml").replace("/", "_") for value in axes.values())
     more = {} if episodes is None else {"episodes": episodes}
     title = title or SETS.get(axes.get("sets"), "Shapes (x-ray) 5-way 1-shot")
-    return {"name": name, "folder": folder or name, "axes": axes, "set_title": title, "arms": list(arms), **more}
+    return {
+        "name": name,
+        "folder": folder or name,
+        "axes": axes,
+        "set_title": title,
+        "arms": list(arms),
+        "as_published": list(arms),
+        **more,
+    }
 
 
 def ablation(folder, episodes=40, sets=SETS, published="ablation"):

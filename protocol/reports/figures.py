@@ -25,6 +25,8 @@ from .merging import Comparison, Entry, Task
 from .numbers import differences, interval_of
 
 if TYPE_CHECKING:
+    from pandas import DataFrame
+
     from ..studies.recorded import StudyPart
     from ..studies.results import StudyResults
     from .charts import Chart
@@ -318,7 +320,7 @@ def _heat_maps(study: StudyResults, part: StudyPart) -> Iterator[Chart]:
     across, down = grid
     own = study.frame[(study.frame["part"] == part.name) & (study.frame["measure"] == part.measures[0])]
     measure = measure_of(part.measures[0])
-    for (title, arm), lines in own.groupby(["set", "arm"], sort=False):
+    for (title, arm), lines in _by_set_and_arm(part, own, grid):
         if lines["mean"].isna().all():
             continue
         xs, ys = (list(dict.fromkeys(lines[axis])) for axis in (across, down))
@@ -337,22 +339,34 @@ def _heat_maps(study: StudyResults, part: StudyPart) -> Iterator[Chart]:
         yield replace(chart, title=f"{title}, {arm}: {chart.title}")
 
 
+def _by_set_and_arm(part: StudyPart, frame: DataFrame, drawn: Sequence[str]) -> Iterator[tuple[tuple[str, str], Any]]:
+    """Yield the lines of each set and arm; an arm at several values of an axis that is not drawn is called so."""
+    others = [axis for axis, values in part.axes.items() if axis not in ("sets", *drawn) and len(values) > 1]
+    for (title, arm, *values), lines in frame.groupby(["set", "arm", *others], sort=False):
+        named = [f"{axis.rpartition('.')[2]} {value or 'default'}" for axis, value in zip(others, values, strict=True)]
+        yield (str(title), ", ".join([str(arm), *named])), lines
+
+
 def _coop(study: StudyResults, part: StudyPart) -> Iterator[Chart]:
+    if "shots" not in part.axes:
+        return
     own = study.frame[(study.frame["part"] == part.name) & (study.frame["measure"] == "accuracy")]
     panels: dict[str, dict[str, tuple[list[int], list[Any], list[Any]]]] = {}
-    for (title, arm), lines in own.groupby(["set", "arm"], sort=False):
+    for (title, arm), lines in _by_set_and_arm(part, own, ["shots"]):
         by_shot = lines.assign(_shot=lines["shots"].astype(int)).sort_values("_shot").groupby("_shot", sort=True)
         first = [group.iloc[0] for _, group in by_shot]
         means = [_number(line["mean"]) for line in first]
         if any(mean is not None for mean in means):
             shots = [int(line["shots"]) for line in first]
-            panels.setdefault(str(title), {})[str(arm)] = shots, means, [_number(line["half_width"]) for line in first]
+            panels.setdefault(title, {})[arm] = shots, means, [_number(line["half_width"]) for line in first]
     if panels:
         stars = {title: _zero_shot(part, title) for title in panels}
         yield coop_panels(panels, stars, order=list(part.arms))
 
 
 def _zero_shot(part: StudyPart, title: str) -> float | None:
+    if len(part.axes.get("backbones", ())) > 1:  # each has its own
+        return None
     rows = [row for cell in part.cells if cell.set_title == title for own in cell.rows.values() for row in own]
     values = [row["zero_shot_accuracy"] for row in rows if row.get("zero_shot_accuracy") is not None]
     return sum(values) / len(values) if values else None

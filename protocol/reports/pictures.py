@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import io
 import json
+import os
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -14,10 +15,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ...files import open_file
+from ..run_folder import Row
+from ..studies.recorded import STUDY_FILE
 from .charts import feature_map
 from .figures import Section
 from .merging import Comparison, Entry, Task
-from .runs import LONGEST_TEXT, is_within
+from .runs import LONGEST_TEXT, Method, is_within
 
 if TYPE_CHECKING:
     from .charts import Chart
@@ -117,16 +120,28 @@ def picture_section(comparison: Comparison) -> Section:
 
 def _files(entry: Entry, folder: str, ending: str) -> list[tuple[int, Path]]:
     """Return the files of an entry's episodes that lie within their run folder, by episode number of the run."""
-    found = []
+    found: dict[str, tuple[int, Path]] = {}
     for source in entry.sources:
-        place = source.run.folder / folder
-        if not place.is_dir():
-            continue
         for row in source.rows.values():
-            path = place / f"episode_{row['episode']:04d}_{source.name}{ending}"
-            if path.is_file() and is_within(path, source.run.folder):
-                found.append((row["episode"], path))
-    return sorted(found)
+            run, name = _origin(source, row)
+            path = run / folder / f"episode_{row['episode']:04d}_{name}{ending}"
+            if path.is_file() and is_within(path, run):
+                found.setdefault(os.path.realpath(path), (row["episode"], path))
+    return sorted(found.values())
+
+
+def _origin(source: Method, row: Row) -> tuple[Path, str]:
+    """Return the run folder and the method that have the files of a row: a copied row's are with the original."""
+    run, name, place = source.run.folder, row.get("same_as") or source.name, row.get("copied_from")
+    if not isinstance(name, str) or "/" in name or not isinstance(place, str | None):
+        return run, source.name
+    if place is None:
+        return run, name
+    # The place is relative to the study's folder, in which cells lie one or two levels deep.
+    for study in list(run.absolute().parents)[:2]:
+        if (study / STUDY_FILE).is_file() and is_within(study / place, study):
+            return study / place, name
+    return run, source.name
 
 
 def _picture(path: Path, title: str, entry: Entry, episode: int) -> Picture:

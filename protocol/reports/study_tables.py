@@ -135,7 +135,7 @@ def _mean(line: Line | None, measure: Measure) -> str:
         return f"{value}, {line['low']:.{digits}f} to {line['high']:.{digits}f}"
     half_width = f" ± {line['half_width']:.{digits}f}" if line["half_width"] else ""
     if line["set"] == "mean":
-        return f"{value}{half_width}"
+        return f"{value}{half_width}{', too few' if line['fewest'] in TOO_FEW else ''}"
     return f"{value}{half_width} [{_count(line)}]"
 
 
@@ -151,7 +151,7 @@ def _difference(line: Line | None, measure: Measure) -> str:
     digits = measure.difference_digits
     value = f"{line['difference']:+.{digits}f}"
     half_width = f" ± {line['difference_half_width']:.{digits}f}" if line["difference_half_width"] else ""
-    few = ", too few" if line["pairs"] in TOO_FEW else ""
+    few = ", too few" if line.get("fewest_pairs", line["pairs"]) in TOO_FEW else ""
     return f"{value}{half_width} [{counted(int(line['pairs']), 'pair')}{few}]"
 
 

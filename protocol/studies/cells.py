@@ -15,6 +15,7 @@ from typing import Any
 from ...errors import DtrapError
 from ..identity import name_part
 from .file import SETS_OF_CONFIGS, Choice, Part, Study
+from .published import PAPER_ARMS, is_papers, keeps_setting
 
 MOST_CELLS = 100_000
 NAME_BYTES = 150  # of a folder
@@ -35,6 +36,7 @@ class Cell:
         values: Values of options that axes give: "data.shot", "data.seed" and those of the grid.
         arms: The methods, the main one first.
         episodes: Number of episodes; None for that of the config.
+        as_published: Names of the arms that published numbers may stand next to: nothing else is set than in the paper.
     """
 
     part: str
@@ -45,6 +47,7 @@ class Cell:
     values: dict[str, Any]
     arms: tuple[Choice, ...]
     episodes: int | None
+    as_published: tuple[str, ...] = ()
 
     @property
     def title(self) -> str:
@@ -77,11 +80,14 @@ def cells_of(study: Study, options: Sequence[str] = (), episodes: int | None = N
 def _cells(part: Part, prefix: str, options: tuple[str, ...], episodes: int | None) -> list[Cell]:
     names = _names(part)
     arms = tuple(part.arms)
+    of_paper = tuple(arm.name for arm in arms if PAPER_ARMS.get(arm.name) == arm.words)
+    if part.published is None or not keeps_setting((*part.options, *options)):
+        of_paper = ()
     found: dict[str, Cell] = {}  # by the folded name, since some disks do not tell capitals
     for values in product(*map(range, map(len, part.axes.values()))):
         chosen = dict(zip(part.axes, values, strict=True))
         axes = {axis: part.axes[axis][place] for axis, place in chosen.items()}
-        words = [part.configs[axis][chosen[axis]].words for axis in SETS_OF_CONFIGS if axis in part.configs]
+        choices = [part.configs[axis][chosen[axis]] for axis in SETS_OF_CONFIGS if axis in part.configs]
         name = "_".join(names[axis][place] for axis, place in chosen.items())
         if len(name.encode()) > NAME_BYTES or name.casefold() in found:
             name = f"{name.encode()[: NAME_BYTES - 9].decode(errors='ignore')}-{_digest(axes)}"
@@ -93,10 +99,11 @@ def _cells(part: Part, prefix: str, options: tuple[str, ...], episodes: int | No
             name,
             prefix + name,
             axes,
-            (*(word for each in words for word in each), *part.options, *options),
+            (*(word for choice in choices for word in choice.words), *part.options, *options),
             options_of_axes,
             arms,
             episodes or part.episodes or _usual_episodes(axes.get("shots"), (*part.options, *options)),
+            of_paper if all(is_papers(choice.words, choice.name) for choice in choices) else (),
         )
     return list(found.values())
 

@@ -8,9 +8,11 @@ from pathlib import Path
 from typing import Any
 
 from ...configs import SHIPPED
-from ...errors import DtrapError, expected_one_of
+from ...errors import DtrapError, expected_one_of, nearest
 from ...parsing import read_yaml
 from ..identity import name_part
+from ..measured import MEASURES, OF_ROW, is_measure
+from .published import PUBLISHED
 from .source import DECIDED, Source, shown
 
 SETS_OF_CONFIGS = ("sets", "backbones", "tuners")
@@ -240,8 +242,13 @@ def _part(
         verdict=given.get("verdict"),
         published=given.get("published"),
     )
-    if part.published is not None and not isinstance(part.published, str):
-        raise source.error(f"{where}published", part.published, "the key of published numbers, a text")
+    if part.published is not None and part.published not in PUBLISHED:
+        expected = expected_one_of(str(part.published), list(PUBLISHED))
+        raise DtrapError(f"{source.path}: {where}published: found {shown(part.published)}; {expected}")
+    if figure == "coop" and "shots" not in numbers:
+        raise DtrapError(f"{source.path}: {where}figure: 'coop' is drawn over shots. Give `shots:`, such as [1, 2, 4].")
+    if figure == "heat_map" and len(part.grid) != 2:
+        raise DtrapError(f"{source.path}: {where}figure: 'heat_map' is drawn over two options. Give both in `grid:`.")
     if part.verdict is not None and part.verdict not in (*part.measures, "near_domain"):
         expected = expected_one_of(str(part.verdict), [*part.measures, "near_domain"])
         raise DtrapError(f"{source.path}: {where}verdict: found {shown(part.verdict)}; {expected}")
@@ -352,4 +359,11 @@ def _texts(source: Source, key: str, given: Any) -> list[str]:
     if not isinstance(given, list) or not given or not all(isinstance(item, str) and item for item in given):
         raise source.error(key, given, "a list of names of measures such as [accuracy, cross_entropy]")
     source.check_distinct(key, given)
+    for name in given:
+        if not is_measure(name):
+            near = nearest(name, [*OF_ROW, *(f"query.{measure}" for measure in MEASURES)])
+            raise DtrapError(
+                f"{source.path}: {key}: found {shown(name)}; expected one of {', '.join(OF_ROW)}, or a measure of a "
+                f"callback such as query.gap_drop.{near}"
+            )
     return given

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import PurePosixPath
 from typing import Any
 
@@ -88,6 +89,32 @@ PUBLISHED = {
         "It claims that SVL + RA add 0.0028 % parameters and 0.000021 % FLOPs, and does not say how they were counted.",
     ),
 }
+
+
+# What an arm of the paper is, as command line words; and options of cells that leave the paper's setting as it is.
+PAPER_ARMS: dict[str, tuple[str, ...]] = {
+    "plain": ("--config", "methods/baseline.yaml"),
+    "svl": ("--config", "methods/svl.yaml"),
+    "ra": ("--config", "methods/ra.yaml"),
+    "visual": ("--config", "methods/visual.yaml"),
+    "both": (),
+}
+_OTHER_SETTING = ("--config", "--model", "--stage_switch", "--data", *(f"--trainer.{name}_" for name in (
+    "max", "min", "limit", "gradient", "accumulate")))  # fmt: skip
+_SAME_SETTING = ("--data.root", "--data.num_workers")
+
+
+def is_papers(words: Sequence[str], name: str) -> bool:
+    """Return whether a value of an axis, or none, is the config that its name says, with nothing else set."""
+    configs = [word for before, word in pairwise(words) if before == "--config"]
+    rest = [word for word in words if word != "--config"]
+    named = [PurePosixPath(word).name for word in configs] == [PurePosixPath(name).name]
+    return not words or (named and keeps_setting(rest))
+
+
+def keeps_setting(words: Iterable[str]) -> bool:
+    """Return whether options leave data, model and length of training as the configs have them."""
+    return not any(word.startswith(_OTHER_SETTING) and not word.startswith(_SAME_SETTING) for word in words)
 
 
 def published_values(key: str | None, arm: str, measure: str, axes: Mapping[str, Any]) -> Mapping[str, float]:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +15,7 @@ from ..run_folder import Row, RunFolder
 
 STUDY_FILE = "study.json"
 FORMAT = "dtrap-study/1"
+SETS = "sets"
 FINISHED, UNFINISHED, MISSING, FAILED = "finished", "unfinished", "missing", "failed"
 
 
@@ -24,10 +27,11 @@ class StudyCell:
         name: Name of the cell.
         folder: Its run folder.
         axes: Value of each axis, as the study file has it.
-        set_title: Title of the data set.
+        set_title: Title of the data set, which no other set of the part has.
         asked: Number of episodes asked for; None if it is not known.
         failed: Why the cell has failed or cannot be read; "" if it has not.
         unit: What an episode is called: "episode", or "seed" in the all-way protocol.
+        as_published: Arms that published numbers may stand next to.
         rows: The rows of each arm, of the episodes that were asked for.
     """
 
@@ -38,6 +42,7 @@ class StudyCell:
     asked: int | None = None
     failed: str = ""
     unit: str = "episode"
+    as_published: Sequence[str] = ()
     rows: Mapping[str, Sequence[Row]] = field(default_factory=dict, repr=False)
 
     @property
@@ -111,6 +116,10 @@ def read_parts(folder: Path, failed: Mapping[str, str]) -> tuple[str, str, list[
 
 def _part(folder: Path, part: Mapping[str, Any], known: dict[Path, list[Row]], failed: Mapping[str, str]) -> StudyPart:
     arms = [str(arm) for arm in part["arms"]]
+    cells = [
+        _cell(folder, cell, arms, known, failed.get(f"{part['name']}/{cell['name']}", "")) for cell in part["cells"]
+    ]
+    titles = _titles(cells)
     return StudyPart(
         name=str(part["name"]),
         title=str(part["title"]),
@@ -121,10 +130,29 @@ def _part(folder: Path, part: Mapping[str, Any], known: dict[Path, list[Row]], f
         figure=part.get("figure"),
         published=part.get("published"),
         verdict=part.get("verdict"),
-        cells=[
-            _cell(folder, cell, arms, known, failed.get(f"{part['name']}/{cell['name']}", "")) for cell in part["cells"]
-        ],
+        cells=[replace(cell, set_title=titles[_set_of(cell)]) for cell in cells],
     )
+
+
+def _set_of(cell: StudyCell) -> str:
+    return str(cell.axes.get(SETS) or cell.set_title)
+
+
+def _titles(cells: Sequence[StudyCell]) -> dict[str, str]:
+    """Return the title of each set: what the titles of its cells have in common, and its config if that is not enough.
+
+    "ISIC 5-way 1-shot" and "ISIC 5-way 5-shot" become "ISIC 5-way".
+    """
+    by_set: dict[str, list[list[str]]] = {}
+    for cell in cells:
+        by_set.setdefault(_set_of(cell), []).append(cell.set_title.split())
+    texts = {
+        name: " ".join(same[0] for same in takewhile(lambda found: len(set(found)) == 1, zip(*words, strict=False)))
+        or name
+        for name, words in by_set.items()
+    }
+    common = Counter(texts.values())
+    return {name: text if common[text] == 1 else f"{text} ({name})" for name, text in texts.items()}
 
 
 def _cell(
@@ -148,6 +176,7 @@ def _cell(
         asked=asked,
         failed=failed,
         unit=str(cell.get("unit") or "episode"),
+        as_published=[str(arm) for arm in cell.get("as_published") or ()],
         rows={arm: _rows_of(arm, rows, asked) for arm in arms},
     )
 

@@ -17,6 +17,7 @@ from ...errors import DtrapError
 from ..configuration import MethodConfig, build_data
 from ..identity import identity, owner_of
 from ..method_names import PRECISIONS, effective_settings
+from ..run_folder import ELSEWHERE
 from .cells import Cell
 
 # Parses the words of a cell, and then those of an arm, which replace them.
@@ -381,5 +382,8 @@ def _for_run(arm: Arm, folder: str, episodes: int) -> MethodConfig:
 
 
 def as_in_study(message: str) -> str:
-    """Return an error of a run with the option for its data as a study has it."""
+    """Return an error of a run with the options that a study has, and the first difference in the first line."""
+    if ELSEWHERE in message:
+        message = message.replace(ELSEWHERE, "Delete that folder, or choose another one for the study with --folder.")
+        message = message.replace(":\n  ", ": ", 1)
     return message.replace("--data.root", "--data-root")

@@ -13,17 +13,17 @@ from ..statistics import Interval, binomial_interval, mean_interval, paired_diff
 from ..summary import tested_images
 from .needed import episodes_needed, student
 from .published import MEAN, PAPER_SETS, published_values, set_key
-from .recorded import StudyCell, StudyPart, read_parts
+from .recorded import SETS, StudyCell, StudyPart, read_parts
 
 if TYPE_CHECKING:
     from pandas import DataFrame
 
-SETS = "sets"
 # Half widths in percentage points that `needed_1` and `needed_05` are for.
 WANTED = {"needed_1": 1.0, "needed_05": 0.5}
 NUMBERS = ["mean", "half_width", "low", "high", "difference", "difference_half_width", "published"]
 NUMBERS += ["published_difference"]
 COUNTS = ["count", "images", "pairs", *WANTED, "episodes", "asked", "diverged"]
+FEWEST = ["fewest", "fewest_pairs"]
 TEXTS = ["kind", "unit", "state", "failed"]
 
 
@@ -44,7 +44,8 @@ class StudyResults:
             `published_difference` the paper's numbers; `episodes`, `asked`, `diverged`, `state` and `failed` how far
             the arm is.
         means: One line for each part, arm, measure and values of the other axes, with the same columns: the mean over
-            the sets, each set alike, where every set has a result. `count` is the number of sets.
+            the sets, each set alike, where every set has a result. `count` is the number of sets, `fewest` and
+            `fewest_pairs` the least number of episodes and pairs that one of them has.
     """
 
     folder: Path
@@ -75,7 +76,8 @@ def read_study(folder: Path, failed: Mapping[str, str] | None = None) -> StudyRe
     axes = list(dict.fromkeys(axis for part in parts for axis in part.axes))
     columns = ["part", "cell", "folder", "set", *axes, "arm", "measure", *NUMBERS, *COUNTS, *TEXTS]
     types = dict.fromkeys(NUMBERS, float) | dict.fromkeys(COUNTS, "Int64")
-    frame, mean_frame = (pd.DataFrame(found, columns=columns).astype(types) for found in (lines, means))
+    frame = pd.DataFrame(lines, columns=columns).astype(types)
+    mean_frame = pd.DataFrame(means, columns=[*columns, *FEWEST]).astype(types | dict.fromkeys(FEWEST, "Int64"))
     return StudyResults(folder, name, title, parts, frame, mean_frame)
 
 
@@ -103,7 +105,7 @@ def _lines(part: StudyPart) -> list[dict[str, Any]]:
                         **_place(part, cell, arm, measure),
                         **_interval_columns(_interval(own, measure, images)),
                         **_difference_columns(own, base, measure),
-                        **_published(part, cell.axes, arm, measure, set_key(cell.axes.get(SETS))),
+                        **_published(part, cell, arm, measure, set_key(cell.axes.get(SETS))),
                         "episodes": len(cell.rows[arm]),
                         "asked": cell.asked,
                         "diverged": sum(bool(row.get("diverged")) for row in cell.rows[arm]),
@@ -149,9 +151,11 @@ def _difference_columns(own: Mapping[int, float], base: Mapping[int, float], mea
     return found
 
 
-def _published(part: StudyPart, axes: Mapping[str, Any], arm: str, measure: str, key: str) -> dict[str, Any]:
-    value = published_values(part.published, arm, measure, axes).get(key)
-    base = published_values(part.published, part.compare, measure, axes).get(key) if part.compare else None
+def _published(part: StudyPart, cell: StudyCell, arm: str, measure: str, key: str) -> dict[str, Any]:
+    value, base = (
+        published_values(part.published, name, measure, cell.axes).get(key) if name in cell.as_published else None
+        for name in (arm, str(part.compare))
+    )
     difference = None if value is None or base is None or arm == part.compare else round(value - base, 6)
     return {"published": value, "published_difference": difference}
 
@@ -162,24 +166,30 @@ def _means(part: StudyPart, lines: Sequence[Mapping[str, Any]]) -> list[dict[str
     groups: dict[tuple[Any, ...], list[Mapping[str, Any]]] = {}
     for line in lines:
         groups.setdefault(tuple(line[key] for key in (*others, "arm", "measure")), []).append(line)
-    axes = {tuple(axis_text(cell.axes.get(axis)) for axis in others): cell.axes for cell in part.cells}
+    cells: dict[tuple[str, ...], list[StudyCell]] = {}
+    for cell in part.cells:
+        cells.setdefault(tuple(axis_text(cell.axes.get(axis)) for axis in others), []).append(cell)
     found = []
     for key, group in groups.items():
         if len(group) < 2:
             continue
         *values, arm, measure = key
-        sets = {set_key(cell.axes.get(SETS)) for cell in part.cells}
+        own = cells[tuple(values)]
+        of_paper = {set_key(cell.axes.get(SETS)) for cell in own} == PAPER_SETS and all(
+            cell.as_published == own[0].as_published for cell in own
+        )
         place = {name: group[0][name] for name in ("part", *others, "arm", "measure")} | {"cell": "", "set": MEAN}
         numbers = _mean_columns(group, "mean", "half_width", "count") | {"count": len(group)}
         means = _mean_columns(group, "difference", "difference_half_width", "pairs")
         sums = {name: sum(line[name] for line in group) for name in ("pairs", "episodes", "diverged")}
+        sums |= {"fewest": min(line["count"] for line in group), "fewest_pairs": min(line["pairs"] for line in group)}
         asked = [line["asked"] for line in group]
         found.append(
             place
             | numbers
             | means
             | sums
-            | (_published(part, axes[tuple(values)], arm, measure, MEAN) if sets == PAPER_SETS else {})
+            | (_published(part, own[0], arm, measure, MEAN) if of_paper else {})
             | {"asked": None if None in asked else sum(asked), "unit": group[0]["unit"]}
         )
     return found

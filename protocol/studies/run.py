@@ -65,6 +65,7 @@ def describe_parts(study: Study, cells: Sequence[ResolvedCell], folders: dict[st
                 "episodes": found.episodes,
                 "unit": found.unit,
                 "arms": [arm.name for arm in found.cell.arms],
+                "as_published": found.cell.as_published,
             }
             for found in cells
             if found.cell.part == part.name

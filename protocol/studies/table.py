@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import textwrap
-from collections import Counter, defaultdict
+from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from itertools import takewhile
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from rich import box
@@ -20,8 +19,8 @@ from ..measured import Measure, measure_of
 from ..statistics import BINOMIAL, TOO_FEW
 from .needed import FEWEST_PAIRS
 from .published import PAPER, PUBLISHED
-from .recorded import FAILED, MISSING, UNFINISHED, StudyCell, StudyPart
-from .results import SETS, StudyResults, axis_text
+from .recorded import FAILED, MISSING, SETS, UNFINISHED, StudyCell, StudyPart
+from .results import StudyResults, axis_text
 from .verdicts import verdict_lines
 
 if TYPE_CHECKING:
@@ -79,9 +78,9 @@ def part_tables(results: StudyResults, part: StudyPart) -> Iterator[Table | str]
         yield ", ".join(f"{_axis_title(axis)} {axis_text(value) or DEFAULT}" for axis, value in fixed)
     measures = {name: measure_of(name) for name in part.measures}
     own = {name: [line for line in lines if line["measure"] == name] for name in measures}
-    if len({_set_of(line) for line in lines}) == 1:
-        for title in _titles({_set_of(line): lines for line in lines}):
-            yield from _of_one_set(part, title, own, measures)
+    titles = {str(line["set"]) for line in lines}
+    if len(titles) == 1:
+        yield from _of_one_set(part, titles.pop(), own, measures)
     else:
         for name, measure in measures.items():
             yield from _of_one_measure(part, own[name], [line for line in means if line["measure"] == name], measure)
@@ -121,15 +120,14 @@ def _of_one_measure(
         return
     by_set: defaultdict[str, list[Line]] = defaultdict(list)
     for line in lines:
-        by_set[_set_of(line)].append(line)
-    titles = _titles(by_set)
+        by_set[line["set"]].append(line)
     mean = [_Group(f"mean of\n{len(by_set)} sets", means, measure, "")] if means else []
     yield f"{_with_unit(measure, measure.unit)}: mean ± half of the 95 % interval"
-    groups = [_group(title, own, measure, "") for title, own in zip(titles, by_set.values(), strict=True)]
+    groups = [_group(title, own, measure, "") for title, own in by_set.items()]
     yield from _tables(part, [*groups, *mean])
     if part.compare is not None and _is_paired(lines[0]["measure"], lines):
         yield f"{_with_unit(measure, measure.difference_unit)}: minus {part.compare}, paired by episode"
-        groups = [_group(title, own, measure, part.compare) for title, own in zip(titles, by_set.values(), strict=True)]
+        groups = [_group(title, own, measure, part.compare) for title, own in by_set.items()]
         yield from _tables(part, [*groups, *mean], part.compare)
 
 
@@ -141,10 +139,6 @@ def _is_paired(name: str, lines: Sequence[Line]) -> bool:
 def _with_unit(measure: Measure, unit: str) -> str:
     unit = {"%": "percent"}.get(unit, unit)
     return f"{measure.title}, {unit}" if unit else measure.title
-
-
-def _set_of(line: Line) -> str:
-    return str(line.get(SETS) or line["set"])
 
 
 def _tables(part: StudyPart, groups: Sequence[_Group], skip: str = "") -> Iterator[Table]:
@@ -182,20 +176,6 @@ def _cell(line: Line | None, group: _Group, text: TextOf, skip: str, *, weighed:
         return ""
     cell, own = text(line, group.measure), _weight(line, paired=bool(skip))
     return f"{cell} ({own})" if weighed and cell and own and own != group.weight else cell
-
-
-def _titles(by_set: Mapping[str, Sequence[Line]]) -> list[str]:
-    """Return the title of each set: what the titles of its cells have in common, and its config if that is not enough.
-
-    "ISIC 5-way 1-shot" and "ISIC 5-way 5-shot" become "ISIC 5-way".
-    """
-    words = {name: zip(*(line["set"].split() for line in own), strict=False) for name, own in by_set.items()}
-    texts = {
-        name: " ".join(same[0] for same in takewhile(lambda found: len(set(found)) == 1, places)) or name
-        for name, places in words.items()
-    }
-    common = Counter(texts.values())
-    return [text if common[text] == 1 else f"{text} ({name})" for name, text in texts.items()]
 
 
 def _group(title: str, lines: Sequence[Line], measure: Measure, skip: str) -> _Group:
@@ -259,7 +239,7 @@ def _table(first: Sequence[_Column], others: Sequence[_Column]) -> Table:
 
 
 def _value(line: Line, measure: Measure) -> str:
-    mean, half_width, count = line["mean"], line["half_width"], line["count"]
+    mean, half_width, count = line["mean"], line["half_width"], line.get("fewest", line["count"])
     if mean is None:
         return {None: "", FAILED: "failed", MISSING: "not run"}.get(line["state"], "no value")
     value = f"{mean:.{measure.digits}f}"
@@ -281,7 +261,8 @@ def _difference(line: Line, measure: Measure) -> str:
     if half_width == 0 and mean == 0:
         return "identical"
     value = f"{mean:+.{measure.difference_digits}f}"
-    return value if half_width is None else _pm(value, half_width, measure.difference_digits, line["pairs"])
+    pairs = line.get("fewest_pairs", line["pairs"])
+    return value if half_width is None else _pm(value, half_width, measure.difference_digits, pairs)
 
 
 def _published(line: Line, measure: Measure) -> str:

@@ -292,6 +292,23 @@ def test_pictures_features_and_errors_are_shown(dtrap, tmp_path):
         assert option not in text
 
 
+def test_copied_rows_show_the_files_of_their_source(dtrap, tmp_path):
+    source = write_run(tmp_path / "study" / "a", "ISIC", {"plain": [50.0]}, more=full_row)
+    predictions(source, "plain")
+    features(source, "plain")
+    secret = write_run(tmp_path / "secret", "ISIC", {"plain": [50.0]})
+    predictions(secret, "plain")
+    (tmp_path / "study" / "study.json").write_text("{}")
+    for number, (place, shown) in enumerate((("a", 1), ("../secret", 0), ("nowhere", 0))):
+        origin = full_row("plain", 0) | {"same_as": "plain", "copied_from": place}
+        copy = write_run(tmp_path / "study" / f"b{number}", "ISIC", {"base": [50.0]}, more=origin)
+        status, _, err = dtrap("report", copy, "--html", "page.html")
+        assert (status, err) == (0, "")
+        text = (tmp_path / "page.html").read_text()
+        assert text.count("Test image of class") == shown
+        assert ("No features are saved" in text) == (not shown)
+
+
 def test_files_that_are_not_what_they_should_be_are_left_out(dtrap, tmp_path):
     secret = tmp_path / "secret.png"
     Image.new("RGB", (10, 10)).save(secret)

@@ -82,6 +82,8 @@ def test_a_cell_is_an_ordinary_run_and_more_episodes_compute_only_the_new_ones(s
     status, out, err = study(edited)
     assert status == 1
     assert "small/demo failed" in err
+    assert "Delete that folder, or choose another one for the study with --folder." in err
+    assert "--protocol" not in err
     assert "trainer.max_epochs: 2 in the folder, 3 now" in err
     assert (cell / "results.jsonl").read_bytes() == after
 

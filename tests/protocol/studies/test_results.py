@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 from dtrap.console import SafeConsole
 from dtrap.errors import DtrapError
+from dtrap.protocol.reports.study_tables import part_tables
 from dtrap.protocol.studies.needed import episodes_needed
 from dtrap.protocol.studies.results import read_study
 from dtrap.protocol.studies.table import print_study
@@ -136,6 +137,30 @@ def test_the_table_fits_in_100_columns_and_is_the_same_to_the_byte(tmp_path, cap
         assert text in out
     assert out.count("published ") >= 7
     assert "arXiv" in out
+
+
+def test_sets_of_one_title_are_told_apart_and_their_mean_says_where_a_set_has_too_few(tmp_path, capsys):
+    arms = ["plain", "both"]
+    cells = [cell_of({"sets": name}, arms, episodes, title="Same") for name, episodes in (("a", 12), ("b", 2))]
+    for start, cell in zip((50.0, 20.0), cells, strict=True):
+        values = [start + number for number in range(cell["episodes"])]
+        write_rows(tmp_path / cell["folder"], [row for arm in arms for row in rows_of(arm, values)])
+    part = {"axes": {"sets": ["a", "b"]}, "arms": arms, "compare": "plain", "cells": cells}
+    write_study(tmp_path, [part])
+    results = read_study(tmp_path)
+    assert set(results.frame["set"]) == {"Same (a)", "Same (b)"}
+    table = next(part_tables(results, results.parts[0]))
+    assert table.head == ["arm", "Same (a)", "Same (b)", "mean of 2 sets"]
+    texts = [cell.text for cell in table.rows[0]]
+    assert [text.partition(" ")[0] for text in texts] == ["plain", "55.5", "20.5", "38.0"]
+    assert texts[3].endswith("too few")
+    assert printed(capsys, tmp_path).count("too few") == 4
+    # two sets are not two episodes
+    cells[1] |= {"episodes": 12}
+    rows = [row for arm in arms for row in rows_of(arm, [20.0 + number for number in range(12)])]
+    write_rows(tmp_path / "b", rows)
+    write_study(tmp_path, [part])
+    assert "too few" not in printed(capsys, tmp_path).partition("needed")[0]
 
 
 def test_the_undefined_gap_is_not_called_the_measured_one(tmp_path, capsys):

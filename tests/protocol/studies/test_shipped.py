@@ -119,6 +119,35 @@ def test_the_published_numbers_belong_to_arms_and_sets_of_their_study(name):
         assert numbers.keys() <= {*PAPER_SETS, "mean"}
 
 
+@pytest.mark.parametrize(
+    ("more", "options", "expected"),
+    [
+        ("", [], ("plain", "both")),
+        ("", ["--trainer.accelerator", "gpu", "--data.root=/data"], ("plain", "both")),
+        ("", ["--config", "backbones/pe_core.yaml"], ()),
+        ("", ["--data.shot=5"], ()),
+        ("options: [--trainer.max_epochs, 2]", [], ()),
+        ("backbones: {clip: backbones/pe_core.yaml}", [], ()),
+        ("backbones: [backbones/clip.yaml]", [], ("plain", "both")),
+        ("tuners: {lora: [tuners/lora.yaml, --model.tuner.rank=1]}", [], ()),
+    ],
+)
+def test_published_numbers_belong_to_the_papers_setting_alone(tmp_path, more, options, expected):
+    path = tmp_path / "mine.yaml"
+    arms = "arms: {plain: methods/baseline.yaml, both: [], ra: [--model.objective.relation_weight=9]}"
+    path.write_text(f"sets: [isic_1shot.yaml]\n{arms}\npublished: ablation\n{more}\n")
+    (cell,) = cells_of(read_study(path), options)
+    assert cell.as_published == expected
+
+
+@pytest.mark.parametrize("name", ["main", "ablation", "trap"])
+def test_every_arm_of_a_shipped_study_has_its_published_number(name):
+    study = study_of(name)
+    table = PUBLISHED[name].values
+    for cell in cells_of(study):
+        assert {arm for _, _, arm in table} <= set(cell.as_published)
+
+
 def test_the_published_means_are_those_of_the_sets():
     for table in (PUBLISHED["main"], PUBLISHED["ablation"]):
         for numbers in table.values.values():
@@ -129,7 +158,7 @@ def test_the_published_means_are_those_of_the_sets():
 def test_the_demo_runs_every_study_of_the_paper_on_the_embedded_data():
     study = study_of("demo")
     names = {part.name for part in study.parts}
-    assert {*NAMES} - {"demo", "near", "switch", "weights"} == names
+    assert {*NAMES} - {"demo", "near", "prompts", "switch", "weights"} == names
     cells = cells_of(study)
     assert {cell.words[:2] for cell in cells} == {("--config", "demo.yaml")}
     long = {"trap", "ablation", "variants", "timing"}
