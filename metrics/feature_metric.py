@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, distributed
 from torchmetrics import Metric
 from torchmetrics.utilities import dim_zero_cat
 
@@ -58,21 +59,46 @@ class FeatureMetric(Metric):
         self.image_features.append(wide.to(self.device))
         self.labels.append(labels.to(self.device))
 
+    def forward(self, image_features: Tensor, labels: Tensor) -> Any:
+        """Add a batch and return its value; None for a batch without images."""
+        if len(image_features):
+            return super().forward(image_features, labels)
+        self.update(image_features, labels)  # torchmetrics would lose what it has set aside when there is no value
+        return None
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], *args: Any, **kwargs: Any) -> Any:
+        """Move to a device, but keep the types: half precision would round texts and features, and labels are whole."""
+
+        def moved(tensor: Tensor) -> Tensor:
+            applied = fn(tensor)
+            return applied if applied.dtype == tensor.dtype else tensor.to(applied.device)
+
+        return super()._apply(moved, *args, **kwargs)
+
     def merge_state(self, incoming_state: dict[str, Any] | Metric) -> None:
-        """Add the images of another metric of this class; both must have the same texts."""
+        """Add the images of another metric of this class; both must have the same texts, or this one has none yet."""
         other = getattr(incoming_state, "texts", None)
+        if isinstance(other, Tensor) and self.texts is None:
+            self.set_texts(other)
         if isinstance(other, Tensor) and self.texts is not None and not torch.equal(other.to(self.texts), self.texts):
             raise ValueError(f"two {type(self).__name__} with different texts; expected the same in set_texts.")
         super().merge_state(incoming_state)
 
-    def sync(self, *args: Any, **kwargs: Any) -> None:
-        """Gather the images of all processes, also where this process has none."""
-        if not self.image_features and self.texts is not None:
-            # torchmetrics would send a vector without entries, whose number of dimensions is not that of the others.
-            dtype = torch.promote_types(self.texts.dtype, torch.float32)
-            self.image_features = [torch.zeros(0, self.texts.shape[1], dtype=dtype, device=self.device)]
-            self.labels = [torch.zeros(0, dtype=torch.long, device=self.device)]
-        super().sync(*args, **kwargs)
+    def _sync_dist(self, *args: Any, **kwargs: Any) -> None:
+        """Gather the images of all processes, also where a process has none or features of another type."""
+        features = [*self.image_features]
+        if self.texts is not None:
+            features.append(torch.zeros(0, self.texts.shape[1], device=self.device))
+        if distributed.is_available() and distributed.is_initialized():
+            group = kwargs.get("process_group") or self.process_group
+            kinds: list[Any] = [None] * distributed.get_world_size(group)
+            distributed.all_gather_object(kinds, {(each.dtype, each.shape[1]) for each in features}, group=group)
+            # torchmetrics would send a vector without entries, or more bytes than the other process expects.
+            features += [torch.zeros(0, width, dtype=dtype, device=self.device) for dtype, width in set().union(*kinds)]
+        if features:
+            self.image_features = [torch.cat(features)]
+            self.labels = [torch.cat([torch.zeros(0, dtype=torch.long, device=self.device), *self.labels])]
+        super()._sync_dist(*args, **kwargs)
 
     def plot(self, val: Any = None, ax: Any = None) -> Any:
         """Plot one value or a list of values; see `torchmetrics.Metric.plot`.

@@ -34,8 +34,10 @@ def unit_rows(features: Any, name: str = "image_features") -> Tensor:
     if not len(features):
         raise ValueError(f"{name} has the shape {list(features.shape)}; expected at least one row.")
     rows = features.to(exact_dtype(features.device))
-    norms = rows.norm(dim=1, keepdim=True)
-    return rows / norms.masked_fill((norms == 0) | norms.isinf(), torch.nan)
+    # First to about 1 by a power of two, which rounds nothing: squares of very small or large values are 0 or infinite.
+    largest = rows.detach().abs().amax(dim=1, keepdim=True)
+    rows = rows * largest.log2().floor().neg().exp2()
+    return rows / rows.norm(dim=1, keepdim=True)
 
 
 def unit_rows_of_both(image_features: Any, text_features: Any) -> tuple[Tensor, Tensor]:

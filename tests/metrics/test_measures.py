@@ -405,3 +405,11 @@ def test_mistakes_are_named_with_shape_and_expectation(features):
     }.items():
         with pytest.raises(ValueError, match=message):
             call()
+
+
+@pytest.mark.parametrize("scale", [1e-200, 1e-30, 1e160])
+@pytest.mark.parametrize("measure", MEASURES.values(), ids=MEASURES)
+def test_the_length_of_the_features_does_not_matter_however_small_or_large_it_is(features, measure, scale):
+    images, texts, labels = features
+    found = measure(images.double() * scale, texts.double() * scale, labels)
+    assert float(found) == pytest.approx(float(measure(images, texts, labels)), rel=1e-6, abs=1e-6)

@@ -213,6 +213,42 @@ def test_an_empty_batch_changes_nothing_and_no_image_at_all_is_an_error(name):
 
 
 @each_class
+def test_an_empty_batch_in_forward_has_no_value_and_forgets_nothing(name):
+    images, texts, labels = make_data()
+    metric = make_metric(name, texts)
+    metric(images, labels)
+    assert metric(images[:0], labels[:0]) is None
+    same(metric.compute(), expected(name, images, texts, labels))
+
+
+@each_class
+@pytest.mark.parametrize("convert", ["half", "set_dtype", "later"])
+def test_another_precision_of_the_module_rounds_nothing(name, convert):
+    images, texts, labels = make_data()
+    module = torch.nn.Module()
+    module.metric = make_metric(name, texts)
+    if convert == "half":
+        module.half()
+    module.metric.update(images[:10], labels[:10])
+    if convert == "set_dtype":
+        module.metric.set_dtype(torch.float16)
+    if convert == "later":
+        module.to(torch.bfloat16)
+    module.metric.update(images[10:], labels[10:])
+    same(module.metric.compute(), expected(name, images, texts, labels))
+
+
+@pytest.mark.filterwarnings("ignore:The ``compute`` method")
+@each_class
+def test_a_metric_without_texts_takes_those_of_the_one_that_it_merges(name):
+    images, texts, labels = make_data()
+    empty, full = getattr(metrics, name)(), make_metric(name, texts)
+    full.update(images, labels)
+    empty.merge_state(full)
+    same(empty.compute(), expected(name, images, texts, labels))
+
+
+@each_class
 def test_only_the_visual_measures_need_no_texts(name):
     images, texts, labels = make_data()
     metric = getattr(metrics, name)()
@@ -258,6 +294,14 @@ def measure_in_a_process(rank, folder):
             idle.update(images, labels)
         found[name] = [values(uneven.compute()), values(idle.compute())]
         found[name].append(torch.tensor(sum(map(len, uneven.image_features))))
+        mixed = getattr(metrics, name)() if name in VISUAL else make_metric(name, texts)  # no texts tell the width
+        if rank == 0:
+            mixed.update(images[:9], labels[:9])
+            mixed.update(images[9:].double(), labels[9:])
+        elif name not in VISUAL:
+            mixed.update(images[:1].half(), labels[:1])
+            mixed.reset()
+        found[name].append(values(mixed.compute()))
     torch.save(found, f"{folder}/{rank}.pt")
     distributed.destroy_process_group()
 
@@ -274,4 +318,5 @@ def test_two_processes_measure_all_images(tmp_path):
             whole = values(expected(name, images, texts, labels))
             torch.testing.assert_close(found[name][0], whole, atol=1e-9, rtol=1e-9)
             torch.testing.assert_close(found[name][1], whole, atol=1e-9, rtol=1e-9)
+            torch.testing.assert_close(found[name][3], whole, atol=1e-9, rtol=1e-9)
             assert found[name][2] == own, "afterwards each process has its own images again"
