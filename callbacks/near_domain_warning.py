@@ -35,6 +35,14 @@ class NearDomainWarning(Callback):
         if stage == "fit":
             self.found, self.looked = None, False
 
+    def state_dict(self) -> dict[str, Any]:
+        """Return the numbers, for Lightning's checkpoints."""
+        return {"found": self.found, "looked": self.looked}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Restore the numbers from a checkpoint."""
+        self.found, self.looked = state_dict["found"], state_dict["looked"]
+
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:

@@ -92,7 +92,7 @@ class StageSwitch(Callback):
         self.ended: int | None = None
         self._seen: GapRule | GradientRule | None = None
         self._restored: dict[str, Any] | None = None
-        self._step = -1
+        self._step = 0
         self._total = 0
         self._counts_batches = False
 
@@ -166,7 +166,7 @@ class StageSwitch(Callback):
 
     def _watch(self, pl_module: LightningModule) -> None:
         """Begin with a rule of our own, or go on with it in a resumed run."""
-        self.ended, self._seen, self._step = None, None, -1
+        self.ended, self._seen, self._step = None, None, 0
         if self.rule not in RULES:
             return
         objective: Any = getattr(pl_module, "objective", None)

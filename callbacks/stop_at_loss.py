@@ -14,7 +14,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor
 
 from ..errors import DtrapError, check_number
-from .stage_switch import run_length
+from .stage_switch import run_length, steps_done
 
 WINDOW = 0.1
 
@@ -111,6 +111,7 @@ class StopAtLoss(Callback):
         self.goal: float | None = None
         self.step: int | None = None
         self._known = False
+        self._done = 0
         self._recent = FinalLoss([window])
 
     def use_row(self, rows: Sequence[Mapping[str, Any]]) -> None:
@@ -126,7 +127,7 @@ class StopAtLoss(Callback):
                 f"StopAtLoss: no row of '{self.reference}' in this episode; there are: {found}. Compare with a method "
                 "of that name that runs before this one."
             )
-        self._known = True
+        self._known, self.goal = True, None
         if row.get("diverged"):
             warnings.warn(
                 f"StopAtLoss: '{self.reference}' diverged in this episode, so there is no loss to stop at and the fit "
@@ -149,15 +150,16 @@ class StopAtLoss(Callback):
             self._recent.setup(trainer, pl_module, stage)
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the losses so far, for Lightning's checkpoints."""
-        return self._recent.state_dict()
+        """Return the losses so far and the step of the end, for Lightning's checkpoints."""
+        return {**self._recent.state_dict(), "step": self.step}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Restore the losses from a checkpoint."""
+        """Restore them from a checkpoint."""
         self._recent.load_state_dict(state_dict)
+        self.step = state_dict.get("step")
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Check that there is a loss to stop at."""
+        """Check that there is a loss to stop at; a run that is resumed from its end has no further step."""
         if not self._known:
             raise DtrapError(
                 f"StopAtLoss: nobody gave the row of '{self.reference}'. `dtrap fit` does, with --protocol.compare; "
@@ -170,6 +172,9 @@ class StopAtLoss(Callback):
                 "Trainer(max_steps=...), or max_epochs if the loader has a length."
             )
         self._recent.on_train_start(trainer, pl_module)
+        self._done = steps_done(trainer, pl_module)
+        if self.step is not None:
+            trainer.should_stop = True
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
@@ -181,9 +186,12 @@ class StopAtLoss(Callback):
                 "with 'loss' and 'L_vlm', such as a FewShotClassifier's."
             )
         self._recent.on_train_batch_end(trainer, pl_module, outputs, batch, batch_idx)
+        before, self._done = self._done, steps_done(trainer, pl_module)
+        if self._done == before:  # a part of an accumulated gradient, which would be lost
+            return
         mean = self._recent.mean(self.window)
         if self.step is None and self.goal is not None and mean is not None and mean <= self.goal:
-            self.step = trainer.global_step
+            self.step = self._done
             trainer.should_stop = True
 
     def row_values(self) -> dict[str, Any]:

@@ -88,6 +88,40 @@ def test_a_reference_that_diverged_ends_nothing_and_is_told():
     assert stop.row_values()["stop_at_loss"] == {"reference": "x", "loss": None, "step": None}
 
 
+def test_a_fit_that_is_resumed_from_its_end_makes_no_further_step(tmp_path):
+    class Saves(Callback):
+        def on_train_batch_end(self, trainer, *_):
+            trainer.save_checkpoint(tmp_path / f"{trainer.global_step}.ckpt")
+
+    stop = StopAtLoss("other", 0.2)
+    row = [{"method": "other", "losses": {"window_0.2": {"L_vlm": 3.2}}}]
+    stop.use_row(row)
+    assert fit(stop, Saves()).global_step == 6
+    for saved in (3, 6):
+        resumed = StopAtLoss("other", 0.2)
+        resumed.use_row(row)
+        trainer = Trainer(max_epochs=len(LOSSES), callbacks=[resumed], **quiet.QUIET)
+        trainer.fit(Foreign(), DataLoader(torch.zeros(1, 1)), ckpt_path=tmp_path / f"{saved}.ckpt", weights_only=True)
+        assert trainer.global_step == 6
+        assert resumed.row_values() == stop.row_values()
+
+
+def test_an_accumulated_gradient_is_not_cut_in_its_middle():
+    stop = StopAtLoss("other")
+    stop.use_row([{"method": "other", "losses": {"window": {"L_vlm": 4.5}}}])
+    trainer = Trainer(max_epochs=len(LOSSES), callbacks=[stop], accumulate_grad_batches=3, **quiet.QUIET)
+    trainer.fit(Foreign(), DataLoader(torch.zeros(3, 1)))  # every step has three batches with its loss
+    assert (stop.step, trainer.global_step, trainer.fit_loop.epoch_loop.total_batch_idx + 1) == (2, 2, 6)
+
+
+def test_a_second_row_of_a_diverged_reference_replaces_the_first():
+    stop = StopAtLoss("x")
+    stop.use_row([{"method": "x", "losses": {"window": {"L_vlm": 3.0}}}])
+    with pytest.warns(UserWarning, match="'x' diverged"):
+        stop.use_row([{"method": "x", "diverged": "the loss is not finite", "losses": {}}])
+    assert fit(stop).global_step == len(LOSSES)
+
+
 class Losses(Callback):
     """L_vlm of every step of every fit of this process."""
 

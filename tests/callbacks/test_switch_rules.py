@@ -4,12 +4,17 @@ import json
 
 import numpy as np
 import pytest
+import quiet
 import torch
-from dtrap.callbacks import StageSwitch
+from dtrap.callbacks import NearDomainWarning, StageSwitch
 from dtrap.callbacks.switch_rules import GapRule, GradientRule
+from dtrap.datamodules import ShapesDataModule
+from dtrap.datamodules.views import Preprocessing
 from dtrap.errors import DtrapError
-from dtrap.lightning_modules import Objective
+from dtrap.lightning_modules import FewShotClassifier, Objective
 from dtrap.lightning_modules.objective import ObjectiveStep
+from dtrap.lightning_modules.tuners import LoRA
+from lightning.pytorch import Trainer
 from torch.nn import functional as F
 
 
@@ -125,6 +130,17 @@ def test_p_keeps_its_denominator_and_stops_at_1():
     assert [switch._progress(step) for step in (69, 70)] == [1, None]
 
 
+def test_a_rule_looks_once_after_every_step_also_with_accumulated_gradients(tiny_backbone, monkeypatch):
+    looks, ended = [], GapRule.ended
+    monkeypatch.setattr(GapRule, "ended", lambda self, step, seen: looks.append(step) or ended(self, step, seen))
+    module = FewShotClassifier(tiny_backbone, LoRA(rank=2), Objective(relation_source="current"))
+    data = ShapesDataModule(way=3, shot=2, query=2, batch_size=10)
+    data.preprocessing = Preprocessing.of(tiny_backbone)
+    switch = StageSwitch(rule="gap")
+    Trainer(max_steps=6, accumulate_grad_batches=2, callbacks=[switch], **quiet.QUIET).fit(module, datamodule=data)
+    assert looks == list(range(1, switch.ended + 1))
+
+
 def test_rules_of_our_own_need_the_default_stage_and_an_objective_that_keeps_its_steps():
     with pytest.raises(DtrapError, match="rule 'gap' needs start 0 and stop 3/5"):
         StageSwitch(stop=0.5, rule="gap")
@@ -152,3 +168,16 @@ def test_a_near_domain_is_named_and_nothing_is_changed(dtrap, tmp_path):
     assert rows[0]["near_domain"]["near"] is True
     assert "near_domain" not in rows[1]
     assert rows[0]["losses"] == rows[1]["losses"]
+
+
+def test_a_resumed_run_still_says_whether_its_domain_looked_near(tiny_backbone, tmp_path):
+    data = ShapesDataModule(way=3, shot=2, query=2)
+    data.preprocessing = Preprocessing.of(tiny_backbone)
+    module, found = FewShotClassifier(tiny_backbone, LoRA(rank=2)), []
+    for steps, path in ((2, None), (4, tmp_path / "2.ckpt")):
+        near = NearDomainWarning()
+        trainer = Trainer(max_steps=steps, callbacks=[near, StageSwitch()], **quiet.QUIET)
+        trainer.fit(module, datamodule=data, ckpt_path=path, weights_only=True if path else None)
+        trainer.save_checkpoint(tmp_path / f"{steps}.ckpt")
+        found.append(near.row_values())
+    assert found[0] == found[1] != {}
