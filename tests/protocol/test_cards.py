@@ -247,8 +247,9 @@ def test_a_folder_of_several_tuners_is_tested_as_it_was_fitted(dtrap, run):
     status, out, err = dtrap("test", "--adapter", folder)
     assert status == 0, err
 
-    def table(text):
-        return [line for line in text.splitlines() if line.split()[:1] in [[name] for name in methods]]
+    def table(text):  # of the accuracies; the gap is measured in a fit alone
+        rows = [line for line in text.splitlines() if line.split()[:1] in [[name] for name in methods]]
+        return [line for line in rows if "%" in line]
 
     assert [line.split()[0] for line in table(out)] == methods
     assert table(out) == table(fitted)

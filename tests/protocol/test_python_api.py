@@ -53,6 +53,7 @@ def test_rows_are_those_of_the_command(dtrap, run):
     result = run()
     words = ["--config", "demo.yaml", "--data.way", 3, "--data.query", 6, "--model.tuner.rank", 2]
     words += ["--model.learning_rate", 0.02, "--trainer.max_epochs", 4, "--trainer.accelerator", "cpu"]
+    words += ["--trainer.callbacks", "null"]
     status, _, err = dtrap("fit", *words, "--protocol.episodes", 2, "--protocol.folder", "command")
     assert status == 0, err
     rows = [json.loads(line) for line in Path("command/results.jsonl").read_text().splitlines()]
