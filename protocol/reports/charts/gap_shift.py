@@ -71,8 +71,8 @@ def gap_shift_curves(curves: Mapping[str, Mapping[str, Any]], *, order: Sequence
         "Features are moved along the line between their means (Liang et al. 2022)",
         "Ring: not moved. Filled marker: least loss. Left of 0 the means have passed each other",
         "" if len(counts) != 1 else f"Means over {counted(next(iter(counts)), 'episode')}",
-        "The numbers are those of the mean curve, with one shift for all episodes; in the tables each episode is at its "
-        "own best shift, which gains more"
+        "The numbers are those of the mean curve, with one shift for all episodes; in the tables each episode has its "
+        "own best one, which gains more"
         if max(counts, default=1) > 1
         else "",
         f"The first {MOST_CURVES} of {len(found)} curves are drawn" if len(found) > len(shown) else "",
