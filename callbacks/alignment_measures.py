@@ -10,10 +10,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .. import metrics
-from .feature_collector import Features
-
-# Both ends lie beyond the gap of CLIP's own features, about 0.85.
-SHIFTS = tuple(round(-1 + 0.05 * number, 2) for number in range(41))
+from ..metrics.features import Features
+from ..metrics.gap_shift import SHIFTS
 
 
 class Measured:

@@ -10,8 +10,9 @@ import torch
 from lightning.pytorch import LightningModule, Trainer
 
 from ..errors import DtrapError, check_at_least, check_one_of
+from ..metrics.features import Features
 from .alignment_measures import MEASURES, measure
-from .feature_collector import FeatureCollector, Features, gathered, on_cpu, support_features
+from .feature_collector import FeatureCollector, gathered, on_cpu, support_features
 from .stage_switch import StageSwitch, run_length, steps_done
 
 FIFTHS = 5

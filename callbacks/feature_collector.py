@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
@@ -10,24 +10,9 @@ from torch import Tensor
 from torchmetrics.utilities.distributed import gather_all_tensors
 
 from ..errors import DtrapError
+from ..metrics.features import Features
 
 MOST_ROWS = 5000  # measures compare all images with each other
-
-
-class Features(NamedTuple):
-    """Features on the CPU.
-
-    Attributes:
-        images: [N, D].
-        texts: Class text features [W, D].
-        labels: Classes [N].
-        plain: Which rows are plain views [N]; None if all are.
-    """
-
-    images: Tensor
-    texts: Tensor
-    labels: Tensor
-    plain: Tensor | None = None
 
 
 class _Thinned:

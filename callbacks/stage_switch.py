@@ -140,21 +140,20 @@ class StageSwitch(Callback):
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         """Let a rule of our own decide whether the stage ends here; before a checkpoint of this step is written."""
-        objective: Any = getattr(pl_module, "objective", None)
-        step = self._done(trainer, before=1) + 1
-        if self._seen is None or self.ended is not None or step <= self._step or objective.seen is None:
+        if self._seen is None or self.ended is not None:
+            return
+        objective: Any = pl_module.objective
+        step = steps_done(trainer, pl_module)
+        if step <= self._step or objective.seen is None:
             return
         self._step = step
         if self._seen.ended(step, objective.seen) or step >= latest_step(self._total):
             self.ended, objective.watched, objective.seen = step, None, None
 
-    def _done(self, trainer: Trainer, before: int) -> int:
-        """Number of finished steps; ready batches include the current one, where there is one (`before` 0)."""
-        batches = trainer.fit_loop.epoch_loop.total_batch_idx + before
-        return (batches if self._counts_batches else trainer.global_step) - before
-
     def _set(self, trainer: Trainer, pl_module: LightningModule, before: int = 0) -> None:
-        step = self._done(trainer, before)
+        # Ready batches include the current one, where there is one.
+        batches = trainer.fit_loop.epoch_loop.total_batch_idx + before
+        step = (batches if self._counts_batches else trainer.global_step) - before
         _set_stage(pl_module)(self._progress(step) if step >= 0 else None)
 
     def _progress(self, step: int) -> float | None:

@@ -13,13 +13,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..metrics import gap_shift_curve
+from ..metrics.gap_shift import SHIFTS, gap_shift_curve
 
 EARLIEST, LATEST = 0.2, 0.8
 PATIENCE = 0.1  # share of the run
 LOOKS = 50  # the features are looked at 50 times in a run
 WINDOW = 50  # steps of the mean of the gradients' cosine
-SHIFTS = [step / 20 for step in range(-20, 21)]
 
 
 class GapRule:

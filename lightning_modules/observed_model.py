@@ -4,35 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from lightning.pytorch.utilities.seed import isolate_rng
 from torch import Tensor
 
+from ..metrics.features import Features
 from .batch_checks import is_full_batch
 from .evaluated_model import EvaluatedModel
 from .finite import predicted_classes
 from .incoming import Stage
 from .tuned_model import Rows
 from .tuners.base import Batch, Tuner
-
-
-class Features(NamedTuple):
-    """The features of images and of the class texts.
-
-    Attributes:
-        images: `Tuner.related_features` [N, D] of the images; without the tuner those of the backbone.
-        texts: Class text features [W, D].
-        labels: Classes [N].
-        plain: Which rows are plain views [N]; None if all are.
-    """
-
-    images: Tensor
-    texts: Tensor
-    labels: Tensor
-    plain: Tensor | None = None
-
 
 Watcher = Callable[[Features, bool], None]
 

@@ -15,6 +15,8 @@ from .gaps import gap_direction
 from .rows import text_labels, unit_rows, unit_rows_of_both
 
 Sides = Literal["both", "image"]
+# The shifts of dtrap's own curves. Both ends lie beyond the gap of CLIP's own features, about 0.85.
+SHIFTS = tuple(step / 20 for step in range(-20, 21))
 _ENTRIES = 2**22  # of all cosines that are held at once, 32 MiB
 
 

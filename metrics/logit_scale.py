@@ -10,11 +10,10 @@ import torch
 from torch import Tensor
 
 from .feature_metric import FeatureMetric
-from .gap_shift import Sides, gap_shift_curve
+from .gap_shift import SHIFTS, Sides, gap_shift_curve
 from .gaps import gap_direction
 from .rows import text_labels, unit_rows_of_both
 
-_SHIFTS = tuple(step / 20 for step in range(-20, 21))
 _LARGEST = 1000.0
 
 
@@ -76,7 +75,7 @@ def cross_fitted_scale(
     image_features: Tensor,
     text_features: Tensor,
     labels: Tensor,
-    shifts: Sequence[float] | Tensor = _SHIFTS,
+    shifts: Sequence[float] | Tensor = SHIFTS,
     *,
     sides: Sides = "both",
     largest: float = _LARGEST,

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from .gap_shift import gap_shift_curve
+from .gap_shift import SHIFTS, gap_shift_curve
 
 # Fixed on seeds 1 to 3 of the demo's domains, 1 and 5 shots, 30 episodes each, before anything was trained: at least
 # two of the three hold for 98 % of the episodes of the domain that the tiny CLIP was trained on, and for 2 % of those
@@ -17,7 +17,6 @@ from .gap_shift import gap_shift_curve
 LEAST_ACCURACY = 0.8
 MOST_ENTROPY = 0.1
 MOST_GAP_DROP = 0.2
-SHIFTS = [step / 20 for step in range(-20, 21)]
 
 
 @dataclass(frozen=True)

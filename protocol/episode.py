@@ -17,11 +17,12 @@ from lightning.pytorch.plugins.environments import LightningEnvironment
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from ..callbacks import StageSwitch
-from ..callbacks.feature_collector import FeatureCollector, Features
+from ..callbacks.feature_collector import FeatureCollector
 from ..datamodules.few_shot import FewShotDataModule
 from ..errors import DtrapError
 from ..lightning_modules import FewShotClassifier
 from ..lightning_modules.finite import DivergedError
+from ..metrics.features import Features
 from .checkpoint import SeededSteps, StepCheckpoint
 from .explanation import explained_creation, explained_use
 from .interrupts import Interrupts, keyboard_interrupts, leave_signals_alone

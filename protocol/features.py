@@ -12,9 +12,10 @@ from lightning.pytorch import LightningModule, Trainer
 from safetensors.torch import save
 from torch import Tensor
 
-from ..callbacks.feature_collector import FeatureCollector, Features, support_features
+from ..callbacks.feature_collector import FeatureCollector, support_features
 from ..datamodules.few_shot import FewShotDataModule
 from ..files import write_atomically
+from ..metrics.features import Features
 from .run_folder import RESUMES
 
 

@@ -81,13 +81,13 @@ def mean_interval(values: Iterable[float]) -> Interval:
     if count == 1 or numbers.min() == numbers.max():  # the mean of equal values may differ from them in the last bit
         return Interval(float(numbers[0]), 0.0 if count > 1 else None, count)
     mean = float(numbers.mean())
-    half_width = _quantile(count - 1) * float(numbers.std(ddof=1)) / math.sqrt(count)
+    half_width = student_quantile(count - 1) * float(numbers.std(ddof=1)) / math.sqrt(count)
     return Interval(mean, half_width, count, mean - half_width, mean + half_width, STUDENT)
 
 
 @cache
-def _quantile(freedom: int) -> float:
-    """Return Student's t quantile of the interval; a run asks for the same one with every measure."""
+def student_quantile(freedom: float) -> float:
+    """Return the quantile of Student's t that half a 95% interval is, for a number of degrees of freedom."""
     # scipy.stats calls the same function and takes half a second to import; a single value needs neither.
     from scipy.special import stdtrit  # type: ignore[import-untyped]
 

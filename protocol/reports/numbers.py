@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from ..statistics import CONFIDENCE, STUDENT, Interval, binomial_interval, mean_interval, paired_difference
+from ..statistics import STUDENT, Interval, binomial_interval, mean_interval, paired_difference, student_quantile
 from ..summary import tested_images
 from .merging import Comparison, Entry, Task
 
@@ -82,10 +82,8 @@ def unpaired_difference(first: Sequence[float], second: Sequence[float]) -> Inte
     parts = [float(sample.var(ddof=1)) / len(sample) for sample in (ours, theirs)]
     if sum(parts) == 0:
         return Interval(mean, 0.0, min(len(ours), len(theirs)))
-    from scipy.special import stdtrit  # type: ignore[import-untyped]  # see `mean_interval`
-
     freedom = sum(parts) ** 2 / sum(p**2 / (len(s) - 1) for p, s in zip(parts, (ours, theirs), strict=True))
-    half_width = float(stdtrit(freedom, (1 + CONFIDENCE) / 2)) * math.sqrt(sum(parts))
+    half_width = student_quantile(freedom) * math.sqrt(sum(parts))
     return Interval(mean, half_width, min(len(ours), len(theirs)), mean - half_width, mean + half_width, STUDENT)
 
 

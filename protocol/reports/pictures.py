@@ -16,7 +16,7 @@ import numpy as np
 
 from ...files import open_file
 from ..run_folder import Row
-from ..studies.recorded import STUDY_FILE
+from ..studies.folder import STUDY_JSON
 from .charts import feature_map
 from .figures import Section
 from .merging import Comparison, Entry, Task
@@ -139,7 +139,7 @@ def _origin(source: Method, row: Row) -> tuple[Path, str]:
         return run, name
     # The place is relative to the study's folder, in which cells lie one or two levels deep.
     for study in list(run.absolute().parents)[:2]:
-        if (study / STUDY_FILE).is_file() and is_within(study / place, study):
+        if (study / STUDY_JSON).is_file() and is_within(study / place, study):
             return study / place, name
     return run, source.name
 

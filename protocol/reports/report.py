@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from ...errors import DtrapError, first_line
 from ...files import no_formula
+from ..studies.folder import STUDY_JSON
 from .merging import Comparison, compare_runs
 from .run_tables import report_frame, run_tables
 from .runs import DamagedError, Run, read_run
@@ -21,7 +22,6 @@ if TYPE_CHECKING:
 
     from ..studies.results import StudyResults
 
-STUDY_FILE = "study.json"
 MOST_NAMED = 3
 MOST_CELLS = 40  # runs of studies that are read for charts
 
@@ -129,7 +129,7 @@ def _found(names: Sequence[str]) -> tuple[list[Path], list[Path]]:
         path = Path(name).expanduser()
         if not path.is_dir() and (path.suffix in (".yaml", ".yml") or not path.exists()):
             path = study_folder(name) or path
-        kind = studies if (path / STUDY_FILE).is_file() else runs
+        kind = studies if (path / STUDY_JSON).is_file() else runs
         kind.setdefault(os.path.realpath(path), path)
     return list(runs.values()), list(studies.values())
 

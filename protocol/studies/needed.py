@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from functools import lru_cache
 from statistics import NormalDist
 
 from ...lightning_modules.exact_interval import CONFIDENCE
+from ..statistics import student_quantile
 
 # With ten values the standard deviation is known to a factor of about 0.7 to 1.8 (95 %), so that the number of
 # episodes, which goes with its square, is a guess by a factor of about 2. With fewer values it is none.
@@ -32,14 +32,6 @@ def episodes_needed(differences: Sequence[float], half_width: float) -> int | No
     ratio = float(np.std(differences, ddof=1)) / half_width
     # Student's quantile is above the normal one, which bounds the number from below by a few.
     number = max(2, math.ceil((NormalDist().inv_cdf((1 + CONFIDENCE) / 2) * ratio) ** 2))
-    while student(number - 1) * ratio > math.sqrt(number):
+    while student_quantile(number - 1) * ratio > math.sqrt(number):
         number += 1
     return number
-
-
-@lru_cache(maxsize=4096)
-def student(degrees: float) -> float:
-    """Return the quantile of Student's t that half a 95% interval is, for a number of degrees of freedom."""
-    from scipy import stats  # type: ignore[import-untyped]  # takes longer to import than the rest
-
-    return float(stats.t.ppf((1 + CONFIDENCE) / 2, df=degrees))

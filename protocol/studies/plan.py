@@ -10,7 +10,6 @@ from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
 
 from ... import __version__
 from ...configs import find_config
@@ -232,15 +231,3 @@ def unknown_costs(plan: Plan) -> dict[str, str]:
             if rows and not shared and cost not in known and cost not in plan.measured:
                 found.setdefault(cost, cell.title)
     return found
-
-
-def summary_of(plan: Plan) -> dict[str, Any]:
-    """Return the numbers of a plan: cells, runs, rows, done and missing ones."""
-    runs = {cell.folder: cell for cell in plan.cells}
-    rows = sum(cell.episodes * len(cell.arms) for cell in runs.values())
-    done = sum(plan.counts[name].done(arm, cell.episodes) for name, cell in runs.items() for arm in cell.arms)
-    finished = sum(
-        all(plan.counts[cell.folder].done(arm, cell.episodes) >= cell.episodes for arm in cell.arms)
-        for cell in plan.cells
-    )
-    return {"cells": len(plan.cells), "runs": len(runs), "finished": finished, "rows": rows, "done": done}

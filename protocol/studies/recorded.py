@@ -12,9 +12,8 @@ from typing import Any
 from ...errors import DtrapError
 from ...parsing import read_json
 from ..run_folder import Row, RunFolder
+from .folder import FORMAT, STUDY_JSON
 
-STUDY_FILE = "study.json"
-FORMAT = "dtrap-study/1"
 SETS = "sets"
 FINISHED, UNFINISHED, MISSING, FAILED = "finished", "unfinished", "missing", "failed"
 
@@ -95,7 +94,7 @@ def read_parts(folder: Path, failed: Mapping[str, str]) -> tuple[str, str, list[
     Raises:
         DtrapError: The folder has no `study.json`, or a damaged one. A damaged cell is marked as failed.
     """
-    path = folder / STUDY_FILE
+    path = folder / STUDY_JSON
     try:
         study = read_json(path)
         if study["format"] != FORMAT:
@@ -104,7 +103,7 @@ def read_parts(folder: Path, failed: Mapping[str, str]) -> tuple[str, str, list[
         parts = [_part(folder, part, known, failed) for part in study["parts"]]
         return str(study["name"]), str(study["title"]), parts
     except (FileNotFoundError, NotADirectoryError):
-        what = f"has no {STUDY_FILE}" if folder.is_dir() else "is not a folder"
+        what = f"has no {STUDY_JSON}" if folder.is_dir() else "is not a folder"
         raise DtrapError(f"{folder} {what}. Expected the folder of a study, which `dtrap study` writes.") from None
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         reason = f"no {error}" if isinstance(error, KeyError) else str(error)[:200]

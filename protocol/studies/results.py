@@ -9,9 +9,9 @@ from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
 
 from ..measured import measure_of, measured_values
-from ..statistics import Interval, binomial_interval, mean_interval, paired_difference
+from ..statistics import Interval, binomial_interval, mean_interval, paired_difference, student_quantile
 from ..summary import tested_images
-from .needed import episodes_needed, student
+from .needed import episodes_needed
 from .published import MEAN, PAPER_SETS, published_values, set_key
 from .recorded import SETS, StudyCell, StudyPart, read_parts
 
@@ -205,9 +205,9 @@ def _mean_columns(lines: Sequence[Mapping[str, Any]], mean: str, half_width: str
     value = sum(line[mean] for line in lines) / len(lines)
     if any(line[half_width] is None for line in lines):
         return {mean: value, half_width: None}
-    errors = [(line[half_width] / student(line[count] - 1), line[count] - 1) for line in lines]
+    errors = [(line[half_width] / student_quantile(line[count] - 1), line[count] - 1) for line in lines]
     variance = sum(error**2 for error, _ in errors)
     if variance == 0:
         return {mean: value, half_width: 0.0}
     degrees = variance**2 / sum(error**4 / number for error, number in errors)
-    return {mean: value, half_width: student(degrees) * math.sqrt(variance) / len(lines)}
+    return {mean: value, half_width: student_quantile(degrees) * math.sqrt(variance) / len(lines)}
