@@ -12,7 +12,6 @@ from typing import Any
 from rich.console import Console
 
 from ..callbacks import StageSwitch
-from ..callbacks.stop_at_loss import FinalLoss
 from ..console import SafeConsole, say
 from ..datamodules.few_shot import FewShotDataModule
 from ..errors import DtrapError, check_one_of
@@ -20,24 +19,19 @@ from ..keywords import Unpack
 from ..lightning_modules import FewShotClassifier
 from ..lightning_modules.finite import DivergedError
 from ..signals import STOP
-from .adapters import AdapterCard, save_adapter
-from .checkpoint import StepCheckpoint
 from .checks import check_settings
 from .configuration import MethodConfig
-from .episode import ZeroShots, cheap_collection, parts_of, run_episode, without_expected_warnings
-from .episode_pictures import check_relevance, draw_pictures
+from .episode import cheap_collection, without_expected_warnings
+from .episode_run import EpisodeRun
 from .explanation import explained_use
-from .features import FeatureFile
 from .folder_identity import FolderIdentity, Method
 from .identity import default_folder_name
 from .loggers import ProtocolLogger
 from .method_names import find_same
 from .module_method import ModuleMethod
-from .predictions import save_predictions
 from .preprocessing import settle_test_preprocessing
 from .progress import EpisodeProgress
-from .references import loss_windows
-from .rehearsal import Loaded, build_modules, rehearse
+from .rehearsal import Loaded
 from .result import ProtocolResult
 from .run_folder import Row, RunFolder
 from .settings import ProtocolOptions, ProtocolSettings
@@ -127,8 +121,6 @@ class ProtocolRun:
         self.begun = False
         stored = {} if settings.overwrite else self.record.stored()
         settle_test_preprocessing(data, methods, stored["methods"][stored["main"]] if stored else None)
-        self._zero_shots: dict[str, ZeroShots] = {}
-        self._same: dict[str, str] = {}
         self._diverged: set[str] = set()
         if data.own_images and self.folder.path.resolve().is_relative_to(data.root.resolve()):
             raise DtrapError(
@@ -167,13 +159,13 @@ class ProtocolRun:
             every, rows = list(range(self.episodes)), self.folder.rows
             missing = {name: every if overwrite else rows.missing(name, self.episodes) for name in self.names}
             if any(missing.values()):
-                modules, arguments = self._prepare(missing, overwrite=overwrite)
+                run = self._prepare(missing, overwrite=overwrite)
                 self.begun = True
                 if overwrite:
                     self.folder.clear()
                 self.record.record()
                 try:
-                    self._run_missing(missing, modules, arguments)
+                    self._run_missing(missing, run)
                 except (KeyboardInterrupt, Exception) as error:
                     # A worker process that the same signal ended raises a RuntimeError.
                     if not isinstance(error, KeyboardInterrupt) and (
@@ -190,56 +182,37 @@ class ProtocolRun:
         self._refuse_all_diverged(result.rows)
         return result
 
-    def _prepare(
-        self, missing: dict[str, list[int]], *, overwrite: bool
-    ) -> tuple[dict[str, FewShotClassifier], dict[str, dict[str, Any]]]:
-        """Return the modules and the Trainer's arguments of the methods; a mistake is found before a file is touched.
-
-        Only the first method has loggers: they log all methods, and some of them start a run when they are created.
-        """
+    def _prepare(self, missing: dict[str, list[int]], *, overwrite: bool) -> EpisodeRun:
+        """Return what runs the episodes; a mistake is found before a file is touched."""
         with explained_use([self.data]):
             check_settings(self.methods, self.data, self.settings)
             self.data.check_images(sorted(set().union(*missing.values())))
             self.data.setup()
         if not overwrite and self.folder.rows.read():
             self.record.check_data_files()
-        self._same = find_same(self.methods)
-        for name, first in self._same.items():
+        for name, first in find_same(self.methods).items():
             self._say(f"'{name}' trains the same as '{first}', which is run once and shown under both names.")
-        modules = build_modules([method for method in self.methods if method.name not in self._same], self.loaded)
-        for module in dict.fromkeys(modules.values()):
-            with explained_use([*parts_of(module), self.data]):
-                rehearse(module, self.data)
-        check_relevance(self.settings, modules)
+        run = EpisodeRun(self.methods, self.data, self.settings, self.folder, self.loaded)
         check_space(
             self.folder,
-            modules,
+            run.modules,
             missing,
             save_adapters=self.settings.save_adapters,
             checkpoints=self.data.streams,
             overwrite=overwrite,
-            others=sizes_of_files(self.settings, self.data, modules, missing),
+            others=sizes_of_files(self.settings, self.data, run.modules, missing),
         )
-        for module in modules.values():
-            module.kept_scores.wanted = self.settings.save_predictions
-        arguments = {method.name: method.trainer_arguments(logger=method is self.main) for method in self.methods}
-        self._windows = loss_windows(arguments.values())
-        return modules, arguments
+        return run
 
-    def _run_missing(
-        self,
-        missing: dict[str, list[int]],
-        modules: dict[str, FewShotClassifier],
-        arguments: dict[str, dict[str, Any]],
-    ) -> None:
+    def _run_missing(self, missing: dict[str, list[int]], run: EpisodeRun) -> None:
         episodes = sorted(set().union(*missing.values()))
-        for line in dict.fromkeys(module.describe_training() for module in modules.values()):
+        for line in dict.fromkeys(module.describe_training() for module in run.modules.values()):
             self._say(line)
         self._say(f"Results: {self.folder.path}")
         self.record.record_subsets(episodes)
         rows = [row for row in self.folder.rows.read() if row["episode"] < self.episodes]
         configs = {method.name: method.values for method in self.methods}
-        configured = arguments[self.main.name].get("logger")
+        configured = run.arguments[self.main.name].get("logger")
         logger = ProtocolLogger(configured, self.folder, configs, self._warn, self.data.description, self._tags())
         logger.log_earlier(rows)
         known = self.known()
@@ -253,13 +226,13 @@ class ProtocolRun:
                         if episode in missing[method.name]:
                             STOP.check()
                             progress.begin(episode)
-                            if method.name in self._same:
-                                row = self._repeat(rows, episode, self._same[method.name], method.name)
+                            if method.name in run.same:
+                                row = self._repeat(rows, episode, run.same[method.name], method.name)
                             elif (found := known.get((method.name, episode))) is not None:
                                 row = self._append({**found, "method": method.name})
                             else:
-                                given = modules[method.name], arguments[method.name]
-                                row = self._run_method(method, *given, progress, rows)
+                                row = run.run(method.name, progress, rows, self._append)
+                                self._warn_diverged(row)
                             rows.append(row)
                             progress.finish(row)
                             gc.collect()
@@ -272,47 +245,9 @@ class ProtocolRun:
         shot = [f"{self.data.shot}-shot"] if self.data.fixed_numbers else []
         return [self.data.title, *shot, self.main.backbone, self.main.tuner_name, *self.names]
 
-    def _run_method(
-        self,
-        method: Method,
-        module: FewShotClassifier,
-        arguments: dict[str, Any],
-        progress: EpisodeProgress,
-        rows: Sequence[Row],
-    ) -> Row:
-        stem = f"episode_{self.data.episode:04d}_{method.name}"
-        checkpoint = zero_shots = None
-        if self.data.streams:
-            zero_shots = self._zero_shots.setdefault(method.name, {})
-            path, every = self.folder.checkpoints / f"{stem}.ckpt", self.settings.checkpoint_every
-            checkpoint = StepCheckpoint(path, every, self.folder.check_present)
-        features = FeatureFile() if self.data.episode < self.settings.save_features else None
-        more = [FinalLoss(self._windows), *([] if features is None else [features])]
-        switch = method.stage_switch()
-        row = run_episode(module, self.data, arguments, switch, progress, checkpoint, zero_shots, more, rows)
-        row = {"episode": row.pop("episode"), "method": method.name, **row}
-        self.folder.check_present()
-        diverged = "diverged" in row
-        if diverged:
-            self._warn_diverged(row)
-        if self.settings.save_adapters and not diverged:
-            card = AdapterCard.of(module, self.data, row, self.names, arguments.get("precision"))
-            save_adapter(self._path_of(self.data.episode, method.name), module, card)
-        if self.settings.save_predictions and self.data.has_query and not diverged:
-            save_predictions(self.folder.predictions / f"{stem}.safetensors", module, self.data)
-        if features is not None and not diverged:
-            features.save(self.folder.features / f"{stem}.safetensors", row["classes"])
-        draw_pictures(self.folder, self.settings, module, self.data, row)
-        # After the other files, so that a kill in between repeats the episode; before the checkpoint is deleted, so
-        # that a kill in between loses nothing.
-        self.folder.rows.append(row)
-        if checkpoint is not None:
-            checkpoint.remove()
-        return row
-
     def _warn_diverged(self, row: Row) -> None:
         """Say once for each method that an episode diverged; the summary counts the others."""
-        if row["method"] not in self._diverged:
+        if "diverged" in row and row["method"] not in self._diverged:
             self._diverged.add(row["method"])
             self._warn(
                 f"{self.data.unit} {row[self.data.unit]} of '{row['method']}' diverged: {row['diverged']}. Its row is "

@@ -1,0 +1,121 @@
+"""Methods on episodes in one process: the modules, the row of each episode and the files that belong to it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from ..callbacks.stop_at_loss import FinalLoss
+from ..datamodules.few_shot import FewShotDataModule
+from ..lightning_modules import FewShotClassifier
+from .adapters import AdapterCard, save_adapter
+from .checkpoint import StepCheckpoint
+from .episode import ZeroShots, parts_of, run_episode
+from .episode_pictures import check_relevance, draw_pictures
+from .explanation import explained_use
+from .features import FeatureFile
+from .folder_identity import Method
+from .method_names import find_same
+from .predictions import save_predictions
+from .progress import EpisodeProgress
+from .references import loss_windows
+from .rehearsal import Loaded, build_modules, rehearse
+from .run_folder import Row, RunFolder
+from .settings import ProtocolSettings
+
+
+class EpisodeRun:
+    """Runs methods on the data module's current episode; it writes no row.
+
+    A process that has the methods' configs, the data and the settings can build one: rows depend on nothing else.
+
+    Args:
+        methods: The methods of the run.
+        data: The data module, set up.
+        settings: Which files are written.
+        folder: Where they are written, and checkpoints of long tasks.
+        loaded: Backbones and tuners that this process has loaded; used, and added to.
+
+    Attributes:
+        same: Methods that train the same as an earlier one, by name: they have no module, and get its row.
+        modules: The module of each other method, by name.
+        arguments: The Trainer's arguments of each method, by name. Only the first method has loggers, which log all
+            methods, and some of which start a run when they are created.
+
+    Raises:
+        DtrapError: A prompt, a schedule or a setting does not fit a module.
+    """
+
+    def __init__(
+        self,
+        methods: Sequence[Method],
+        data: FewShotDataModule,
+        settings: ProtocolSettings,
+        folder: RunFolder,
+        loaded: Loaded | None = None,
+    ) -> None:
+        self.methods = {method.name: method for method in methods}
+        self.data, self.settings, self.folder = data, settings, folder
+        self.same = find_same(methods)
+        trained = [method for method in methods if method.name not in self.same]
+        self.modules: dict[str, FewShotClassifier] = build_modules(trained, loaded)
+        for module in dict.fromkeys(self.modules.values()):
+            with explained_use([*parts_of(module), data]):
+                rehearse(module, data)
+        check_relevance(settings, self.modules)
+        for module in self.modules.values():
+            module.kept_scores.wanted = settings.save_predictions
+        self.arguments: dict[str, dict[str, Any]] = {
+            method.name: method.trainer_arguments(logger=method is methods[0]) for method in methods
+        }
+        self._windows = loss_windows(self.arguments.values())
+        self._zero_shots: dict[str, ZeroShots] = {}
+
+    def run(self, name: str, progress: EpisodeProgress, rows: Sequence[Row], append: Callable[[Row], Any]) -> Row:
+        """Run a method on the current episode, write the files of its row and pass the row to `append`.
+
+        Args:
+            name: The method.
+            progress: Shows every step and test batch.
+            rows: The rows of the run so far; a callback may need that of another method of this episode.
+            append: Writes the row. It is called after the other files are written, so that a kill in between repeats
+                the episode, and before a checkpoint is deleted, so that a kill in between loses nothing.
+        """
+        method, module, data = self.methods[name], self.modules[name], self.data
+        stem = f"episode_{data.episode:04d}_{name}"
+        checkpoint = zero_shots = None
+        if data.streams:
+            zero_shots = self._zero_shots.setdefault(name, {})
+            path, every = self.folder.checkpoints / f"{stem}.ckpt", self.settings.checkpoint_every
+            checkpoint = StepCheckpoint(path, every, self.folder.check_present)
+        features = FeatureFile() if data.episode < self.settings.save_features else None
+        more = [FinalLoss(self._windows), *([] if features is None else [features])]
+        switch, arguments = method.stage_switch(), self.arguments[name]
+        row = run_episode(module, data, arguments, switch, progress, checkpoint, zero_shots, more, rows)
+        row = {"episode": row.pop("episode"), "method": name, **row}
+        self.folder.check_present()
+        self._write_files(stem, module, row, arguments, features)
+        append(row)
+        if checkpoint is not None:
+            checkpoint.remove()
+        return row
+
+    def _write_files(
+        self,
+        stem: str,
+        module: FewShotClassifier,
+        row: Row,
+        arguments: Mapping[str, Any],
+        features: FeatureFile | None,
+    ) -> None:
+        """Write what the settings ask for beside a row; a diverged training leaves pictures only."""
+        folder, settings, data = self.folder, self.settings, self.data
+        if "diverged" not in row:
+            if settings.save_adapters:
+                card = AdapterCard.of(module, data, row, list(self.methods), arguments.get("precision"))
+                save_adapter(folder.adapters / f"{stem}.safetensors", module, card)
+            if settings.save_predictions and data.has_query:
+                save_predictions(folder.predictions / f"{stem}.safetensors", module, data)
+            if features is not None:
+                features.save(folder.features / f"{stem}.safetensors", row["classes"])
+        draw_pictures(folder, settings, module, data, row)
