@@ -142,6 +142,11 @@ def sha256(path: str | os.PathLike[str]) -> str:
     return digest.hexdigest()
 
 
+def user_cache() -> Path:
+    """Return the folder for files that can be made again: `dtrap` in $XDG_CACHE_HOME, or else in ~/.cache."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache"), "dtrap")
+
+
 def _irregular(path: str | os.PathLike[str]) -> OSError:
     what = "it is a folder" if os.path.isdir(path) else "not a regular file but a FIFO, device or socket"
     return OSError(errno.EINVAL, what, os.fspath(path))

@@ -44,7 +44,8 @@ def check_finite(tensors: Mapping[str, Tensor], source: str, remedy: str) -> Non
 def first_not_finite(tensors: Mapping[str, Tensor]) -> str | None:
     """Return the name of the first floating-point tensor with NaN or infinite values."""
     for name, tensor in tensors.items():
-        if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
+        # A sum is several times faster; one that is finite has finite terms, but finite terms may overflow.
+        if tensor.is_floating_point() and not (tensor.sum().isfinite() or torch.isfinite(tensor).all()):
             return name
     return None
 

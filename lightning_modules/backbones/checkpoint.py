@@ -5,20 +5,24 @@ from __future__ import annotations
 import hashlib
 import json
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from threading import get_ident
+from typing import Any, TypeVar
 
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
+from torch.nn.modules.module import register_module_parameter_registration_hook
 
 from ... import parsing
 from ...errors import DtrapError
 from ..finite import check_finite
 
 OPENAI_EXTRAS = ("input_resolution", "context_length", "vocab_size")
+
+Model = TypeVar("Model", bound=nn.Module)
 
 
 def digest(tensors: Mapping[str, Tensor]) -> str:
@@ -81,6 +85,36 @@ def read_weights(path: Path, *, trust_torchscript: bool = False) -> dict[str, Te
     return {name.removeprefix("module."): value for name, value in content.items() if name not in OPENAI_EXTRAS}
 
 
+def without_weights(build: Callable[[], Model]) -> Model:
+    """Return a model whose parameters are on the meta device, without values, until `load_weights` gives them theirs.
+
+    Random weights that a file replaces take seconds to draw. Buffers are real, because checkpoints lack some of them,
+    such as attention masks. A model whose constructor needs the values, or that has a parameter in two places, is built
+    with random ones.
+
+    Args:
+        build: Returns the model; called again where it cannot be built so.
+    """
+    thread = get_ident()  # the hook is called for modules of all threads
+
+    def drop_values(module: nn.Module, name: str, parameter: nn.Parameter) -> nn.Parameter | None:
+        if get_ident() != thread or parameter.is_meta:
+            return None
+        return nn.Parameter(parameter.to("meta"), parameter.requires_grad)
+
+    hook = register_module_parameter_registration_hook(drop_values)
+    try:
+        model = build()
+        places = sum(1 for _ in model.named_parameters(remove_duplicate=False))
+        if places == sum(1 for _ in model.parameters()):
+            return model
+    except (RuntimeError, DtrapError):  # torch's errors where a value is asked for, perhaps explained by `build`
+        pass
+    finally:
+        hook.remove()
+    return build()
+
+
 def load_weights(model: nn.Module, weights: dict[str, Tensor], *, path: Path, target: str, remedy: str) -> None:
     """Load weights; every parameter must be present.
 
@@ -94,7 +128,8 @@ def load_weights(model: nn.Module, weights: dict[str, Tensor], *, path: Path, ta
     Raises:
         DtrapError: Parameters are missing, unknown, of another shape or not finite; the message names some.
     """
-    expected = {name: list(value.shape) for name, value in model.state_dict().items()}
+    state = model.state_dict()
+    expected = {name: list(value.shape) for name, value in state.items()}
     given = {name: list(value.shape) for name, value in weights.items()}
     reshaped = [name for name, shape in expected.items() if given.get(name, shape) != shape]
     faults = {
@@ -105,7 +140,12 @@ def load_weights(model: nn.Module, weights: dict[str, Tensor], *, path: Path, ta
     found = [f"{len(names)} {fault} ({', '.join(names[:2])})" for fault, names in faults.items() if names]
     if found:
         raise DtrapError(f"{path}: these weights do not fit {target}: parameters {'; '.join(found)}. {remedy}")
-    model.load_state_dict(weights)
+    without = any(parameter.is_meta for parameter in model.parameters())
+    if without:
+        # Copies in the model's own types: a safetensors file is mapped into memory, and may be replaced later.
+        form = torch.contiguous_format
+        weights = {name: v.to("cpu", state[name].dtype, copy=True, memory_format=form) for name, v in weights.items()}
+    model.load_state_dict(weights, assign=without)
     # After the load, which may turn a large float64 into an infinite float32.
     check_finite(model.state_dict(), str(path), "Copy or download the file again, or use other weights.")
 

@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import Any
 from weakref import WeakKeyDictionary
 
-from ...files import sha256
 from ..parts import Description, describe
 from .base import Backbone
+from .checksums import kept_sha256
 
 Files = dict[str, dict[str, str]]
 ASSETS = Path(__file__).parents[2] / "assets"
@@ -78,7 +78,7 @@ def _paths(backbone: Backbone) -> dict[str, Path]:
 def checksum(path: Path) -> str:
     """Return the SHA-256 of a file, or of the model files of a folder with their names."""
     files = [path] if path.is_file() else sorted(f for f in path.iterdir() if f.suffix in _MODEL_FILES and f.is_file())
-    sums = [sha256(file) for file in files]
+    sums = [kept_sha256(file) for file in files]
     if path.is_file():
         return sums[0]
     named = "".join(f"{file.name}:{digest}\n" for file, digest in zip(files, sums, strict=True))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import warnings
 from dataclasses import asdict, dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +23,8 @@ from ...errors import DtrapError, nearest
 from ...files import sha256
 from .attention import separate_attention
 from .base import Backbone, Tower, checked_statistics, square_side
-from .checkpoint import load_weights, read_json, read_weights
+from .checkpoint import load_weights, read_json, read_weights, without_weights
+from .checksums import kept_sha256
 from .hub import HubFiles, tokenizer_folder
 from .tokenizers import read_tokenizer, token_count
 
@@ -95,10 +96,11 @@ class OpenCLIP(Backbone):
                 "tokenizer.json and tokenizer_config.json, or to null for the model's own."
             )
         weights = find_weights(architecture, pretrained, cache_dir)
-        self.model = _build(architecture)
         if weights.path is None:
+            self.model = _build(architecture)
             warnings.warn("The backbone has random weights (pretrained: null): expect chance accuracy.", stacklevel=2)
         else:
+            self.model = without_weights(partial(_build, architecture))
             _load(self.model, weights.path, weights.verified, architecture.name)
         self.identifier = f"{architecture.name}/{weights.label}"
         self.image_size = square_side(self.model.visual.image_size, architecture.name)
@@ -256,7 +258,7 @@ def find_weights(architecture: Architecture, pretrained: str | None, cache_dir: 
         return Weights(tag, _published_file(architecture, tag, cache_dir), architecture.tags[tag])
     for path in (Path(pretrained).expanduser(), ASSETS / pretrained):
         if path.is_file():
-            checksum = sha256(path)
+            checksum = kept_sha256(path)
             published = next((entry for entry in architecture.tags.values() if checksum in entry["url"]), None)
             if published is not None:
                 _check_activation(architecture, published, pretrained)
@@ -352,7 +354,7 @@ def _load(model: nn.Module, path: Path, verified: bool, name: str) -> None:
     expected = model.state_dict()
     # Some published weights lack the bias, which has no effect in a softmax, or have scalars of shape [1].
     if "logit_bias" in expected:
-        weights = {"logit_bias": torch.zeros_like(expected["logit_bias"]), **weights}
+        weights = {"logit_bias": torch.zeros(expected["logit_bias"].shape), **weights}
     for scalar in ("logit_scale", "logit_bias"):
         if scalar in weights and scalar in expected:
             weights[scalar] = weights[scalar].reshape(expected[scalar].shape)

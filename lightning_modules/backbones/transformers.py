@@ -7,7 +7,7 @@ import re
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -21,9 +21,9 @@ from transformers.utils.constants import (
 )
 
 from ...errors import DtrapError, first_line
-from ...files import sha256
 from .base import Backbone, Tower, checked_statistics, square_side
-from .checkpoint import load_weights, read_json, read_weights
+from .checkpoint import load_weights, read_json, read_weights, without_weights
+from .checksums import kept_sha256
 from .hub import TOKENIZER_CONFIG, VOCABULARY, FolderFiles, HubFiles, ModelFiles, tokenizer_folder
 
 WEIGHTS = ["model.safetensors", "model.safetensors.index.json"]
@@ -81,7 +81,8 @@ class Transformers(Backbone):
         files = find_files(name, cache_dir)
         content = read_json(files.require(["config.json"]))
         family = _family(content, files.label)
-        self.model = _build(family, content, files.label)
+        build = partial(_build, family, content, files.label)
+        self.model = build() if random_weights else without_weights(build)
         if random_weights:
             warnings.warn(
                 "The backbone has random weights (random_weights: true): expect chance accuracy.", stacklevel=2
@@ -242,7 +243,7 @@ def _build(family: Family, content: dict[str, Any], label: str) -> Any:
 
 def _checksum(paths: list[Path]) -> str:
     """Return eight digits that identify the weights of a folder."""
-    return hashlib.sha256("".join(sha256(path) for path in paths).encode()).hexdigest()[:8]
+    return hashlib.sha256("".join(kept_sha256(path) for path in paths).encode()).hexdigest()[:8]
 
 
 def _load(model: nn.Module, files: ModelFiles) -> list[Path]:
