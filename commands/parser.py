@@ -21,6 +21,7 @@ from ..protocol.configuration import MethodConfig, build_part
 from ..protocol.method_names import check_distinct, overlay_name
 from ..protocol.paths import with_absolute_paths
 from ..protocol.settings import ProtocolSettings
+from . import importing
 from .given_configs import bound_yaml, find_configs
 from .parser_errors import explain
 
@@ -37,9 +38,10 @@ class DtrapCLI(LightningCLI):
     def __init__(self, arguments: list[str], command: str, overlay: str | None = None) -> None:
         self.command = command
         bound_yaml()
-        for package in (callbacks, datamodules, backbones, tuners):
-            for name in package.__all__:
-                getattr(package, name)  # jsonargparse knows only classes that are imported
+        with importing():
+            for package in (callbacks, datamodules, backbones, tuners):
+                for name in package.__all__:
+                    getattr(package, name)  # jsonargparse knows only classes that are imported
         super().__init__(
             FewShotClassifier,
             FewShotDataModule,
