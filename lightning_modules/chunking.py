@@ -146,7 +146,8 @@ class RowDropout(nn.Module):
     def _random(self, x: Tensor, rows: _Rows, dtype: torch.dtype) -> Tensor:
         """Integers with the shape of `x`; a tower may split each image into several rows (windows)."""
         per_image = len(x) / rows.images
-        blocks, start = [], 0
+        blocks: list[Tensor] = []
+        start = 0
         for seed, images in rows.passes:
             first, last = (min(max(n - start, 0), images) for n in (rows.first, rows.first + rows.images))
             limits = (round(n * per_image) for n in (first, last, images))
