@@ -2,8 +2,8 @@
 
 import pytest
 import torch
-from dtrap.lightning_modules import FewShotClassifier, losses
-from dtrap.lightning_modules.chunking import RowDropout, encode_in_chunks
+from dtrap.lightning_modules import FewShotClassifier, chunking, losses
+from dtrap.lightning_modules.chunking import RowDropout, encode_in_chunks, pass_seed
 from dtrap.lightning_modules.tuners import LoRA
 from torch import Generator, nn
 
@@ -154,6 +154,74 @@ def test_a_later_pass_draws_other_masks():
 def test_masks_do_not_depend_on_the_chunks(chunk):
     layer = RowDropout(0.3, 2)
     assert torch.equal(masks(layer, chunk=chunk)[0], masks(layer)[0])
+
+
+SEEDED = [(11, 7), (22, 10), (33, 3)]
+
+
+def in_passes(layer, passes, chunk=None):
+    """The layer's output for ones, for batches that follow each other."""
+    ones = torch.ones(sum(count for _, count in passes), 9, 4)
+    return encode_in_chunks(layer, ones, chunk, passes=passes)
+
+
+@pytest.mark.parametrize("block", [3, 128])
+@pytest.mark.parametrize("chunk", [None, 1, 4, 9, 17])
+def test_a_batch_has_the_masks_that_it_has_alone(monkeypatch, chunk, block):
+    monkeypatch.setattr(chunking, "_CPU_BLOCK", block)
+    layer = RowDropout(0.3, 2)
+    alone = torch.cat([in_passes(layer, [one]) for one in SEEDED])
+    assert torch.equal(in_passes(layer, SEEDED, chunk), alone)
+    assert len({tuple((part > 0).flatten().tolist()) for part in alone}) == len(alone)
+
+
+def test_a_batch_of_one_pass_has_the_masks_of_its_drawn_seed():
+    layer = RowDropout(0.5, 1)
+    torch.manual_seed(0)
+    seed = int(torch.randint(2**62, ()))
+    torch.manual_seed(0)
+    assert torch.equal(
+        encode_in_chunks(layer, torch.ones(8, 9)), encode_in_chunks(layer, torch.ones(8, 9), passes=[(seed, 8)])
+    )
+
+
+def test_passes_draw_nothing_from_the_global_generator_and_must_cover_the_batch():
+    torch.manual_seed(0)
+    in_passes(RowDropout(0.5, 0), SEEDED, 4)
+    drawn = torch.rand(3)
+    torch.manual_seed(0)
+    assert torch.equal(drawn, torch.rand(3))
+    with pytest.raises(ValueError, match="do not add up to 7 images"):
+        encode_in_chunks(nn.Identity(), torch.ones(7, 2), passes=[(0, 3), (1, 3)])
+
+
+def test_the_seed_of_a_pass_is_not_that_of_several():
+    def seeds(passes):
+        found = []
+        encode_in_chunks(lambda part: found.append(pass_seed()) or part, torch.ones(6, 2), 2, passes=passes)
+        return found
+
+    assert seeds([(5, 6)]) == [5, 5, 5]
+    with pytest.raises(ValueError, match="2 passes"):
+        seeds([(5, 3), (6, 3)])
+
+
+@pytest.mark.parametrize("p", [0.1, 0.5, 1 / 3, 0.9, 0.00390625, 0.999])
+def test_any_probability_is_exact_and_the_mean_is_kept(p):
+    layer, count = RowDropout(p, 0), 2_000_000
+    x = torch.ones(20, count // 20, requires_grad=True)
+    output = encode_in_chunks(layer, x, passes=[(3, 20)])
+    zeros = int((output == 0).sum())
+    assert abs(zeros - p * count) < 4 * (p * (1 - p) * count) ** 0.5 + count * 2**-16
+    kept = float(output.detach().max())
+    assert kept == pytest.approx(1 / (1 - p), rel=2**-16 / (1 - p))
+    (gradient,) = torch.autograd.grad(output.sum(), x)
+    assert torch.equal(gradient, output)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64])
+def test_row_dropout_keeps_the_type(dtype):
+    assert encode_in_chunks(RowDropout(0.25, 0), torch.ones(3, 8, dtype=dtype)).dtype == dtype
 
 
 def test_masks_follow_the_images_of_a_tower_with_windows():
