@@ -6,6 +6,7 @@ import gc
 import signal
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
@@ -220,8 +221,9 @@ class ProtocolRun:
         status = "failed"
         try:
             with progress, cheap_collection():
-                for episode in episodes:
+                for episode, following in zip_longest(episodes, episodes[1:]):
                     self.data.set_episode(episode)
+                    self.data.expect(following)
                     for method in self.methods:
                         if episode in missing[method.name]:
                             STOP.check()
@@ -239,6 +241,7 @@ class ProtocolRun:
                     logger.log_episode(rows, episode)
             status = "success"
         finally:
+            self.data.decode_no_more()
             logger.finish(status)
 
     def _tags(self) -> list[str]:
