@@ -15,6 +15,7 @@ from PIL import Image
 
 from ..errors import DtrapError, check_at_least, check_one_of, check_template, visible
 from ..keywords import KeepsArguments
+from .ahead import held_back
 from .images import open_image
 from .index import ImageIndex, listing
 from .index_check import check_index
@@ -220,6 +221,8 @@ class ImageCollection(KeepsArguments, LightningDataModule, ABC):
 
     def warn_once(self, text: str, such_as: str = "") -> None:
         """Log a warning once, even if it applies to many images, episodes or seeds; `such_as` is the first case."""
+        if held_back(text, such_as):
+            return
         if text not in self._warned:
             self._warned.add(text)
             logger.warning("%s: %s%s", self.title, text, f" (found in {such_as})" if such_as else "")

@@ -10,11 +10,15 @@ import numpy as np
 import torch
 
 from ..errors import DtrapError, visible
+from .ahead import DecodedAhead
 from .batches import Batch, Views, decode, to_batch
 from .collection import ImageCollection, unreadable_error
 from .images import ImageError
 from .index import listing
 from .views import draw_views
+
+# Of pictures that are decoded ahead.
+MOST_BYTES = 2**29
 
 
 @dataclass(frozen=True)
@@ -70,6 +74,32 @@ class Episode:
         self._support: Batch | None = None
         self._query: Batch | None = None
         self._moved: dict[tuple[torch.device, torch.dtype], Batch] = {}
+        self._ahead: DecodedAhead | None = None
+
+    def decode_ahead(self) -> None:
+        """Start to decode the images in threads; what uses them first waits for those that are not ready."""
+        groups = (self.task.support, self.views), (self.task.query, self.query_views)
+        wanted = [(position, count) for images, count in groups for of_class in images for position in of_class]
+        if sum(count for _, count in wanted) * 3 * self.preprocessing.image_size**2 > MOST_BYTES:
+            return
+        jobs = (((position, count), partial(self._draw_views, count, position)) for position, count in wanted)
+        self._ahead = DecodedAhead(jobs, self.data.num_workers)
+
+    def forget_ahead(self) -> None:
+        """Decode no further image before it is used."""
+        if self._ahead is not None:
+            self._ahead.cancel()
+            self._ahead = None
+
+    def _decoded(self, positions: list[int], count: int) -> dict[int, Views | ImageError]:
+        """Return `count` views of each image, in order, or the error that kept it from being read."""
+        done: dict[int, Views | ImageError] = {}
+        if self._ahead is not None:
+            taken = ((position, self._ahead.take((position, count), self.data.warn_once)) for position in positions)
+            done = {position: result for position, result in taken if result is not None}
+        missing = [position for position in positions if position not in done]
+        done |= decode(missing, partial(self._draw_views, count), self.data.num_workers) if missing else {}
+        return {position: done[position] for position in positions}
 
     def support(self) -> Batch:
         """Return the support batch of V*M rows on the CPU: view slowest, then class, then shot."""
@@ -110,7 +140,7 @@ class Episode:
         views: dict[int, Views] = {}
         faults: dict[int, ImageError] = {}
         while waiting := [p for positions in chosen for p in positions if p not in views]:
-            for position, result in decode(waiting, partial(self._draw_views, count), self.data.num_workers).items():
+            for position, result in self._decoded(waiting, count).items():
                 if isinstance(result, ImageError):
                     faults[position] = result
                 else:

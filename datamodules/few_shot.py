@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from contextlib import suppress
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, ClassVar, TypedDict
@@ -95,6 +96,7 @@ class FewShotDataModule(ImageCollection):
     all_way_preprocessing: ClassVar[TestPreprocessing] = "backbone"
     fixed_numbers = True
     measures_auroc = False
+    _ahead: Episode | None = None
 
     def __init__(
         self,
@@ -136,6 +138,28 @@ class FewShotDataModule(ImageCollection):
         check_at_least("episode", episode, 0)
         self.episode, self.seed = episode, self.sampler.seed_of(episode)
         self._current: Episode | None = None
+        self.expect(None)
+
+    def expect(self, episode: int | None) -> None:
+        """Say which episode comes after the current one: its images are decoded in threads while this one trains.
+
+        It has no effect where images are streamed, where an own `load_image` may not work in a thread (`num_workers` 0)
+        or where the pictures would take more than half a gigabyte. Results do not depend on it. Errors and warnings of
+        the images come out when that episode is used.
+
+        Args:
+            episode: Number of the episode; None to decode nothing ahead.
+        """
+        if self._ahead is not None and self._ahead.number != self.episode:
+            self.decode_no_more()
+        self._next = episode
+
+    def decode_no_more(self) -> None:
+        """End what is decoded ahead."""
+        for episode in (self._ahead, self._current):
+            if episode is not None:
+                episode.forget_ahead()
+        self._ahead = self._next = None
 
     def setup(self, stage: str | None = None) -> None:
         """Take the backbone's preprocessing and the tuner's query views; check that the episode can be drawn."""
@@ -170,10 +194,26 @@ class FewShotDataModule(ImageCollection):
     def current(self) -> Episode:
         """The current episode with its decoded images."""
         if self._current is None or self._current.preprocessing != self.preprocessing:
-            views_generator = partial(self.sampler.generator, self.episode, VIEWS)
-            task, numbers = self.sampler.draw(self.episode), (self.views, self.query_views, self.fixed_numbers)
-            self._current = Episode(self, task, self.episode, views_generator, *numbers)
+            ahead, wanted = self._ahead, (self.episode, self.query_views, self.preprocessing)
+            if ahead is not None and (ahead.number, ahead.query_views, ahead.preprocessing) == wanted:
+                self._current, self._ahead = ahead, None
+            else:
+                self._current = self._draw(self.episode)
         return self._current
+
+    def _draw(self, number: int) -> Episode:
+        views_generator = partial(self.sampler.generator, number, VIEWS)
+        numbers = self.views, self.query_views, self.fixed_numbers
+        return Episode(self, self.sampler.draw(number), number, views_generator, *numbers)
+
+    def _decode_ahead(self) -> None:
+        """Start with the next episode, once the current one is decoded."""
+        number, self._next = self._next, None
+        if number is None or self.streams or not (self.opens_files or self.num_workers):
+            return
+        with suppress(DtrapError):  # an episode that cannot be drawn is an error when it is used
+            self._ahead = self._draw(number)
+            self._ahead.decode_ahead()
 
     @property
     def task(self) -> Task:
@@ -289,7 +329,9 @@ class FewShotDataModule(ImageCollection):
         With `batch_size`, all support rows once in mini-batches. All-way: batches of an endless stream of the training
         images, shuffled and augmented, each drawn from (seed, step) alone.
         """
-        return self.sampler.train_batches(self.current, self.steps_per_epoch)
+        batches = self.sampler.train_batches(self.current, self.steps_per_epoch)
+        self._decode_ahead()
+        return batches
 
     def support_batches(self) -> Iterable[Batch]:
         """Return all support rows once (all-way: plain), which a tuner may look at before its first step."""

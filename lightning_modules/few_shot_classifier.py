@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from math import isfinite
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -58,6 +59,9 @@ class FewShotClassifier(ObservedModel):
             time with other dropout masks, as the authors' code does; no difference with a frozen image tower.
         start_seed: Seed of the tuner's start in every task; None uses each episode's own.
 
+    Attributes:
+        device_work: Returns the context of what the device computes outside of a batch, so that it can be timed.
+
     Raises:
         DtrapError: Options that exclude each other or have no valid value; also the errors of `TunedModel`.
     """
@@ -103,6 +107,7 @@ class FewShotClassifier(ObservedModel):
         self.plain_views = plain_views
         self.start_seed = start_seed
         self.automatic_optimization = not self.tuner.trains_itself
+        self.device_work: Callable[[], AbstractContextManager[Any]] = nullcontext
         self._rows: Rows | None = None
         self._full_batch: bool | None = None
         self._divergence = DivergenceWatch(self)
@@ -197,7 +202,7 @@ class FewShotClassifier(ObservedModel):
         self.trainer.fit_loop.setup_data()
         query = query_batch(self) if self.tuner.transductive else None
         batches = support_batches(self)
-        with torch.no_grad(), self.trainer.precision_plugin.forward_context():
+        with self.device_work(), torch.no_grad(), self.trainer.precision_plugin.forward_context():
             self.tuner.prepare_task(task_data(self, batches, query))
         self._train_what_is_trained()
 

@@ -10,6 +10,7 @@ from ..datamodules.few_shot import FewShotDataModule
 from ..lightning_modules import FewShotClassifier
 from .adapters import AdapterCard, save_adapter
 from .checkpoint import StepCheckpoint
+from .device_clock import DeviceClock
 from .episode import ZeroShots, parts_of, run_episode
 from .episode_pictures import check_relevance, draw_pictures
 from .explanation import explained_use
@@ -41,6 +42,7 @@ class EpisodeRun:
         modules: The module of each other method, by name.
         arguments: The Trainer's arguments of each method, by name. Only the first method has loggers, which log all
             methods, and some of which start a run when they are created.
+        clock: How long the device had a batch, and how long it had none.
 
     Raises:
         DtrapError: A prompt, a schedule or a setting does not fit a module.
@@ -70,6 +72,7 @@ class EpisodeRun:
         }
         self._windows = loss_windows(self.arguments.values())
         self._zero_shots: dict[str, ZeroShots] = {}
+        self.clock = DeviceClock()
 
     def run(self, name: str, progress: EpisodeProgress, rows: Sequence[Row], append: Callable[[Row], Any]) -> Row:
         """Run a method on the current episode, write the files of its row and pass the row to `append`.
@@ -89,7 +92,8 @@ class EpisodeRun:
             path, every = self.folder.checkpoints / f"{stem}.ckpt", self.settings.checkpoint_every
             checkpoint = StepCheckpoint(path, every, self.folder.check_present)
         features = FeatureFile() if data.episode < self.settings.save_features else None
-        more = [FinalLoss(self._windows), *([] if features is None else [features])]
+        more = [FinalLoss(self._windows), self.clock, *([] if features is None else [features])]
+        self.clock.begin()
         switch, arguments = method.stage_switch(), self.arguments[name]
         row = run_episode(module, data, arguments, switch, progress, checkpoint, zero_shots, more, rows)
         row = {"episode": row.pop("episode"), "method": name, **row}

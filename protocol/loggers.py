@@ -43,6 +43,7 @@ PARTS = {
     "episodes": "count",
     "images": "images",
 }
+_NOTHING: Mapping[str, float] = {}
 SHORT = ("mean", "interval", "episodes")  # parts of measures other than accuracies
 
 
@@ -67,7 +68,8 @@ class ProtocolLogger:
     on; of the cross-entropy and the other measures shown on the console mean, half width and episodes. A name has "_"
     for the "@" of `row_measures`. `diverged` counts the diverged episodes so far, which are in no mean. The names of
     the other methods' numbers end with `/NAME`, as do the paired `difference`, main minus other, and the same of the
-    measures (`cross_entropy_difference`). Accuracies are in percent.
+    measures (`cross_entropy_difference`). Accuracies are in percent. `idle_share` is that of the time since this start
+    in which the device had no batch, see `DeviceClock`.
 
     Args:
         configured: The Trainer's `logger`: one or several loggers, True or None for the CSVLogger, False for none.
@@ -127,9 +129,15 @@ class ProtocolLogger:
         finished = [{row["episode"] for row in rows if row["method"] == method} for method in self.methods]
         self._log_all(rows, sorted(set.intersection(*finished)))
 
-    def log_episode(self, rows: Sequence[Row], episode: int) -> None:
-        """Log an episode, given all rows so far."""
-        self._log_all(rows, [episode], new=True)
+    def log_episode(self, rows: Sequence[Row], episode: int, idle_share: float | None = None) -> None:
+        """Log an episode, given all rows so far.
+
+        Args:
+            rows: All rows so far.
+            episode: Its number.
+            idle_share: Share of the time so far in which the device had no batch; None if nothing was run.
+        """
+        self._log_all(rows, [episode], new=True, more={} if idle_share is None else {"idle_share": idle_share})
 
     def finish(self, status: str) -> None:
         """End all loggers.
@@ -180,8 +188,10 @@ class ProtocolLogger:
     def _ending(self, method: str) -> str:
         return "" if method == self.methods[0] else f"/{method}"
 
-    def _log_all(self, rows: Sequence[Row], episodes: Sequence[int], *, new: bool = False) -> None:
-        metrics = [self.metrics(rows, episode) for episode in episodes]
+    def _log_all(
+        self, rows: Sequence[Row], episodes: Sequence[int], *, new: bool = False, more: Mapping[str, float] = _NOTHING
+    ) -> None:
+        metrics = [{**self.metrics(rows, episode), **more} for episode in episodes]
         for logger in list(self.loggers):
             there = 0 if new else getattr(self.wandb_runs.get(logger), "starting_step", 0)
             self._attempt(logger, self._log, logger, metrics[there:])

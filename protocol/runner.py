@@ -6,6 +6,7 @@ import gc
 import signal
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from ..lightning_modules.finite import DivergedError
 from ..signals import STOP
 from .checks import check_settings
 from .configuration import MethodConfig
+from .device_clock import DeviceSeconds
 from .episode import cheap_collection, without_expected_warnings
 from .episode_run import EpisodeRun
 from .explanation import explained_use
@@ -101,6 +103,7 @@ class ProtocolRun:
     Attributes:
         loaded: Backbones and tuners of earlier runs of this process, which are used; those of this run are added.
         known: Returns rows of other runs by method and episode, which are copied instead of being computed.
+        device: Seconds of the episodes that this object has run, and how many of them the device had a batch.
         begun: Whether the folder holds results of this run, and none of one that it overwrites.
 
     Raises:
@@ -113,6 +116,7 @@ class ProtocolRun:
         self.methods, self.data, self.settings, self.console = methods, data, settings, console
         self.loaded: Loaded | None = None
         self.known: Callable[[], Mapping[tuple[str, int], Row]] = dict
+        self.device = self._earlier = DeviceSeconds()
         self.main = methods[0]
         self.names = [method.name for method in methods]
         self.episodes = min(settings.episodes, data.tasks or settings.episodes)
@@ -153,6 +157,7 @@ class ProtocolRun:
         with STOP.handled([signal.SIGINT]), self.folder.lock(), without_expected_warnings():
             overwrite = self.settings.overwrite and self.folder.identity.exists()
             if not overwrite:
+                self._earlier = DeviceSeconds.read(self.folder.summary)
                 self.record.keep_old_names()
                 self.names = [method.name for method in self.methods]
                 self.record.check_methods()
@@ -220,8 +225,9 @@ class ProtocolRun:
         status = "failed"
         try:
             with progress, cheap_collection():
-                for episode in episodes:
+                for episode, following in zip_longest(episodes, episodes[1:]):
                     self.data.set_episode(episode)
+                    self.data.expect(following)
                     for method in self.methods:
                         if episode in missing[method.name]:
                             STOP.check()
@@ -232,13 +238,15 @@ class ProtocolRun:
                                 row = self._append({**found, "method": method.name})
                             else:
                                 row = run.run(method.name, progress, rows, self._append)
+                                self.device = run.clock.seconds()
                                 self._warn_diverged(row)
                             rows.append(row)
                             progress.finish(row)
                             gc.collect()
-                    logger.log_episode(rows, episode)
+                    logger.log_episode(rows, episode, self.device.idle_share)
             status = "success"
         finally:
+            self.data.decode_no_more()
             logger.finish(status)
 
     def _tags(self) -> list[str]:
@@ -286,10 +294,13 @@ class ProtocolRun:
             rows, data.description, self.names, episodes=self.episodes, support_images=support, unit=data.unit
         )
         summary["protocol"] = data.protocol
+        summary["device"] = (self._earlier + self.device).summary()
         for method in self.methods:
             summary["methods"][method.name] |= {"backbone": method.backbone, "tuner": method.tuner}
         self.folder.write_json(self.folder.summary, summary)
         if show:
+            if self.device.total:
+                self._say(f"{self.device} (see idle_share in summary.json)")
             render(summary, self.console)
         if data.skipped_images:
             copies = sum("the same image as" in reason for _, reason in data.skipped_images)
