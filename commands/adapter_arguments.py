@@ -8,6 +8,7 @@ import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import yaml
 from jsonargparse import Namespace
@@ -19,9 +20,10 @@ from ..errors import DtrapError
 from ..lightning_modules import FewShotClassifier
 from ..lightning_modules.tuners import Tuner
 from ..protocol.adapters import CONFIG, AdapterCard, check_tuner, is_exported, is_standalone, read_card
-from ..protocol.configuration import build_module, build_part
+from ..protocol.configuration import build_module, build_part, build_trainer_arguments
 from ..protocol.export import load_exported
-from .found import Values, values_of_card, values_of_config
+from ..protocol.precision import FULL, HALF, canonical, device_of
+from .found import Values, card_precision, values_of_card, values_of_config
 from .parser import DtrapCLI
 
 
@@ -37,6 +39,21 @@ class SavedAdapter:
     def config(self) -> Namespace:
         """The parsed config."""
         return self.cli.config
+
+    @property
+    def precision(self) -> str:
+        """The given precision, otherwise that of the training; 32-true instead of 16-mixed where there is no GPU."""
+        given = self.config.trainer.precision
+        asked = canonical(card_precision(self.card) if given is None else given)
+        device = device_of(vars(self.config.trainer)) if asked == HALF else None
+        return FULL if device is not None and device.type == "cpu" else asked
+
+    def trainer_arguments(self) -> dict[str, Any]:
+        """Return the Trainer's arguments with the precision."""
+        arguments = build_trainer_arguments(self.config)
+        if arguments.get("precision") is not None or not arguments.get("plugins"):
+            arguments["precision"] = self.precision
+        return arguments
 
     def build(self) -> FewShotClassifier:
         """Build the module of the config, or load it from a standalone folder."""

@@ -17,8 +17,9 @@ from ..protocol.adapters import CLASS_FEATURES, CONFIG, EXPORT_CARD, card_conten
 from ..protocol.configuration import build_part
 from ..protocol.export import save_class_features, save_peft, with_trained_weights
 from ..protocol.preprocessing import read_preprocessing
-from .adapter_arguments import find_adapters
-from .parser import DtrapCLI, to_values
+from .adapter_arguments import SavedAdapter, find_adapters
+from .found import card_precision
+from .parser import to_values
 
 ANOTHER_FOLDER = "or name another folder with --output."
 
@@ -50,7 +51,7 @@ def export(arguments: list[str], console: Console) -> int:
             resizing = images.resize_mode, images.interpolation
             save_plain(with_trained_weights(module), folder, settings.get("name"), *resizing)
         (folder / EXPORT_CARD).write_bytes(card_content(card).encode())
-        (folder / CONFIG).write_text(_run_config(adapter.cli), encoding="utf-8")
+        (folder / CONFIG).write_text(_run_config(adapter), encoding="utf-8")
         for file in folder.iterdir():  # safetensors writes files that only their owner can read
             file.chmod((folder / CONFIG).stat().st_mode)
     say(console, f"{card.tuner} on {card.backbone}, {len(card.class_names)} classes: {output}")
@@ -75,7 +76,9 @@ def _check_tuner(tuner: Tuner) -> None:
         )
 
 
-def _run_config(cli: DtrapCLI) -> str:
+def _run_config(adapter: SavedAdapter) -> str:
     options = ("adapter", "output", "form")
-    content = {key: value for key, value in to_values(cli).items() if key not in options}
+    content = {key: value for key, value in to_values(adapter.cli).items() if key not in options}
+    if content["trainer"].get("precision") is None:
+        content["trainer"]["precision"] = card_precision(adapter.card)
     return yaml.safe_dump(content, sort_keys=False, allow_unicode=True)

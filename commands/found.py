@@ -21,6 +21,7 @@ from ..lightning_modules.parts import PACKAGES, ForeignClass, class_path, own_pa
 from ..lightning_modules.saved import PARTS
 from ..parsing import read_yaml
 from ..protocol.adapters import AdapterCard
+from ..protocol.precision import FORMER
 
 DATA_PACKAGES = ("dtrap.datamodules", "dtrap.datamodules.coop")
 # Sections and options of a run's config that say how it was trained, which no command on an adapter needs.
@@ -73,6 +74,11 @@ def values_of_card(path: Path, card: AdapterCard, words: Sequence[str], *, with_
     if card.precision in PRECISIONS:
         found["trainer"] = {"precision": card.precision}
     return found
+
+
+def card_precision(card: AdapterCard) -> str:
+    """Return the precision of an adapter's training; that of all trainings before cards said it if it does not."""
+    return str(card.precision) if card.precision in PRECISIONS else FORMER
 
 
 def values_of_config(path: Path, words: Sequence[str], *, with_data: bool) -> tuple[Values, list[str]]:

@@ -20,6 +20,7 @@ from ..lightning_modules.text_head import read_descriptions
 from ..protocol.configuration import MethodConfig, build_part
 from ..protocol.method_names import check_distinct, overlay_name
 from ..protocol.paths import with_absolute_paths
+from ..protocol.precision import settle_precision
 from ..protocol.settings import ProtocolSettings
 from . import importing
 from .given_configs import bound_yaml, find_configs
@@ -166,6 +167,8 @@ def _overlay(name: str | None) -> list[str]:
 def _parse_method(arguments: list[str], overlay: str | None = None) -> tuple[MethodConfig, str]:
     """Return a method that has no name yet, and the short name of its losses."""
     method = method_of(DtrapCLI(arguments, "fit", overlay))
+    if method.values["trainer"].get("precision") is None:  # methods are named after what differs on this device
+        settle_precision([method])
     return method, build_part(Objective, method.parsed.model.objective).method
 
 

@@ -17,9 +17,9 @@ from ..errors import DtrapError
 from ..files import cannot_write, check_replaceable, no_formula, write_atomically
 from ..protocol.adapters import is_standalone, load_adapter
 from ..protocol.claims import counted
-from ..protocol.configuration import build_trainer_arguments
 from ..protocol.episode import callbacks_of, episode_trainer, parts_of, without_expected_warnings
 from ..protocol.explanation import explained_use
+from ..protocol.precision import tf32_allowed
 from ..protocol.preprocessing import read_preprocessing
 from .adapter_arguments import find_adapters
 
@@ -45,8 +45,8 @@ def predict(arguments: list[str], console: Console) -> int:
     preprocessing = read_preprocessing(card.preprocessing, module.backbone, adapter.path)
     images = UnlabeledImages(config.images, preprocessing, (card.preprocessing or {}).get("value_range"))
     with without_expected_warnings():
-        trainer = episode_trainer(build_trainer_arguments(config), [], progress=console.is_terminal)
-        with explained_use([*callbacks_of(trainer), *parts_of(module)]):
+        trainer = episode_trainer(adapter.trainer_arguments(), [], progress=console.is_terminal)
+        with explained_use([*callbacks_of(trainer), *parts_of(module)]), tf32_allowed(trainer):
             batches: Any = trainer.predict(module, images.batches())
     probabilities = torch.cat(batches) if batches else torch.empty(0, len(card.class_names))
     unreadable = {str(path) for path, _ in images.unreadable}

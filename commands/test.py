@@ -14,11 +14,12 @@ from ..errors import DtrapError
 from ..lightning_modules import FewShotClassifier
 from ..protocol.adapters import check_classes, is_standalone, load_adapter
 from ..protocol.claims import counted
-from ..protocol.configuration import build_data, build_trainer_arguments
+from ..protocol.configuration import build_data
 from ..protocol.episode import EpisodeRecorder, callbacks_of, episode_trainer, parts_of, without_expected_warnings
 from ..protocol.explanation import explained_use
 from ..protocol.measured import TESTED, ZERO_SHOT
 from ..protocol.measures import measure
+from ..protocol.precision import tf32_allowed
 from ..protocol.preprocessing import use_card_preprocessing
 from ..protocol.progress import EpisodeProgress
 from ..protocol.run_folder import Row
@@ -43,11 +44,15 @@ def test(arguments: list[str], console: Console) -> int:
         for cli in dict.fromkeys(adapter.cli for adapter in saved):  # one model at a time
             alike = [adapter for adapter in saved if adapter.cli is cli]
             module = alike[0].build()
-            trainer = episode_trainer(build_trainer_arguments(cli.config), [EpisodeRecorder(progress)])
+            trainers: dict[str, Trainer] = {}
             for adapter in alike:
+                precision = adapter.precision
+                if precision not in trainers:
+                    trainers[precision] = episode_trainer(adapter.trainer_arguments(), [EpisodeRecorder(progress)])
                 progress.begin(len(rows))
                 _set_episode(adapter, data, module)
-                rows[adapter.path] = _tested(adapter, module, data, trainer)
+                with tf32_allowed(trainers[precision]):
+                    rows[adapter.path] = _tested(adapter, module, data, trainers[precision])
                 progress.finish(rows[adapter.path])
     if len(saved) <= 10:
         for adapter in saved:

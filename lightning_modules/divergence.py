@@ -58,6 +58,14 @@ class DivergenceWatch:
             reason = f"a number of the update in step {self._step} is too large for the type of the parameters"
             raise DivergedError(reason, divergence_remedy(self._module[0])) from error
 
+    def check_losses(self) -> None:
+        """Check the losses so far.
+
+        Raises:
+            DivergedError: A loss is not finite; the message names the first such step.
+        """
+        self._read()
+
     def _read(self) -> None:
         unread, self._unread = self._unread, []
         if not unread:

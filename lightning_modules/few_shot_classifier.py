@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from functools import partial
 from math import isfinite
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -17,6 +18,7 @@ from .backbones.base import Backbone
 from .batch_checks import check_tuner_batches, read_batch_kind, warn_unstated
 from .contracts import check_loss
 from .divergence import DivergenceWatch
+from .loss_scale import LossScale
 from .objective import Objective, PlainRows
 from .observed_model import ObservedModel
 from .optimizer_check import check_optimizer
@@ -111,6 +113,7 @@ class FewShotClassifier(ObservedModel):
         self._rows: Rows | None = None
         self._full_batch: bool | None = None
         self._divergence = DivergenceWatch(self)
+        self.loss_scale = LossScale(self)
         self._prepared = False
         self._steps = StepState(self)
 
@@ -146,6 +149,7 @@ class FewShotClassifier(ObservedModel):
         self._train_what_is_trained()
         self.objective.start(seed)
         self._divergence.reset()
+        self.loss_scale.reset()
         self._prepared = False
         self._steps = StepState(self)
 
@@ -213,6 +217,7 @@ class FewShotClassifier(ObservedModel):
     def on_train_start(self) -> None:
         """Check that the objective fits the batches; stop before the first step if the tuner has nothing to train."""
         self._steps.start()
+        self.loss_scale.start()
         if self.tuner.trained_parameters():
             self._full_batch = read_batch_kind(self)
             return
@@ -228,9 +233,11 @@ class FewShotClassifier(ObservedModel):
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
         """Keep what the step depends on, for a checkpoint that is written before its end."""
         self._steps.begin()
+        self.loss_scale.begin()
 
     def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
         """The step is done."""
+        self.loss_scale.end()
         self._steps.end()
 
     def training_step(self, batch: Any, batch_idx: int) -> dict[str, Tensor] | None:
@@ -246,9 +253,14 @@ class FewShotClassifier(ObservedModel):
         return {"loss": terms["total"], **logged}
 
     def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
-        """Make Lightning's step; an overflow in it is named."""
+        """Make Lightning's step, again if a gradient overflowed in 16-mixed; another overflow in it is named."""
         with self._divergence.naming_overflow():
-            super().optimizer_step(*args, **kwargs)
+            self.loss_scale.step(partial(super().optimizer_step, *args, **kwargs), self._restart_step)
+
+    def _restart_step(self) -> None:
+        """Restore the start of the step; a loss that is not finite is found before it is computed again."""
+        self._divergence.check_losses()
+        self._steps.restart()
 
     def terms(self, batch: Batch) -> dict[str, Tensor]:
         """Return the terms of the objective for a batch on the device, without the steps of a tuner of its own."""

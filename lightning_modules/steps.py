@@ -34,6 +34,14 @@ class StepState:
         """Drop the state of a step that is done."""
         self._at_start = None
 
+    def restart(self) -> None:
+        """Restore the state at the start of the step, to compute it again."""
+        (module,), state = self.module, self._at_start
+        if state is not None:
+            module.objective.set_extra_state(state["objective"])
+            module.tuner.load_resume_state(state["tuner"])
+            _set_random_state(state["random"])
+
     def _now(self) -> dict[str, Any]:
         (module,) = self.module
         return {

@@ -34,6 +34,7 @@ class MethodConfig:
         values: The same config as values of JSON and YAML.
         explicit: Whether the user gave the name; otherwise it follows from the settings.
         old_name: Name that the method of an overlay had in run folders until names followed from the settings.
+        default_precision: Whether `trainer.precision` was null, so that the device decides.
     """
 
     name: str
@@ -41,6 +42,7 @@ class MethodConfig:
     values: dict[str, Any]
     explicit: bool = False
     old_name: str | None = None
+    default_precision: bool = False
 
     @property
     def settings(self) -> ProtocolSettings:
@@ -76,6 +78,10 @@ class MethodConfig:
     def trainer_arguments(self, *, logger: bool = True) -> dict[str, Any]:
         """Return the Trainer's arguments with callbacks and, if wanted, loggers instantiated."""
         return build_trainer_arguments(self.parsed, logger=logger)
+
+    def set_precision(self, precision: str) -> None:
+        """Write a precision into the config."""
+        self.values["trainer"]["precision"] = self.parsed.trainer.precision = precision
 
     def stage_switch(self) -> StageSwitch:
         """Return the callback of the stage of SVL and RA."""

@@ -27,6 +27,7 @@ from .checkpoint import SeededSteps, StepCheckpoint
 from .explanation import explained_creation, explained_use
 from .interrupts import Interrupts, keyboard_interrupts, leave_signals_alone
 from .measures import NOTHING_TESTED, measure, measure_zero_shot
+from .precision import tf32_allowed
 from .progress import EpisodeProgress
 from .recorder import EpisodeRecorder as EpisodeRecorder
 from .references import give_rows
@@ -187,7 +188,7 @@ def run_episode(
         trainer = episode_trainer(arguments, callbacks)
         give_rows(callbacks_of(trainer), [row for row in rows if row["episode"] == data.episode])
         try:
-            with explained_use([*callbacks_of(trainer), *parts_of(module), data]):
+            with explained_use([*callbacks_of(trainer), *parts_of(module), data]), tf32_allowed(trainer) as tf32:
                 zero_shot = _zero_shot(trainer, module, data, zero_shots) if data.has_query else None
                 torch.manual_seed(data.episode_seed("training"))
                 diverged = _fit_and_test(trainer, module, data, resumed)
@@ -195,6 +196,9 @@ def run_episode(
             raise _trainer_error(error) from error
     row: Row = {"episode": data.episode, "seed": data.seed, "classes": list(data.class_names)}
     row["support_images"] = len(data.support_ids)
+    row |= {"precision": str(trainer.precision)} | ({"tf32": True} if tf32 else {})
+    if module.loss_scale.skipped:
+        row["skipped_updates"] = module.loss_scale.skipped
     row |= _tested(zero_shot, None if diverged else module, data.class_names)
     if zero_shot is not None and data.copied_queries:
         row["copied_test_images"] = data.copied_queries

@@ -116,7 +116,7 @@ class EpisodeRun:
         folder, settings, data = self.folder, self.settings, self.data
         if "diverged" not in row:
             if settings.save_adapters:
-                card = AdapterCard.of(module, data, row, list(self.methods), arguments.get("precision"))
+                card = AdapterCard.of(module, data, row, list(self.methods), row["precision"])
                 save_adapter(folder.adapters / f"{stem}.safetensors", module, card)
             if settings.save_predictions and data.has_query:
                 save_predictions(folder.predictions / f"{stem}.safetensors", module, data)

@@ -15,6 +15,7 @@ from ..parsing import read_json
 from .configuration import MethodConfig
 from .identity import difference, identity
 from .module_method import ModuleMethod
+from .precision import canonical, defaults_of, refusal
 from .run_folder import ELSEWHERE, RunFolder
 
 Method = MethodConfig | ModuleMethod
@@ -64,6 +65,10 @@ class FolderIdentity:
             name = stored["main"] if position == 0 and stored else method.name
             known = stored.get("methods", {}).get(name) if name in with_rows else None
             lines = _lines(known, method, main=position == 0) if known is not None else []
+            if known is not None and len(lines) == 1 and lines[0].startswith("trainer.precision:"):
+                reason = refusal(self.folder.path, method, stored, known)
+                if reason is not None:
+                    raise DtrapError(reason)
             if lines:
                 more = [f"  and {len(lines) - MOST_LINES} more"] if len(lines) > MOST_LINES else []
                 title = f"{self.folder.path} holds the results of another config of '{method.name}':"
@@ -97,6 +102,7 @@ class FolderIdentity:
         methods = stored.get("methods", {}) | {m.name: identity(m.values) for m in self.methods}
         main = stored.get("main", self.methods[0].name)
         content = {"main": main, "data_files": self.data.fingerprint, "methods": methods}
+        content |= defaults_of(self.methods, self.stored())
         self.folder.write_json(self.folder.identity, content)
         for position, method in enumerate(self.methods):
             if isinstance(method, MethodConfig):
@@ -157,6 +163,8 @@ def _lines(known: dict[str, Any], method: Method, *, main: bool) -> list[str]:
     that of the main method.
     """
     old, new = identity(known), identity(method.values)
+    for side in (old, new):  # Lightning has several names for one
+        side.setdefault("trainer", {})["precision"] = canonical(side["trainer"].get("precision"))
     if not main:
         old.pop("protocol", None)
         new.pop("protocol", None)

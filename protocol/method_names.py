@@ -17,12 +17,11 @@ from .configuration import MethodConfig
 from .folder_identity import Method
 from .identity import ABSENT, Change, changes, identity, name_part
 from .module_method import ModuleMethod
+from .precision import PRECISIONS
 
 SECTIONS = ("trainer", "model", "stage_switch")
 # The weights that "svl" and "ra" in the name of the losses stand for.
 USUAL_WEIGHTS = {"anti_visual_weight": (0.1, 0.001), "relation_weight": (3.0,)}
-# Lightning's older words for a precision.
-PRECISIONS = {"64": "64-true", "32": "32-true", "16": "16-mixed", "bf16": "bf16-mixed"}
 TUNER_CLASS = ("model", "tuner", "class_path")
 NAME_BYTES = 120  # an adapter's file name has 255, with its episode and ending
 KNOWN_CODE = ("dtrap.", "torch.", "lightning.")

@@ -79,6 +79,7 @@ class ModuleMethod:
         self.tuner_name = module.tuner.name  # the tuner's own name, for file names and tags
         self.shared_parts = [module.backbone, module.tuner]  # methods with the same ones share their frozen features
         self.trainer, self.switch = {**defaults, **(trainer or {})}, switch or StageSwitch()
+        self.default_precision = False  # see `settle_precision`
         data.set_episode(0)  # in the all-way protocol, the module's seed is that of its episode
         # Settings that identify the method, as values of JSON.
         self.values = {
@@ -91,6 +92,10 @@ class ModuleMethod:
     def trainer_arguments(self, *, logger: bool = True) -> dict[str, Any]:
         """Return the Trainer's arguments, without loggers if they are not wanted."""
         return dict(self.trainer) if logger else {**self.trainer, "logger": False}
+
+    def set_precision(self, precision: str) -> None:
+        """Write a precision into the settings and the Trainer's arguments."""
+        self.values["trainer"]["precision"] = self.trainer["precision"] = precision
 
     def stage_switch(self) -> StageSwitch:
         """Return the callback of the stage of SVL and RA."""

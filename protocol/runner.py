@@ -31,6 +31,7 @@ from .identity import default_folder_name
 from .loggers import ProtocolLogger
 from .method_names import find_same
 from .module_method import ModuleMethod
+from .precision import lines_about, settle_precision
 from .preprocessing import settle_test_preprocessing
 from .progress import EpisodeProgress
 from .rehearsal import Loaded
@@ -105,6 +106,7 @@ class ProtocolRun:
         known: Returns rows of other runs by method and episode, which are copied instead of being computed.
         device: Seconds of the episodes that this object has run, and how many of them the device had a batch.
         begun: Whether the folder holds results of this run, and none of one that it overwrites.
+        tells_device: Whether to say what the device decides, which is the same for the runs of a study.
 
     Raises:
         DtrapError: The results would be written into the user's image folder.
@@ -122,9 +124,10 @@ class ProtocolRun:
         self.episodes = min(settings.episodes, data.tasks or settings.episodes)
         self.folder = RunFolder(settings.folder or Path("runs") / self._default_name())
         self.record = FolderIdentity(self.folder, methods, data)
-        self.begun = False
+        self.begun, self.tells_device = False, True
         stored = {} if settings.overwrite else self.record.stored()
         settle_test_preprocessing(data, methods, stored["methods"][stored["main"]] if stored else None)
+        settle_precision(methods, stored)
         self._diverged: set[str] = set()
         if data.own_images and self.folder.path.resolve().is_relative_to(data.root.resolve()):
             raise DtrapError(
@@ -212,6 +215,8 @@ class ProtocolRun:
     def _run_missing(self, missing: dict[str, list[int]], run: EpisodeRun) -> None:
         episodes = sorted(set().union(*missing.values()))
         for line in dict.fromkeys(module.describe_training() for module in run.modules.values()):
+            self._say(line)
+        for line in lines_about(self.methods) if self.tells_device else ():
             self._say(line)
         self._say(f"Results: {self.folder.path}")
         self.record.record_subsets(episodes)

@@ -173,8 +173,11 @@ class LDC(Tuner):
         """Return the logits of every branch for x and z [B, 2D] and texts [W, D]."""
         feature, fused = image_features.split(self._width, dim=1)
         clip = logit_scale * losses.cosines(feature, text_features)
-        mlp, gate = self.mlp(fused), self.gate(fused).sigmoid()
-        deconfused = clip + self.correction(self.of_clip(clip.to(fused.dtype)) + self.of_fused(fused))
+        # In half precision, as autocast would compute them, logits are tied.
+        with torch.autocast(fused.device.type, enabled=False):
+            fused = fused.to(self.mlp[0].weight.dtype)  # type: ignore[arg-type]
+            mlp, gate = self.mlp(fused), self.gate(fused).sigmoid()
+            deconfused = clip + self.correction(self.of_clip(clip.to(fused.dtype)) + self.of_fused(fused))
         return BranchLogits(clip, mlp, deconfused, gate, gate * mlp + (1 - gate) * deconfused)
 
     def logits(self, image_features: Tensor, text_features: Tensor, logit_scale: float) -> Tensor:

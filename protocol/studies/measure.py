@@ -18,6 +18,7 @@ from ...lightning_modules.backbones.hub import without_downloads
 from ...signals import STOP
 from ..configuration import MethodConfig, build_data
 from ..episode import run_episode, without_expected_warnings
+from ..precision import settle_precision
 from ..progress import EpisodeProgress
 from ..rehearsal import Loaded, build_modules
 from .resolve import ResolvedCell, as_in_study, methods_of
@@ -96,6 +97,7 @@ def measure(cells: Mapping[str, ResolvedCell]) -> tuple[dict[str, float | None],
 
 
 def _measure(method: MethodConfig, loaded: Loaded) -> float:
+    settle_precision([method])
     data = build_data(method.parsed)
     if data.streams:
         raise DtrapError("a task over all images is too long to try")

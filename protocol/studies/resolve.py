@@ -16,7 +16,8 @@ from ...datamodules.few_shot import FewShotDataModule
 from ...errors import DtrapError
 from ..configuration import MethodConfig, build_data
 from ..identity import identity, owner_of
-from ..method_names import PRECISIONS, effective_settings
+from ..method_names import effective_settings
+from ..precision import canonical
 from ..run_folder import ELSEWHERE
 from .cells import Cell
 
@@ -174,10 +175,9 @@ class Resolver:
         key = (words, arm)
         if key not in self._parsed:
             method = self.parse(words, arm)
-            precision = str(method.values["trainer"].get("precision"))
-            # The precision that Lightning would choose, so that it stands in the folder.
-            settled = "32-true" if precision == "None" else PRECISIONS.get(precision, precision)
-            method.values["trainer"]["precision"] = method.parsed.trainer.precision = settled
+            # A plan does not depend on the device: null stays, and a run settles it.
+            if (given := method.values["trainer"].get("precision")) is not None:
+                method.set_precision(canonical(given))
             self._parsed[key] = method
         return self._parsed[key]
 

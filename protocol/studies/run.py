@@ -23,6 +23,7 @@ from ...signals import STOP
 from ..configuration import MethodConfig, build_data
 from ..identity import changes, difference, identity
 from ..method_names import effective_settings
+from ..precision import FORMER, check_study, same_request, settle_precision
 from ..rehearsal import Loaded, parts_key
 from ..run_folder import Row, RunFolder
 from ..runner import ProtocolRun
@@ -109,6 +110,9 @@ def _differences(stored: dict[str, Any], values: dict[str, Any]) -> list[str]:
     options = now.get("data", {}).get("init_args", {})
     if settled is not None and options.get("test_preprocessing", 0) is None:
         options["test_preprocessing"] = settled
+    trainer, precision = now.setdefault("trainer", {}), stored.get("trainer", {}).get("precision")
+    if same_request(precision, trainer.get("precision")):
+        trainer["precision"] = precision
     return difference(stored, now)
 
 
@@ -136,6 +140,8 @@ class StudyRun:
         self.sources = Sources(cells)
         self.folders = self.sources.folders
         self._loaded: Loaded = {}
+        self._told = False
+        self._former = False  # whether cells of an earlier version have decided what null stands for
 
     def run(self) -> Outcome:
         """Run what is missing; print each cell's name, and at the end the failed ones.
@@ -149,6 +155,8 @@ class StudyRun:
         missing = [group for group in runs if not self._is_settled(group)]
         if len(missing) < len(runs):
             say(self.console, f"{len(runs) - len(missing)} of {len(runs)} runs are finished.")
+        if missing:
+            self._check_precision(missing[0][0])
         for group in runs:
             reason = ""
             if group in missing:
@@ -199,11 +207,13 @@ class StudyRun:
         path = self.folder.path / self.folders[first.cell.title]
         try:
             methods = methods_of(first, str(path), _asked(group))
+            self._use_former(methods)
             self._keep_needed(methods)
             data = build_data(methods[0].parsed)
             run = ProtocolRun(methods, data, methods[0].settings, self.console)
             run.loaded = self._loaded
             run.known = lambda: self._known_rows(first, methods, data)
+            run.tells_device, self._told = not self._told, True
             run.run(show=False)
         except DataNotFound as error:
             reason = f"{error}\n{_fetching(data)}"
@@ -223,6 +233,27 @@ class StudyRun:
         reason = as_in_study(reason)
         say(self.console, f"Failed: {first.cell.title}: {first_line(Exception(reason))}")
         return reason
+
+    def _check_precision(self, found: ResolvedCell) -> None:
+        """Let all cells have the precision of those with results, where the device decides.
+
+        Raises:
+            DtrapError: This device decides otherwise.
+        """
+        folders = (self.folder.run_folder(name) for name in dict.fromkeys(self.folders.values()))
+        stored = next((content for folder in folders if (content := _identity_with_rows(folder))), None)
+        if stored is None:
+            return
+        self._former = "default_precision" not in stored
+        methods = methods_of(found, "", 1)
+        self._use_former(methods)
+        settle_precision(methods)
+        check_study(self.folder.path, methods[0], stored)
+
+    def _use_former(self, methods: Sequence[MethodConfig]) -> None:
+        for method in methods:
+            if self._former and method.values["trainer"].get("precision") is None:
+                method.set_precision(FORMER)
 
     def _keep_needed(self, methods: Sequence[MethodConfig]) -> None:
         """Free the backbones that this run does not use."""
@@ -271,6 +302,15 @@ class StudyRun:
                 if method["diverged"] and len(method["diverged"]) == method["episodes"]:
                     return f"'{arm.name}' has no result: all diverged ({method['diverged'][0]['reason']})"
         return ""
+
+
+def _identity_with_rows(folder: RunFolder) -> dict[str, Any] | None:
+    """Return the content of a run folder's identity.json; None without rows."""
+    try:
+        content: dict[str, Any] = read_json(folder.identity)
+        return content if folder.results.stat().st_size and "methods" in content else None
+    except (OSError, ValueError, TypeError):
+        return None
 
 
 def _asked(group: Sequence[ResolvedCell]) -> int:

@@ -1,0 +1,98 @@
+"""The loss scale of 16-mixed: a step whose gradient overflows is repeated with a smaller one instead of being lost."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+from torch import Tensor
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from .finite import DivergedError
+
+# From 65536 this is a scale of 2e-8: a gradient that overflows with it does so with any.
+MOST_REPEATS = 40
+# Steps of a tuner's own cannot be repeated; torch's first scale of 65536 overflows, this one does not.
+OWN_STEPS_START = 1024.0
+
+
+class LossScale:
+    """Watches the Trainer's gradient scaler, which leaves out an update whose gradient is not finite.
+
+    Without it, the first step of 16-mixed would count although it changed nothing: torch's first scale is too large.
+
+    Args:
+        module: The FewShotClassifier that is trained.
+
+    Attributes:
+        skipped: Number of updates of this fit that were left out.
+    """
+
+    def __init__(self, module: Any) -> None:
+        self._module = (module,)  # in a tuple, so that it is not a submodule of itself
+        self.skipped = 0
+        self._before = 1.0
+        self._buffers: list[tuple[Tensor, Tensor]] = []
+
+    def reset(self) -> None:
+        """Forget an earlier fit."""
+        self.skipped = 0
+
+    @property
+    def scaler(self) -> Any:
+        """The scaler of the Trainer's precision; None without one."""
+        trainer = self._module[0]._trainer
+        scaler = getattr(getattr(trainer, "precision_plugin", None), "scaler", None)
+        return scaler if scaler is not None and scaler.is_enabled() else None
+
+    def start(self) -> None:
+        """Lower the first scale for a tuner with steps of its own."""
+        (module,), scaler = self._module, self.scaler
+        if scaler is not None and module.tuner.trains_itself and module.global_step == 0:
+            scaler.load_state_dict({**scaler.state_dict(), "scale": min(scaler.get_scale(), OWN_STEPS_START)})
+
+    def begin(self) -> None:
+        """Keep what a batch changes before its update, to repeat it."""
+        scaler = self.scaler
+        if scaler is not None:
+            self._before = scaler.get_scale()
+            norms = (part for part in self._module[0].tuner.modules() if isinstance(part, _BatchNorm))
+            self._buffers = [(buffer, buffer.clone()) for norm in norms for buffer in norm.buffers()]
+
+    def end(self) -> None:
+        """Count the updates that a tuner's own steps have lost in this batch."""
+        (module,), scaler = self._module, self.scaler
+        if scaler is not None and module.tuner.trains_itself:
+            lower = math.log(self._before / scaler.get_scale()) / -math.log(scaler.get_backoff_factor())
+            self.skipped += max(round(lower), 0)
+
+    def step(self, make: Callable[[], None], restore: Callable[[], None]) -> None:
+        """Make an update; repeat it with a smaller scale as long as its gradient overflows.
+
+        Args:
+            make: Runs the closure and the update.
+            restore: Restores the state before the batch.
+
+        Raises:
+            DivergedError: The gradient is not finite with any scale.
+        """
+        (module,), scaler = self._module, self.scaler
+        if scaler is None:
+            make()
+            return
+        for _ in range(MOST_REPEATS):
+            before = scaler.get_scale()
+            make()
+            if scaler.get_scale() >= before:
+                return
+            if module.trainer.accumulate_grad_batches != 1:  # the gradients of the other batches are gone
+                self.skipped += 1
+                return
+            restore()
+            for buffer, kept in self._buffers:
+                buffer.copy_(kept)
+        raise DivergedError(
+            f"the gradient of step {module.global_step + 1} is not finite with any loss scale",
+            "use --trainer.precision bf16-mixed or 32-true",
+        )
