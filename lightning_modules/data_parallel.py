@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
 
 from ..errors import DtrapError
+from .chunking import share_of_images
 from .several_processes import SharedRows, row_numbers
 from .tuned_model import Rows
 
@@ -31,17 +33,33 @@ class SharedBatch:
 
     def __init__(self, labels: Tensor, own: Rows, rank: int, processes: int) -> None:
         self.own, self.own_labels = own, labels
+        self._rank, self._processes = rank, processes
         self._numbers = row_numbers(len(labels), rank, processes, labels.device)
         self._shared = SharedRows(self._numbers)
         self.labels = self._shared.all(labels)
         columns = {"sample_id": own.sample_id, "view": own.view}
         self.rows = Rows.of({name: self._shared.all(value) for name, value in columns.items() if value is not None})
 
-    def everyones(self, features: Tensor) -> Tensor:
-        """Return the features of the undivided batch from those of this process's rows, with their gradient."""
-        return self._shared.all(features)
+    def encode(self, encode: Callable[[], Tensor]) -> Tensor:
+        """Return the features of the undivided batch, of which `encode` returns those of this process's rows."""
+        return self._whole(encode, self._shared)
 
-    def part_of(self, chosen: Tensor) -> tuple[Tensor, SharedRows]:
+    def _whole(self, encode: Callable[[], Tensor], shared: SharedRows) -> Tensor:
+        with share_of_images(self._rank, self._processes, shared.span):
+            features = encode()
+        return shared.all(features)
+
+    def encode_again(self, chosen: Tensor, encode: Callable[[Tensor], Tensor]) -> Tensor:
+        """Return the features of the plain rows, or of all rows, of the undivided batch from a second forward pass.
+
+        Args:
+            chosen: `rows.plain` or `rows.every`.
+            encode: Returns the features of some of this process's rows.
+        """
+        own, shared = self._part_of(chosen)
+        return self._whole(lambda: encode(own), shared)
+
+    def _part_of(self, chosen: Tensor) -> tuple[Tensor, SharedRows]:
         """Return which of this process's rows are among the plain rows, or all rows, of the undivided batch.
 
         Raises:

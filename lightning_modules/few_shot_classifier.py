@@ -256,10 +256,13 @@ class FewShotClassifier(ObservedModel):
     def terms(self, batch: Batch) -> dict[str, Tensor]:
         """Return the terms of the objective for a batch on the device, without the steps of a tuner of its own."""
         labels, rows = batch["labels"], self.rows_of(batch)
-        features, texts = self.image_features(batch["images"], rows.ids), self.text_features()
-        if processes(self._trainer) > 1:  # each process computes the whole loss, of the rows of all
-            shared = self._shared_batch(batch, rows)
-            features, labels, rows = shared.everyones(features), shared.labels, shared.rows
+        if processes(self._trainer) == 1:
+            features = self.image_features(batch["images"], rows.ids)
+        else:  # each process computes the whole loss, of the rows of all
+            shared, own = self._shared_batch(batch, rows), rows
+            features = shared.encode(lambda: self.image_features(batch["images"], own.ids))
+            labels, rows = shared.labels, shared.rows
+        texts = self.text_features()
         related = self.tuner.related_features(features)
         # Before the loss: autograd adds up gradients in an order that follows the order of these calls.
         plain = self._plain_rows(batch, related, rows, labels)
@@ -295,10 +298,13 @@ class FewShotClassifier(ObservedModel):
 
     def _encode_again(self, images: Tensor, plain: Tensor) -> Tensor:
         """Return the related features of plain rows, from a second forward pass."""
+
+        def encode(own: Tensor) -> Tensor:
+            return self.image_features(images[own])
+
         if processes(self._trainer) == 1 or self._shared is None:
-            return self.tuner.related_features(self.image_features(images[plain]))
-        own, shared = self._shared.part_of(plain)
-        return self.tuner.related_features(shared.all(self.image_features(images[own])))
+            return self.tuner.related_features(encode(plain))
+        return self.tuner.related_features(self._shared.encode_again(plain, encode))
 
     def on_train_epoch_end(self) -> None:
         """Check the values of batches that no step has waited for."""

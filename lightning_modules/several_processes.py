@@ -35,12 +35,17 @@ class SharedRows:
     Args:
         numbers: Numbers [b] of this process's rows in the undivided batch. Processes may have different b, but each
             has to call this at the same time, since they exchange their numbers.
+
+    Attributes:
+        sizes: Number of rows of each process.
+        span: Number of rows of the undivided batch; where rows are missing, a few more.
     """
 
     def __init__(self, numbers: Tensor) -> None:
         found = gather_all_tensors(numbers)
         self.sizes = [len(each) for each in found]
-        self.order = torch.cat(found).argsort()
+        self.span = max((size - 1) * len(self.sizes) + rank + 1 for rank, size in enumerate(self.sizes))
+        self._order = torch.cat(found).argsort()
 
     def all(self, rows: Tensor) -> Tensor:
         """Return the rows of all processes [B, ...] of this one's [b, ...], in the order of the undivided batch.
@@ -48,7 +53,7 @@ class SharedRows:
         The gradient is that of DDP's mean over the processes: a loss of all rows, computed in every process, gives the
         parameters the gradient that it has in one process.
         """
-        return _AllRows.apply(rows, self.sizes)[self.order]
+        return _AllRows.apply(rows, self.sizes)[self._order]
 
 
 class _AllRows(Function):
