@@ -188,4 +188,6 @@ class EvaluatedModel(TunedModel):
         numbers |= self.confidence.measures(images)
         if self.ranking.auroc is not None:
             numbers["auroc"] = self.ranking.auroc
-        self.log_dict({f"{name}/{key}": value for key, value in numbers.items()})
+        # Equal in all processes; without `sync_dist` Lightning would warn that they might not be.
+        shared = processes(self._trainer) > 1
+        self.log_dict({f"{name}/{key}": value for key, value in numbers.items()}, sync_dist=shared)
