@@ -81,8 +81,14 @@ def _run(words: list[str]) -> int:
 
 
 def _complain(text: str) -> None:
+    # Of several processes that share a run, process 0 says what all of them have to say.
+    rank = os.environ.get("DTRAP_FOLLOWS")
+    if rank is not None:
+        text = "" if text == "Interrupted." else f"process {rank}: {text}"
+    elif "TORCHELASTIC_RUN_ID" in os.environ and os.environ.get("LOCAL_RANK", "0") != "0":
+        text = ""
     with suppress(OSError):  # the terminal may be gone
-        print(text, file=sys.stderr)
+        print(text, end="\n" if text else "", file=sys.stderr)
 
 
 def _drop_unwritten() -> None:

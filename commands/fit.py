@@ -12,6 +12,7 @@ from ..console import say
 from ..errors import DtrapError
 from ..lightning_modules.finite import DivergedError
 from ..protocol.configuration import build_data
+from ..protocol.processes import follows
 from ..protocol.runner import ProtocolRun
 from ..signals import STOP
 from .parser import parse_methods
@@ -38,10 +39,12 @@ def fit(arguments: list[str], console: Console) -> int:
     try:
         run.run()
     except KeyboardInterrupt:
-        say(console, f"Interrupted. Resume with: {_resuming(arguments, begun=run.begun)}")
+        if not follows():
+            say(console, f"Interrupted. Resume with: {_resuming(arguments, begun=run.begun)}")
         return 130
     except DivergedError as error:
-        print(f"dtrap: {error}", file=sys.stderr)
+        if not follows():
+            print(f"dtrap: {error}", file=sys.stderr)
         return 1
     return 0
 

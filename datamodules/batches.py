@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections import UserList
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any
+from itertools import pairwise
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -13,13 +14,60 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import default_collate
 
+from ..errors import DtrapError
 from .images import ImageError
 from .views import Preprocessing
 
 Batch = dict[str, Tensor]
 Collated = tuple[Batch | None, list[dict[str, Any]]]  # a batch of the readable items, if any, and the others
 Views = list[Image.Image]
-WHOLE = slice(None)  # all rows of a batch, where one process does all the work
+
+
+class Share(NamedTuple):
+    """Which rows a process has: `rank`, `rank` + `processes`, ... of all rows.
+
+    Attributes:
+        rank: Number of this process, from 0.
+        processes: Number of processes.
+    """
+
+    rank: int = 0
+    processes: int = 1
+
+    @property
+    def rows(self) -> slice:
+        """The rows of this process."""
+        return slice(self.rank, None, self.processes)
+
+    def batches(self, rows: int, size: int) -> list[range]:
+        """Return the numbers of this process's rows in batches of at most `size`.
+
+        Each process has the same number of batches: where DDP is active, a batch more would wait for ever.
+
+        Args:
+            rows: Number of the rows of all processes.
+            size: Most rows of a batch.
+
+        Raises:
+            DtrapError: There are fewer rows than processes.
+        """
+        if self.processes == 1:
+            return [range(first, min(first + size, rows)) for first in range(0, rows, size)]
+        self.check(rows, "images of a test or validation")
+        own, count = range(rows)[self.rows], -(-rows // (self.processes * size))
+        ends = [number * len(own) // count for number in range(count + 1)]
+        return [own[first:end] for first, end in pairwise(ends)]
+
+    def check(self, rows: int, what: str) -> None:
+        """Raise a DtrapError if a process would be left without a row."""
+        if rows < self.processes:
+            raise DtrapError(
+                f"{self.processes} devices cannot share {rows} {what}: each needs one at least. Use "
+                f"--trainer.devices {max(rows, 1)} or fewer."
+            )
+
+
+WHOLE = Share()  # one process does all the work
 
 
 class Resumable:
@@ -92,6 +140,10 @@ class MiniBatches(EpochLoader):
         preprocessing: Size and normalization of the images, which a module compares with those of its backbone.
         drop_last: Whether an incomplete last mini-batch is dropped.
         done: Returns the number of mini-batches of the current epoch that are done.
+        share: Rows of each mini-batch that this process has.
+
+    Raises:
+        DtrapError: A mini-batch has fewer rows than there are processes.
     """
 
     full_batch = False
@@ -104,11 +156,14 @@ class MiniBatches(EpochLoader):
         preprocessing: Preprocessing | None = None,
         drop_last: bool = True,
         done: Callable[[], int] = int,
+        share: Share = WHOLE,
     ) -> None:
         self.batch, self.order, self.preprocessing = batch, order, preprocessing
-        self.drop_last, self.done = drop_last, done
+        self.drop_last, self.done, self.share = drop_last, done, share
         self.rows = len(batch["labels"])
         self.size = min(size, self.rows)
+        last = self.size if drop_last else self.rows % self.size or self.size
+        share.check(last, "rows of a mini-batch")
 
     def __len__(self) -> int:
         return self.rows // self.size if self.drop_last else -(-self.rows // self.size)
@@ -116,12 +171,12 @@ class MiniBatches(EpochLoader):
     def __iter__(self) -> Iterator[Batch]:
         order = torch.from_numpy(self.order(self.epoch, self.rows))
         for number in range(self.done(), len(self)):
-            chosen = order[number * self.size : (number + 1) * self.size]
+            chosen = order[number * self.size : (number + 1) * self.size][self.share.rows]
             yield {name: column[chosen] for name, column in self.batch.items()}
 
 
 def split_batch(
-    batch: Batch, images: int, views: int = 1, share: slice = WHOLE, preprocessing: Preprocessing | None = None
+    batch: Batch, images: int, views: int = 1, share: Share = WHOLE, preprocessing: Preprocessing | None = None
 ) -> Batches:
     """Split a batch into batches of at most `images` images, each with all its views, view slowest.
 
@@ -129,14 +184,14 @@ def split_batch(
         batch: V*M rows.
         images: Most images of a part.
         views: Views V of each image.
-        share: Images of each part that are kept.
+        share: Images that are kept.
         preprocessing: Size and normalization of the images.
     """
     columns = {name: column.unflatten(0, (views, -1)) for name, column in batch.items()}
-    starts = range(0, len(batch["labels"]) // views, images)
-    parts = ({name: column[:, i : i + images][:, share] for name, column in columns.items()} for i in starts)
-    kept = [{name: c.flatten(0, 1) for name, c in part.items()} for part in parts if part["labels"].numel()]
-    return Batches(kept, preprocessing)
+    parts = [slice(own.start, own.stop, own.step) for own in share.batches(len(batch["labels"]) // views, images)]
+    return Batches(
+        [{name: column[:, part].flatten(0, 1) for name, column in columns.items()} for part in parts], preprocessing
+    )
 
 
 def decode(

@@ -11,7 +11,7 @@ import torch
 
 from ..errors import DtrapError, visible
 from .ahead import DecodedAhead
-from .batches import Batch, Views, decode, to_batch
+from .batches import Batch, Share, Views, decode, to_batch
 from .collection import ImageCollection, unreadable_error
 from .images import ImageError
 from .index import listing
@@ -72,8 +72,9 @@ class Episode:
         self._spare = [iter(spare) for spare in task.spare]
         self._query_spare = self._spare if task.query_spare is None else [iter(spare) for spare in task.query_spare]
         self._support: Batch | None = None
+        self._shared: tuple[Share, Batch] | None = None
         self._query: Batch | None = None
-        self._moved: dict[tuple[torch.device, torch.dtype], Batch] = {}
+        self._moved: dict[tuple[torch.device, torch.dtype, int], Batch] = {}
         self._ahead: DecodedAhead | None = None
 
     def decode_ahead(self) -> None:
@@ -107,6 +108,20 @@ class Episode:
             self._support = self._decode(self.task.support, self.views, 1, self._spare)
         return self._support
 
+    def support_share(self, share: Share) -> Batch:
+        """Return the rows of the support batch that a process has, the same tensors at every call.
+
+        Raises:
+            DtrapError: There are fewer rows than processes.
+        """
+        whole = self.support()
+        if share.processes == 1:
+            return whole
+        if self._shared is None or self._shared[0] != share:
+            share.check(len(whole["labels"]), "rows of the support batch")
+            self._shared = share, {name: column[share.rows] for name, column in whole.items()}
+        return self._shared[1]
+
     def query_in_views(self) -> Batch:
         """Return the query batch in `query_views` fixed views each, view slowest; the first view is plain."""
         if self._query is None:
@@ -124,9 +139,10 @@ class Episode:
             move: Moves it.
         """
         # Recognized by its ids, because a precision plugin may have rebuilt the dictionary around them.
-        if self._support is None or batch.get("sample_id") is not self._support["sample_id"]:
+        known = [each for each in (self._support, self._shared and self._shared[1]) if each is not None]
+        if not any(batch.get("sample_id") is each["sample_id"] for each in known):
             return move()
-        key = (device, batch["images"].dtype)
+        key = (device, batch["images"].dtype, len(batch["labels"]))
         if key not in self._moved:
             self._moved[key] = move()
         return self._moved[key]

@@ -162,7 +162,12 @@ class FewShotDataModule(ImageCollection):
         self._ahead = self._next = None
 
     def setup(self, stage: str | None = None) -> None:
-        """Take the backbone's preprocessing and the tuner's query views; check that the episode can be drawn."""
+        """Take the backbone's preprocessing and the tuner's query views; check that the episode can be drawn.
+
+        Of a Trainer's several processes each takes its share of the images.
+        """
+        self.sampler.rank = getattr(self.trainer, "global_rank", 0)
+        self.sampler.world_size = getattr(self.trainer, "world_size", 1)
         module = getattr(self.trainer, "lightning_module", None)
         preprocessing = Preprocessing.of(getattr(module, "backbone", None)) or self._preprocessing
         query_views = min(getattr(module, "query_views", 1), self.views)

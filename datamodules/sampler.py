@@ -9,7 +9,7 @@ from functools import cached_property, partial
 import numpy as np
 
 from ..errors import DtrapError, check_at_least
-from .batches import Batch, Batches, FullBatches, MiniBatches, batches_done, split_batch
+from .batches import Batch, Batches, FullBatches, MiniBatches, Share, batches_done, split_batch
 from .collection import ImageCollection
 from .episode import Episode, Task
 from .subset import Subset
@@ -39,8 +39,8 @@ class TaskSampler(ABC):
         validates: Whether there is a validation loader.
         seeds: Seed of each task, where tasks differ in their seed alone.
         rank: Number of this process among those that share the work.
-        world_size: Number of these processes. Process r gets rows r, r + world_size, ... of each streamed training
-            batch and of each test and validation batch. The support batch of an episode is whole in every process.
+        world_size: Number of these processes. Process r gets rows r, r + world_size, ... of each training batch and of
+            all test and validation images. `support_batches` are whole in every process.
     """
 
     unit: str
@@ -92,9 +92,9 @@ class TaskSampler(ABC):
         return ""
 
     @property
-    def share(self) -> slice:
-        """Rows of a batch that this process gets."""
-        return slice(self.rank, None, self.world_size)
+    def share(self) -> Share:
+        """Rows that this process gets."""
+        return Share(self.rank, self.world_size)
 
     def generator(self, number: int, *purpose: int) -> np.random.Generator:
         """Return the generator of a task for a purpose."""
@@ -220,13 +220,14 @@ class EpisodeSampler(TaskSampler):
     def train_batches(self, episode: Episode, steps: int) -> FullBatches | MiniBatches:
         """Return the full support batch, the same object at each step, or all its rows once in mini-batches."""
         if self.batch_size is None:
-            return FullBatches([episode.support()] * steps, episode.preprocessing)
+            return FullBatches([episode.support_share(self.share)] * steps, episode.preprocessing)
 
         def order(epoch: int, rows: int) -> np.ndarray:
             return self.generator(episode.number, BATCHES, epoch).permutation(rows)
 
         done, size = partial(batches_done, self.data), self.batch_size
-        return MiniBatches(episode.support(), size, order, episode.preprocessing, self.drop_last, done)
+        share = self.share
+        return MiniBatches(episode.support(), size, order, episode.preprocessing, self.drop_last, done, share)
 
     def support_batches(self, episode: Episode) -> Batches:
         """Return the support batch."""

@@ -14,7 +14,7 @@ from torchvision import transforms
 from torchvision.transforms import InterpolationMode
 
 from ..errors import DtrapError
-from .batches import WHOLE, Batch, Collated, EpochLoader, batches_done, collate, read_item
+from .batches import WHOLE, Batch, Collated, EpochLoader, Share, batches_done, collate, read_item
 from .collection import ImageCollection
 from .subset import Positions
 
@@ -34,11 +34,15 @@ class TrainingSteps(Dataset[Collated]):
         batch_size: Images B of a step.
         crops: Whether images are cropped and flipped at random.
         share: Rows of each batch that this process decodes.
+
+    Raises:
+        DtrapError: A batch has fewer rows than there are processes.
     """
 
     def __init__(
-        self, data: ImageCollection, images: Positions, seed: int, batch_size: int, crops: bool, share: slice = WHOLE
+        self, data: ImageCollection, images: Positions, seed: int, batch_size: int, crops: bool, share: Share = WHOLE
     ) -> None:
+        share.check(batch_size, "images of --data.all_way.batch_size")
         self.load_image, self.preprocessing, self.seed = data.load_image, data.preprocessing, seed
         self.positions = np.array([position for of_class in images for position in of_class])
         self.labels = np.repeat(np.arange(len(images)), [len(of_class) for of_class in images])
@@ -62,7 +66,7 @@ class TrainingSteps(Dataset[Collated]):
         rows = self.rows(step)
         # Drawn for the whole batch before it is shared out: a row looks the same in whichever process has it.
         seeds = self._generator(1, step).integers(2**62, size=len(rows)).tolist()
-        chosen = list(zip(rows, seeds, strict=True))[self.share]
+        chosen = list(zip(rows, seeds, strict=True))[self.share.rows]
         return collate([self._item(row, seed) for row, seed in chosen])
 
     def _item(self, row: int, seed: int) -> dict[str, Any]:
@@ -129,7 +133,7 @@ class TrainingStream(EpochLoader):
         for step in range(first, begin + self.steps):
             batch = next(self._batches)
             self._next = step + 1
-            yield from sound_batch(batch, self.data)
+            yield from sound_batch(batch, self.data, shared=self.dataset.share.processes > 1)
 
 
 class Streamed:
@@ -138,10 +142,11 @@ class Streamed:
     Args:
         loader: Yields what `collate` returns.
         data: Records the unreadable images.
+        shared: Whether other processes have a part of each batch.
     """
 
-    def __init__(self, loader: DataLoader[Any], data: ImageCollection) -> None:
-        self.loader, self.data, self.preprocessing = loader, data, data.preprocessing
+    def __init__(self, loader: DataLoader[Any], data: ImageCollection, *, shared: bool = False) -> None:
+        self.loader, self.data, self.preprocessing, self.shared = loader, data, data.preprocessing, shared
 
     def __len__(self) -> int:
         return len(self.loader)
@@ -149,7 +154,7 @@ class Streamed:
     def __iter__(self) -> Iterator[Batch]:
         sound = 0
         for batch in self.loader:
-            for rows in sound_batch(batch, self.data):
+            for rows in sound_batch(batch, self.data, shared=self.shared):
                 sound += 1
                 yield rows
         if len(self.loader) and not sound:
@@ -158,26 +163,33 @@ class Streamed:
             )
 
 
-def sound_batch(collated: Collated, data: ImageCollection) -> Iterator[Batch]:
-    """Yield the batch of the readable images, if any; record the others in the main process."""
+def sound_batch(collated: Collated, data: ImageCollection, *, shared: bool = False) -> Iterator[Batch]:
+    """Yield the batch of the readable images, if any; record the others in the main process.
+
+    Raises:
+        DtrapError: None is readable of a batch that other processes have a part of.
+    """
     batch, faults = collated
     for item in faults:
         data.unreadable(item["sample_id"], item["fault"])
+    if batch is None and shared:
+        raise DtrapError(
+            f"{data.title}: none of the {len(faults)} images that a device has of a batch can be read, such as "
+            f"{faults[0]['fault']}. Replace them, or use --trainer.devices 1."
+        )
     if batch is not None:
         yield batch | {"view": torch.zeros_like(batch["labels"])}
 
 
-def stream_plain(data: ImageCollection, images: Positions, share: slice = WHOLE) -> Streamed:
+def stream_plain(data: ImageCollection, images: Positions, share: Share = WHOLE) -> Streamed:
     """Return every image once, plain, decoded by workers; only a few batches are in memory at a time.
 
     Args:
         data: The data module.
         images: Images of each class.
-        share: Rows of each batch that this process decodes.
+        share: Images that this process decodes.
     """
     dataset = PlainImages(data, images)
-    rows = range(len(dataset))
-    # Batches without a row of this process are left out.
-    batches = [list(own) for i in rows[::TEST_BATCH] if (own := rows[i : i + TEST_BATCH][share])]
+    batches = [list(own) for own in share.batches(len(dataset), TEST_BATCH)]
     loader = DataLoader(dataset, batch_sampler=batches, collate_fn=collate, num_workers=data.num_workers)
-    return Streamed(loader, data)
+    return Streamed(loader, data, shared=share.processes > 1)

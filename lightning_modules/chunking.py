@@ -9,7 +9,7 @@ from __future__ import annotations
 import ctypes
 import math
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from contextvars import ContextVar
 from functools import cache, partial
 from typing import NamedTuple
@@ -27,15 +27,41 @@ _CPU_BLOCK = 5
 _BLOCK = 128
 
 
+class _Share(NamedTuple):
+    """Which images of a batch this process has: `rank`, `rank` + `processes`, ... of so many images."""
+
+    rank: int
+    processes: int
+    images: int
+
+
 class _Rows(NamedTuple):
     """The images of the current chunk: number of the first one, how many, and seed and size of the passes."""
 
     first: int
     images: int
     passes: tuple[tuple[int, int], ...]
+    share: _Share | None
 
 
 _rows: ContextVar[_Rows | None] = ContextVar("rows", default=None)
+_share: ContextVar[_Share | None] = ContextVar("share", default=None)
+
+
+@contextmanager
+def share_of_images(rank: int, processes: int, images: int) -> Iterator[None]:
+    """Within it, `RowDropout` gives the images of a process the masks that they have in the undivided batch.
+
+    Args:
+        rank: Number r of this process. It encodes the images r, r + processes, ... of the batch.
+        processes: Number of processes.
+        images: Number of the images of the undivided batch.
+    """
+    token = _share.set(_Share(rank, processes, images))
+    try:
+        yield
+    finally:
+        _share.reset(token)
 
 
 def pass_seed() -> int | None:
@@ -93,10 +119,10 @@ def encode_in_chunks(
         passes = [(int(torch.randint(2**62, ())) if torch.is_grad_enabled() else 0, len(images))]
     elif sum(count for _, count in passes) != len(images):
         raise ValueError(f"passes {list(passes)} do not add up to {len(images)} images")
-    all_passes = tuple(passes)
+    all_passes, share = tuple(passes), _share.get()
 
     def encode_rows(part: Tensor, first: int) -> Tensor:
-        token = _rows.set(_Rows(first, len(part), all_passes))
+        token = _rows.set(_Rows(first, len(part), all_passes, share))
         try:
             return encode(part)
         finally:
@@ -146,6 +172,12 @@ class RowDropout(nn.Module):
     def _random(self, x: Tensor, rows: _Rows, dtype: torch.dtype) -> Tensor:
         """Integers with the shape of `x`; a tower may split each image into several rows (windows)."""
         per_image = len(x) / rows.images
+        if rows.share is not None and len(rows.passes) == 1:
+            rank, processes, images = rows.share
+            first, last = (number * processes + rank for number in (rows.first, rows.first + rows.images - 1))
+            limits = (round(number * per_image) for number in (first, last + 1, images))
+            drawn = torch.cat(list(self._blocks(x, dtype, rows.passes[0][0], *limits)))
+            return drawn.unflatten(0, (-1, len(x) // rows.images))[::processes].flatten(0, 1)
         blocks: list[Tensor] = []
         start = 0
         for seed, images in rows.passes:

@@ -12,6 +12,7 @@ from .divergence import divergence_remedy
 from .evaluation_metrics import Confidence, KeptScores, Ranking, balanced_metrics, log_probabilities
 from .exact_interval import exact_interval
 from .finite import DivergedError, finite_rows
+from .several_processes import Repeats, first_failure, joined, processes, total
 from .tuned_model import Rows, TunedModel
 from .tuners.base import Batch
 
@@ -32,6 +33,8 @@ class EvaluatedModel(TunedModel):
         self.ranking = Ranking()
         self.confidence = Confidence()
         self.kept_scores = KeptScores()
+        self._repeats: Repeats | None = None
+        self._failure: DtrapError | None = None
 
     def on_validation_epoch_start(self) -> None:
         """Encode the class texts once for the whole loop."""
@@ -41,10 +44,11 @@ class EvaluatedModel(TunedModel):
         self.ranking.start(wanted=False)
         self.confidence.start()
         self.kept_scores.start(kept=False)
+        self._repeats, self._failure = None, None
 
     def validation_step(self, batch: Any, batch_idx: int) -> None:
         """Count predictions in `confusion`."""
-        self._count_predictions(self.incoming(batch, "validate"))
+        self._count(self.incoming(batch, "validate"), "val_dataloaders")
 
     def on_validation_epoch_end(self) -> None:
         """Log the accuracy in percent and the number of images; see `on_test_epoch_end`."""
@@ -60,7 +64,9 @@ class EvaluatedModel(TunedModel):
 
     def test_step(self, batch: Any, batch_idx: int) -> None:
         """Count predictions in `confusion` [W, W] (rows true, columns predicted) and append to `test_predictions`."""
-        self.test_predictions.append(self._count_predictions(self.incoming(batch, "test")).cpu())
+        predicted = self._count(self.incoming(batch, "test"), "test_dataloaders")
+        if predicted is not None:
+            self.test_predictions.append(predicted.cpu())
 
     def on_test_epoch_end(self) -> None:
         """Log the accuracy in percent, the number of images, and what goes with it (see `evaluation_metrics`)."""
@@ -104,6 +110,24 @@ class EvaluatedModel(TunedModel):
             )
         raise DivergedError(reason, divergence_remedy(self))
 
+    def _count(self, batch: Batch, loaders: str) -> Tensor | None:
+        """Count the predictions of a batch; of several processes each image in one of them.
+
+        An error of one process is raised at the end, in all of them: the others would wait for its results.
+        """
+        if processes(self._trainer) == 1:
+            return self._count_predictions(batch)
+        if self._repeats is None:
+            self._repeats = Repeats(getattr(self.trainer, loaders), self.trainer)
+        batch = dict(self._repeats.without(batch))
+        if self._failure is not None or not len(batch["labels"]):
+            return None
+        try:
+            return self._count_predictions(batch)
+        except DtrapError as error:
+            self._failure = error
+            return None
+
     def _count_predictions(self, batch: Batch) -> Tensor:
         """Predict a class for each row, or for each image if the tuner adds up its views, and count in `confusion`."""
         rows = Rows.of(batch)
@@ -135,9 +159,26 @@ class EvaluatedModel(TunedModel):
         counts = self.confusion.compute()
         return 100.0 * int(counts.diag().sum()) / max(int(counts.sum()), 1)
 
+    def _join_processes(self) -> None:
+        """Put together what each process has counted; afterwards all have the results of all images.
+
+        Raises:
+            DtrapError: Of one of the processes.
+        """
+        failure = first_failure(self._failure, self._trainer)
+        if failure is not None:
+            raise failure
+        self.test_predictions = joined(self.test_predictions, self._trainer)
+        for kept in (self.confidence, self.ranking, self.kept_scores):
+            for name in kept.columns:
+                setattr(kept, name, joined(getattr(kept, name), self._trainer))
+        self.confidence.loss = total(self.confidence.loss, self._trainer)
+
     def _log_evaluation(self, name: str) -> None:
         self._evaluation_texts = None
         self.finish_incoming()
+        if processes(self._trainer) > 1:
+            self._join_processes()
         classes = len(self.class_prompts.class_names)  # the confusion has room for two at least
         counts = self.confusion.compute().cpu()[:classes, :classes]
         right, images = int(counts.diag().sum()), int(counts.sum())
@@ -147,4 +188,6 @@ class EvaluatedModel(TunedModel):
         numbers |= self.confidence.measures(images)
         if self.ranking.auroc is not None:
             numbers["auroc"] = self.ranking.auroc
-        self.log_dict({f"{name}/{key}": value for key, value in numbers.items()})
+        # Equal in all processes; without `sync_dist` Lightning would warn that they might not be.
+        shared = processes(self._trainer) > 1
+        self.log_dict({f"{name}/{key}": value for key, value in numbers.items()}, sync_dist=shared)

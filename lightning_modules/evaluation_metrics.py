@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -53,16 +52,25 @@ def balanced_metrics(confusion: Tensor) -> dict[str, float]:
 
 
 class Confidence:
-    """Cross-entropy and calibration error of a test, of which a sum and two numbers for each image are kept."""
+    """Cross-entropy and calibration error of a test, of which a sum and two numbers for each image are kept.
+
+    Attributes:
+        columns: Names of the attributes with one row for each image, in batches on the CPU.
+        loss: Sum of the cross-entropies.
+        highest: Probability of the predicted class.
+        right: Whether it is the image's class.
+    """
+
+    columns = ("highest", "right")
 
     def __init__(self) -> None:
         self.start()
 
     def start(self) -> None:
         """Begin a test."""
-        self._loss = 0.0
-        self._highest: list[Tensor] = []
-        self._right: list[Tensor] = []
+        self.loss = 0.0
+        self.highest: list[Tensor] = []
+        self.right: list[Tensor] = []
 
     def update(self, log_probabilities: Tensor, labels: Tensor, predicted: Tensor) -> None:
         """Add images.
@@ -73,15 +81,15 @@ class Confidence:
             predicted: Predicted classes [N].
         """
         rows, labels, predicted = torch.arange(len(labels)), labels.cpu(), predicted.cpu()
-        self._loss -= float(log_probabilities[rows, labels].sum())
-        self._highest.append(log_probabilities[rows, predicted].exp().clamp(max=1.0))
-        self._right.append((predicted == labels).long())
+        self.loss -= float(log_probabilities[rows, labels].sum())
+        self.highest.append(log_probabilities[rows, predicted].exp().clamp(max=1.0))
+        self.right.append((predicted == labels).long())
 
     def measures(self, images: int) -> dict[str, float]:
         """Return cross-entropy in nats and calibration error in percent.
 
         The calibration error is torchmetrics' of several classes with 15 bins and the L1 norm: it needs the highest
-        probability only, and whether its class is right. In a test over several processes it is of all of them.
+        probability only, and whether its class is right.
 
         Args:
             images: Number of images of the test.
@@ -89,16 +97,10 @@ class Confidence:
         Returns:
             `cross_entropy` and `calibration_error`; {} if the test is not the one of these images, or has none.
         """
-        loss, highest, right = self._loss, self._highest, self._right
-        if torch.distributed.is_available() and torch.distributed.is_initialized():
-            parts: list[Any] = [None] * torch.distributed.get_world_size()
-            torch.distributed.all_gather_object(parts, (loss, highest, right))
-            loss = sum(part[0] for part in parts)
-            highest, right = [t for part in parts for t in part[1]], [t for part in parts for t in part[2]]
-        if not images or images != sum(map(len, highest)):
+        if not images or images != sum(map(len, self.highest)):
             return {}
-        error = binary_calibration_error(torch.cat(highest), torch.cat(right), CALIBRATION_BINS, "l1")
-        return {"cross_entropy": loss / images, "calibration_error": 100.0 * float(error)}
+        error = binary_calibration_error(torch.cat(self.highest), torch.cat(self.right), CALIBRATION_BINS, "l1")
+        return {"cross_entropy": self.loss / images, "calibration_error": 100.0 * float(error)}
 
 
 class KeptScores:
@@ -109,7 +111,10 @@ class KeptScores:
         scores: [N, W] of each batch, float32 on the CPU; the softmax of a row are the class probabilities.
         labels: Classes [N] of each batch.
         sample_ids: Identities [N] of the images of each batch.
+        columns: Names of the attributes with one row for each image.
     """
+
+    columns = ("scores", "labels", "sample_ids")
 
     def __init__(self) -> None:
         self.wanted = False
@@ -135,7 +140,12 @@ class Ranking:
 
     Attributes:
         wanted: Whether probabilities are kept; a test of many classes would need much memory.
+        probabilities: [N, W] of each batch, in float64 on the CPU.
+        labels: Classes [N] of each batch.
+        columns: Names of the attributes with one row for each image.
     """
+
+    columns = ("probabilities", "labels")
 
     def __init__(self) -> None:
         self.start(wanted=False)
@@ -143,8 +153,8 @@ class Ranking:
     def start(self, *, wanted: bool) -> None:
         """Begin a test."""
         self.wanted = wanted
-        self._probabilities: list[Tensor] = []
-        self._labels: list[Tensor] = []
+        self.probabilities: list[Tensor] = []
+        self.labels: list[Tensor] = []
 
     def update(self, scores: Tensor, labels: Tensor, *, views: int = 1) -> None:
         """Add images.
@@ -156,8 +166,8 @@ class Ranking:
         """
         if self.wanted:
             exact = scores.detach().cpu().double()  # in half precision, confident scores would be tied
-            self._probabilities.append(exact.softmax(dim=-1) if views == 1 else exact / views)
-            self._labels.append(labels.cpu())
+            self.probabilities.append(exact.softmax(dim=-1) if views == 1 else exact / views)
+            self.labels.append(labels.cpu())
 
     @property
     def auroc(self) -> float | None:
@@ -165,9 +175,9 @@ class Ranking:
 
         None if it is not wanted, or if fewer than two classes have test images.
         """
-        if not self._labels:
+        if not self.labels:
             return None
-        probabilities, labels = torch.cat(self._probabilities), torch.cat(self._labels)
+        probabilities, labels = torch.cat(self.probabilities), torch.cat(self.labels)
         tested = labels.unique()
         if len(tested) < 2:
             return None

@@ -17,12 +17,14 @@ from ..errors import DtrapError, check_number, check_one_of
 from .backbones.base import Backbone
 from .batch_checks import check_tuner_batches, read_batch_kind, warn_unstated
 from .contracts import check_loss
+from .data_parallel import SharedBatch, prepare_processes
 from .divergence import DivergenceWatch
 from .loss_scale import LossScale
 from .objective import Objective, PlainRows
 from .observed_model import ObservedModel
 from .optimizer_check import check_optimizer
 from .saved import SECTION, adapter_names, describe_module, fitting_content, rebuild_module
+from .several_processes import gathered, processes
 from .steps import StepState
 from .task_data import query_batch, support_batches, task_data
 from .tuned_model import Rows
@@ -111,17 +113,20 @@ class FewShotClassifier(ObservedModel):
         self.automatic_optimization = not self.tuner.trains_itself
         self.device_work: Callable[[], AbstractContextManager[Any]] = nullcontext
         self._rows: Rows | None = None
+        self._shared: SharedBatch | None = None
         self._full_batch: bool | None = None
         self._divergence = DivergenceWatch(self)
         self.loss_scale = LossScale(self)
         self._prepared = False
         self._steps = StepState(self)
+        self.anchor: torch.nn.Parameter | None = None  # for DDP, where the tuner has no parameter
 
     def setup(self, stage: str) -> None:
         """Read the classes of the data module's task; before a fit, reset the tuner."""
         self._evaluation_texts = None
         self.feature_watchers.clear()
         self._incoming.clear()
+        self.anchor = None
         self.refuse_foreign_adapters()
         datamodule = self.data_source
         names = getattr(datamodule, "class_names", None)
@@ -141,7 +146,10 @@ class FewShotClassifier(ObservedModel):
             )
         if stage == "fit":
             episode_seed = getattr(datamodule, "episode_seed", None)
-            self.start_task(episode_seed("tuner") if episode_seed is not None else int(torch.randint(2**31, ())))
+            seed = episode_seed("tuner") if episode_seed is not None else int(torch.randint(2**31, ()))
+            self.start_task(self.trainer.strategy.broadcast(seed))  # prototypes are drawn in each process
+            if processes(self.trainer) > 1:
+                prepare_processes(self)
 
     def start_task(self, seed: int) -> None:
         """Reset the tuner and the draws of L_ad with `seed`."""
@@ -161,7 +169,7 @@ class FewShotClassifier(ObservedModel):
         Raises:
             DtrapError: The tuner's schedule needs the length of the run, which is unknown.
         """
-        self._prepare_task()
+        self.prepare_task()
         parameters = self.tuner.trained_parameters()
         if not parameters:
             return None
@@ -196,7 +204,7 @@ class FewShotClassifier(ObservedModel):
             return int(total), int(total)
         return int(total), max(-(-int(batches) // self.trainer.accumulate_grad_batches), 1)
 
-    def _prepare_task(self) -> None:
+    def prepare_task(self) -> None:
         """Let the tuner build its state from the support images, unless it was loaded from a checkpoint."""
         if not self.tuner.needs_task or self._prepared:
             return
@@ -265,10 +273,16 @@ class FewShotClassifier(ObservedModel):
     def terms(self, batch: Batch) -> dict[str, Tensor]:
         """Return the terms of the objective for a batch on the device, without the steps of a tuner of its own."""
         labels, rows = batch["labels"], self.rows_of(batch)
-        features, texts = self.image_features(batch["images"], rows.ids), self.text_features()
+        if processes(self._trainer) == 1:
+            features = self.image_features(batch["images"], rows.ids)
+        else:  # each process computes the whole loss, of the rows of all
+            shared, own = self._shared_batch(batch, rows), rows
+            features = shared.encode(lambda: self.image_features(batch["images"], own.ids))
+            labels, rows = shared.labels, shared.rows
+        texts = self.text_features()
         related = self.tuner.related_features(features)
         # Before the loss: autograd adds up gradients in an order that follows the order of these calls.
-        plain = self._plain_rows(batch, related, rows)
+        plain = self._plain_rows(batch, related, rows, labels)
         loss = self.tuner.classification_loss(features, texts, labels, self.objective.logit_scale)
         check_loss(f"{type(self.tuner).__name__}.classification_loss", loss)
         return self.objective(related, texts, labels, plain=plain, row_ids=rows.ids, classification_loss=loss)
@@ -281,7 +295,13 @@ class FewShotClassifier(ObservedModel):
             self._rows = known = Rows.of(batch)
         return known
 
-    def _plain_rows(self, batch: Batch, related: Tensor, rows: Rows) -> PlainRows | None:
+    def _shared_batch(self, batch: Batch, rows: Rows) -> SharedBatch:
+        """Return the part of a batch that this process has; that of the previous step if the rows are the same."""
+        if self._shared is None or self._shared.own is not rows or self._shared.own_labels is not batch["labels"]:
+            self._shared = SharedBatch(batch["labels"], rows, self.global_rank, processes(self._trainer))
+        return self._shared
+
+    def _plain_rows(self, batch: Batch, related: Tensor, rows: Rows, labels: Tensor) -> PlainRows | None:
         """Return s and z: the plain rows of the full batch, or all rows of a mini-batch; None if not needed."""
         plain = rows.plain if self._full_batch else rows.every
         if self.objective.progress is None or plain is None:
@@ -290,8 +310,18 @@ class FewShotClassifier(ObservedModel):
             warn_unstated(self.objective)
         features = related[plain]
         if self.plain_views == "encode" and "vision" in self.tuner.trains and self.objective.relation_weight != 0:
-            features = self.tuner.related_features(self.image_features(batch["images"][plain]))
-        return PlainRows(features, batch["labels"][plain])
+            features = self._encode_again(batch["images"], plain)
+        return PlainRows(features, labels[plain])
+
+    def _encode_again(self, images: Tensor, plain: Tensor) -> Tensor:
+        """Return the related features of plain rows, from a second forward pass."""
+
+        def encode(own: Tensor) -> Tensor:
+            return self.image_features(images[own])
+
+        if processes(self._trainer) == 1 or self._shared is None:
+            return self.tuner.related_features(encode(plain))
+        return self.tuner.related_features(self._shared.encode_again(plain, encode))
 
     def on_train_epoch_end(self) -> None:
         """Check the values of batches that no step has waited for."""
@@ -309,9 +339,12 @@ class FewShotClassifier(ObservedModel):
             for batch in (self.on_device(batch, "validate") for batch, _, _ in iter(loaders)):
                 features.append(self.image_features(batch["images"], Rows.of(batch).ids))
                 labels.append(batch["labels"])
-            texts, scale, images = self.text_features(), self.objective.logit_scale, torch.cat(features)
+            texts, scale = self.text_features(), self.objective.logit_scale
+            images, classes = torch.cat(features), torch.cat(labels)
+            if processes(self.trainer) > 1:
+                images, classes = (gathered(each, self.trainer, self.device) for each in (images, classes))
             self.finite_scores(self.tuner.logits(images, texts, scale))
-            self.tuner.choose(images, texts, torch.cat(labels), scale)
+            self.tuner.choose(images, texts, classes, scale)
 
     # Lightning's checkpoints
 

@@ -8,8 +8,10 @@ from math import isfinite
 from typing import TYPE_CHECKING, Any
 
 import torch
+from torch import Tensor
 
 from ..errors import DtrapError
+from .several_processes import divided_units, gathered, processes
 from .tuners.base import Batch, TaskData
 
 if TYPE_CHECKING:
@@ -61,5 +63,14 @@ def task_data(module: FewShotClassifier, batches: Iterable[Batch], query: Batch 
             part["encoded"] = module.encode_images(batch["images"], module.rows_of(batch).ids)
         parts.append(part)
     columns = {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
+    if processes(module.trainer) > 1 and not hasattr(module.data_source, "support_batches"):
+        columns = _everyones(module, columns)
     query_images = None if query is None else module.on_device(query)["images"]
     return TaskData(**columns, text_features=module.text_features(), query_images=query_images)
+
+
+def _everyones(module: FewShotClassifier, columns: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Return the rows of all processes, of a loader that Lightning has divided among them, without repeated ones."""
+    loader: Any = module.trainer.train_dataloader
+    rows = None if getattr(loader, "batch_sampler", None) is None else divided_units(loader)
+    return {name: gathered(column, module.trainer, module.device)[:rows] for name, column in columns.items()}

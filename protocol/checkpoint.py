@@ -47,10 +47,11 @@ class StepCheckpoint(Checkpoint):
         path: The file, which is written atomically and deleted at the end of the task.
         every: Steps between two checkpoints.
         check: Called before a file is written; raises an error if its folder is gone.
+        leads: Whether this process writes it; of several processes one does.
     """
 
-    def __init__(self, path: Path, every: int, check: Callable[[], None] = lambda: None) -> None:
-        self.path, self.every, self.check = path, every, check
+    def __init__(self, path: Path, every: int, check: Callable[[], None] = lambda: None, *, leads: bool = True) -> None:
+        self.path, self.every, self.check, self.leads = path, every, check, leads
         self._due = False
 
     @property
@@ -68,6 +69,8 @@ class StepCheckpoint(Checkpoint):
 
     def remove(self) -> None:
         """Delete the file, and its folder if it is empty then."""
+        if not self.leads:
+            return
         self.path.unlink(missing_ok=True)
         with suppress(OSError):  # the folder does not exist, or has the checkpoint of another method
             self.path.parent.rmdir()
@@ -97,6 +100,9 @@ class StepCheckpoint(Checkpoint):
         if not self._due:
             return
         self._due = False
+        if not self.leads:
+            trainer.save_checkpoint(self.path)  # writes nothing here, but waits for the process that does
+            return
         self.check()
         # torch's writer raises a RuntimeError on a full disk.
         with replacing(self.path, RESUMES, (OSError, RuntimeError)) as temporary:

@@ -11,6 +11,7 @@ from ..lightning_modules.batch_checks import check_objective_batches, check_tune
 from .episode import callbacks_of, episode_trainer
 from .episode_pictures import check_pictures
 from .folder_identity import Method
+from .processes import Processes, asks_for_several
 from .references import check_references
 from .settings import ProtocolSettings
 
@@ -26,7 +27,7 @@ def check_settings(methods: Sequence[Method], data: FewShotDataModule, settings:
         objective, tuner = method.losses_and_tuner()
         check_tuner_batches(tuner, data)
         check_objective_batches(objective, data.full_batch, data)
-        trainer = episode_trainer(method.trainer_arguments(logger=False), [])
+        trainer = episode_trainer(method.trainer_arguments(logger=False), [], several=data.streams)
         callbacks[method.name] = callbacks_of(trainer)
         if data.full_batch and trainer.accumulate_grad_batches != 1:
             raise DtrapError(
@@ -41,3 +42,34 @@ def check_settings(methods: Sequence[Method], data: FewShotDataModule, settings:
             )
 
     check_references(callbacks)
+
+
+def processes_of(methods: Sequence[Method], data: FewShotDataModule, *, allowed: bool) -> Processes | None:
+    """Return the processes that share the tasks of a run; None for one process.
+
+    Args:
+        methods: The methods.
+        data: The data module; episodes are too short to be shared.
+        allowed: Whether there may be several.
+
+    Raises:
+        DtrapError: Several are not allowed, or methods differ in their devices.
+    """
+    asked = [method.trainer_arguments(logger=False) for method in methods]
+    if not data.streams or not any(map(asks_for_several, asked)):
+        return None
+    trainers = [episode_trainer(arguments, [], several=True) for arguments in asked]
+    counts = [trainer.world_size for trainer in trainers]
+    if max(counts) == 1:
+        return None
+    if not allowed:
+        raise DtrapError(
+            f"the trainer has {max(counts)} devices, but a study runs each task on one. Give --trainer.devices 1, and "
+            f"--protocol.workers {max(counts)} to run as many at a time; or run this cell with `dtrap fit`."
+        )
+    if len(set(counts)) > 1:
+        raise DtrapError(
+            f"the methods have {' and '.join(map(str, sorted(set(counts))))} devices; expected the same number for all "
+            "methods of a run. Give --trainer.devices on the command line instead of in an overlay."
+        )
+    return Processes(trainers[0])

@@ -28,6 +28,7 @@ from .explanation import explained_creation, explained_use
 from .interrupts import Interrupts, keyboard_interrupts, leave_signals_alone
 from .measures import NOTHING_TESTED, measure, measure_zero_shot
 from .precision import tf32_allowed
+from .processes import agreed, asks_for_several
 from .progress import EpisodeProgress
 from .recorder import EpisodeRecorder as EpisodeRecorder
 from .references import give_rows
@@ -64,27 +65,31 @@ def without_expected_warnings() -> Iterator[None]:
         logger.setLevel(level)
 
 
-def episode_trainer(arguments: dict[str, Any], callbacks: list[Callback], *, progress: bool = False) -> Trainer:
+def episode_trainer(
+    arguments: dict[str, Any], callbacks: list[Callback], *, progress: bool = False, several: bool = False
+) -> Trainer:
     """Return a Trainer that is bound to one device and writes neither logs nor checkpoints itself.
 
     Args:
         arguments: The Trainer's arguments from the config.
         callbacks: Callbacks in addition to those of the config.
         progress: Whether Lightning shows its progress bar.
+        several: Whether the arguments may ask for several devices.
 
     Raises:
         DtrapError: Lightning refuses an argument, or with it an episode would run on several devices, train nothing, or
             test a part of the queries.
     """
     check_trainer_options(arguments)
+    # A launcher's variables (torchrun, SLURM) must not turn an episode into a distributed run.
+    environment = [] if several and asks_for_several(arguments) else [LightningEnvironment()]
     settings = {
         **arguments,
         "logger": False,
         "enable_checkpointing": any(isinstance(callback, Checkpoint) for callback in callbacks),
         "enable_progress_bar": progress,
         "enable_model_summary": False,
-        # A launcher's variables (torchrun, SLURM) must not turn an episode into a distributed run.
-        "plugins": [*_as_list(arguments.get("plugins")), LightningEnvironment()],
+        "plugins": [*_as_list(arguments.get("plugins")), *environment] or None,
         # Copies: what a callback such as EarlyStopping has seen of one episode must not reach the next.
         "callbacks": [Interrupts(), *_copies(_as_list(arguments.get("callbacks"))), *callbacks],
     }
@@ -95,10 +100,11 @@ def episode_trainer(arguments: dict[str, Any], callbacks: list[Callback], *, pro
         given = ", ".join(f"{name} {arguments[name]!r}" for name in shown if name in arguments)
         raise _trainer_error(error, f" ({given})") from error
     leave_signals_alone(trainer)
-    if trainer.num_devices != 1 or trainer.num_nodes != 1:
+    if not several and (trainer.num_devices != 1 or trainer.num_nodes != 1):
         raise DtrapError(
             f"--trainer.devices is {arguments.get('devices')!r}, which is {trainer.num_devices} devices; an episode "
-            "runs on one. Give --trainer.devices 1, or a list with one device such as --trainer.devices [2]."
+            "runs on one. Give --trainer.devices 1 or a list with one device, and --protocol.workers "
+            f"{trainer.num_devices} to run as many episodes at a time."
         )
     return trainer
 
@@ -184,8 +190,9 @@ def run_episode(
         resumed: dict[str, Any] = {}
         if checkpoint is not None:
             callbacks += [SeededSteps(data.episode_seed("step")), checkpoint]
-            resumed = {"ckpt_path": checkpoint.path, "weights_only": True} if checkpoint.found else {}
-        trainer = episode_trainer(arguments, callbacks)
+            found = agreed(lambda: checkpoint.found)
+            resumed = {"ckpt_path": checkpoint.path, "weights_only": True} if found else {}
+        trainer = episode_trainer(arguments, callbacks, several=data.streams)
         give_rows(callbacks_of(trainer), [row for row in rows if row["episode"] == data.episode])
         try:
             with explained_use([*callbacks_of(trainer), *parts_of(module), data]), tf32_allowed(trainer) as tf32:

@@ -36,6 +36,7 @@ class EpisodeRun:
         settings: Which files are written.
         folder: Where they are written, and checkpoints of long tasks.
         loaded: Backbones and tuners that this process has loaded; used, and added to.
+        leads: Whether this process writes the files; of several that share an episode one does.
 
     Attributes:
         same: Methods that train the same as an earlier one, by name: they have no module, and get its row.
@@ -55,9 +56,11 @@ class EpisodeRun:
         settings: ProtocolSettings,
         folder: RunFolder,
         loaded: Loaded | None = None,
+        *,
+        leads: bool = True,
     ) -> None:
         self.methods = {method.name: method for method in methods}
-        self.data, self.settings, self.folder = data, settings, folder
+        self.data, self.settings, self.folder, self.leads = data, settings, folder, leads
         self.same = find_same(methods)
         trained = [method for method in methods if method.name not in self.same]
         self.modules: dict[str, FewShotClassifier] = build_modules(trained, loaded)
@@ -90,7 +93,7 @@ class EpisodeRun:
         if data.streams:
             zero_shots = self._zero_shots.setdefault(name, {})
             path, every = self.folder.checkpoints / f"{stem}.ckpt", self.settings.checkpoint_every
-            checkpoint = StepCheckpoint(path, every, self.folder.check_present)
+            checkpoint = StepCheckpoint(path, every, self.folder.check_present, leads=self.leads)
         features = FeatureFile() if data.episode < self.settings.save_features else None
         more = [FinalLoss(self._windows), self.clock, *([] if features is None else [features])]
         self.clock.begin()
@@ -98,7 +101,8 @@ class EpisodeRun:
         row = run_episode(module, data, arguments, switch, progress, checkpoint, zero_shots, more, rows)
         row = {"episode": row.pop("episode"), "method": name, **row}
         self.folder.check_present()
-        self._write_files(stem, module, row, arguments, features)
+        if self.leads:
+            self._write_files(stem, module, row, arguments, features)
         append(row)
         if checkpoint is not None:
             checkpoint.remove()

@@ -20,19 +20,21 @@ from ..keywords import Unpack
 from ..lightning_modules import FewShotClassifier
 from ..lightning_modules.finite import DivergedError
 from ..signals import STOP
-from .checks import check_settings
+from .checks import check_settings, processes_of
 from .configuration import MethodConfig
 from .device_clock import DeviceSeconds
 from .episode import cheap_collection, without_expected_warnings
 from .episode_run import EpisodeRun
 from .explanation import explained_use
 from .folder_identity import FolderIdentity, Method
+from .following import follow
 from .identity import default_folder_name
 from .loggers import ProtocolLogger
 from .method_names import find_same
 from .module_method import ModuleMethod
 from .precision import lines_about, settle_precision
 from .preprocessing import settle_test_preprocessing
+from .processes import Processes, Task
 from .progress import EpisodeProgress
 from .rehearsal import Loaded
 from .result import ProtocolResult
@@ -107,6 +109,7 @@ class ProtocolRun:
         device: Seconds of the episodes that this object has run, and how many of them the device had a batch.
         begun: Whether the folder holds results of this run, and none of one that it overwrites.
         tells_device: Whether to say what the device decides, which is the same for the runs of a study.
+        shared: Whether several devices may share its tasks.
 
     Raises:
         DtrapError: The results would be written into the user's image folder.
@@ -124,7 +127,7 @@ class ProtocolRun:
         self.episodes = min(settings.episodes, data.tasks or settings.episodes)
         self.folder = RunFolder(settings.folder or Path("runs") / self._default_name())
         self.record = FolderIdentity(self.folder, methods, data)
-        self.begun, self.tells_device = False, True
+        self.begun, self.tells_device, self.shared = False, True, True
         stored = {} if settings.overwrite else self.record.stored()
         settle_test_preprocessing(data, methods, stored["methods"][stored["main"]] if stored else None)
         settle_precision(methods, stored)
@@ -157,6 +160,18 @@ class ProtocolRun:
         Raises:
             KeyboardInterrupt: The run was interrupted; the result so far has been printed.
         """
+        with without_expected_warnings():
+            team = processes_of(self.methods, self.data, allowed=self.shared)
+        if team is None:
+            return self._lead(None, show)
+        with team:
+            if team.leads:
+                return self._lead(team, show)
+            result = follow(team, self.methods, self.data, self.settings, self.folder, self.loaded)
+            self._refuse_all_diverged(result[0])
+            return ProtocolResult(self.folder.path, *result)
+
+    def _lead(self, team: Processes | None, show: bool) -> ProtocolResult:
         with STOP.handled([signal.SIGINT]), self.folder.lock(), without_expected_warnings():
             overwrite = self.settings.overwrite and self.folder.identity.exists()
             if not overwrite:
@@ -173,7 +188,7 @@ class ProtocolRun:
                     self.folder.clear()
                 self.record.record()
                 try:
-                    self._run_missing(missing, run)
+                    self._run_missing(missing, run, team)
                 except (KeyboardInterrupt, Exception) as error:
                     # A worker process that the same signal ended raises a RuntimeError.
                     if not isinstance(error, KeyboardInterrupt) and (
@@ -187,6 +202,8 @@ class ProtocolRun:
                     self.record.check_data_files()
                 self._say(f"Already finished: {self.folder.path} (use --protocol.overwrite true to start over)")
             result = self._finish(complete=True, show=show)
+            if team is not None:
+                team.finish((result.rows, result.summary))
         self._refuse_all_diverged(result.rows)
         return result
 
@@ -212,12 +229,14 @@ class ProtocolRun:
         )
         return run
 
-    def _run_missing(self, missing: dict[str, list[int]], run: EpisodeRun) -> None:
+    def _run_missing(self, missing: dict[str, list[int]], run: EpisodeRun, team: Processes | None) -> None:
         episodes = sorted(set().union(*missing.values()))
         for line in dict.fromkeys(module.describe_training() for module in run.modules.values()):
             self._say(line)
         for line in lines_about(self.methods) if self.tells_device else ():
             self._say(line)
+        if team is not None:
+            self._say(f"{team.count} devices share every batch.")
         self._say(f"Results: {self.folder.path}")
         self.record.record_subsets(episodes)
         rows = [row for row in self.folder.rows.read() if row["episode"] < self.episodes]
@@ -242,6 +261,9 @@ class ProtocolRun:
                             elif (found := known.get((method.name, episode))) is not None:
                                 row = self._append({**found, "method": method.name})
                             else:
+                                if team is not None:
+                                    of_episode = [row for row in rows if row["episode"] == episode]
+                                    team.send(Task(episode, self.methods.index(method), of_episode))
                                 row = run.run(method.name, progress, rows, self._append)
                                 self.device = run.clock.seconds()
                                 self._warn_diverged(row)

@@ -29,7 +29,7 @@ class MaPLe(DasslTraining, Tuner):
     positions; later blocks pass them on. The prompt is the initial words, the class name (`_` read as a space) and a
     full stop; templates and descriptions have no effect.
 
-    Prompts for more blocks than a tower has get no gradient from it and keep their initial values.
+    There are no prompts for more blocks than a tower has.
 
     Args:
         context_tokens: Number n of prompt tokens per tower and block.
@@ -44,8 +44,8 @@ class MaPLe(DasslTraining, Tuner):
     Attributes:
         context: The prompt [n, C] of the text tower before block 0.
         projection: The linear map from C to the width of the image tower, for `context`.
-        deep_context: The prompts [n, C] of the blocks 1 .. depth - 1.
-        deep_projections: Their linear maps.
+        deep_context: The prompts [n, C] of the blocks 1 .. depth - 1, as far as a tower has them.
+        deep_projections: Their linear maps, as far as the image tower has them.
     """
 
     name = "maple"
@@ -106,9 +106,12 @@ class MaPLe(DasslTraining, Tuner):
             return skip_init(nn.Linear, weight.shape[1], image_width, dtype=weight.dtype, device=weight.device)
 
         self.context, self.projection = prompt(), projection()
-        for _ in range(self.depth - 1):
+        # A parameter that has no gradient would stop DDP.
+        maps, texts = (min(self.depth, len(backbone.blocks(tower))) - 1 for tower in ("vision", "text"))
+        for number in range(max(maps, texts)):
             self.deep_context.append(prompt())
-            self.deep_projections.append(projection())
+            if number < maps:
+                self.deep_projections.append(projection())
         self.reset(0, 1)
 
     @torch.no_grad()
@@ -125,6 +128,9 @@ class MaPLe(DasslTraining, Tuner):
             self.context.copy_(self._start)
         for prompt in prompts:
             draw(prompt, nn.init.normal_, 0.0, 0.02, generator=generator)
+        for _ in range(self.depth - 1 - len(self.deep_context)):
+            # As if there were prompts for more blocks than the towers have: the numbers after them stay the same.
+            draw(torch.empty_like(self.context), nn.init.normal_, 0.0, 0.02, generator=generator)
         shape = self.projection.weight.shape
         bound = shape[1] ** -0.5
         for projections in ([self.projection], list(self.deep_projections)):
@@ -133,11 +139,21 @@ class MaPLe(DasslTraining, Tuner):
             for projection in projections:
                 projection.load_state_dict({"weight": weight, "bias": bias})
 
+    def load_adapter_state(self, state: dict[str, Tensor]) -> None:
+        """Load a saved state; one of an earlier version may have prompts for blocks that no tower has."""
+        own, deep = self.adapter_state(), ("deep_context.", "deep_projections.")
+        unused = {name for name in state.keys() - own.keys() if name.startswith(deep) and self._is_unused(name)}
+        super().load_adapter_state({name: value for name, value in state.items() if name not in unused})
+
+    def _is_unused(self, name: str) -> bool:
+        kind, number, *_ = name.split(".")
+        return len(getattr(self, kind)) <= int(number) < self.depth - 1
+
     def image_features(self, backbone: Backbone, images: Tensor) -> Tensor:
         """Return features [B, D] of images [B, 3, H, W] with the prompts among the image tokens."""
         blocks = backbone.blocks("vision")
         count = self.context_tokens
-        deep = zip(blocks[1:], self.deep_projections, self.deep_context, strict=False)
+        deep = zip(blocks[1:], self.deep_projections, self.deep_context, strict=False)  # the shortest decides
         hooks = {block: _replace(projection(prompt), -count) for block, projection, prompt in deep}
         hooks[backbone.image_entrance] = _append(self.projection(self.context))
         # The prompts are removed after the last block, so that no pooling head sees them.

@@ -211,7 +211,7 @@ class StudyRun:
             self._keep_needed(methods)
             data = build_data(methods[0].parsed)
             run = ProtocolRun(methods, data, methods[0].settings, self.console)
-            run.loaded = self._loaded
+            run.loaded, run.shared = self._loaded, False
             run.known = lambda: self._known_rows(first, methods, data)
             run.tells_device, self._told = not self._told, True
             run.run(show=False)

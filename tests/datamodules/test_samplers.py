@@ -7,6 +7,8 @@ import pytest
 import torch
 from all_way_runs import data
 from dtrap.datamodules import EuroSATDataModule, Preprocessing
+from dtrap.datamodules.batches import Share
+from dtrap.errors import DtrapError
 from layouts import make_eurosat
 from lightning.pytorch import Callback, LightningModule, Trainer
 
@@ -77,13 +79,37 @@ def test_every_process_gets_the_whole_support(root):
         assert all(same(rows(part), whole) for part in shares(lambda make=make: make(root), "support_batches", 2))
 
 
-def test_a_last_batch_without_a_row_for_a_process_is_left_out(root, monkeypatch):
-    monkeypatch.setattr("dtrap.datamodules.streams.TEST_BATCH", 39)
-    whole = list(all_way(root).test_dataloader())
-    assert [len(batch["labels"]) for batch in whole] == [39, 1]
-    first, second = shares(lambda: all_way(root), "test_dataloader", 2)
-    assert [len(batch["labels"]) for batch in first] == [20, 1]
-    assert [len(batch["labels"]) for batch in second] == [19]
+@pytest.mark.parametrize(("size", "lengths"), [(39, [20]), (7, [6, 7, 7]), (19, [10, 10])])
+def test_every_process_has_as_many_batches_of_a_test(root, monkeypatch, size, lengths):
+    """A process with a batch more would wait for the others in a validation, where DDP exchanges buffers."""
+    monkeypatch.setattr("dtrap.datamodules.streams.TEST_BATCH", size)
+    found = shares(lambda: all_way(root), "test_dataloader", 2)
+    assert [[len(batch["labels"]) for batch in part] for part in found] == [lengths, lengths]
+
+
+@pytest.mark.parametrize("rows", range(3, 40))
+def test_shares_are_disjoint_and_of_equal_length(rows):
+    for processes, size in ((2, 4), (3, 4), (3, 2), (2, 128)):
+        parts = [Share(rank, processes).batches(rows, size) for rank in range(processes)]
+        assert len({len(part) for part in parts}) == 1
+        assert all(0 < len(batch) <= size for part in parts for batch in part)
+        flat = [[number for batch in part for number in batch] for part in parts]
+        assert all(part == list(range(rank, rows, processes)) for rank, part in enumerate(flat))
+
+
+def test_fewer_rows_than_processes_are_refused(root):
+    with pytest.raises(DtrapError, match="3 devices cannot share 2 images of a test"):
+        Share(0, 3).batches(2, 128)
+    module = data(root, seeds=[1], batch_size=1)
+    module.sampler.world_size = 2
+    with pytest.raises(DtrapError, match=r"2 devices cannot share 1 images of --data.all_way.batch_size"):
+        module.train_dataloader()
+    module = EuroSATDataModule(
+        root, way=3, shot=1, query=1, views=1, batch_size=2, drop_last=False, preprocessing=SMALL
+    )
+    module.sampler.world_size = 2
+    with pytest.raises(DtrapError, match="2 devices cannot share 1 rows of a mini-batch"):
+        module.train_dataloader()
 
 
 class Validates(LightningModule):

@@ -5,7 +5,6 @@ import pytest
 import torch
 from dtrap.errors import DtrapError
 from dtrap.lightning_modules import FewShotClassifier
-from dtrap.lightning_modules.backbones import OpenCLIP
 from dtrap.lightning_modules.backbones.attention import SeparateTimmAttention
 from dtrap.lightning_modules.tuners.coop import find_placeholder
 from dtrap.lightning_modules.tuners.maple import MaPLe
@@ -162,34 +161,38 @@ def test_the_backbone_and_other_tuners_see_nothing_of_it(backbone):
         torch.testing.assert_close(module.text_features(), before[1])
 
 
-def test_all_but_spare_prompts_get_gradients_and_only_they_change(backbone):
-    module = tuned(backbone, MaPLe(depth=12))
-    tuner, state = module.tuner, module.tuner.adapter_state()
-    assert tuner.trains == {"vision", "text"}
-    assert {id(p) for p in module.parameters() if p.requires_grad} == {id(value) for value in state.values()}
-    assert len(state) == 3 + 3 * 11
-    module.train()
-    optimizer = tuner.optimizer(tuner.trained_parameters(), 0.1)
-    before = {name: value.detach().clone() for name, value in state.items()}
-    nn.functional.cross_entropy(module(IMAGES), torch.arange(3)).backward()
-    optimizer.step()
-    deepest = max(len(backbone.blocks("vision")), len(backbone.blocks("text"))) - 1
-    for name, value in state.items():
-        numbers = [int(part) for part in name.split(".") if part.isdigit()]
-        spare = bool(numbers) and numbers[0] >= deepest
-        assert (value.grad is None) == spare, name
-        assert torch.equal(value, before[name]) == spare, name
-    assert all(p.grad is None for p in backbone.parameters())
+def test_every_parameter_gets_a_gradient_and_only_these_change(backbone):
+    """Also where the depth is beyond the blocks of one tower, or of both."""
+    for depth in (2, 6, 12):
+        module = tuned(backbone, MaPLe(depth=depth))
+        tuner, state = module.tuner, module.tuner.adapter_state()
+        assert tuner.trains == {"vision", "text"}
+        assert {id(p) for p in module.parameters() if p.requires_grad} == {id(value) for value in state.values()}
+        vision, text = (min(depth, len(backbone.blocks(tower))) - 1 for tower in ("vision", "text"))
+        assert len(state) == 3 + max(vision, text) + 2 * vision
+        module.train()
+        optimizer = tuner.optimizer(tuner.trained_parameters(), 0.1)
+        before = {name: value.detach().clone() for name, value in state.items()}
+        nn.functional.cross_entropy(module(IMAGES), torch.arange(3)).backward()
+        optimizer.step()
+        for name, value in state.items():
+            assert value.grad is not None, name
+            assert not torch.equal(value, before[name]), name
+        assert all(p.grad is None for p in backbone.parameters())
 
 
-def test_the_shipped_model_is_tuned_with_the_default_depth():
-    backbone = OpenCLIP("tiny_clip.json", "tiny_clip.safetensors")
-    module = tuned(backbone, MaPLe())
-    images = torch.randn(2, 3, backbone.image_size, backbone.image_size)
-    module(images).sum().backward()
-    blocks = max(len(backbone.blocks(tower)) for tower in ("vision", "text"))
-    used = [prompt.grad is not None for prompt in module.tuner.deep_context]
-    assert used == [True] * (blocks - 1) + [False] * (9 - blocks)
+def test_a_state_with_prompts_for_blocks_that_no_tower_has_is_loaded_without_them(backbone):
+    tuner = tuned(backbone, MaPLe(depth=12)).tuner
+    state = {name: torch.randn_like(value) for name, value in tuner.adapter_state().items()}
+    earlier = dict(state)
+    for number in range(11):
+        earlier.setdefault(f"deep_context.{number}", state["context"])
+        for part in ("weight", "bias"):
+            earlier.setdefault(f"deep_projections.{number}.{part}", state[f"projection.{part}"])
+    tuner.load_adapter_state(earlier)
+    assert all(torch.equal(value, state[name]) for name, value in tuner.adapter_state().items())
+    with pytest.raises(DtrapError, match="does not fit the tuner maple"):
+        tuner.load_adapter_state(earlier | {"deep_context.11": state["context"]})
 
 
 def test_chunks_are_the_same_as_the_whole(backbone):
@@ -220,14 +223,14 @@ def test_the_start_is_drawn_from_the_seed_alone(clip):
     words = clip.token_embedding(clip.tokenize(["a photo"]))[0, 1:3]
     assert torch.equal(first["context"], words)
     for kind in ("weight", "bias"):
-        copies = [first[f"deep_projections.{number}.{kind}"] for number in range(8)]
+        copies = [first[f"deep_projections.{number}.{kind}"] for number in range(7)]
         assert all(torch.equal(copies[0], copied) for copied in copies)
         assert not torch.equal(copies[0], first[f"projection.{kind}"])
         assert copies[0].abs().max() <= 32**-0.5
     assert copies[0].data_ptr() != copies[1].data_ptr()
     assert not torch.equal(first["deep_context.0"], first["deep_context.1"])
     assert not torch.equal(first["deep_context.0"], other["deep_context.0"])
-    deep = torch.stack([first[f"deep_context.{number}"] for number in range(8)])
+    deep = torch.stack([first[f"deep_context.{number}"] for number in range(7)])
     assert deep.std() == pytest.approx(0.02, rel=0.15)
     tuner.double()
     assert all(torch.equal(first[name].double(), value) for name, value in start(3).items())
