@@ -49,6 +49,12 @@ def say(console: Console, text: str) -> None:
     console.print(Text(visible(text)), soft_wrap=True)
 
 
+def say_on_terminal(console: Console, text: str) -> None:
+    """Print one line where somebody waits for it; nothing goes into a file or a pipe."""
+    if console.is_terminal:
+        say(console, text)
+
+
 def print_table(table: Table, console: Console) -> None:
     """Print a table whose lines are neither cut nor wrapped at any width of the console, without colors.
 

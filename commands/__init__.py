@@ -44,14 +44,16 @@ def run(command: str, arguments: list[str]) -> int:
     if logging.lastResort is not None:  # the handler of warnings where the program sets up none
         logging.lastResort.setFormatter(_Printable())
     with importing():
-        if command not in LIGHT:
-            prepare_torch()
-        from ..console import SafeConsole  # here, because the texts of `dtrap --help` need no rich
+        from ..console import SafeConsole, say_on_terminal  # here, because the texts of `dtrap --help` need no rich
 
+        console = SafeConsole(highlight=False)
+        if command not in LIGHT:
+            say_on_terminal(console, "Loading PyTorch and Lightning …")
+            prepare_torch()
         # Each command is a function in the module of the same name.
         function = getattr(import_module(f".{command}", __name__), command)
     with STOP.raising():
-        return function(arguments, SafeConsole(highlight=False))
+        return function(arguments, console)
 
 
 @contextmanager

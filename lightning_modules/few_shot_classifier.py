@@ -65,6 +65,7 @@ class FewShotClassifier(ObservedModel):
 
     Attributes:
         device_work: Returns the context of what the device computes outside of a batch, so that it can be timed.
+        logs_steps: Whether each step logs its terms, which takes a millisecond or two.
 
     Raises:
         DtrapError: Options that exclude each other or have no valid value; also the errors of `TunedModel`.
@@ -112,6 +113,7 @@ class FewShotClassifier(ObservedModel):
         self.start_seed = start_seed
         self.automatic_optimization = not self.tuner.trains_itself
         self.device_work: Callable[[], AbstractContextManager[Any]] = nullcontext
+        self.logs_steps = True
         self._rows: Rows | None = None
         self._shared: SharedBatch | None = None
         self._full_batch: bool | None = None
@@ -257,7 +259,8 @@ class FewShotClassifier(ObservedModel):
             terms = self.tuner.own_step(self, batch) if self.tuner.trains_itself else self.terms(batch)
         self._divergence.add(terms["total"])
         logged = {name: term.detach() for name, term in terms.items()}
-        self.log_dict({f"train/{name}": term for name, term in logged.items()}, batch_size=len(batch["labels"]))
+        if self.logs_steps:
+            self.log_dict({f"train/{name}": term for name, term in logged.items()}, batch_size=len(batch["labels"]))
         return {"loss": terms["total"], **logged}
 
     def optimizer_step(self, *args: Any, **kwargs: Any) -> None:

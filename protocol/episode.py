@@ -195,7 +195,8 @@ def run_episode(
         trainer = episode_trainer(arguments, callbacks, several=data.streams)
         give_rows(callbacks_of(trainer), [row for row in rows if row["episode"] == data.episode])
         try:
-            with explained_use([*callbacks_of(trainer), *parts_of(module), data]), tf32_allowed(trainer) as tf32:
+            parts = [*callbacks_of(trainer), *parts_of(module), data]
+            with explained_use(parts), _logging_for(parts, module), tf32_allowed(trainer) as tf32:
                 zero_shot = _zero_shot(trainer, module, data, zero_shots) if data.has_query else None
                 torch.manual_seed(data.episode_seed("training"))
                 diverged = _fit_and_test(trainer, module, data, resumed)
@@ -217,6 +218,16 @@ def run_episode(
         return row | {"diverged": diverged}
     ended = stopped_early(trainer) if module.tuner.trained_parameters() else None
     return row | ({"stopped_early": ended} if ended else {})
+
+
+@contextmanager
+def _logging_for(parts: Sequence[object], module: FewShotClassifier) -> Iterator[None]:
+    """Let the steps of an episode log their terms only if a part that is not dtrap's may read them: nobody else can."""
+    module.logs_steps = any(not type(part).__module__.startswith("dtrap.") for part in parts)
+    try:
+        yield
+    finally:
+        module.logs_steps = True
 
 
 def stopped_early(trainer: Trainer) -> str | None:

@@ -270,7 +270,10 @@ class Tuner(KeepsArguments, nn.Module, ABC):
 
         A list of optimizers is allowed only if the tuner `trains_itself`.
         """
-        return torch.optim.AdamW(parameters, lr=learning_rate, weight_decay=1e-2, betas=(0.9, 0.999))
+        # One call for all parameters instead of ten for each. On a GPU torch's default is as fast, and can clip gradients
+        # of float16.
+        fused = True if all(parameter.device.type == "cpu" for parameter in parameters) else None
+        return torch.optim.AdamW(parameters, lr=learning_rate, weight_decay=1e-2, betas=(0.9, 0.999), fused=fused)
 
     def scheduler(self, optimizer: Optimizer, total_steps: int, steps_per_epoch: int) -> LRScheduler | None:
         """Return a cosine over eight times the run down to 1e-6, stepped every step, as in the authors' code."""
