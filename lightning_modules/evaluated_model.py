@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
@@ -25,6 +27,8 @@ class EvaluatedModel(TunedModel):
         ranking: The scores of the last test, where the area under the ROC curve is measured.
         confidence: What the last validation or test says of the class probabilities.
         kept_scores: The scores of the last test with the tuner, where they are wanted.
+        logs_steps: Whether each training step logs its terms, which takes a millisecond or two.
+        device_work: Returns the context of what the device computes outside of a batch, so that it can be timed.
     """
 
     def __init__(self, *arguments: Any) -> None:
@@ -33,6 +37,8 @@ class EvaluatedModel(TunedModel):
         self.ranking = Ranking()
         self.confidence = Confidence()
         self.kept_scores = KeptScores()
+        self.logs_steps = True
+        self.device_work: Callable[[], AbstractContextManager[Any]] = nullcontext
         self._repeats: Repeats | None = None
         self._failure: DtrapError | None = None
 

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Sequence
 from functools import partial
 from math import isfinite
 from typing import TYPE_CHECKING, Any, Literal
@@ -63,10 +62,6 @@ class FewShotClassifier(ObservedModel):
             time with other dropout masks, as the authors' code does; no difference with a frozen image tower.
         start_seed: Seed of the tuner's start in every task; None uses each episode's own.
 
-    Attributes:
-        device_work: Returns the context of what the device computes outside of a batch, so that it can be timed.
-        logs_steps: Whether each step logs its terms, which takes a millisecond or two.
-
     Raises:
         DtrapError: Options that exclude each other or have no valid value; also the errors of `TunedModel`.
     """
@@ -112,8 +107,6 @@ class FewShotClassifier(ObservedModel):
         self.plain_views = plain_views
         self.start_seed = start_seed
         self.automatic_optimization = not self.tuner.trains_itself
-        self.device_work: Callable[[], AbstractContextManager[Any]] = nullcontext
-        self.logs_steps = True
         self._rows: Rows | None = None
         self._shared: SharedBatch | None = None
         self._full_batch: bool | None = None

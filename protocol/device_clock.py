@@ -157,12 +157,17 @@ class DeviceClock(Callback):
         self._close(trainer.strategy.root_device)
 
     def on_validation_batch_start(self, trainer: Trainer, *_: Any) -> None:
-        """A validation batch begins; one within a step is part of it."""
+        """A validation batch begins."""
         self._open(trainer.strategy.root_device)
 
     def on_validation_batch_end(self, trainer: Trainer, *_: Any) -> None:
         """A validation batch ends."""
         self._close(trainer.strategy.root_device)
 
-    on_test_batch_start = on_validation_batch_start
-    on_test_batch_end = on_validation_batch_end
+    def on_test_batch_start(self, trainer: Trainer, *_: Any) -> None:
+        """A test batch begins."""
+        self._open(trainer.strategy.root_device)
+
+    def on_test_batch_end(self, trainer: Trainer, *_: Any) -> None:
+        """A test batch ends."""
+        self._close(trainer.strategy.root_device)

@@ -13,7 +13,7 @@ from typing import Any
 from rich.console import Console
 
 from ..callbacks import StageSwitch
-from ..console import SafeConsole, say
+from ..console import SafeConsole, say, say_on_terminal
 from ..datamodules.few_shot import FewShotDataModule
 from ..errors import DtrapError, check_one_of
 from ..keywords import Unpack
@@ -209,6 +209,7 @@ class ProtocolRun:
 
     def _prepare(self, missing: dict[str, list[int]], *, overwrite: bool) -> EpisodeRun:
         """Return what runs the episodes; a mistake is found before a file is touched."""
+        say_on_terminal(self.console, f"Reading {self.data.title} …")
         with explained_use([self.data]):
             check_settings(self.methods, self.data, self.settings)
             self.data.check_images(sorted(set().union(*missing.values())))
@@ -217,6 +218,7 @@ class ProtocolRun:
             self.record.check_data_files()
         for name, first in find_same(self.methods).items():
             self._say(f"'{name}' trains the same as '{first}', which is run once and shown under both names.")
+        say_on_terminal(self.console, f"Loading {', '.join(dict.fromkeys(m.backbone for m in self.methods))} …")
         run = EpisodeRun(self.methods, self.data, self.settings, self.folder, self.loaded)
         check_space(
             self.folder,

@@ -102,7 +102,7 @@ def without_weights(build: Callable[[], Model]) -> Model:
             return None
         return nn.Parameter(parameter.to("meta"), parameter.requires_grad)
 
-    hook = register_module_parameter_registration_hook(drop_values)
+    hook = register_module_parameter_registration_hook(drop_values)  # type: ignore[arg-type]
     try:
         model = build()
         places = sum(1 for _ in model.named_parameters(remove_duplicate=False))

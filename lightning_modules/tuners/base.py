@@ -270,8 +270,7 @@ class Tuner(KeepsArguments, nn.Module, ABC):
 
         A list of optimizers is allowed only if the tuner `trains_itself`.
         """
-        # One call for all parameters instead of ten for each. On a GPU torch's default is as fast, and can clip gradients
-        # of float16.
+        # One call for all parameters, not ten for each. The GPU default is as fast, and can clip float16 gradients.
         fused = True if all(parameter.device.type == "cpu" for parameter in parameters) else None
         return torch.optim.AdamW(parameters, lr=learning_rate, weight_decay=1e-2, betas=(0.9, 0.999), fused=fused)
 
