@@ -52,8 +52,8 @@ class DeviceSeconds:
 
     def summary(self) -> dict[str, dict[str, float | None]]:
         """Return what summary.json says."""
-        share = None if self.idle_share is None else round(self.idle_share, 4)
-        return {"seconds": {"total": round(self.total, 3), "idle": round(self.idle, 3), "idle_share": share}}
+        total, idle = round(self.total, 3), round(self.idle, 3)
+        return {"seconds": {"total": total, "idle": idle, "idle_share": round(idle / total, 4) if total else None}}
 
     @classmethod
     def read(cls, path: Path) -> DeviceSeconds:
