@@ -271,7 +271,8 @@ class Tuner(KeepsArguments, nn.Module, ABC):
         A list of optimizers is allowed only if the tuner `trains_itself`.
         """
         # One call for all parameters, not ten for each. The GPU default is as fast, and can clip float16 gradients.
-        fused = True if all(parameter.device.type == "cpu" for parameter in parameters) else None
+        kinds = {(parameter.device.type, parameter.dtype) for parameter in parameters}
+        fused = True if kinds <= {("cpu", torch.float32), ("cpu", torch.float64)} else None
         return torch.optim.AdamW(parameters, lr=learning_rate, weight_decay=1e-2, betas=(0.9, 0.999), fused=fused)
 
     def scheduler(self, optimizer: Optimizer, total_steps: int, steps_per_epoch: int) -> LRScheduler | None:
