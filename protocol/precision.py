@@ -11,6 +11,7 @@ from typing import Any, Protocol
 import torch
 from lightning.pytorch import Trainer
 from lightning.pytorch.plugins.environments import LightningEnvironment
+from lightning.pytorch.strategies import SingleDeviceStrategy
 
 from ..errors import DtrapError
 from .run_folder import ELSEWHERE
@@ -21,7 +22,7 @@ FULL, HALF, BRAIN = "32-true", "16-mixed", "bf16-mixed"
 # The default of every device before `trainer.precision` could be null.
 FORMER = FULL
 # The Trainer's options that choose a device.
-OF_DEVICE = ("accelerator", "devices", "strategy")
+OF_DEVICE = ("accelerator", "devices")
 
 
 class HasPrecision(Protocol):
@@ -49,9 +50,8 @@ def canonical(precision: object) -> str:
 def device_of(arguments: Mapping[str, Any]) -> torch.device | None:
     """Return the device that a Trainer with these arguments runs on; None if Lightning refuses them."""
     chosen = {name: arguments[name] for name in OF_DEVICE if arguments.get(name) is not None}
-    root = getattr(chosen.get("strategy"), "root_device", None)  # an object of the Python interface
-    if root is not None:
-        return torch.device(root)
+    if isinstance(arguments.get("strategy"), SingleDeviceStrategy):
+        return torch.device(arguments["strategy"].root_device)
     logger = logging.getLogger("lightning.pytorch")
     level = logger.level
     logger.setLevel(logging.WARNING)
@@ -99,7 +99,9 @@ def describe_device(device: torch.device | None) -> str:
         return str(device)
 
 
-def settle_precision(methods: Sequence[HasPrecision], stored: Mapping[str, Any] | None = None) -> None:
+def settle_precision(
+    methods: Sequence[HasPrecision], stored: Mapping[str, Any] | None = None, default: str | None = None
+) -> None:
     """Write the precision that a run uses into the settings of its methods.
 
     A null becomes the default of the device; in a folder from before it could be null, what the code did then. 16-mixed
@@ -108,6 +110,7 @@ def settle_precision(methods: Sequence[HasPrecision], stored: Mapping[str, Any] 
     Args:
         methods: The methods of the run.
         stored: The content of identity.json in a folder that is resumed; None or {} for a new run.
+        default: What null becomes in a new folder; None asks the device of this process, which may not do the work.
     """
     devices: dict[str, torch.device | None] = {}
     for method in methods:
@@ -120,6 +123,9 @@ def settle_precision(methods: Sequence[HasPrecision], stored: Mapping[str, Any] 
             method.set_precision(known if method.default_precision else trainer["precision"])
             continue
         if not method.default_precision and canonical(trainer["precision"]) != HALF:
+            continue
+        if method.default_precision and default is not None:
+            method.set_precision(default)
             continue
         arguments = method_arguments(method)
         key = repr([arguments.get(name) for name in OF_DEVICE])
