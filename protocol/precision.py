@@ -133,8 +133,10 @@ def settle_precision(
             devices[key] = device_of(arguments)
         device = devices[key]
         if method.default_precision:
-            method.set_precision(FULL if device is None else default_precision(device))
+            # Without such a device nothing can be run, but the results of a finished folder can be shown.
+            method.set_precision(_stored(stored, method.name) if device is None else default_precision(device))
         elif device is not None and device.type == "cpu":
+            warnings.warn(f"'{method.name}': a CPU has no {HALF}; {BRAIN} is used instead.", stacklevel=2)
             method.set_precision(BRAIN)
 
 
@@ -155,8 +157,13 @@ def _former(stored: Mapping[str, Any] | None, name: str) -> str | None:
     """Return the precision of a method in a folder from before the option could be null; None for other folders."""
     if not stored or "default_precision" in stored:
         return None
-    methods = stored.get("methods", {})
-    known = methods.get(name, methods.get(stored.get("main"), {}))
+    return _stored(stored, name)
+
+
+def _stored(stored: Mapping[str, Any] | None, name: str) -> str:
+    """Return the precision of a method in a folder, of the main method for an unknown one."""
+    methods = (stored or {}).get("methods", {})
+    known = methods.get(name, methods.get((stored or {}).get("main"), {}))
     return canonical(known.get("trainer", {}).get("precision", FORMER))
 
 

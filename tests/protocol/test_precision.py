@@ -123,6 +123,15 @@ def test_a_rerun_on_another_device_is_refused_with_what_to_type(on, dtrap, tmp_p
     assert dtrap(*DEMO, "--protocol.episodes", "2")[0] == 0
 
 
+def test_a_finished_folder_of_a_gpu_is_shown_where_its_accelerator_is_missing(on, dtrap, tmp_path):
+    on(GPU)
+    assert dtrap(*DEMO)[0] == 0
+    on(None)
+    status, out, err = dtrap(*DEMO)
+    assert status == 0, err
+    assert "Already finished" in out
+
+
 def test_a_folder_of_a_gpu_without_bf16_says_that_a_cpu_cannot_go_on(on, dtrap, tmp_path):
     on(CPU)
     assert dtrap(*DEMO)[0] == 0
@@ -169,7 +178,8 @@ def test_methods_with_a_precision_of_their_own_keep_it_and_names_follow_the_devi
 
 def test_without_fp16_on_a_cpu_the_folder_says_what_is_run_instead(on, dtrap, tmp_path):
     on(CPU)
-    status, _, err = dtrap(*DEMO, "--config", "methods/authors_code.yaml")
+    with pytest.warns(UserWarning, match="'authors_code': a CPU has no 16-mixed; bf16-mixed is used instead"):
+        status, _, err = dtrap(*DEMO, "--config", "methods/authors_code.yaml")
     assert status == 0, err
     (row,) = rows_of(tmp_path / "run")
     assert row["precision"] == "bf16-mixed"
@@ -178,14 +188,14 @@ def test_without_fp16_on_a_cpu_the_folder_says_what_is_run_instead(on, dtrap, tm
     assert "Already finished" in dtrap(*DEMO, "--config", "methods/authors_code.yaml")[1]
 
 
-@pytest.mark.parametrize("bf16", [True, False])
-def test_bf16_is_offered_on_a_processor_that_has_it(on, dtrap, bf16):
-    on(CPU, bf16=bf16)
-    _, out, _ = dtrap(*DEMO)
-    assert out.count("--trainer.precision bf16-mixed") == int(bf16)
-    if bf16:  # a precision that was given is nobody's to offer
-        words = ["--trainer.precision", "32-true", "--protocol.overwrite", "true"]
-        assert "--trainer.precision" not in dtrap(*DEMO, *words)[1]
+def test_bf16_is_offered_on_a_processor_that_has_it(on, dtrap):
+    on(CPU, bf16=True)
+    assert dtrap(*DEMO)[1].count("--trainer.precision bf16-mixed is faster") == 1
+    methods = parse_methods(DEMO[1:])
+    assert len(precision.lines_about(methods)) == 1
+    assert precision.lines_about(parse_methods([*DEMO[1:], "--trainer.precision", "32-true"])) == []
+    on(CPU, bf16=False)
+    assert precision.lines_about(methods) == []
 
 
 def test_torch_says_whether_the_processor_has_bf16(monkeypatch):
@@ -236,10 +246,15 @@ def test_a_study_has_one_default_for_all_cells(on, dtrap, tmp_path):
     status, out, err = dtrap("study", "small.yaml", "--trainer.precision", "32-true")
     assert status == 0, err
     assert "1 of 2 runs are finished." in out
+    for path in (tmp_path / "runs" / "study_small").glob("*/identity.json"):  # as an earlier version wrote it
+        content = json.loads(path.read_text())
+        del content["default_precision"]
+        path.write_text(json.dumps(content))
+    status, out, err = dtrap("study", "small.yaml", "--episodes", "2", "--only", "demo_seed1")
+    assert status == 0, err
     # What is finished is shown on any device.
     assert dtrap("study", "small.yaml")[0] == 0
-    plan = dtrap("study", "small.yaml", "--plan")[1]
-    assert "another config" not in plan
+    assert "another config" not in dtrap("study", "small.yaml", "--plan")[1]
 
 
 @pytest.mark.parametrize(
