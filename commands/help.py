@@ -25,7 +25,7 @@ command again resumes. Options are read from left to right: a config comes befor
   --model.tuner NAME         what is trained (default: LoRA); --config tuners/NAME.yaml has the fitting settings
   --model.learning_rate X    default: the tuner's own
   --trainer.max_epochs N     length of each training (default: 250)
-  --trainer.precision P      such as 16-mixed or bf16-mixed on a GPU (default: 32-true)
+  --trainer.precision P      default: bf16-mixed or 16-mixed on a GPU, 32-true elsewhere
   --protocol.episodes N      number of episodes (default: 400)
   --protocol.folder FOLDER   where the results go (default: runs/NAME, named after data and method)
   --protocol.compare CONFIG  a second method on the same episodes, such as methods/baseline.yaml

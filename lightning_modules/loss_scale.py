@@ -32,12 +32,12 @@ class LossScale:
     def __init__(self, module: Any) -> None:
         self._module = (module,)  # in a tuple, so that it is not a submodule of itself
         self.skipped = 0
-        self._before = 1.0
+        self._scale: float | None = None  # the last one that was read: reading waits for the device
         self._buffers: list[tuple[Tensor, Tensor]] = []
 
     def reset(self) -> None:
         """Forget an earlier fit."""
-        self.skipped = 0
+        self.skipped, self._scale = 0, None
 
     @property
     def scaler(self) -> Any:
@@ -51,21 +51,25 @@ class LossScale:
         (module,), scaler = self._module, self.scaler
         if scaler is not None and module.tuner.trains_itself and module.global_step == 0:
             scaler.load_state_dict({**scaler.state_dict(), "scale": min(scaler.get_scale(), OWN_STEPS_START)})
+        self._scale = None if scaler is None else scaler.get_scale()
 
     def begin(self) -> None:
         """Keep what a batch changes before its update, to repeat it."""
-        scaler = self.scaler
-        if scaler is not None:
-            self._before = scaler.get_scale()
-            norms = (part for part in self._module[0].tuner.modules() if isinstance(part, _BatchNorm))
+        (module,) = self._module
+        if self.scaler is not None and not module.tuner.trains_itself:
+            norms = (part for part in module.tuner.modules() if isinstance(part, _BatchNorm))
             self._buffers = [(buffer, buffer.clone()) for norm in norms for buffer in norm.buffers()]
 
     def end(self) -> None:
         """Count the updates that a tuner's own steps have lost in this batch."""
         (module,), scaler = self._module, self.scaler
         if scaler is not None and module.tuner.trains_itself:
-            lower = math.log(self._before / scaler.get_scale()) / -math.log(scaler.get_backoff_factor())
-            self.skipped += max(round(lower), 0)
+            self.skipped += round(math.log(self._lowered(scaler)) / -math.log(scaler.get_backoff_factor()))
+
+    def _lowered(self, scaler: Any) -> float:
+        """Return by which factor the scale was lowered since it was read last; 1 if it was not."""
+        before, self._scale = self._scale, scaler.get_scale()
+        return max((before or self._scale) / self._scale, 1.0)
 
     def step(self, make: Callable[[], None], restore: Callable[[], None]) -> None:
         """Make an update; repeat it with a smaller scale as long as its gradient overflows.
@@ -81,10 +85,10 @@ class LossScale:
         if scaler is None:
             make()
             return
+        self._scale = self._scale or scaler.get_scale()
         for _ in range(MOST_REPEATS):
-            before = scaler.get_scale()
             make()
-            if scaler.get_scale() >= before:
+            if self._lowered(scaler) == 1:
                 return
             if module.trainer.accumulate_grad_batches != 1:  # the gradients of the other batches are gone
                 self.skipped += 1

@@ -157,6 +157,12 @@ def copied(method: Mapping[str, Any]) -> str:
     return f"{count:,} of {counted(images, 'test image')} are training images" if count and images else ""
 
 
+def skipped(method: Mapping[str, Any]) -> str:
+    """Return a note on lost updates, such as "3 updates lost to overflows in 16-mixed"; "" for none."""
+    count = method.get("skipped_updates")
+    return f"{counted(count, 'update')} lost to overflows in 16-mixed" if count else ""
+
+
 def diverged(method: Mapping[str, Any], unit: str = "episode") -> str:
     """Return a note on the episodes that diverged, with the reason of the first; "" for none."""
     faults = method.get("diverged") or []

@@ -11,6 +11,7 @@ from typing import Any, Protocol
 import torch
 from lightning.pytorch import Trainer
 from lightning.pytorch.plugins.environments import LightningEnvironment
+from lightning.pytorch.strategies import SingleDeviceStrategy
 
 from ..errors import DtrapError
 from .run_folder import ELSEWHERE
@@ -21,7 +22,7 @@ FULL, HALF, BRAIN = "32-true", "16-mixed", "bf16-mixed"
 # The default of every device before `trainer.precision` could be null.
 FORMER = FULL
 # The Trainer's options that choose a device.
-OF_DEVICE = ("accelerator", "devices", "strategy")
+OF_DEVICE = ("accelerator", "devices")
 
 
 class HasPrecision(Protocol):
@@ -49,9 +50,8 @@ def canonical(precision: object) -> str:
 def device_of(arguments: Mapping[str, Any]) -> torch.device | None:
     """Return the device that a Trainer with these arguments runs on; None if Lightning refuses them."""
     chosen = {name: arguments[name] for name in OF_DEVICE if arguments.get(name) is not None}
-    root = getattr(chosen.get("strategy"), "root_device", None)  # an object of the Python interface
-    if root is not None:
-        return torch.device(root)
+    if isinstance(arguments.get("strategy"), SingleDeviceStrategy):
+        return torch.device(arguments["strategy"].root_device)
     logger = logging.getLogger("lightning.pytorch")
     level = logger.level
     logger.setLevel(logging.WARNING)
@@ -99,7 +99,9 @@ def describe_device(device: torch.device | None) -> str:
         return str(device)
 
 
-def settle_precision(methods: Sequence[HasPrecision], stored: Mapping[str, Any] | None = None) -> None:
+def settle_precision(
+    methods: Sequence[HasPrecision], stored: Mapping[str, Any] | None = None, default: str | None = None
+) -> None:
     """Write the precision that a run uses into the settings of its methods.
 
     A null becomes the default of the device; in a folder from before it could be null, what the code did then. 16-mixed
@@ -108,6 +110,7 @@ def settle_precision(methods: Sequence[HasPrecision], stored: Mapping[str, Any] 
     Args:
         methods: The methods of the run.
         stored: The content of identity.json in a folder that is resumed; None or {} for a new run.
+        default: What null becomes in a new folder; None asks the device of this process, which may not do the work.
     """
     devices: dict[str, torch.device | None] = {}
     for method in methods:
@@ -121,14 +124,19 @@ def settle_precision(methods: Sequence[HasPrecision], stored: Mapping[str, Any] 
             continue
         if not method.default_precision and canonical(trainer["precision"]) != HALF:
             continue
+        if method.default_precision and default is not None:
+            method.set_precision(default)
+            continue
         arguments = method_arguments(method)
         key = repr([arguments.get(name) for name in OF_DEVICE])
         if key not in devices:
             devices[key] = device_of(arguments)
         device = devices[key]
         if method.default_precision:
-            method.set_precision(FULL if device is None else default_precision(device))
+            # Without such a device nothing can be run, but the results of a finished folder can be shown.
+            method.set_precision(_stored(stored, method.name) if device is None else default_precision(device))
         elif device is not None and device.type == "cpu":
+            warnings.warn(f"'{method.name}': a CPU has no {HALF}; {BRAIN} is used instead.", stacklevel=2)
             method.set_precision(BRAIN)
 
 
@@ -149,8 +157,13 @@ def _former(stored: Mapping[str, Any] | None, name: str) -> str | None:
     """Return the precision of a method in a folder from before the option could be null; None for other folders."""
     if not stored or "default_precision" in stored:
         return None
-    methods = stored.get("methods", {})
-    known = methods.get(name, methods.get(stored.get("main"), {}))
+    return _stored(stored, name)
+
+
+def _stored(stored: Mapping[str, Any] | None, name: str) -> str:
+    """Return the precision of a method in a folder, of the main method for an unknown one."""
+    methods = (stored or {}).get("methods", {})
+    known = methods.get(name, methods.get((stored or {}).get("main"), {}))
     return canonical(known.get("trainer", {}).get("precision", FORMER))
 
 

@@ -138,7 +138,8 @@ def _claims(summary: Mapping[str, Any], method: Mapping[str, Any]) -> list[str]:
     others = [f"{title} {percent(method[key], unit)}" for key, title in claims.MEASURES.items() if method.get(key)]
     beside = ", ".join([*_measured(method, unit), *others])
     accuracy = f"{percent(method['accuracy'], unit, said=True)}{compared}"
-    return [count, tested, accuracy, beside, left_out, claims.copied(method), claims.untested(method)]
+    notes = [left_out, claims.copied(method), claims.untested(method), claims.skipped(method)]
+    return [count, tested, accuracy, beside, *notes]
 
 
 def _measured(method: Mapping[str, Any], unit: str) -> list[str]:
@@ -244,10 +245,17 @@ def _method_summary(rows: Sequence[Row], unit: str) -> dict[str, Any]:
         "zero_shot_accuracy": _interval(sound, "zero_shot_accuracy"),
         **{key: _interval(sound, key) for key in claims.MEASURES if _have(sound, key)},
         "copied_test_images": sum(row.get("copied_test_images") or 0 for row in sound),
+        **_skipped(sound),
         **_measures(sound),
         "per_class": _per_class(sound),
         "seconds": sum(row.get("seconds") or 0.0 for row in rows if "same_as" not in row),
     }
+
+
+def _skipped(rows: Sequence[Row]) -> dict[str, int]:
+    """Number of updates that the loss scale of 16-mixed has left out, where there are any."""
+    skipped = sum(row.get("skipped_updates") or 0 for row in rows)
+    return {"skipped_updates": skipped} if skipped else {}
 
 
 def tested_images(row: Row) -> int | None:

@@ -241,14 +241,13 @@ class StudyRun:
             DtrapError: This device decides otherwise.
         """
         folders = (self.folder.run_folder(name) for name in dict.fromkeys(self.folders.values()))
-        stored = next((content for folder in folders if (content := _identity_with_rows(folder))), None)
-        if stored is None:
-            return
-        self._former = "default_precision" not in stored
+        stored = [content for folder in folders if (content := _identity_with_rows(folder))]
+        self._former = any("default_precision" not in content for content in stored)
         methods = methods_of(found, "", 1)
         self._use_former(methods)
         settle_precision(methods)
-        check_study(self.folder.path, methods[0], stored)
+        for content in stored:
+            check_study(self.folder.path, methods[0], content)
 
     def _use_former(self, methods: Sequence[MethodConfig]) -> None:
         for method in methods:

@@ -25,7 +25,7 @@ def old(tmp_path):
 
 # What rows did not say when the folders were written.
 CONFIDENCE = {"cross_entropy", "calibration_error", "zero_shot_cross_entropy", "zero_shot_calibration_error"}
-NEW = {"support_images", "test_images", "binomial_interval", "terms", *CONFIDENCE}
+NEW = {"precision", "support_images", "test_images", "binomial_interval", "terms", *CONFIDENCE}
 
 
 def rows_of(folder):
