@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 from torch import distributed
 
-from ..errors import DtrapError, first_line
+from ..errors import DtrapError
 from ..signals import STOP
 
 if TYPE_CHECKING:
@@ -148,8 +148,8 @@ class Processes:
                 process.kill()
             if lost:
                 raise DtrapError(
-                    f"one of the {self.count} processes of this run has ended; what it printed says why "
-                    f"({first_line(error)[:150]}). Rerun the same command; it resumes."
+                    f"one of the {self.count} processes of this run has ended; what it printed says why. Rerun the "
+                    "same command; it resumes at the last checkpoint."
                 ) from error
         elif lost:
             raise SystemExit(2) from error  # the leader has said why
