@@ -17,7 +17,7 @@ from ..errors import DtrapError, check_number, check_one_of
 from .backbones.base import Backbone
 from .batch_checks import check_tuner_batches, read_batch_kind, warn_unstated
 from .contracts import check_loss
-from .data_parallel import SharedBatch, prepare_processes
+from .data_parallel import SharedBatch, prepare_processes, warn_batch_norms
 from .divergence import DivergenceWatch
 from .loss_scale import LossScale
 from .objective import Objective, PlainRows
@@ -221,6 +221,8 @@ class FewShotClassifier(ObservedModel):
     def on_fit_start(self) -> None:
         """Set the tuner, but not the backbone, to training mode."""
         self.train()
+        if processes(self.trainer) > 1:
+            warn_batch_norms(self)
 
     def on_train_start(self) -> None:
         """Check that the objective fits the batches; stop before the first step if the tuner has nothing to train."""

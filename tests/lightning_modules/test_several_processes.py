@@ -9,7 +9,7 @@ import torch
 from dtrap.callbacks import StageSwitch
 from dtrap.datamodules import ShapesDataModule
 from dtrap.lightning_modules import FewShotClassifier, Objective
-from dtrap.lightning_modules.tuners import CoOp, LoRA, MaPLe, TipAdapter, TipAdapterF
+from dtrap.lightning_modules.tuners import FWT, CoOp, LoRA, MaPLe, TipAdapter, TipAdapterF
 from lightning.pytorch import Callback, Trainer
 from several_processes import in_two_processes
 
@@ -39,7 +39,7 @@ CASES = {
     "CoOp, mini-batches": (
         lambda: CoOp(4), lambda: Objective(relation_source="current"), {"batch_size": 7, "drop_last": False}, {},
     ),
-    "chunks": (lambda: LoRA(rank=2), Objective, {}, {"image_chunk": 3}),
+    "chunks": (lambda: FWT(LoRA(rank=2)), Objective, {}, {"image_chunk": 3}),
     "Tip-Adapter": (TipAdapter, Objective, {}, {}),
     "Tip-Adapter-F": (TipAdapterF, Objective, {}, {}),
 }  # fmt: skip

@@ -1,25 +1,22 @@
 """All-way runs on two devices: their rows, adapters and predictions are those of one."""
 
-import os
+import copy
+import sys
+import warnings
 
 import pytest
 import torch
-from all_way_runs import adapters, results, words
-from dtrap.cli import main
-from dtrap.lightning_modules import FewShotClassifier
+from all_way_runs import adapters, data, results
+from dtrap.callbacks import AlignmentMonitor, CostMonitor, KeepBest, NearDomainWarning
+from dtrap.console import SafeConsole
+from dtrap.lightning_modules import FewShotClassifier, Objective
+from dtrap.lightning_modules.tuners import LoRA
+from dtrap.protocol import run_protocol
 from layouts import make_eurosat
 from safetensors.torch import load_file
 from several_processes import in_two_processes
 
-MONITORED = """
-trainer:
-  callbacks:
-    - class_path: dtrap.callbacks.AlignmentMonitor
-    - class_path: dtrap.callbacks.CostMonitor
-    - class_path: dtrap.callbacks.KeepBest
-    - class_path: dtrap.callbacks.NearDomainWarning
-"""
-TWO = ["--trainer.devices", "2", "--trainer.strategy", "ddp"]
+TWO = {"devices": 2, "strategy": "ddp"}
 
 
 @pytest.fixture(scope="module")
@@ -27,28 +24,26 @@ def root(tmp_path_factory):
     return make_eurosat(tmp_path_factory.mktemp("all_way") / "eurosat", per_class=7)
 
 
-def run(*words):
-    with pytest.raises(SystemExit) as stop:
-        main([str(word) for word in words])
-    return stop.value.code
-
-
-def commands(root):
-    """Words of runs: every batch has an odd number of rows, two epochs of two steps."""
-    shared = ["--data.shot", 2, "--data.all_way.batch_size", 7, "--data.all_way.seeds", "[1]"]
-    shared += ["--trainer.max_epochs", 2, "--trainer.precision", "64-true", "--trainer.accelerator", "cpu"]
-    monitored = ["--config", "monitored.yaml", "--data.all_way.validation", "true", "--protocol.save_features", 1]
-    kept = ["--protocol.save_predictions", "true", "--protocol.compare", "methods/baseline.yaml"]
-    tip = ["--config", "tuners/tip_adapter.yaml"]
-    return {
-        "lora": words(root, "lora", *shared, *monitored, *kept),
-        "tip": words(root, "tip", *shared, *tip),
-        "stopped": words(root, "stopped", *shared, "--protocol.checkpoint_every", 1),
-    }
+def run(folder, root, backbone, **trainer):
+    """Every batch has an odd number of rows; two epochs of two steps; dropout is as by default."""
+    backbone, tuner = copy.deepcopy(backbone), LoRA("both", rank=2)
+    callbacks = [AlignmentMonitor(["gap_drop", "scatter_ratio"]), KeepBest(), NearDomainWarning()]
+    if trainer:
+        callbacks.append(CostMonitor())
+    return run_protocol(
+        {
+            "svl-ra": lambda: FewShotClassifier(backbone, tuner, Objective(relation_source="current")),
+            "baseline": lambda: FewShotClassifier(backbone, tuner, Objective(0.0, 0.0)),
+        },
+        data(root, seeds=[1], batch_size=7, validation=True),
+        trainer={"max_epochs": 2, "precision": "64-true", "accelerator": "cpu", "callbacks": callbacks, **trainer},
+        folder=str(folder), save_adapters=True, save_predictions=True, save_features=1, checkpoint_every=1,
+        console=SafeConsole(),
+    )  # fmt: skip
 
 
 def stopping(monkeypatch, step):
-    """Let the training step of this number be interrupted, once."""
+    """Let the training step of this number be interrupted."""
     original, done = FewShotClassifier.training_step, []
 
     def training_step(self, batch, batch_idx):
@@ -60,25 +55,26 @@ def stopping(monkeypatch, step):
     monkeypatch.setattr(FewShotClassifier, "training_step", training_step)
 
 
-def both(rank, folder, root):
-    os.chdir(folder / "two")
-    sys.stdout = sys.stderr = open(f"said_{rank}", "w", buffering=1)  # noqa: SIM115
-    runs = commands(root)
-    assert run(*runs["lora"], *TWO) == 0
-    assert run(*runs["tip"], *TWO) == 0
+def both(rank, folder, root, backbone):
+    sys.stdout = sys.stderr = open(folder / f"said_{rank}", "w", buffering=1)  # noqa: SIM115
+    warnings.resetwarnings()
+    warnings.showwarning = lambda message, *where, **more: print(message)
     with pytest.MonkeyPatch.context() as patched:
         stopping(patched, 4)
-        assert run(*runs["stopped"], *TWO) == 130
-    assert run(*runs["stopped"], *TWO) == 0
-    assert run(*runs["stopped"], *TWO) == 0
+        with pytest.raises(KeyboardInterrupt):
+            run(folder / "two", root, backbone, **TWO)
+    result = run(folder / "two", root, backbone, **TWO)
+    assert [row["method"] for row in result.rows] == ["svl-ra", "baseline"]
+    assert result.accuracy["svl-ra"].images == 30
 
 
 def close(found, expected, place=""):
-    """Assert that two values of JSON are equal to rounding."""
+    """Assert that two values of JSON are equal to rounding, except what depends on the clock."""
     if isinstance(expected, dict):
         assert found.keys() == expected.keys(), place
         for key, value in expected.items():
-            close(found[key], value, f"{place}.{key}")
+            if key not in ("seconds", "idle_share", "idle_seconds"):
+                close(found[key], value, f"{place}.{key}")
     elif isinstance(expected, list):
         assert len(found) == len(expected), place
         for number, value in enumerate(expected):
@@ -89,26 +85,23 @@ def close(found, expected, place=""):
 
 
 @pytest.mark.filterwarnings("ignore")
-def test_two_devices_give_the_rows_adapters_and_predictions_of_one(root, tmp_path, monkeypatch):
-    for name in ("one", "two"):
-        (tmp_path / name).mkdir()
-        (tmp_path / name / "monitored.yaml").write_text(MONITORED)
-    in_two_processes(both, tmp_path, root)
-    monkeypatch.chdir(tmp_path / "one")
-    for name, command in commands(root).items():
-        assert run(*command) == 0
-        one, two = (tmp_path / folder / name for folder in ("one", "two"))
-        for expected, found in zip(results(one), results(two), strict=True):
-            assert expected.pop("cost", None) is None or found.pop("cost", None) is None
-            close(found, expected, name)
-        for expected, found in zip(adapters(one), adapters(two), strict=True):
-            torch.testing.assert_close(found, expected, atol=1e-9, rtol=1e-9)
-        for kind in ("predictions", "features"):
-            for path in sorted((one / kind).glob("*.safetensors")):
-                torch.testing.assert_close(
-                    load_file(two / kind / path.name), load_file(path), atol=1e-6, rtol=1e-5, equal_nan=True
-                )
-        files = [{str(path.relative_to(folder)) for path in folder.rglob("*")} for folder in (one, two)]
-        assert files[0] == files[1]
-    assert (tmp_path / "two" / "said_1").read_text() == ""
-    assert "2 devices share every batch." in (tmp_path / "two" / "said_0").read_text()
+def test_two_devices_give_the_rows_adapters_and_predictions_of_one(root, tmp_path, tiny_backbone):
+    """Also after a resume from a checkpoint; one process has the folder, the other one is silent."""
+    in_two_processes(both, tmp_path, root, tiny_backbone)
+    one, two = tmp_path / "one", tmp_path / "two"
+    run(one, root, tiny_backbone)
+    close(results(two), results(one))
+    for expected, found in zip(adapters(one), adapters(two), strict=True):
+        torch.testing.assert_close(found, expected, atol=1e-9, rtol=1e-9)
+    for kind in ("predictions", "features"):
+        paths = sorted((one / kind).glob("*.safetensors"))
+        assert len(paths) == 2
+        for path in paths:
+            torch.testing.assert_close(load_file(two / kind / path.name), load_file(path), atol=1e-6, rtol=1e-5)
+    files = [{str(path.relative_to(folder)) for path in folder.rglob("*")} for folder in (one, two)]
+    assert files[0] == files[1]
+    said = (tmp_path / "said_0").read_text()
+    assert "2 devices share every batch." in said
+    assert said.count("CostMonitor: a step on 2 devices is not timed") == 2  # once for each method
+    assert "sync_dist" not in said
+    assert (tmp_path / "said_1").read_text() == ""
