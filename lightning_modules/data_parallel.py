@@ -105,6 +105,6 @@ def warn_batch_norms(module: FewShotClassifier) -> None:
     if norms and not all(isinstance(part, nn.SyncBatchNorm) for part in norms):
         module.objective.warn_once(
             "batch norms",
-            f"the batch norms of the tuner {module.tuner.name} see the rows of one device, so its numbers depend on how "
-            "many devices there are. On GPUs --trainer.sync_batchnorm true avoids that.",
+            f"the batch norms of the tuner {module.tuner.name} see the rows of one device, so its numbers depend on "
+            "how many devices there are. On GPUs --trainer.sync_batchnorm true avoids that.",
         )
