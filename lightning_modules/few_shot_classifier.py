@@ -147,8 +147,9 @@ class FewShotClassifier(ObservedModel):
         if stage == "fit":
             episode_seed = getattr(datamodule, "episode_seed", None)
             seed = episode_seed("tuner") if episode_seed is not None else int(torch.randint(2**31, ()))
-            self.start_task(self.trainer.strategy.broadcast(seed))  # prototypes are drawn in each process
-            if processes(self.trainer) > 1:
+            shared = processes(self._trainer) > 1
+            self.start_task(self.trainer.strategy.broadcast(seed) if shared else seed)  # each draws the prototypes
+            if shared:
                 prepare_processes(self)
 
     def start_task(self, seed: int) -> None:

@@ -9,8 +9,11 @@ import quiet
 import torch
 from dtrap.callbacks import StageSwitch
 from dtrap.datamodules import ShapesDataModule
+from dtrap.errors import DtrapError
 from dtrap.lightning_modules import FewShotClassifier, Objective
-from dtrap.lightning_modules.tuners import FWT, CoOp, LoRA, MaPLe, TipAdapter, TipAdapterF
+from dtrap.lightning_modules.batch_checks import check_tuner_batches
+from dtrap.lightning_modules.finite import DivergedError
+from dtrap.lightning_modules.tuners import FWT, LDC, CoOp, LoRA, MaPLe, StepSPT, TipAdapter, TipAdapterF
 from lightning.pytorch import Callback, Trainer
 from several_processes import in_two_processes
 from torch.utils.data import DataLoader, Dataset, DistributedSampler
@@ -106,6 +109,19 @@ def one_of_two(rank, folder, backbone):
         found["foreign LoRA"] = foreign(backbone, LoRA("both", rank=2, dropout=0.0), Pictures(1, 11), 2, **two)
         found["foreign Tip-Adapter"] = foreign(backbone, TipAdapter(), Pictures(1, 11), 2, **two)
     torch.save(found, f"{folder}/{rank}.pt")
+    refusals(rank, backbone, two)
+
+
+def refusals(rank, backbone, two):
+    """An error of one process is raised in both: the other one would wait for ever."""
+    images = ShapesDataModule(way=3, shot=1, query=2, views=1)
+    with pytest.raises(DtrapError, match="makes optimizer steps of its own"):
+        Trainer(max_epochs=1, **QUIET, **two).fit(FewShotClassifier(copy.deepcopy(backbone), StepSPT()), images)
+    module = FewShotClassifier(copy.deepcopy(backbone), TipAdapter())
+    if rank == 1:
+        module.finite_scores = lambda scores: (_ for _ in ()).throw(DivergedError("two scores are lost", "look"))
+    with pytest.raises(DivergedError, match="two scores are lost; look"), module.zero_shot():
+        Trainer(**QUIET, **two).test(module, images, verbose=False)
 
 
 @pytest.mark.filterwarnings("ignore")
@@ -124,3 +140,13 @@ def test_two_processes_train_and_test_as_one(tiny_backbone, tmp_path):
             torch.testing.assert_close(
                 found[case], expected, atol=1e-9, rtol=1e-9, msg=lambda text, case=case: f"{case}: {text}"
             )
+
+
+def test_a_tuner_needs_its_rows_on_each_device():
+    images = ShapesDataModule(way=3, shot=1, query=2, views=2, batch_size=3)
+    check_tuner_batches(LDC(), images)
+    images.sampler.world_size = 2
+    with pytest.raises(
+        DtrapError, match=r"3, but the tuner ldc needs 2 rows .* on each of 2 devices. Set .* 4 or more"
+    ):
+        check_tuner_batches(LDC(), images)

@@ -9,9 +9,13 @@ import torch
 from all_way_runs import adapters, data, results
 from dtrap.callbacks import AlignmentMonitor, CostMonitor, KeepBest, NearDomainWarning
 from dtrap.console import SafeConsole
+from dtrap.errors import DtrapError
 from dtrap.lightning_modules import FewShotClassifier, Objective
 from dtrap.lightning_modules.tuners import LoRA
 from dtrap.protocol import run_protocol
+from dtrap.protocol.module_method import ModuleMethod
+from dtrap.protocol.runner import ProtocolRun
+from dtrap.protocol.settings import ProtocolSettings
 from layouts import make_eurosat
 from safetensors.torch import load_file
 from several_processes import in_two_processes
@@ -105,3 +109,28 @@ def test_two_devices_give_the_rows_adapters_and_predictions_of_one(root, tmp_pat
     assert said.count("CostMonitor: a step on 2 devices is not timed") == 2  # once for each method
     assert "sync_dist" not in said
     assert (tmp_path / "said_1").read_text() == ""
+
+
+def test_processes_that_would_write_the_same_run_are_refused(root, tmp_path, tiny_backbone, monkeypatch):
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "none")
+    monkeypatch.setenv("WORLD_SIZE", "4")
+    with pytest.raises(DtrapError, match=r"started 4 processes.*--trainer.strategy ddp --trainer.devices 4"):
+        run(tmp_path / "run", root, tiny_backbone, devices=1)
+
+
+def test_what_cannot_share_a_task_is_refused(dtrap, root, tmp_path, tiny_backbone, tiny_model):
+    with pytest.raises(DtrapError, match=r"DDPStrategy; expected --trainer.strategy ddp, or --trainer.devices 1"):
+        run(tmp_path / "run", root, tiny_backbone, devices=2, strategy="ddp_spawn")
+    episodes = ["--config", "eurosat_1shot.yaml", *tiny_model, "--data.root", root, "--data.query", 2]
+    two = ["--trainer.accelerator", "cpu", "--trainer.devices", 2]
+    status, _, err = dtrap("fit", *episodes, *two)
+    assert status == 2
+    assert "an episode runs on one" in err
+    assert "--protocol.workers 2" in err
+    console = SafeConsole(quiet=True)
+    method = ModuleMethod("lora", lambda: FewShotClassifier(tiny_backbone), images := data(root, seeds=[1]), TWO, None)
+    of_study = ProtocolRun([method], images, ProtocolSettings(folder=str(tmp_path / "run")), console)
+    of_study.shared = False
+    with pytest.raises(DtrapError, match=r"a study runs each task on one.*--protocol.workers 2"):
+        of_study.run()
+    assert not (tmp_path / "run").exists()
