@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 
 from ..errors import DtrapError, check_at_least
 
@@ -62,6 +63,12 @@ class CostMonitor(Callback):
         module: Any = pl_module
         if module.tuner.trains_itself:
             warnings.warn(f"CostMonitor: {module.tuner.name} makes steps of its own; no cost.", stacklevel=2)
+            return
+        if trainer.world_size > 1:
+            rank_zero_warn(
+                f"CostMonitor: a step on {trainer.world_size} devices is not timed, since they wait for each other; no "
+                "cost. Use --trainer.devices 1 for it."
+            )
             return
         if module.tuner.trained_parameters():
             self.cost = _measure(trainer, module, module.incoming(batch, "train"), self.pairs)

@@ -92,13 +92,15 @@ class FeatureCollector(Callback):
 
 
 def gathered(trainer: Trainer, pl_module: LightningModule, features: Features) -> Features:
-    """Return the features of the images of all processes."""
+    """Return the features of the images of all processes, in the order of one process; of very many images some."""
     if trainer.world_size == 1:
         return features
-    images, labels = (
-        torch.cat([part.cpu() for part in gather_all_tensors(column.to(pl_module.device))])
-        for column in (features.images, features.labels)
-    )
+    parts = [gather_all_tensors(each.to(pl_module.device)) for each in (features.images, features.labels)]
+    # Image i of process r is image i * P + r of all.
+    places = [torch.arange(len(part)) * trainer.world_size + rank for rank, part in enumerate(parts[0])]
+    order, rows = torch.cat(places).argsort(), _Thinned()
+    rows.add(*(torch.cat([part.cpu() for part in column])[order] for column in parts))
+    images, labels = rows.joined()
     return Features(images, features.texts, labels)
 
 
@@ -119,4 +121,13 @@ def _exact(features: Tensor) -> Tensor:
 def support_features(pl_module: Any, batch: Any, *, zero_shot: bool, views: bool = False) -> Features | None:
     """Return the features of the plain support images, or of all their views; None where nobody has these images."""
     batches = pl_module.support_batches(batch)
-    return None if batches is None else on_cpu(pl_module.observe(batches, zero_shot=zero_shot, views=views))
+    if batches is None:
+        return None
+    features = on_cpu(pl_module.observe(batches, zero_shot=zero_shot, views=views))
+    trainer = pl_module.trainer
+    if trainer.world_size == 1 or hasattr(pl_module.data_source, "support_batches"):
+        return features
+    # Of a loader's batch each process has a part; which rows are plain travels with the labels.
+    plain = torch.ones_like(features.labels, dtype=torch.bool) if features.plain is None else features.plain
+    marked = gathered(trainer, pl_module, features._replace(labels=2 * features.labels + plain, plain=None))
+    return Features(marked.images, features.texts, marked.labels // 2, marked.labels % 2 == 1 if views else None)

@@ -8,6 +8,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 
 from ..errors import DtrapError
 from ..metrics import near_domain
+from .feature_collector import support_features
 
 
 class NearDomainWarning(Callback):
@@ -52,7 +53,10 @@ class NearDomainWarning(Callback):
         self.looked = True
         if batches is None or len(module.class_prompts.class_names) < 2:
             return
-        features = module.observe(batches, zero_shot=True)
+        if trainer.world_size == 1:
+            features = module.observe(batches, zero_shot=True)
+        else:  # of a loader's batch each process has a part
+            features = support_features(module, batch, zero_shot=True)
         result = near_domain(*features[:3], logit_scale=module.objective.logit_scale)
         self.found = {
             "accuracy": 100.0 * result.accuracy,

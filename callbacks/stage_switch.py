@@ -147,7 +147,9 @@ class StageSwitch(Callback):
         if step <= self._step or objective.seen is None:
             return
         self._step = step
-        if self._seen.ended(step, objective.seen) or step >= latest_step(self._total):
+        ended = self._seen.ended(step, objective.seen) or step >= latest_step(self._total)
+        # Several processes decide together: one that ended the stage alone would wait for the others for ever.
+        if trainer.strategy.reduce_boolean_decision(ended, all=False):
             self.ended, objective.watched, objective.seen = step, None, None
 
     def _set(self, trainer: Trainer, pl_module: LightningModule, before: int = 0) -> None:

@@ -190,7 +190,9 @@ class StopAtLoss(Callback):
         if self._done == before:  # a part of an accumulated gradient, which would be lost
             return
         mean = self._recent.mean(self.window)
-        if self.step is None and self.goal is not None and mean is not None and mean <= self.goal:
+        if self.step is not None or self.goal is None or mean is None:
+            return
+        if trainer.strategy.reduce_boolean_decision(mean <= self.goal, all=False):  # one decision of all processes
             self.step = self._done
             trainer.should_stop = True
 

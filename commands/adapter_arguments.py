@@ -23,6 +23,7 @@ from ..protocol.adapters import CONFIG, AdapterCard, check_tuner, is_exported, i
 from ..protocol.configuration import build_module, build_part, build_trainer_arguments
 from ..protocol.export import load_exported
 from ..protocol.precision import FULL, HALF, canonical, device_of
+from ..protocol.processes import on_one_device
 from .found import Values, card_precision, values_of_card, values_of_config
 from .parser import DtrapCLI
 
@@ -49,8 +50,8 @@ class SavedAdapter:
         return FULL if device is not None and device.type == "cpu" else asked
 
     def trainer_arguments(self) -> dict[str, Any]:
-        """Return the Trainer's arguments with the precision."""
-        arguments = build_trainer_arguments(self.config)
+        """Return the Trainer's arguments with the precision, on one device also where the training had several."""
+        arguments = on_one_device(build_trainer_arguments(self.config))
         if arguments.get("precision") is not None or not arguments.get("plugins"):
             arguments["precision"] = self.precision
         return arguments

@@ -41,10 +41,12 @@ def check_tuner_batches(tuner: Tuner, datamodule: Any) -> None:
             f"support rows. {remedy}, or use another tuner."
         )
     option, size = _size(datamodule)
-    if size is not None and size < tuner.least_rows:
+    devices = getattr(getattr(datamodule, "sampler", None), "world_size", 1)
+    least, each = tuner.least_rows * devices, "" if devices == 1 else f" on each of {devices} devices"
+    if size is not None and size < least:
         raise DtrapError(
-            f"{option} is {size}, but the tuner {tuner.name} needs {tuner.least_rows} rows or more in a step. Set "
-            f"--{option} {tuner.least_rows} or more."
+            f"{option} is {size}, but the tuner {tuner.name} needs {tuner.least_rows} rows or more in a step{each}. "
+            f"Set --{option} {least} or more."
         )
 
 

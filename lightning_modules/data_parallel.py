@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from ..errors import DtrapError
 from .chunking import share_of_images
@@ -96,3 +97,14 @@ def prepare_processes(module: FewShotClassifier) -> None:
     if not tuner.trained_parameters():
         # DDP refuses a module without one; no step is made.
         module.anchor = nn.Parameter(torch.zeros(1))
+
+
+def warn_batch_norms(module: FewShotClassifier) -> None:
+    """Warn of batch norms, whose statistics are those of one process's rows."""
+    norms = [part for part in module.tuner.modules() if isinstance(part, _BatchNorm)]
+    if norms and not all(isinstance(part, nn.SyncBatchNorm) for part in norms):
+        module.objective.warn_once(
+            "batch norms",
+            f"the batch norms of the tuner {module.tuner.name} see the rows of one device, so its numbers depend on "
+            "how many devices there are. On GPUs --trainer.sync_batchnorm true avoids that.",
+        )

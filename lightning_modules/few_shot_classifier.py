@@ -16,7 +16,7 @@ from ..errors import DtrapError, check_number, check_one_of
 from .backbones.base import Backbone
 from .batch_checks import check_tuner_batches, read_batch_kind, warn_unstated
 from .contracts import check_loss
-from .data_parallel import SharedBatch, prepare_processes
+from .data_parallel import SharedBatch, prepare_processes, warn_batch_norms
 from .divergence import DivergenceWatch
 from .loss_scale import LossScale
 from .objective import Objective, PlainRows
@@ -142,8 +142,9 @@ class FewShotClassifier(ObservedModel):
         if stage == "fit":
             episode_seed = getattr(datamodule, "episode_seed", None)
             seed = episode_seed("tuner") if episode_seed is not None else int(torch.randint(2**31, ()))
-            self.start_task(self.trainer.strategy.broadcast(seed))  # prototypes are drawn in each process
-            if processes(self.trainer) > 1:
+            shared = processes(self._trainer) > 1
+            self.start_task(self.trainer.strategy.broadcast(seed) if shared else seed)  # each draws the prototypes
+            if shared:
                 prepare_processes(self)
 
     def start_task(self, seed: int) -> None:
@@ -216,6 +217,8 @@ class FewShotClassifier(ObservedModel):
     def on_fit_start(self) -> None:
         """Set the tuner, but not the backbone, to training mode."""
         self.train()
+        if processes(self.trainer) > 1:
+            warn_batch_norms(self)
 
     def on_train_start(self) -> None:
         """Check that the objective fits the batches; stop before the first step if the tuner has nothing to train."""

@@ -11,7 +11,7 @@ from ..lightning_modules.batch_checks import check_objective_batches, check_tune
 from .episode import callbacks_of, episode_trainer
 from .episode_pictures import check_pictures
 from .folder_identity import Method
-from .processes import Processes, asks_for_several
+from .processes import Processes, asks_for_several, started_tasks
 from .references import check_references
 from .settings import ProtocolSettings
 
@@ -53,14 +53,21 @@ def processes_of(methods: Sequence[Method], data: FewShotDataModule, *, allowed:
         allowed: Whether there may be several.
 
     Raises:
-        DtrapError: Several are not allowed, or methods differ in their devices.
+        DtrapError: Several are not allowed, methods differ in their devices, or several were started for one device.
     """
-    asked = [method.trainer_arguments(logger=False) for method in methods]
-    if not data.streams or not any(map(asks_for_several, asked)):
+    if not data.streams:
         return None
-    trainers = [episode_trainer(arguments, [], several=True) for arguments in asked]
+    asked = [method.trainer_arguments(logger=False) for method in methods]
+    several = any(map(asks_for_several, asked))
+    trainers = [episode_trainer(arguments, [], several=True) for arguments in asked] if several else []
     counts = [trainer.world_size for trainer in trainers]
-    if max(counts) == 1:
+    if max(counts, default=1) == 1:
+        if (tasks := started_tasks()) > 1:
+            raise DtrapError(
+                f"torchrun or srun has started {tasks} processes, but the trainer has one device, so each would write "
+                f"the same run. Give --trainer.strategy ddp --trainer.devices {tasks} (of one machine, times "
+                "--trainer.num_nodes), or start one process."
+            )
         return None
     if not allowed:
         raise DtrapError(

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 from torch import distributed
 
-from ..errors import DtrapError, first_line
+from ..errors import DtrapError
 from ..signals import STOP
 
 if TYPE_CHECKING:
@@ -28,6 +28,8 @@ SECONDS_TO_BE_ENDED = 10.0
 
 # Of an error that says that another process is gone.
 LOST = ("gloo", "nccl", "connection closed", "connection reset", "broken pipe", "socket")
+
+ONE_DEVICE = {"devices": 1, "num_nodes": 1, "strategy": "auto"}
 
 T = TypeVar("T")
 
@@ -65,6 +67,17 @@ def asks_for_several(arguments: Mapping[str, Any]) -> bool:
 def follows() -> bool:
     """Return whether this process takes part in the run of another one, which prints for both."""
     return FOLLOWS in os.environ
+
+
+def started_tasks() -> int:
+    """Return how many processes torchrun or srun has started of this program; 1 without them."""
+    torchrun = os.environ.get("WORLD_SIZE") if "TORCHELASTIC_RUN_ID" in os.environ else None
+    return int(torchrun or os.environ.get("SLURM_STEP_NUM_TASKS") or 1)
+
+
+def on_one_device(arguments: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a Trainer's arguments for one device, where those of a run may be for several."""
+    return {**arguments, **(ONE_DEVICE if asks_for_several(arguments) else {})}
 
 
 class Processes:
@@ -148,8 +161,8 @@ class Processes:
                 process.kill()
             if lost:
                 raise DtrapError(
-                    f"one of the {self.count} processes of this run has ended; what it printed says why "
-                    f"({first_line(error)[:150]}). Rerun the same command; it resumes."
+                    f"one of the {self.count} processes of this run has ended; what it printed says why. Rerun the "
+                    "same command; it resumes at the last checkpoint."
                 ) from error
         elif lost:
             raise SystemExit(2) from error  # the leader has said why
