@@ -104,8 +104,7 @@ class FewShotClassifier(ObservedModel):
         self.own_optimizer = optimizer
         self.own_lr_scheduler = lr_scheduler
         self.final_rate = final_rate
-        self.plain_views = plain_views
-        self.start_seed = start_seed
+        self.plain_views, self.start_seed = plain_views, start_seed
         self.automatic_optimization = not self.tuner.trains_itself
         self._rows: Rows | None = None
         self._shared: SharedBatch | None = None
