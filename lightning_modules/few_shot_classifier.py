@@ -261,12 +261,7 @@ class FewShotClassifier(ObservedModel):
     def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
         """Make Lightning's step, again if a gradient overflowed in 16-mixed; another overflow in it is named."""
         with self._divergence.naming_overflow():
-            self.loss_scale.step(partial(super().optimizer_step, *args, **kwargs), self._restart_step)
-
-    def _restart_step(self) -> None:
-        """Restore the start of the step; a loss that is not finite is found before it is computed again."""
-        self._divergence.check_losses()
-        self._steps.restart()
+            self.loss_scale.step(partial(super().optimizer_step, *args, **kwargs), self._divergence, self._steps)
 
     def terms(self, batch: Batch) -> dict[str, Tensor]:
         """Return the terms of the objective for a batch on the device, without the steps of a tuner of its own."""

@@ -82,7 +82,7 @@ def test_a_step_that_overflows_is_repeated_as_if_it_had_not(tmp_path, tuner):
 
 def test_without_repeating_the_first_updates_would_be_lost(tiny_backbone, monkeypatch):
     """The scaler of these tests does what torch's does."""
-    monkeypatch.setattr("dtrap.lightning_modules.loss_scale.LossScale.step", lambda self, make, restore: make())
+    monkeypatch.setattr("dtrap.lightning_modules.loss_scale.LossScale.step", lambda self, make, *_: make())
     _, _, steps = fit(tiny_backbone, LoRA(rank=2), Overflowing(5000.0))
     assert torch.equal(steps.values[0], steps.values[3])
 
