@@ -21,6 +21,7 @@ from torch import Tensor, nn
 
 from ...errors import DtrapError, nearest
 from ...files import sha256
+from .activations import replace_quick_gelu
 from .attention import separate_attention
 from .base import Backbone, Tower, checked_statistics, square_side
 from .checkpoint import load_weights, read_json, read_weights, without_weights
@@ -117,6 +118,7 @@ class OpenCLIP(Backbone):
             tower: [f"model.{part}.{name}" for name in separate_attention(self.model.get_submodule(part))]
             for tower, part in parts.items()
         }
+        replace_quick_gelu(self.model)
         self._last_blocks = {tower: prepare_last_block(self.blocks(tower)) for tower in parts}
         self._text_config = architecture.config["text_cfg"]
         self._tokenizer_folder, self._cache_dir = tokenizer, cache_dir
@@ -131,13 +133,11 @@ class OpenCLIP(Backbone):
 
     def encode_text(self, tokens: Tensor) -> Tensor:
         """See `Backbone.encode_text`."""
-        if not self.cuts_text:
+        if not self.cuts_text or tokens.shape[1] == self.context_length:
             return self.model.encode_text(tokens, normalize=False)
-        tower = self._text_tower
-        with reading(self._last_blocks["text"], (tower.transformer, tower.ln_final), self.text_ends(tokens)):
-            if tokens.shape[1] == self.context_length:
-                return self.model.encode_text(tokens, normalize=False)
-            return encode_cut_text(tower, tokens, self.text_ends(tokens))
+        tower, ends = self._text_tower, self.text_ends(tokens)
+        with reading(self._last_blocks["text"], (tower.transformer, tower.ln_final), ends):
+            return encode_cut_text(tower, tokens, ends)
 
     @property
     def cuts_text(self) -> bool:

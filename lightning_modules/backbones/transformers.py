@@ -21,6 +21,7 @@ from transformers.utils.constants import (
 )
 
 from ...errors import DtrapError, first_line
+from .activations import replace_quick_gelu
 from .base import Backbone, Tower, checked_statistics, square_side
 from .checkpoint import load_weights, read_json, read_weights, without_weights
 from .checksums import kept_sha256
@@ -105,6 +106,7 @@ class Transformers(Backbone):
             embeddings.entrance = nn.Identity()
             embeddings.register_forward_hook(_enter)
         towers: tuple[Tower, ...] = ("vision", "text")
+        replace_quick_gelu(self.model)
         self._last_blocks = {tower: prepare_clip_layer(self.blocks(tower)) for tower in towers}
         self.requires_grad_(False)
         self.eval()
@@ -136,7 +138,8 @@ class Transformers(Backbone):
         trained without a mask.
         """
         text = self.model.text_model
-        block, ends = (self._last_block("text"), self.text_ends(tokens)) if self.cuts_text else (None, None)
+        cut = self.cuts_text and tokens.shape[1] < self.context_length
+        block, ends = (self._last_block("text"), self.text_ends(tokens)) if cut else (None, None)
         with reading(block, (text.encoder, text.final_layer_norm), ends):
             pooled = text(input_ids=tokens).pooler_output
         return self.model.text_projection(pooled) if hasattr(self.model, "text_projection") else pooled
