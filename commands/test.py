@@ -111,7 +111,7 @@ def _set_episode(adapter: SavedAdapter, data: FewShotDataModule, module: FewShot
     check_classes(path, data.class_names, card)
     use_card_preprocessing(data, card.preprocessing, path)
     module.descriptions = card.prompts
-    module.set_classes(data.class_names, data.template)
+    module.set_classes(data.class_names, data.template, data_set=data.index.class_names)
 
 
 def _tested(adapter: SavedAdapter, module: FewShotClassifier, data: FewShotDataModule, trainer: Trainer) -> Row:

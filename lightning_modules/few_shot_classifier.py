@@ -125,7 +125,8 @@ class FewShotClassifier(ObservedModel):
         datamodule = self.data_source
         names = getattr(datamodule, "class_names", None)
         if names is not None:
-            self.set_classes(names, getattr(datamodule, "template", "a photo of a {}."))
+            every = getattr(getattr(datamodule, "index", None), "class_names", ())
+            self.set_classes(names, getattr(datamodule, "template", "a photo of a {}."), data_set=every)
         if self.prompts is None:
             raise DtrapError(
                 f"{type(datamodule).__name__ if datamodule else 'The loader'} has no class_names. Call "

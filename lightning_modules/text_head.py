@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import unicodedata
 from collections import Counter
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor
@@ -32,12 +33,18 @@ class ClassPrompts:
         prompts: The P prompts, ordered by class.
         per_class: Number of prompts of each of the W classes.
         tokens: [P, context_length] int64.
+        lengths: Number of tokens of each prompt up to the one where the feature is read; None for all tokens.
+        length: Number of tokens of the longest prompt in use; None for all tokens.
+        data_set: Names of all classes that the data set has, of which the task's are some; empty if they are unknown.
     """
 
     class_names: tuple[str, ...]
     prompts: tuple[str, ...]
     per_class: tuple[int, ...]
     tokens: Tensor
+    lengths: tuple[int, ...] | None = None
+    length: int | None = None
+    data_set: tuple[str, ...] = ()
 
     @classmethod
     def of(cls, prompts: Mapping[str, Sequence[str]], backbone: Backbone, *, distinct: bool = True) -> ClassPrompts:
@@ -47,11 +54,61 @@ class ClassPrompts:
         return cls(tuple(prompts), every, per_class, tokenize_classes(prompts, backbone, distinct=distinct))
 
     @property
+    def used_tokens(self) -> Tensor:
+        """The tokens [P, L] without what follows the longest prompt in use."""
+        return self.tokens[:, : self.length]
+
+    def measured(self, backbone: Backbone, others: Iterable[str] = (), data_set: Sequence[str] = ()) -> ClassPrompts:
+        """Return the prompts with their lengths, the longest one among `others` too.
+
+        A trained text tower encodes all prompts of a task with one number of tokens. With that of the task's longest
+        prompt, the last bits of a class's feature would depend on the task's other classes.
+
+        Args:
+            backbone: The backbone with the tokenizer.
+            others: Prompts of other classes of the data set.
+            data_set: Names of all its classes.
+        """
+        if not backbone.cuts_text or not self.prompts:
+            return replace(self, data_set=tuple(data_set))
+        lengths = tuple((backbone.text_ends(self.tokens) + 1).tolist())
+        longest = max(*lengths, longest_prompt(backbone, others))
+        return replace(self, lengths=lengths, length=longest, data_set=tuple(data_set))
+
+    @property
     def by_class(self) -> dict[str, list[str]]:
         """The prompts of each class."""
         texts = iter(self.prompts)
         counts = zip(self.class_names, self.per_class, strict=True)
         return {name: [next(texts) for _ in range(count)] for name, count in counts}
+
+
+# Number of tokens of the longest of some prompts, by backbone and prompts.
+_longest: WeakKeyDictionary[Backbone, dict[tuple[str, ...], int]] = WeakKeyDictionary()
+_KEPT = 64  # lists of prompts
+
+
+def longest_prompt(backbone: Backbone, prompts: Iterable[str]) -> int:
+    """Return the number of tokens of the longest prompt up to the one where the feature is read; 0 without prompts.
+
+    It is the context length if a prompt is too long, or if the model reads all tokens.
+    """
+    prompts = tuple(prompts)
+    if not prompts:
+        return 0
+    if not backbone.cuts_text:
+        return backbone.context_length
+    known = _longest.setdefault(backbone, {})
+    if prompts not in known:
+        try:
+            tokens = backbone.tokenize(list(prompts))
+            length = int(backbone.text_ends(tokens).max()) + 1
+        except DtrapError:  # of a class that this task may not have
+            length = backbone.context_length
+        if len(known) >= _KEPT:
+            known.clear()
+        known[prompts] = length
+    return known[prompts]
 
 
 def class_prompts(
@@ -245,10 +302,11 @@ class FrozenTextFeatures:
         if self._last is not None and self._last[0] is prompts and self._last[1:3] == (dtype, device):
             return self._last[3]
         keys = [(prompt, dtype) for prompt in prompts.prompts]
+        lengths = prompts.lengths if prompts.lengths is not None else (None,) * len(keys)
         with torch.inference_mode(False), torch.no_grad(), torch.autocast(device.type, enabled=False):
             fresh = {
-                key: backbone.encode_text(tokens[None].to(device))[0]
-                for key, tokens in zip(keys, prompts.tokens, strict=True)
+                key: backbone.encode_text(tokens[None, :length].to(device))[0]
+                for key, tokens, length in zip(keys, prompts.tokens, lengths, strict=True)
                 if key not in self._features
             }
             known = {**self._features, **fresh}

@@ -27,6 +27,7 @@ from .text_head import (
     check_descriptions,
     check_distinct,
     class_prompts,
+    prompt_texts,
     read_descriptions,
     tokenize_classes,
 )
@@ -183,14 +184,36 @@ class TunedModel(LightningModule):
         self.tuner.train(mode)
         return self
 
-    def set_classes(self, class_names: Sequence[str], template: str | Sequence[str] = "a photo of a {}.") -> None:
-        """Create the text classifier head; the module's own `template` or `descriptions` override this template."""
+    def set_classes(
+        self,
+        class_names: Sequence[str],
+        template: str | Sequence[str] = "a photo of a {}.",
+        *,
+        data_set: Sequence[str] = (),
+    ) -> None:
+        """Create the text classifier head; the module's own `template` or `descriptions` override this template.
+
+        Args:
+            class_names: The W names.
+            template: One or several templates.
+            data_set: Names of all classes of the data set that the task is drawn from. Text is cut behind the longest
+                of their prompts, so that a class's text feature does not depend on the task's other classes.
+        """
         own = template if self.template is None else self.template
         named = self.tuner.own_prompts  # the names must differ without the words of a template or a description
         prompts = class_prompts(class_names, own, self.backbone, self.descriptions, distinct=not named)
-        self.set_prompts(prompts)
+        self.set_prompts(prompts.measured(self.backbone, self._prompts_of(data_set, own), data_set))
         if named:
             self._check_names(class_names)
+
+    def _prompts_of(self, data_set: Sequence[str], templates: str | Sequence[str]) -> list[str]:
+        """Return the prompts of a data set's classes; none if one has a name that the task would refuse."""
+        names = [name for name in dict.fromkeys(data_set) if self.descriptions is None or name in self.descriptions]
+        try:
+            texts = prompt_texts(names, templates, self.descriptions) if names else {}
+        except DtrapError:  # said where the class is used
+            return []
+        return [prompt for of_class in texts.values() for prompt in of_class]
 
     def _check_names(self, class_names: Sequence[str]) -> None:
         """Raise a DtrapError for two names with the same tokens, which a learned context cannot tell apart."""
@@ -204,7 +227,7 @@ class TunedModel(LightningModule):
     def set_prompts(self, prompts: ClassPrompts) -> None:
         """Create the text classifier head from tokenized prompts."""
         check_tokens(self.backbone, prompts.tokens, len(prompts.prompts))
-        self.prompts = prompts
+        self.prompts = prompts if prompts.length is not None else prompts.measured(self.backbone)
         self.confusion = MulticlassConfusionMatrix(num_classes=max(len(prompts.class_names), 2)).to(self.device)
         self._evaluation_texts = None
 

@@ -59,7 +59,7 @@ def build_modules(methods: Sequence[Method], loaded: Loaded | None = None) -> di
 def rehearse(module: FewShotClassifier, data: FewShotDataModule) -> None:
     """Find mistakes in the prompts of all classes and in the schedule, and prepare `describe_training`."""
     module.set_classes(data.index.class_names, data.template)
-    module.set_classes(data.class_names, data.template)
+    module.set_classes(data.class_names, data.template, data_set=data.index.class_names)
     module.start_task(0)
     if module.tuner.own_prompts:
         with torch.no_grad():

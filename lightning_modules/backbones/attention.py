@@ -8,7 +8,9 @@ the output.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
-from typing import Any, ClassVar
+from contextlib import contextmanager
+from contextvars import ContextVar
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 from open_clip.modified_resnet import AttentionPool2d as ResNetAttentionPool
@@ -30,6 +32,44 @@ POOL_HEADS = (
     RotAttentionPool2d,
     ResNetAttentionPool,
 )
+
+
+class Keys(NamedTuple):
+    """The input [B, S, C] of keys and values, and the positions [B] of the queries in it; None for the first ones."""
+
+    tokens: Tensor
+    positions: Tensor | None
+
+    def mask(self) -> Tensor | None:
+        """Return [B, 1, 1, S], True for keys up to the query's position; None, all keys, without positions."""
+        if self.positions is None:
+            return None
+        places = torch.arange(self.tokens.shape[1], device=self.tokens.device)
+        return (places <= self.positions[:, None])[:, None, None]
+
+
+_keys: ContextVar[Keys | None] = ContextVar("keys", default=None)
+
+
+@contextmanager
+def keys_of(tokens: Tensor, positions: Tensor | None) -> Iterator[None]:
+    """Within it, attention layers take keys and values from these tokens [B, S, C], and queries from their own input.
+
+    Args:
+        tokens: All tokens.
+        positions: Position [B] of each row's query, for causal attention; None for the first token, which attends to
+            all others and has no rotary position.
+    """
+    token = _keys.set(Keys(tokens, positions))
+    try:
+        yield
+    finally:
+        _keys.reset(token)
+
+
+def given_keys() -> Keys | None:
+    """Return the tokens of `keys_of`, None outside of it."""
+    return _keys.get()
 
 
 class SeparateAttention(nn.Module):
@@ -92,11 +132,16 @@ class SeparateAttention(nn.Module):
             attn_mask: Broadcastable to [B, H, L, S]: True where attention is allowed, or values to add.
             is_causal: Each position attends to itself and earlier ones; excludes `attn_mask`.
         """
+        given = given_keys()
+        if given is not None:
+            key = value = given.tokens
+            attn_mask, is_causal = given.mask(), False
         q = self.q_norm(self._heads(self.q_proj(query), self.num_heads))
         k = self.k_norm(self._heads(self.k_proj(key), self.num_kv_heads))
         v = self._heads(self.v_proj(value), self.num_kv_heads)
         if rope is not None:
-            q, k = self._rotated(q, rope).type_as(v), self._rotated(k, rope).type_as(v)
+            q = q if given is not None else self._rotated(q, rope).type_as(v)
+            k = self._rotated(k, rope).type_as(v)
         if self.num_kv_heads != self.num_heads:
             groups = self.num_heads // self.num_kv_heads
             k, v = k.repeat_interleave(groups, dim=1), v.repeat_interleave(groups, dim=1)

@@ -52,7 +52,7 @@ class Backbone(KeepsArguments, nn.Module, ABC):
 
     @abstractmethod
     def encode_text(self, tokens: Tensor) -> Tensor:
-        """Return text features [P, D], not normalized, of tokens [P, context_length]."""
+        """Return text features [P, D], not normalized, of tokens [P, context_length], or fewer if it `cuts_text`."""
 
     @abstractmethod
     def tokenize(self, prompts: list[str]) -> Tensor:
@@ -68,6 +68,30 @@ class Backbone(KeepsArguments, nn.Module, ABC):
 
         Attention-pool heads are excluded.
         """
+
+    @property
+    def cuts_text(self) -> bool:
+        """Whether `encode_text` takes [P, L] tokens that are cut behind the last of `text_ends`, for the same features.
+
+        So it is in a causal text tower whose feature is read at the end token; False by default.
+        """
+        return False
+
+    def text_ends(self, tokens: Tensor) -> Tensor:
+        """Return the position [P] of each prompt's end token, where the feature is read; for models that `cuts_text`.
+
+        Args:
+            tokens: [P, context_length].
+        """
+        raise NotImplementedError
+
+    def cut_text(self, tokens: Tensor) -> Tensor:
+        """Return tokens [P, L] without what follows the longest prompt, if that does not change the features."""
+        return tokens[:, : self.text_length(tokens)]
+
+    def text_length(self, tokens: Tensor) -> int:
+        """Return the number of tokens of the longest prompt; all of them unless the model `cuts_text`."""
+        return int(self.text_ends(tokens).max()) + 1 if self.cuts_text and len(tokens) > 0 else tokens.shape[1]
 
     # For tuners that change the towers
 

@@ -21,11 +21,14 @@ from torch import Tensor, nn
 
 from ...errors import DtrapError, nearest
 from ...files import sha256
+from .activations import replace_quick_gelu
 from .attention import separate_attention
 from .base import Backbone, Tower, checked_statistics, square_side
 from .checkpoint import load_weights, read_json, read_weights, without_weights
 from .checksums import kept_sha256
 from .hub import HubFiles, tokenizer_folder
+from .last_block import prepare_last_block, reading
+from .pooling import behind_blocks, encode_cut_text, end_positions, reads_class_token, reads_end_token
 from .tokenizers import read_tokenizer, token_count
 
 ASSETS = Path(__file__).parents[2] / "assets"
@@ -115,6 +118,8 @@ class OpenCLIP(Backbone):
             tower: [f"model.{part}.{name}" for name in separate_attention(self.model.get_submodule(part))]
             for tower, part in parts.items()
         }
+        replace_quick_gelu(self.model)
+        self._last_blocks = {tower: prepare_last_block(self.blocks(tower)) for tower in parts}
         self._text_config = architecture.config["text_cfg"]
         self._tokenizer_folder, self._cache_dir = tokenizer, cache_dir
         self.requires_grad_(False)
@@ -122,11 +127,26 @@ class OpenCLIP(Backbone):
 
     def encode_image(self, images: Tensor) -> Tensor:
         """See `Backbone.encode_image`."""
-        return self.model.encode_image(images, normalize=False)
+        block = self._last_blocks["vision"] if reads_class_token(self.model.visual) else None
+        with reading(block, behind_blocks(self.model.visual)):
+            return self.model.encode_image(images, normalize=False)
 
     def encode_text(self, tokens: Tensor) -> Tensor:
         """See `Backbone.encode_text`."""
-        return self.model.encode_text(tokens, normalize=False)
+        if not self.cuts_text or tokens.shape[1] == self.context_length:
+            return self.model.encode_text(tokens, normalize=False)
+        tower, ends = self._text_tower, self.text_ends(tokens)
+        with reading(self._last_blocks["text"], (tower.transformer, tower.ln_final), ends):
+            return encode_cut_text(tower, tokens, ends)
+
+    @property
+    def cuts_text(self) -> bool:
+        """See `Backbone.cuts_text`."""
+        return reads_end_token(self._text_tower)
+
+    def text_ends(self, tokens: Tensor) -> Tensor:
+        """See `Backbone.text_ends`."""
+        return end_positions(self._text_tower, tokens)
 
     def tokenize(self, prompts: list[str]) -> Tensor:
         """See `Backbone.tokenize`; text is cleaned and padded as in the model's training."""

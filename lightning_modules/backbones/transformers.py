@@ -21,10 +21,13 @@ from transformers.utils.constants import (
 )
 
 from ...errors import DtrapError, first_line
+from .activations import replace_quick_gelu
 from .base import Backbone, Tower, checked_statistics, square_side
 from .checkpoint import load_weights, read_json, read_weights, without_weights
 from .checksums import kept_sha256
+from .clip_layer import prepare_clip_layer
 from .hub import TOKENIZER_CONFIG, VOCABULARY, FolderFiles, HubFiles, ModelFiles, tokenizer_folder
+from .last_block import reading
 
 WEIGHTS = ["model.safetensors", "model.safetensors.index.json"]
 PREPROCESSOR = ["preprocessor_config.json", "processor_config.json"]
@@ -102,6 +105,9 @@ class Transformers(Backbone):
         if not hasattr(self.model.vision_model, "pre_layrnorm"):
             embeddings.entrance = nn.Identity()
             embeddings.register_forward_hook(_enter)
+        towers: tuple[Tower, ...] = ("vision", "text")
+        replace_quick_gelu(self.model)
+        self._last_blocks = {tower: prepare_clip_layer(self.blocks(tower)) for tower in towers}
         self.requires_grad_(False)
         self.eval()
 
@@ -119,7 +125,11 @@ class Transformers(Backbone):
 
     def encode_image(self, images: Tensor) -> Tensor:
         """See `Backbone.encode_image`."""
-        return self.project_image(self.model.vision_model(pixel_values=images).pooler_output)
+        vision = self.model.vision_model
+        # A CLIP tower applies the last norm to the class token alone.
+        with reading(self._last_block("vision"), (vision.encoder,)):
+            pooled = vision(pixel_values=images).pooler_output
+        return self.project_image(pooled)
 
     def encode_text(self, tokens: Tensor) -> Tensor:
         """See `Backbone.encode_text`.
@@ -127,8 +137,30 @@ class Transformers(Backbone):
         Padding is not masked: CLIP's feature is at the end token, which attends to earlier tokens only, and SigLIP was
         trained without a mask.
         """
-        pooled = self.model.text_model(input_ids=tokens).pooler_output
+        text = self.model.text_model
+        cut = self.cuts_text and tokens.shape[1] < self.context_length
+        block, ends = (self._last_block("text"), self.text_ends(tokens)) if cut else (None, None)
+        with reading(block, (text.encoder, text.final_layer_norm), ends):
+            pooled = text(input_ids=tokens).pooler_output
         return self.model.text_projection(pooled) if hasattr(self.model, "text_projection") else pooled
+
+    def _last_block(self, tower: Tower) -> nn.Module | None:
+        """Return the last block if it can compute single tokens as the model is set now."""
+        model = getattr(self.model, f"{tower}_model")
+        # Private in transformers: another implementation of the attention would compute the layer in its own way.
+        plain = model.config._attn_implementation == "sdpa" and not model.encoder.gradient_checkpointing
+        return self._last_blocks[tower] if plain else None
+
+    @property
+    def cuts_text(self) -> bool:
+        """See `Backbone.cuts_text`; of these models CLIP."""
+        return not self._canonical
+
+    def text_ends(self, tokens: Tensor) -> Tensor:
+        """See `Backbone.text_ends`."""
+        end = self.model.config.text_config.eos_token_id
+        # Older configs contain 2; transformers then reads the feature at the highest token instead of the end token.
+        return tokens.argmax(dim=-1) if end == 2 else (tokens == end).int().argmax(dim=-1)
 
     def tokenize(self, prompts: list[str]) -> Tensor:
         """See `Backbone.tokenize`; text is cleaned and padded as in the model's training."""
@@ -141,7 +173,6 @@ class Transformers(Backbone):
         remedy = f"Put this model's own tokenizer files into {self._files.label}."
         self._check_vocabulary(padded.input_ids, "The tokenizer", remedy)
         end = self.model.config.text_config.eos_token_id
-        # Older configs contain 2; transformers then reads the feature at the highest token instead of the end token.
         if not self._canonical and end != 2 and not (padded.input_ids == end).any(dim=1).all():
             raise DtrapError(
                 f"The tokenizer of {self.identifier} does not end prompts with token {end}, where the model reads the "

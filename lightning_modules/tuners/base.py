@@ -237,7 +237,7 @@ class Tuner(KeepsArguments, nn.Module, ABC):
 
     def text_features(self, backbone: Backbone, prompts: ClassPrompts, chunk: int | None = None) -> Tensor:
         """Return class text features [W, D], at most `chunk` prompts per pass; tokens are on the backbone's device."""
-        return average_prompts(encode_in_chunks(backbone.encode_text, prompts.tokens, chunk), prompts.per_class)
+        return average_prompts(encode_in_chunks(backbone.encode_text, prompts.used_tokens, chunk), prompts.per_class)
 
     def logits(self, image_features: Tensor, text_features: Tensor, logit_scale: float) -> Tensor:
         """Return logits [B, W]; by default the scaled cosines to the class texts.

@@ -11,7 +11,7 @@ from torch import Generator, Tensor, nn
 from ...errors import DtrapError, check_at_least, check_one_of
 from ..backbones.base import Backbone, Tower
 from ..chunking import encode_in_chunks
-from ..text_head import ClassPrompts
+from ..text_head import ClassPrompts, longest_prompt
 from ..tracing import can_be_kept
 from .base import DasslTraining, Tuner, attach_once, draw
 
@@ -192,8 +192,12 @@ class CoOp(DasslTraining, Tuner):
                 "for these classes, or tune with --model.tuner.class_specific false."
             )
 
+        names = dict.fromkeys((*prompts.data_set, *prompts.class_names))
+        word, count = self._placeholder.word, self.context_tokens
+        length = longest_prompt(backbone, (self._prompt(name, word, count) for name in names))
+
         def encode(rows: Tensor) -> Tensor:
-            tokens, places = context_prompts.tokens[rows], context_prompts.places[rows]
+            tokens, places = context_prompts.tokens[rows, :length], context_prompts.places[rows]
             embeddings = backbone.token_embedding(tokens)
             context = self.context[rows] if self.class_specific else self.context.expand(len(rows), -1, -1)
             places = places[..., None].expand_as(context)

@@ -76,7 +76,7 @@ class FullFineTuning(Tuner):
     def text_features(self, backbone: Backbone, prompts: ClassPrompts, chunk: int | None = None) -> Tensor:
         """Return class text features [W, D] of the trained text tower, or of the frozen one."""
         encoded = encode_in_chunks(
-            lambda tokens: self._with_trained(backbone, backbone.encode_text, tokens), prompts.tokens, chunk
+            lambda tokens: self._with_trained(backbone, backbone.encode_text, tokens), prompts.used_tokens, chunk
         )
         return average_prompts(encoded, prompts.per_class)
 

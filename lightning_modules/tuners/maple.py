@@ -13,7 +13,7 @@ from torch.nn.utils import skip_init
 from ...errors import DtrapError, check_at_least
 from ..backbones.base import Backbone, Tower
 from ..chunking import encode_in_chunks
-from ..text_head import ClassPrompts, tokenize_classes
+from ..text_head import ClassPrompts, longest_prompt, tokenize_classes
 from ..tracing import can_be_kept
 from .base import DasslTraining, Tuner, attach_once, draw, hooked
 from .coop import check_words, context_embedding, find_placeholder, text_weight, word_tokens
@@ -166,7 +166,9 @@ class MaPLe(DasslTraining, Tuner):
         Raises:
             DtrapError: A prompt is too long for the model; the message names the class.
         """
-        tokens = self._tokenize(backbone, prompts.class_names, prompts.tokens.device)
+        names = dict.fromkeys((*prompts.data_set, *prompts.class_names))
+        length = longest_prompt(backbone, map(self._prompt, names))
+        tokens = self._tokenize(backbone, prompts.class_names, prompts.tokens.device)[:, :length]
         first = self._first
 
         def encode(rows: Tensor) -> Tensor:
@@ -177,12 +179,15 @@ class MaPLe(DasslTraining, Tuner):
 
         return encode_in_chunks(encode, tokens, chunk)
 
+    def _prompt(self, class_name: str) -> str:
+        return f"{self._words} {class_name.replace('_', ' ')}."
+
     def _tokenize(self, backbone: Backbone, class_names: tuple[str, ...], device: torch.device) -> Tensor:
         """Return tokens [W, L] on the device; cached until the classes change."""
         known = self._tokens
         if known is None or known[0] != class_names or known[1].device != device:
             with torch.inference_mode(False):
-                prompts = {name: [f"{self._words} {name.replace('_', ' ')}."] for name in class_names}
+                prompts = {name: [self._prompt(name)] for name in class_names}
                 known = class_names, tokenize_classes(prompts, backbone).to(device)
             if can_be_kept(known[1]):
                 self._tokens = known

@@ -112,6 +112,7 @@ def test_text_prompts_stand_in_place_of_the_first_words(backbone, depth, words):
     first = int(len(set(backbone.tokenize(["cat", "dog"])[:, 0].tolist())) == 1)
     randomize(tuner)
     with Probe(blocks) as plain:
+        tokens = backbone.cut_text(tokens)
         backbone.encode_text(tokens)
     with Probe(blocks) as probe:
         module.text_features()
