@@ -42,7 +42,7 @@ class EpisodeRun:
         same: Methods that train the same as an earlier one, by name: they have no module, and get its row.
         modules: The module of each other method, by name.
         arguments: The Trainer's arguments of each method, by name. Only the first method has loggers, which log all
-            methods, and some of which start a run when they are created.
+            methods, and some of which start a run when they are created; in a process that writes nothing none has.
         clock: How long the device had a batch, and how long it had none.
 
     Raises:
@@ -71,7 +71,7 @@ class EpisodeRun:
         for module in self.modules.values():
             module.kept_scores.wanted = settings.save_predictions
         self.arguments: dict[str, dict[str, Any]] = {
-            method.name: method.trainer_arguments(logger=method is methods[0]) for method in methods
+            method.name: method.trainer_arguments(logger=leads and method is methods[0]) for method in methods
         }
         self._windows = loss_windows(self.arguments.values())
         self._zero_shots: dict[str, ZeroShots] = {}

@@ -104,6 +104,7 @@ class Processes:
             )
         self.strategy: Any = trainer.strategy
         self.rank, self.count = trainer.global_rank, trainer.world_size
+        self._several_machines = trainer.num_nodes > 1
         self._connected = False
 
     @property
@@ -143,7 +144,8 @@ class Processes:
 
     def finish(self, result: tuple[Any, Any]) -> None:
         """Send the result to the processes that wait for it."""
-        if self._connected or self.strategy.cluster_environment.creates_processes_externally:
+        started = self.strategy.cluster_environment.creates_processes_externally or self._several_machines
+        if self._connected or started:
             self.send(result)
 
     def __enter__(self) -> Processes:
@@ -156,9 +158,9 @@ class Processes:
         if error is None:
             return
         lost = isinstance(error, RuntimeError) and any(word in str(error).lower() for word in LOST)
+        for process in self.launcher.procs:
+            process.kill()
         if self.leads:
-            for process in self.launcher.procs:
-                process.kill()
             if lost:
                 raise DtrapError(
                     f"one of the {self.count} processes of this run has ended; what it printed says why. Rerun the "

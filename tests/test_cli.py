@@ -27,6 +27,17 @@ def test_light_commands_answer_without_importing_torch(words, tmp_path):
     assert done.stdout
 
 
+def test_of_several_processes_the_first_says_what_is_wrong(dtrap, monkeypatch):
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "none")
+    for rank, said in (("0", "dtrap: unknown command 'nonsense'"), ("1", "")):
+        monkeypatch.setenv("LOCAL_RANK", rank)
+        status, _, err = dtrap("nonsense")
+        assert status == 2
+        assert err.partition(";")[0] == said
+    monkeypatch.setenv("DTRAP_FOLLOWS", "1")  # within a run an error may be that of one process
+    assert dtrap("nonsense")[2].startswith("process 1: dtrap: unknown command")
+
+
 def test_configs_lists_every_shipped_file_with_what_it_is(dtrap):
     status, out, _ = dtrap("configs")
     assert status == 0
