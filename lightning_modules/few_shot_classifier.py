@@ -334,9 +334,7 @@ class FewShotClassifier(ObservedModel):
                 features.append(self.image_features(batch["images"], Rows.of(batch).ids))
                 labels.append(batch["labels"])
             texts, scale = self.text_features(), self.objective.logit_scale
-            images, classes = torch.cat(features), torch.cat(labels)
-            if processes(self.trainer) > 1:
-                images, classes = (gathered(each, self.trainer, self.device) for each in (images, classes))
+            images, classes = (gathered(torch.cat(each), self.trainer, self.device) for each in (features, labels))
             self.finite_scores(self.tuner.logits(images, texts, scale))
             self.tuner.choose(images, texts, classes, scale)
 
