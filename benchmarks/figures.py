@@ -184,5 +184,7 @@ def markdown(parts: Iterable[Part], reports: Sequence[Report]) -> str:
             used = [name for name, figure in report.figures.items() if figure["run"] == number]
             if used:
                 versions = ", ".join(f"{name} {version}" for name, version in run["versions"].items())
-                lines.append(f"- {run['date']}, commit {run['commit']}, before {run['before'] or 'not run'}: {versions}")
+                lines.append(
+                    f"- {run['date']}, commit {run['commit']}, before {run['before'] or 'not run'}: {versions}"
+                )
     return "\n".join(lines)

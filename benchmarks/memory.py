@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -46,10 +47,8 @@ def measure_here(
 
 def start_again() -> float:
     """Forget the peak so far, where Linux allows it; return the resident memory in GB."""
-    try:
+    with suppress(OSError):
         Path("/proc/self/clear_refs").write_text("5")
-    except OSError:
-        pass
     return status_gigabytes("VmRSS")
 
 

@@ -1,7 +1,6 @@
 """The plain formulation that the steps are compared with, written out in torch on open_clip's own model.
 
-It does what the methods' authors do (METHOD.md of the project lists it): every image is encoded in every step, the plain
-views a second time; texts at the model's full context length; LoRA's product B A is formed and applied as a matrix of
+It does what the methods' authors do: every image is encoded in every step, the plain views a second time; texts at the model's full context length; LoRA's product B A is formed and applied as a matrix of
 full size. LoRA freezes the projections that it adapts and nothing else, so that gradients of all other weights are
 computed, and training text adapters goes back through the image tower. CoOp and MaPLe freeze the towers; CoOp encodes
 the images without gradient. Texts that are not trained are encoded once.
@@ -141,7 +140,9 @@ class PlainModel(nn.Module):
         x = visual.ln_pre(torch.cat([x, prompts], dim=1))
         for number, block in enumerate(visual.transformer.resblocks):
             if 1 <= number <= len(self.deep_context):
-                x = _placed(x, self.deep_projections[number - 1](self.deep_context[number - 1]), x.shape[1] - self.count)
+                x = _placed(
+                    x, self.deep_projections[number - 1](self.deep_context[number - 1]), x.shape[1] - self.count
+                )
             x = block(x)
         return visual.ln_post(x[:, 0]) @ visual.proj
 

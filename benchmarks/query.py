@@ -49,12 +49,15 @@ def merge(attention: torch.nn.Module) -> None:
 
 
 def measure_preparation(settings: Settings, report: Report) -> None:
-    """Add the time to decode and prepare a picture: its plain view, and all five views, of which the authors use one."""
+    """Add the time to prepare a picture: its plain view, and all five views, of which the authors use one."""
     pixels = np.random.default_rng(0).integers(0, 256, (40, 50, 3), dtype=np.uint8)
     file = io.BytesIO()
     Image.fromarray(pixels).resize((500, 400)).save(file, "JPEG", quality=85)
     jitter = transforms.ColorJitter(0.4, 0.4, 0.4)
-    every = [(transforms.RandomRotation(45), jitter, transforms.RandomHorizontalFlip()), (transforms.RandomRotation(45),)]
+    every = [
+        (transforms.RandomRotation(45), jitter, transforms.RandomHorizontalFlip()),
+        (transforms.RandomRotation(45),),
+    ]
     every += [(jitter,), (transforms.RandomHorizontalFlip(),), ()]
     to_tensor = transforms.Compose([transforms.ToTensor(), transforms.Normalize(CLIP_MEAN, CLIP_STD)])
 
@@ -68,9 +71,7 @@ def measure_preparation(settings: Settings, report: Report) -> None:
     compare(settings, report, "query.picture", ours, plain, times=2 if settings.tiny else 20, scale=1000.0)
 
 
-def compare(
-    settings: Settings, report: Report, name: str, ours, plain, times: int = 1, scale: float = 1.0
-) -> None:
+def compare(settings: Settings, report: Report, name: str, ours, plain, times: int = 1, scale: float = 1.0) -> None:
     """Add the seconds of ours and how many times as long the plain form takes, measured in turn."""
     ours(), plain()  # fills caches
     own: list[float] = []
@@ -88,7 +89,9 @@ PARTS = (
         measure_test,
         (
             Figure("query.test.seconds", "Test of 75 queries, LoRA on the image tower", "s"),
-            Figure("query.test.plain", "Test: times as fast as the authors' form (merged weights, texts again)", "times"),
+            Figure(
+                "query.test.plain", "Test: times as fast as the authors' form (merged weights, texts again)", "times"
+            ),
         ),
     ),
     Part(

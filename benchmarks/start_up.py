@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import json
 import os
 import subprocess
 import sys
@@ -148,7 +147,9 @@ PARTS = (
         "start.fit",
         measure_fit,
         (
-            Figure("start.fit.cpu", "`dtrap fit` on 10,015 files until the first batch of images, CPU time", "s", most=12),
+            Figure(
+                "start.fit.cpu", "`dtrap fit` on 10,015 files until the first batch of images, CPU time", "s", most=12
+            ),
             Figure("start.fit.before", "the same, earlier commit", "s"),
             Figure("start.fit.opened", "calls of Image.open until then (80 pictures are needed)"),
             Figure("start.fit.peak", "peak memory until then", "GB"),

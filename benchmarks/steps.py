@@ -1,4 +1,4 @@
-"""One training step: ours, the authors' form and an earlier commit in turn, with the rate of a matrix product between."""
+"""One training step: ours, the authors' form, an earlier commit and a matrix product in turn."""
 
 from __future__ import annotations
 
@@ -233,7 +233,9 @@ def profiled(settings: Settings, method: str, precision: str, blocks: int = 2) -
         return number is not None
 
     run(settings, method, ready, seconds.append, precision)
-    spans = sorted((e.time_range.start, e.time_range.end) for e in profiler.events() or [] if e.device_type.name == "CUDA")
+    spans = sorted(
+        (e.time_range.start, e.time_range.end) for e in profiler.events() or [] if e.device_type.name == "CUDA"
+    )
     busy, end = 0.0, 0.0
     for start, stop in spans:  # kernels of several streams may overlap
         busy += max(stop - max(start, end), 0.0)
