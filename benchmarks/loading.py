@@ -1,55 +1,44 @@
-"""Images per second of the all-way training stream and of a bare torch DataLoader, from 5,000 JPEG files.
+"""Images per second of the all-way training stream and of a bare torch DataLoader.
 
-The files have 500 x 400 pixels and lie in the class folders of EuroSAT. Both sides decode with Pillow, crop at random
-(bicubic), flip and normalize to 224 x 224, in batches of 32 with two workers. A round is two epochs of each in turn, an
-epoch one pass over the files; the bar holds for the median of the rounds' ratios. Linux only.
+The JPEG files have 500 x 400 pixels and lie in the class folders of EuroSAT. Both sides decode with Pillow, crop at
+random (bicubic), flip and normalize to 224 x 224, in batches of 32 with two workers. A round is two epochs of each in
+turn, an epoch one pass over the files; the bar holds for the median of the rounds' ratios. Linux only.
 """
 
 from __future__ import annotations
 
-import argparse
-import io
-import os
 import statistics
-import sys
-import tempfile
 import time
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import torch
 from dtrap.datamodules import EuroSATDataModule
 from dtrap.datamodules.eurosat import CLASS_NAMES
 from dtrap.datamodules.streams import TrainingSteps, TrainingStream
 from dtrap.datamodules.views import CLIP_MEAN, CLIP_STD
-from measuring import verdict
 from PIL import Image
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 from torchvision import transforms
 from torchvision.transforms import InterpolationMode
 
+from .figures import Figure, Part, Report
+from .settings import Settings
+from .start_up import pictures
+
 BATCH, WORKERS, EPOCHS = 32, 2, 2
-LEAST_RATIO = 0.9
+IMAGES, ROUNDS = 5000, 3
 
 
-def make_folders(root: Path, images: int, pictures: int = 16) -> None:
+def make_folders(root: Path, images: int) -> None:
     """Write the class folders; the files share the content of a few different pictures."""
-    rng = np.random.default_rng(0)
-    contents = []
-    for _ in range(pictures):
-        coarse = Image.fromarray(rng.integers(0, 256, (40, 50, 3), dtype=np.uint8)).resize((500, 400))
-        noise = rng.integers(-12, 13, (400, 500, 3))
-        file = io.BytesIO()
-        Image.fromarray(np.clip(np.asarray(coarse) + noise, 0, 255).astype(np.uint8)).save(file, "JPEG", quality=85)
-        contents.append(file.getvalue())
+    contents = pictures(500, 400)
     folders = [root / name for name in CLASS_NAMES]
     for folder in folders:
-        folder.mkdir()
+        folder.mkdir(parents=True)
     for number in range(images):
-        (folders[number % len(folders)] / f"{number:05d}.jpg").write_bytes(contents[number % pictures])
+        (folders[number % len(folders)] / f"{number:05d}.jpg").write_bytes(contents[number % len(contents)])
 
 
 class PlainFiles(Dataset[tuple[Tensor, int]]):
@@ -74,28 +63,19 @@ class PlainFiles(Dataset[tuple[Tensor, int]]):
 
 
 class Rate:
-    """Images per second of wall time, and per second of processor time of this process and its workers."""
+    """Images per second of wall time."""
 
     def __init__(self) -> None:
-        self.images, self.seconds, self.processor_seconds = 0, 0.0, 0.0
+        self.images, self.seconds = 0, 0.0
 
     def add_epoch(self, batches: Iterable[Any], expected: int) -> None:
         """Draw every batch of an epoch; its workers have ended when this returns."""
-        began, began_processor = time.perf_counter(), _processor_seconds()
+        began = time.perf_counter()
         images = sum(len(batch["images"] if isinstance(batch, dict) else batch[0]) for batch in batches)
         self.seconds += time.perf_counter() - began
-        self.processor_seconds += _processor_seconds() - began_processor
         if images != expected:
             raise RuntimeError(f"an epoch had {images} images, expected {expected}")
         self.images += images
-
-    def __str__(self) -> str:
-        return f"{self.images / self.seconds:.0f} images/s ({self.images / self.processor_seconds:.0f} a CPU second)"
-
-
-def _processor_seconds() -> float:
-    times = os.times()
-    return times.user + times.system + times.children_user + times.children_system
 
 
 def build(root: Path) -> tuple[TrainingStream, DataLoader[tuple[Tensor, int]]]:
@@ -109,36 +89,36 @@ def build(root: Path) -> tuple[TrainingStream, DataLoader[tuple[Tensor, int]]]:
     return ours, DataLoader(files, BATCH, shuffle=True, num_workers=WORKERS, drop_last=True)
 
 
-def compare(ours: TrainingStream, bare: DataLoader[tuple[Tensor, int]], rounds: int) -> list[float]:
-    """Ratio of our rate to the bare one in each round; which one begins an epoch alternates."""
-    ratios = []
+def measure(settings: Settings, report: Report) -> None:
+    """Add the rates of both loaders; which one begins an epoch alternates."""
+    root = Path(settings.folder) / "eurosat"
+    make_folders(root, 4 * BATCH if settings.tiny else IMAGES)
+    ours, bare = build(root)
     images = len(bare) * BATCH
-    for number in range(rounds):
+    found: dict[str, list[float]] = {"ours": [], "bare": []}
+    for number in range(1 if settings.tiny else min(ROUNDS, settings.repeats)):
         rates = {"ours": Rate(), "bare": Rate()}
         for epoch in range(EPOCHS):
             ours.sampler.set_epoch(EPOCHS * number + epoch)
             for name, loader in (("ours", ours), ("bare", bare))[:: 1 if epoch % 2 == 0 else -1]:
                 rates[name].add_epoch(loader, images)
-        ratios.append(rates["bare"].seconds / rates["ours"].seconds)
-        print(f"all-way stream {rates['ours']}, bare {rates['bare']}: {ratios[-1]:.1%}", flush=True)
-    return ratios
+        for name, rate in rates.items():
+            found[name].append(rate.images / rate.seconds)
+    report.add("loading.ours", found["ours"])
+    report.add("loading.bare", found["bare"])
+    ratios = [100 * own / other for own, other in zip(found["ours"], found["bare"], strict=True)]
+    report.add("loading.share", statistics.median(ratios))
 
 
-def main() -> int:
-    """Generate the files, measure, and compare with the bar."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--images", type=int, default=5000)
-    parser.add_argument("--rounds", type=int, default=3, help="of two epochs each")
-    arguments = parser.parse_args()
-    torch.set_num_threads(1)
-    with tempfile.TemporaryDirectory() as folder:
-        make_folders(Path(folder), arguments.images)
-        ratios = compare(*build(Path(folder)), arguments.rounds)
-    ratio = statistics.median(ratios)
-    met = ratio >= LEAST_RATIO
-    print(f"{ratio:.1%} of the bare loader's rate (bar {LEAST_RATIO:.0%}): {verdict(met)}")
-    return 0 if met else 1
-
-
-if __name__ == "__main__":
-    sys.exit(main())
+PARTS = (
+    Part(
+        "loading",
+        measure,
+        (
+            Figure("loading.ours", "All-way training stream, two workers", "images/s"),
+            Figure("loading.bare", "Bare DataLoader with the same transforms", "images/s"),
+            Figure("loading.share", "All-way stream: share of the bare rate", "%", least=90),
+        ),
+        devices=("cpu",),
+    ),
+)

@@ -1,159 +1,158 @@
-"""Time and memory from the end of the imports to the first training step, on an ISIC folder of 10,015 images.
-
-The layout has the class sizes of ISIC 2018 task 3 and JPEG files of 600 x 450 pixels. `dtrap fit` runs one epoch of one
-episode in a fresh process, with a small CLIP of random weights for images of 224 x 224 (the batches have their real
-size; the time of a large model is not what this measures). Linux only.
-"""
+"""Start-up: `import dtrap`, and `dtrap fit` until the first batch of images enters a tower."""
 
 from __future__ import annotations
 
-import argparse
 import io
-import json
-import resource
+import os
 import subprocess
 import sys
-import tempfile
-import time
+import warnings
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-import psutil
-from dtrap.commands.fit import fit
-from dtrap.commands.parser import parse_methods
-from dtrap.protocol.configuration import build_module
-from lightning.pytorch import Callback
 from PIL import Image
-from rich.console import Console
+
+from . import models
+from .figures import Figure, Part, Report
+from .measuring import last_line
+from .settings import ROOT, Settings
 
 IMAGES_PER_CLASS = {"MEL": 1113, "NV": 6705, "BCC": 514, "AKIEC": 327, "BKL": 1099, "DF": 115, "VASC": 142}
-MODEL = {
-    "embed_dim": 64,
-    "vision_cfg": {"image_size": 224, "layers": 2, "width": 64, "patch_size": 32, "head_width": 32},
-    "text_cfg": {"context_length": 77, "vocab_size": 49408, "width": 64, "heads": 2, "layers": 2},
-}
-SECONDS, MEGABYTES, OPENED = 15.0, 200.0, 5 * (5 + 15)
+
+# The first convolution of an image tower ends the process; pictures are counted when they are opened, since a file that
+# is not opened is not decoded.
+UNTIL_FIRST_BATCH = """
+import json, os, sys, time
+import torch
+from PIL import Image
+opened, original = [0], Image.open
+def counted(*arguments, **options):
+    opened[0] += 1
+    return original(*arguments, **options)
+Image.open = counted
+def stop(module, inputs):
+    if isinstance(module, torch.nn.Conv2d):
+        peak = next(line for line in open("/proc/self/status") if line.startswith("VmHWM:"))
+        found = {"cpu": time.process_time(), "opened": opened[0], "peak": int(peak.split()[1]) * 1024 / 1e9}
+        print(json.dumps(found), flush=True)
+        os._exit(0)
+torch.nn.modules.module.register_module_forward_pre_hook(stop)
+from dtrap.cli import main
+main(sys.argv[1:])
+"""
 
 
-def make_isic(root: Path, pictures: int = 16) -> None:
-    """Write the layout; the files share the content of a few different pictures."""
+def pictures(width: int, height: int, count: int = 16) -> list[bytes]:
+    """Return the content of a few different JPEG files."""
     rng = np.random.default_rng(0)
     contents = []
-    for _ in range(pictures):
-        coarse = Image.fromarray(rng.integers(0, 256, (45, 60, 3), dtype=np.uint8)).resize((600, 450))
-        noise = rng.integers(-12, 13, (450, 600, 3))
-        pixels = np.clip(np.asarray(coarse) + noise, 0, 255).astype(np.uint8)
+    for _ in range(count):
+        coarse = Image.fromarray(rng.integers(0, 256, (height // 10, width // 10, 3), dtype=np.uint8))
+        noise = rng.integers(-12, 13, (height, width, 3))
         file = io.BytesIO()
+        pixels = np.clip(np.asarray(coarse.resize((width, height))) + noise, 0, 255).astype(np.uint8)
         Image.fromarray(pixels).save(file, "JPEG", quality=85)
         contents.append(file.getvalue())
+    return contents
+
+
+def make_isic(root: Path, share: float = 1.0) -> None:
+    """Write a share of the layout of ISIC 2018 task 3: 10,015 files in all."""
+    contents = pictures(600, 450)
     images = root / "ISIC2018_Task3_Training_Input"
     table = root / "ISIC2018_Task3_Training_GroundTruth" / "ISIC2018_Task3_Training_GroundTruth.csv"
     images.mkdir(parents=True)
     table.parent.mkdir()
-    labels = rng.permutation(np.repeat(np.arange(len(IMAGES_PER_CLASS)), list(IMAGES_PER_CLASS.values())))
+    counts = [max(int(count * share), 20) for count in IMAGES_PER_CLASS.values()]
+    labels = np.random.default_rng(0).permutation(np.repeat(np.arange(len(counts)), counts))
     rows = [",".join(["image", *IMAGES_PER_CLASS])]
     for number, label in enumerate(labels):
         name = f"ISIC_{24306 + number:07d}"
-        (images / f"{name}.jpg").write_bytes(contents[number % pictures])
-        rows.append(",".join([name, *("1.0" if other == label else "0.0" for other in range(len(IMAGES_PER_CLASS)))]))
+        (images / f"{name}.jpg").write_bytes(contents[number % len(contents)])
+        rows.append(",".join([name, *("1.0" if other == label else "0.0" for other in range(len(counts)))]))
     table.write_text("\n".join(rows) + "\n")
 
 
-def resident_megabytes() -> float:
-    """Resident memory of this process in MB (10^6 bytes)."""
-    return psutil.Process().memory_info().rss / 1e6
+def checkpoint(settings: Settings) -> list[str]:
+    """Write random weights as a file, once; return the words of the command line that choose them."""
+    import torch
+    from open_clip.model import CLIP
+    from safetensors.torch import save_file
+
+    path = Path(settings.folder) / "weights.safetensors"
+    if not path.exists():
+        torch.manual_seed(0)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            state = CLIP(**models.config_of(settings)).state_dict()
+        # The causal mask is not a weight, and files on the hub do not have it.
+        save_file({name: value.contiguous() for name, value in state.items() if name != "attn_mask"}, path)
+    name = models.TINY.name if settings.tiny else models.NAME
+    return ["--model.backbone.name", name, "--model.backbone.pretrained", str(path)]
 
 
-class FirstStep(Callback):
-    """Notes the moment, the memory and the number of opened images when the first training step starts."""
-
-    figures: dict[str, float] | None = None
-    opened = 0
-
-    def on_train_batch_start(self, *_: object) -> None:
-        """Keep the figures of the first call."""
-        if FirstStep.figures is None:
-            FirstStep.figures = {
-                "moment": time.monotonic(),
-                "megabytes": resident_megabytes(),
-                "peak": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e6,
-                "opened": FirstStep.opened,
-            }
+def child_seconds(settings: Settings, code: str, *, before: bool = False) -> float:
+    """Return the CPU time in seconds of a fresh interpreter."""
+    process = subprocess.Popen([sys.executable, "-c", code], env=settings.environment(before=before), cwd=ROOT)
+    _, status, usage = os.wait4(process.pid, 0)
+    if status:
+        raise RuntimeError(f"python -c '{code}' ended with status {status}")
+    process.returncode = 0  # it has been waited for
+    return usage.ru_utime + usage.ru_stime
 
 
-def count_opened_images() -> None:
-    """Count every `PIL.Image.open` from now on; a file that is not opened is not decoded."""
-    original = Image.open
-
-    def counted(*arguments: Any, **options: Any) -> Image.Image:
-        FirstStep.opened += 1
-        return original(*arguments, **options)
-
-    Image.open = counted
-
-
-def measure(words: list[str]) -> dict[str, float]:
-    """Figures of one run of `dtrap fit` with these words, relative to the end of the imports."""
-    imported = time.monotonic()
-    count_opened_images()
-    fit(words, Console(quiet=True))
-    figures = FirstStep.figures
-    if figures is None:
-        raise RuntimeError("no training step was taken")
-    return {**figures, "seconds": figures["moment"] - imported}
+def measure_import(settings: Settings, report: Report) -> None:
+    """Add the time of `import dtrap` beyond that of Python."""
+    found: dict[str, list[float]] = {"ours": [], "before": []}
+    while not settings.enough(len(found["ours"])):
+        bare = child_seconds(settings, "pass")
+        found["ours"].append(1000 * (child_seconds(settings, "import dtrap") - bare))
+        if settings.before is not None:
+            found["before"].append(1000 * (child_seconds(settings, "import dtrap", before=True) - bare))
+    report.add("start.import", found["ours"])
+    if found["before"]:
+        report.add("start.import.before", found["before"])
 
 
-def measure_model(words: list[str]) -> dict[str, float]:
-    """Resident memory of the imports alone, and of imports and model."""
-    imports = resident_megabytes()
-    module = build_module(parse_methods(words)[0].parsed)
-    return {
-        "imports": imports,
-        "model": resident_megabytes(),
-        "parameters": sum(p.numel() for p in module.parameters()),
-    }
+def measure_fit(settings: Settings, report: Report) -> None:
+    """Add the CPU time of `dtrap fit` until the first batch enters a tower."""
+    root = Path(settings.folder) / "isic"
+    if not root.exists():
+        make_isic(root, 0.01 if settings.tiny else 1.0)
+    words = ["fit", "--config", "isic_1shot.yaml", "--data.root", str(root), "--protocol.episodes", "1"]
+    words += [*checkpoint(settings), "--trainer.accelerator", "gpu" if settings.device == "cuda" else "cpu"]
+    found: dict[bool, list[dict[str, float]]] = {False: [], True: []}
+    sides = [False] if settings.before is None else [False, True]
+    for number in range(min(settings.repeats, 3)):
+        for before in sides:
+            run = Path(settings.folder) / f"start_{number}_{before}"
+            command = ["-c", UNTIL_FIRST_BATCH, *words, "--protocol.folder", str(run)]
+            found[before].append(last_line(settings.python(*command, before=before)))
+    for key in ("cpu", "opened", "peak"):
+        report.add(f"start.fit.{key}", [each[key] for each in found[False]])
+    if found[True]:
+        report.add("start.fit.before", [each["cpu"] for each in found[True]])
 
 
-def in_new_process(function: str, words: list[str]) -> dict[str, float]:
-    """Result of a function of this file in a fresh interpreter."""
-    code = f"import json, sys, start_up; print(json.dumps(start_up.{function}(sys.argv[1:])))"
-    command = [sys.executable, "-c", code, *words]
-    done = subprocess.run(command, capture_output=True, text=True, cwd=Path(__file__).parent)
-    if done.returncode:
-        raise RuntimeError(done.stderr)
-    return json.loads(done.stdout.splitlines()[-1])
-
-
-def main() -> int:
-    """Generate the files, measure, and compare with the bars."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--repeats", type=int, default=3, help="runs; every one has to meet the bars")
-    repeats = parser.parse_args().repeats
-    met = True
-    with tempfile.TemporaryDirectory() as folder:
-        root, model = Path(folder) / "isic", Path(folder) / "random.json"
-        make_isic(root)
-        model.write_text(json.dumps(MODEL))
-        words = ["--config", "isic_5shot.yaml", "--data.root", str(root), "--trainer.max_epochs", "1"]
-        words += ["--model.backbone.name", str(model), "--model.backbone.pretrained", "null"]
-        words += ["--trainer.callbacks+=start_up.FirstStep", "--protocol.episodes", "1"]
-        base = in_new_process("measure_model", words)
-        print(f"imports {base['imports']:.0f} MB; with the model {base['model']:.0f} MB")
-        for number in range(repeats):
-            got = in_new_process("measure", [*words, "--protocol.folder", str(Path(folder) / f"run_{number}")])
-            growth = got["megabytes"] - base["model"]
-            right = got["seconds"] < SECONDS and growth < MEGABYTES and got["opened"] <= OPENED
-            met &= right
-            print(
-                f"first step {got['seconds']:.1f} s after the imports (bar {SECONDS:g}), {growth:.0f} MB over imports "
-                f"and model (bar {MEGABYTES:g}; {got['peak'] - base['model']:.0f} MB at the peak), "
-                f"{got['opened']:.0f} of {sum(IMAGES_PER_CLASS.values()):,} images opened (bar {OPENED}): "
-                f"{'PASS' if right else 'FAIL'}",
-                flush=True,
-            )
-    return 0 if met else 1
-
-
-if __name__ == "__main__":
-    sys.exit(main())
+PARTS = (
+    Part(
+        "start.import",
+        measure_import,
+        (
+            Figure("start.import", "`import dtrap`, beyond bare Python", "ms", most=50, any_model=True),
+            Figure("start.import.before", "the same, earlier commit", "ms"),
+        ),
+    ),
+    Part(
+        "start.fit",
+        measure_fit,
+        (
+            Figure(
+                "start.fit.cpu", "`dtrap fit` on 10,015 files until the first batch of images, CPU time", "s", most=12
+            ),
+            Figure("start.fit.before", "the same, earlier commit", "s"),
+            Figure("start.fit.opened", "calls of Image.open until then (80 pictures are needed)"),
+            Figure("start.fit.peak", "peak memory until then", "GB"),
+        ),
+    ),
+)
