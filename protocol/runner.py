@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import gc
 import signal
-from collections.abc import Callable, Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import replace
+from functools import partial
 from itertools import zip_longest
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 
@@ -42,6 +45,10 @@ from .run_folder import Row, RunFolder
 from .settings import ProtocolOptions, ProtocolSettings
 from .space import check_space, sizes_of_files
 from .summary import render, summarize
+from .workers.options import check_ray
+
+if TYPE_CHECKING:
+    from .workers.pool import WorkerPool
 
 
 def run_protocol(
@@ -105,6 +112,7 @@ class ProtocolRun:
 
     Attributes:
         loaded: Backbones and tuners of earlier runs of this process, which are used; those of this run are added.
+        pool: Worker processes of a study; without them a run with `workers` starts its own.
         known: Returns rows of other runs by method and episode, which are copied instead of being computed.
         device: Seconds of the episodes that this object has run, and how many of them the device had a batch.
         begun: Whether the folder holds results of this run, and none of one that it overwrites.
@@ -122,6 +130,9 @@ class ProtocolRun:
         self.loaded: Loaded | None = None
         self.known: Callable[[], Mapping[tuple[str, int], Row]] = dict
         self.device = self._earlier = DeviceSeconds()
+        self.pool: WorkerPool | None = None
+        if settings.workers is not None:
+            check_ray()
         self.main = methods[0]
         self.names = [method.name for method in methods]
         self.episodes = min(settings.episodes, data.tasks or settings.episodes)
@@ -161,7 +172,8 @@ class ProtocolRun:
             KeyboardInterrupt: The run was interrupted; the result so far has been printed.
         """
         with without_expected_warnings():
-            team = processes_of(self.methods, self.data, allowed=self.shared)
+            alone = self.settings.workers is not None or self.pool is not None
+            team = None if alone else processes_of(self.methods, self.data, allowed=self.shared)
         if team is None:
             return self._lead(None, show)
         with team:
@@ -251,32 +263,77 @@ class ProtocolRun:
         status = "failed"
         try:
             with progress, cheap_collection():
-                for episode, following in zip_longest(episodes, episodes[1:]):
-                    self.data.set_episode(episode)
-                    self.data.expect(following)
-                    for method in self.methods:
-                        if episode in missing[method.name]:
-                            STOP.check()
-                            progress.begin(episode)
-                            if method.name in run.same:
-                                row = self._repeat(rows, episode, run.same[method.name], method.name)
-                            elif (found := known.get((method.name, episode))) is not None:
-                                row = self._append({**found, "method": method.name})
-                            else:
-                                if team is not None:
-                                    of_episode = [row for row in rows if row["episode"] == episode]
-                                    team.send(Task(episode, self.methods.index(method), of_episode))
-                                row = run.run(method.name, progress, rows, self._append)
-                                self.device = run.clock.seconds()
-                                self._warn_diverged(row)
-                            rows.append(row)
-                            progress.finish(row)
-                            gc.collect()
-                    logger.log_episode(rows, episode, self.device.idle_share)
+                given = partial(self._given, run, known, rows)
+                if self.settings.workers is None and self.pool is None:
+                    source = self._rows_here(missing, run, rows, given, progress, team)
+                else:
+                    source = self._rows_of_workers(missing, run, rows, given, progress)
+                left = Counter(episode for name in missing for episode in missing[name])
+                for row in source:
+                    self._warn_diverged(row)
+                    rows.append(row)
+                    progress.finish(row)
+                    left[row["episode"]] -= 1
+                    while episodes and not left[episodes[0]]:  # workers finish them in any order
+                        logger.log_episode(rows, episodes.pop(0), self.device.idle_share)
             status = "success"
         finally:
             self.data.decode_no_more()
             logger.finish(status)
+
+    def _rows_here(
+        self,
+        missing: Mapping[str, Sequence[int]],
+        run: EpisodeRun,
+        rows: Sequence[Row],
+        given: Callable[[str, int], Row | None],
+        progress: EpisodeProgress,
+        team: Processes | None,
+    ) -> Iterator[Row]:
+        """Run the episodes in this process, one after the other."""
+        episodes = sorted(set().union(*missing.values()))
+        for episode, following in zip_longest(episodes, episodes[1:]):
+            self.data.set_episode(episode)
+            self.data.expect(following)
+            for place, name in enumerate(self.names):
+                if episode in missing[name]:
+                    STOP.check()
+                    progress.begin(episode)
+                    row = given(name, episode)
+                    if row is None:
+                        if team is not None:
+                            team.send(Task(episode, place, [row for row in rows if row["episode"] == episode]))
+                        row = run.run(name, progress, rows, self._append)
+                        self.device = run.clock.seconds()
+                    yield row
+                    gc.collect()
+
+    def _rows_of_workers(
+        self,
+        missing: Mapping[str, Sequence[int]],
+        run: EpisodeRun,
+        rows: Sequence[Row],
+        given: Callable[[str, int], Row | None],
+        progress: EpisodeProgress,
+    ) -> Iterator[Row]:
+        """Run the episodes on worker processes, which may be those of a study."""
+        from .workers.run import RowsOfWorkers, pool_of
+
+        with nullcontext(self.pool) if self.pool else pool_of(self.settings, self.methods, self._say) as pool:
+            source = RowsOfWorkers(pool, run, missing, rows, given, self._append, progress)
+            for row in source:
+                self.device = source.device
+                progress.begin(row["episode"])
+                yield row
+
+    def _given(
+        self, run: EpisodeRun, known: Mapping[tuple[str, int], Row], rows: Sequence[Row], name: str, episode: int
+    ) -> Row | None:
+        """Write and return a row that need not be computed; None where it must be."""
+        if name in run.same:
+            return self._repeat(rows, episode, run.same[name], name)
+        found = known.get((name, episode))
+        return None if found is None else self._append({**found, "method": name})
 
     def _tags(self) -> list[str]:
         shot = [f"{self.data.shot}-shot"] if self.data.fixed_numbers else []
@@ -318,6 +375,7 @@ class ProtocolRun:
         """
         self.folder.check_present()
         rows, data = self.folder.rows.read(), self.data
+        rows.sort(key=lambda row: row["episode"])  # workers finish them in any order; sums must not depend on it
         support = len(data.support_ids) if complete and not data.has_query else None
         summary = summarize(
             rows, data.description, self.names, episodes=self.episodes, support_images=support, unit=data.unit

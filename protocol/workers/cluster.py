@@ -62,18 +62,19 @@ def connect(wanted: Workers) -> Cluster:
         DtrapError: Ray is not installed, does not start, or the cluster does not answer.
     """
     check_ray()
+    local = wanted.address is None and os.environ.get("RAY_ADDRESS") in (None, "", "local")
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # no network calls
+    os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "error")
+    if local and "ray" not in sys.modules:
+        _set_token()
     ray = _imported()
     if ray.is_initialized() and wanted.address is None:
         return Cluster(own=False, connected=False, folder=None)
-    address = wanted.address or os.environ.get("RAY_ADDRESS") or None
-    if address in ("auto", "local"):  # Ray's own words
-        address = None if address == "local" else address
+    address = None if local else wanted.address or os.environ["RAY_ADDRESS"]
     options: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.CRITICAL}
     folder = None
     if address is None:
         folder = _temporary_folder()
-        _set_token()
         # The loopback address: nobody else can reach the cluster, and no network is needed.
         options |= {"include_dashboard": False, "_temp_dir": str(folder), "_node_ip_address": "127.0.0.1"}
     else:
@@ -133,7 +134,10 @@ def _temporary_folder() -> Path:
 
 
 def _set_token() -> None:
-    """Choose the secret of a cluster of this machine; Ray would write one into the home folder and print a notice."""
+    """Choose the secret of a cluster of this machine; Ray would write one into the home folder.
+
+    Ray reads the environment when it is imported.
+    """
     if "RAY_AUTH_MODE" not in os.environ:
         os.environ["RAY_AUTH_MODE"] = "token"
         os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))

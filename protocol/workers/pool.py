@@ -30,22 +30,25 @@ class Task:
         key: Name of the job.
         job: Reference of the job in Ray's store.
         item: The item.
+        fill: Returns the item with what it needs when a worker begins it.
         deaths: Number of workers that died while they ran it.
     """
 
     key: str
     job: Any
     item: Any
+    fill: Callable[[Any], Any] | None = None
     deaths: int = 0
 
 
 @dataclass(frozen=True)
 class Finished:
-    """What a worker has returned of an item, or why no worker can run it."""
+    """What a worker has returned of an item; `fatal` if it ended every worker that ran it."""
 
     key: str
     item: Any
     outcome: Outcome
+    fatal: bool = False
 
 
 class WorkerPool:
@@ -68,11 +71,11 @@ class WorkerPool:
         self._running: dict[Any, tuple[int, Task | None]] = {}  # by the reference of the call
         self._free: list[int] = []
         self._waiting: list[Task] = []
-        self._impossible: list[Finished] = []
         self._keys = count()
         self._starts = 0  # workers that died while they started, since the last one that did start
         self._counted = self._noticed = 0.0
         self._desk: Any = None
+        self._share = 0.0
         self._resources: dict[str, float] = {}
 
     def __enter__(self) -> WorkerPool:
@@ -147,14 +150,14 @@ class WorkerPool:
 
     # Items
 
-    def add(self, job: Job) -> Callable[[Any], None]:
+    def add(self, job: Job) -> Callable[..., None]:
         """Make a job known; return a function that adds an item of it."""
         import ray
 
         key, reference = f"job {next(self._keys)}", ray.put(job)
 
-        def add(item: Any) -> None:
-            self._waiting.append(Task(key, reference, item))
+        def add(item: Any, fill: Callable[[Any], Any] | None = None) -> None:
+            self._waiting.append(Task(key, reference, item, fill))
 
         add.key = key  # type: ignore[attr-defined]
         return add
@@ -162,7 +165,6 @@ class WorkerPool:
     def forget(self, key: str) -> None:
         """Drop the items of a job that no worker has begun, and what becomes of the others."""
         self._waiting = [task for task in self._waiting if task.key != key]
-        self._impossible = [finished for finished in self._impossible if finished.key != key]
 
     @property
     def idle(self) -> int:
@@ -172,7 +174,7 @@ class WorkerPool:
     @property
     def busy(self) -> bool:
         """Whether items wait or run."""
-        return bool(self._waiting or self._impossible or any(task for _, task in self._running.values()))
+        return bool(self._waiting or any(task for _, task in self._running.values()))
 
     def running(self) -> dict[int, Task]:
         """Return the item that each busy worker runs."""
@@ -187,8 +189,6 @@ class WorkerPool:
         """
         import ray
 
-        if self._impossible:
-            return self._impossible.pop(0)
         self._hand_out()
         try:
             done, _ = ray.wait(list(self._running), num_returns=1, timeout=SECONDS_OF_A_LOOK)
@@ -212,7 +212,8 @@ class WorkerPool:
     def _hand_out(self) -> None:
         while self._free and self._waiting:
             number, task = self._free.pop(0), self._waiting.pop(0)
-            call = self._workers[number].run.remote(task.key, [task.job], task.item)
+            item = task.item if task.fill is None else task.fill(task.item)
+            call = self._workers[number].run.remote(task.key, [task.job], item)
             self._running[call] = number, task
 
     def _take(self, reference: Any, number: int, task: Task | None) -> Finished | None:
@@ -257,7 +258,7 @@ class WorkerPool:
             f"{task.item} has ended its worker process {task.deaths} times ({_short(error)}): too little memory, or a "
             "crash in a library. Try it in this process, without --protocol.workers, or with fewer workers."
         )
-        return Finished(task.key, task.item, Outcome(error=message))
+        return Finished(task.key, task.item, Outcome(error=message), fatal=True)
 
     def _look_around(self) -> None:
         """Add workers where nodes have joined; say so where there is no place for any."""

@@ -28,12 +28,12 @@ class Outcome:
     Attributes:
         value: What the job's function returned.
         error: Message of a DtrapError; None where there was none.
-        notes: Warnings, each once.
+        notes: Warnings and log lines, as "warning" or "log" and the text.
     """
 
     value: Any = None
     error: str | None = None
-    notes: list[str] = field(default_factory=list)
+    notes: list[tuple[str, str]] = field(default_factory=list)
 
 
 class Worker:
@@ -94,22 +94,22 @@ class Worker:
 
 
 class _Notes(logging.Handler):
-    def __init__(self, notes: list[str]) -> None:
+    def __init__(self, notes: list[tuple[str, str]]) -> None:
         super().__init__(logging.WARNING)
         self.notes = notes
 
     def emit(self, record: logging.LogRecord) -> None:
         """Keep the text of a record."""
-        self.notes.append(record.getMessage())
+        self.notes.append(("log", record.getMessage()))
 
 
 @contextmanager
-def _collected(notes: list[str]) -> Iterator[None]:
+def _collected(notes: list[tuple[str, str]]) -> Iterator[None]:
     """Collect warnings and log lines of a command's kind instead of printing them in a file that nobody reads."""
 
     def keep(message: Any, category: type[Warning], *_: Any, **more: Any) -> None:
         if not issubclass(category, FutureWarning | DeprecationWarning | PendingDeprecationWarning):
-            notes.append(f"Warning: {message}")
+            notes.append(("warning", str(message)))
 
     handler = _Notes(notes)
     logging.getLogger().addHandler(handler)
