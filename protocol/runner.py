@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import gc
 import signal
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import nullcontext
+from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
-from itertools import zip_longest
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -37,11 +35,13 @@ from .method_names import find_same
 from .module_method import ModuleMethod
 from .precision import lines_about, settle_precision
 from .preprocessing import settle_test_preprocessing
-from .processes import Processes, Task
+from .processes import Processes
 from .progress import EpisodeProgress
 from .rehearsal import Loaded
 from .result import ProtocolResult
+from .row_sources import RowsHere
 from .run_folder import Row, RunFolder
+from .saved_files import tell_saved
 from .settings import ProtocolOptions, ProtocolSettings
 from .space import check_space, sizes_of_files
 from .summary import render, summarize
@@ -49,6 +49,7 @@ from .workers.options import check_ray
 
 if TYPE_CHECKING:
     from .workers.pool import WorkerPool
+    from .workers.run import RowsOfWorkers
 
 
 def run_protocol(
@@ -262,14 +263,16 @@ class ProtocolRun:
         progress = EpisodeProgress(self.episodes, self.names, rows=rows, unit=self.data.unit, console=self.console)
         status = "failed"
         try:
-            with progress, cheap_collection():
-                given = partial(self._given, run, known, rows)
-                if self.settings.workers is None and self.pool is None:
-                    source = self._rows_here(missing, run, rows, given, progress, team)
-                else:
-                    source = self._rows_of_workers(missing, run, rows, given, progress)
+            with self._workers() as pool, progress, cheap_collection():
+                parts = run, missing, rows, partial(self._given, run, known, rows), self._append, progress
+                source: RowsHere | RowsOfWorkers = RowsHere(*parts, team)
+                if pool is not None:
+                    from .workers.run import RowsOfWorkers
+
+                    source = RowsOfWorkers(pool, *parts)
                 left = Counter(episode for name in missing for episode in missing[name])
                 for row in source:
+                    self.device = source.device
                     self._warn_diverged(row)
                     rows.append(row)
                     progress.finish(row)
@@ -281,50 +284,16 @@ class ProtocolRun:
             self.data.decode_no_more()
             logger.finish(status)
 
-    def _rows_here(
-        self,
-        missing: Mapping[str, Sequence[int]],
-        run: EpisodeRun,
-        rows: Sequence[Row],
-        given: Callable[[str, int], Row | None],
-        progress: EpisodeProgress,
-        team: Processes | None,
-    ) -> Iterator[Row]:
-        """Run the episodes in this process, one after the other."""
-        episodes = sorted(set().union(*missing.values()))
-        for episode, following in zip_longest(episodes, episodes[1:]):
-            self.data.set_episode(episode)
-            self.data.expect(following)
-            for place, name in enumerate(self.names):
-                if episode in missing[name]:
-                    STOP.check()
-                    progress.begin(episode)
-                    row = given(name, episode)
-                    if row is None:
-                        if team is not None:
-                            team.send(Task(episode, place, [row for row in rows if row["episode"] == episode]))
-                        row = run.run(name, progress, rows, self._append)
-                        self.device = run.clock.seconds()
-                    yield row
-                    gc.collect()
+    @contextmanager
+    def _workers(self) -> Iterator[WorkerPool | None]:
+        """Start the worker processes that the settings ask for, unless a study has some; None to run episodes here."""
+        if self.pool is not None or self.settings.workers is None:
+            yield self.pool
+            return
+        from .workers.run import pool_of
 
-    def _rows_of_workers(
-        self,
-        missing: Mapping[str, Sequence[int]],
-        run: EpisodeRun,
-        rows: Sequence[Row],
-        given: Callable[[str, int], Row | None],
-        progress: EpisodeProgress,
-    ) -> Iterator[Row]:
-        """Run the episodes on worker processes, which may be those of a study."""
-        from .workers.run import RowsOfWorkers, pool_of
-
-        with nullcontext(self.pool) if self.pool else pool_of(self.settings, self.methods, self._say) as pool:
-            source = RowsOfWorkers(pool, run, missing, rows, given, self._append, progress)
-            for row in source:
-                self.device = source.device
-                progress.begin(row["episode"])
-                yield row
+        with pool_of(self.settings, self.methods, self._say) as pool:
+            yield pool
 
     def _given(
         self, run: EpisodeRun, known: Mapping[tuple[str, int], Row], rows: Sequence[Row], name: str, episode: int
@@ -395,32 +364,16 @@ class ProtocolRun:
             self._say(f"{len(data.skipped_images)} missing or unreadable images left out{kinds}; listed above.")
         chosen = [row for row in rows if row["method"] in self.names and row["episode"] < self.episodes]
         if self.settings.save_adapters:
-            self._tell_saved(self.folder.adapters, chosen, complete=complete)
+            tell_saved(self.folder.adapters, chosen, self._say, complete=complete)
         if self.settings.save_predictions and data.has_query:
-            self._tell_saved(self.folder.predictions, chosen, complete=complete)
+            tell_saved(self.folder.predictions, chosen, self._say, complete=complete)
         kept = [row for row in chosen if row["episode"] < self.settings.save_features]
         if kept:
-            self._tell_saved(self.folder.features, kept, complete=complete)
+            tell_saved(self.folder.features, kept, self._say, complete=complete)
         lost = len(self.names) * self.episodes - len(chosen)
         if complete and lost:
             raise DtrapError(f"{self.folder.results}: {lost} rows are missing. Rerun the same command; it runs them.")
         return ProtocolResult(self.folder.path, chosen, summary)
-
-    def _tell_saved(self, folder: Path, rows: list[Row], *, complete: bool) -> None:
-        """Say where the files of the episodes are, and of how many there are none; they have the names of adapters."""
-        rows = [row for row in rows if not row.get("diverged") and not row.get("same_as")]
-        names = [self._path_of(row["episode"], row["method"]).name for row in rows]
-        without = [name for name in names if not (folder / name).exists()]
-        if len(without) < len(rows):
-            self._say(f"{folder.name.capitalize()}: {folder}")
-        # Not after an interrupt: the remedy would delete the rows and checkpoints that the run resumes from.
-        if without and complete:
-            which = "this run" if len(without) == len(rows) else f"{len(without)} of {len(rows)} episodes"
-            self._warn(f"{which} saved no {folder.name}; use --protocol.overwrite true to run it again and save them.")
-
-    def _path_of(self, episode: int, method: str) -> Path:
-        """File of an adapter."""
-        return self.folder.adapters / f"episode_{episode:04d}_{method}.safetensors"
 
     def _say(self, line: str) -> None:
         say(self.console, line)

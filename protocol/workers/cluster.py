@@ -64,7 +64,6 @@ def connect(wanted: Workers) -> Cluster:
     check_ray()
     local = wanted.address is None and os.environ.get("RAY_ADDRESS") in (None, "", "local")
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # no network calls
-    os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "error")
     if local and "ray" not in sys.modules:
         _set_token()
     ray = _imported()

@@ -13,6 +13,7 @@ from typing import Any
 from rich.console import Console
 
 from ...datamodules.few_shot import FewShotDataModule
+from ..configuration import MethodConfig
 from ..device_clock import DeviceSeconds
 from ..episode import cheap_collection, without_expected_warnings
 from ..episode_run import EpisodeRun
@@ -73,7 +74,7 @@ class RunJob:
 
     def begin(self, worker: Worker) -> Callable[[Item], Done]:
         """Load the modules of the methods; what no method needs any longer is freed."""
-        needed = {parts_key(method) for method in self.methods if hasattr(method, "parsed")}
+        needed = {parts_key(method) for method in self.methods if isinstance(method, MethodConfig)}
         for key in worker.loaded.keys() - needed:
             del worker.loaded[key]
         gc.collect()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import count
 from typing import Any
@@ -72,6 +72,7 @@ class WorkerPool:
         self._free: list[int] = []
         self._waiting: list[Task] = []
         self._keys = count()
+        self._forgotten: set[str] = set()
         self._starts = 0  # workers that died while they started, since the last one that did start
         self._counted = self._noticed = 0.0
         self._desk: Any = None
@@ -142,11 +143,13 @@ class WorkerPool:
         kind = ray.remote(Worker).options(
             max_restarts=-1, max_task_retries=0, scheduling_strategy="SPREAD", **self._resources
         )
-        self._workers.append(kind.remote(number, self.threads, os.getcwd(), sys.path, self._desk))
+        self._workers.append(kind.remote())
         self._prepare(number)
 
     def _prepare(self, number: int) -> None:
-        self._running[self._workers[number].ready.remote()] = number, None
+        # Not arguments of the constructor, which Ray may have lost when it starts a worker again.
+        call = self._workers[number].ready.remote(number, self.threads, os.getcwd(), sys.path, self._desk)
+        self._running[call] = number, None
 
     # Items
 
@@ -165,6 +168,7 @@ class WorkerPool:
     def forget(self, key: str) -> None:
         """Drop the items of a job that no worker has begun, and what becomes of the others."""
         self._waiting = [task for task in self._waiting if task.key != key]
+        self._forgotten.add(key)
 
     @property
     def idle(self) -> int:
@@ -229,6 +233,8 @@ class WorkerPool:
                     "packages as this one: pip install 'dtrap[ray]'"
                 ) from error
             self._free.append(number)
+            if task.key in self._forgotten:
+                return None
             raise cause from error
         except ray.exceptions.RayError as error:
             return self._died(number, task, error)
@@ -236,7 +242,7 @@ class WorkerPool:
         if task is None:
             self._starts = 0
             return None
-        return Finished(task.key, task.item, value)
+        return None if task.key in self._forgotten else Finished(task.key, task.item, value)
 
     def _died(self, number: int, task: Task | None, error: Exception) -> Finished | None:
         """Give the item of a worker that died to the next one; Ray starts the worker again."""
@@ -249,6 +255,8 @@ class WorkerPool:
                 f"workers end while they start ({_short(error)}). Check the memory, and that every node has the same "
                 "packages as this one, or leave --protocol.workers out."
             )
+        if task.key in self._forgotten:
+            return None
         task.deaths += 1
         if task.deaths < MOST_DEATHS:
             self.say(f"A worker died while it ran {task.item}; another one runs it again.")
@@ -292,11 +300,3 @@ def _lost(error: Exception) -> DtrapError:
         f"the Ray cluster is gone ({_short(error)}). Rows of finished episodes are kept. Start the cluster again and "
         "rerun the same command."
     )
-
-
-def drain(pool: WorkerPool) -> Iterator[Finished]:
-    """Yield what becomes of all items of the pool."""
-    while pool.busy:
-        finished = pool.next()
-        if finished is not None:
-            yield finished

@@ -145,7 +145,9 @@ class RowsOfWorkers:
             self.folder.check_present()
             for name, content in files.items():
                 write_atomically(self.folder.path / name, content, RESUMES)
-            yield self.append(row)
+            self.append(row)
+            self.progress.begin(row["episode"])
+            yield row
             if self.data.streams:
                 self._remove_checkpoint(row)
             yield from self._begin(row["episode"])

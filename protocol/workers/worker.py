@@ -39,32 +39,37 @@ class Outcome:
 class Worker:
     """Runs the items of one job after the other; an actor of Ray.
 
-    Args:
-        number: Number of the worker.
-        threads: Threads of torch.
-        folder: The driver's working folder, for relative paths; used where it exists.
-        path: The driver's `sys.path`, for modules that the installed packages do not have.
-        desk: The actor that takes reports.
-
     Attributes:
+        number: Number of the worker.
+        desk: The actor that takes reports.
         loaded: Backbones and tuners that this process has loaded, for the next jobs.
     """
 
-    def __init__(self, number: int, threads: int, folder: str, path: list[str], desk: Any) -> None:
-        self.number, self.threads, self.desk = number, threads, desk
+    def __init__(self) -> None:
+        self.number = 0
+        self.desk: Any = None
         self.loaded: dict[str, Any] = {}
         self._key: str | None = None
         self._run: Any = None
+
+    def ready(self, number: int, threads: int, folder: str, path: list[str], desk: Any) -> int:
+        """Import torch, and return the number of this process.
+
+        Args:
+            number: Number of the worker.
+            threads: Threads of torch.
+            folder: The driver's working folder, for relative paths; used where it exists.
+            path: The driver's `sys.path`, for modules that the installed packages do not have.
+            desk: The actor that takes reports.
+        """
+        self.number, self.desk = number, desk
         if os.path.isdir(folder):
             os.chdir(folder)
         sys.path += [entry for entry in path if entry not in sys.path]
-
-    def ready(self) -> int:
-        """Import torch, and return the number of this process."""
-        os.environ["OMP_NUM_THREADS"] = str(self.threads)
+        os.environ["OMP_NUM_THREADS"] = str(threads)
         import torch
 
-        torch.set_num_threads(self.threads)
+        torch.set_num_threads(threads)
         with _collected([]):
             import lightning.pytorch  # noqa: F401  (it sets its own log level when it is imported)
         logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
