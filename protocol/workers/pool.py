@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from itertools import count
 from typing import Any
@@ -110,6 +110,11 @@ class WorkerPool:
         finally:
             self._workers, self._running, self._desk = [], {}, None
             cluster.close()
+
+    @property
+    def count(self) -> int:
+        """Number of workers."""
+        return len(self._workers)
 
     # Workers
 
@@ -283,6 +288,11 @@ class WorkerPool:
             self._counted = now
             for _ in range(self._number(self.cluster.resources()) - len(self._workers)):
                 self._add()
+
+
+def uses_gpu(trainer: Mapping[str, Any]) -> bool:
+    """Return whether a Trainer with these arguments takes a GPU where there is one."""
+    return trainer.get("accelerator", "auto") in ("auto", "gpu", "cuda")
 
 
 def _given_threads() -> int | None:

@@ -21,7 +21,7 @@ from ..run_folder import RESUMES, Row, RunFolder
 from ..settings import ProtocolSettings
 from .episodes import Done, Item, RunJob
 from .options import parse_workers
-from .pool import Finished, WorkerPool
+from .pool import Finished, WorkerPool, uses_gpu
 
 logger = logging.getLogger(__name__)
 
@@ -40,8 +40,7 @@ def pool_of(settings: ProtocolSettings, methods: Sequence[Method], say: Callable
                 f"--trainer.devices is {trainer['devices']}, but each of the workers has one device that Ray chooses. "
                 "Leave it out; CUDA_VISIBLE_DEVICES=2,3 limits the GPUs of this machine."
             )
-    gpu = any(trainer.get("accelerator", "auto") in ("auto", "gpu", "cuda") for trainer in trainers)
-    return WorkerPool(parse_workers(settings.workers), gpu=gpu, say=say)
+    return WorkerPool(parse_workers(settings.workers), gpu=any(map(uses_gpu, trainers)), say=say)
 
 
 class RowsOfWorkers:
