@@ -54,6 +54,16 @@ def test_workers_write_what_one_process_writes(runtime, dtrap, files, tmp_path):
     assert "raylet" not in together + errors
 
 
+def test_predictions_of_workers_are_those_of_one_process(runtime, dtrap, files, root, tmp_path):
+    assert dtrap(*files, "--protocol.episodes", "1", "--protocol.folder", "run")[0] == 0
+    adapter = tmp_path / "run/adapters/episode_0000_svl-ra.safetensors"
+    words = ["predict", "--adapter", adapter, "--images", root]
+    assert dtrap(*words, "--output", "alone.csv")[0] == 0
+    status, _, errors = dtrap(*words, "--output", "together.csv", "--protocol.workers", "2")
+    assert status == 0, errors
+    assert (tmp_path / "together.csv").read_bytes() == (tmp_path / "alone.csv").read_bytes()
+
+
 def test_the_item_of_a_worker_that_dies_is_run_again(runtime, dtrap, words, tmp_path):
     callback = [
         "--trainer.callbacks+=dying.Dies", "--trainer.callbacks.folder", str(tmp_path),
