@@ -9,6 +9,7 @@ Full disks are file systems in memory, which only root can mount; without that r
 from __future__ import annotations
 
 import argparse
+import contextlib
 import hashlib
 import json
 import os
@@ -21,6 +22,7 @@ import tempfile
 import time
 from pathlib import Path
 
+import psutil
 from measuring import verdict
 
 SIZES = (16, 256, 1160, 1180, 1200, 1220, 1240, 1280)  # KiB; the adapters have 1153, which the start checks
@@ -41,11 +43,11 @@ class Campaign:
         self.seconds = time.monotonic() - began
         self.expected = contents(folder / "undisturbed")
 
-    def start(self, run: Path) -> subprocess.Popen[bytes]:
+    def start(self, run: Path, *more: str) -> subprocess.Popen[bytes]:
         """Start `dtrap fit` in a run folder; its output goes to a file next to it."""
         log = run.with_suffix(".log") if os.access(run.parent, os.W_OK) else Path(os.devnull)
         with log.open("ab") as output:
-            words = [*WORDS, "--trainer.accelerator", self.accelerator, "--protocol.folder", str(run)]
+            words = [*WORDS, "--trainer.accelerator", self.accelerator, "--protocol.folder", str(run), *more]
             command = [sys.executable, "-m", "dtrap", *words]
             return subprocess.Popen(command, stdout=output, stderr=output, cwd=self.folder)
 
@@ -78,6 +80,34 @@ class Campaign:
             self.check(name, False, f"statuses {statuses}")
         else:
             self.check_contents(name, run, f"statuses {statuses}")
+
+    def kill_with_workers(self, workers: int, moments: int) -> None:
+        """Kill a worker, and the command itself, at moments that are spread over a run with workers."""
+        words = ("--protocol.workers", str(workers))
+        began = time.monotonic()
+        status = self.start(self.folder / "workers", *words).wait()
+        seconds = time.monotonic() - began
+        self.check_contents(f"{workers} workers", self.folder / "workers", f"status {status} in {seconds:.0f} s")
+        for number in range(moments):
+            moment = seconds * (number + 1) / (moments + 1)
+            for victim in ("worker", "driver"):
+                run = self.folder / f"{victim}_{number}"
+                process = self.start(run, *words)
+                with contextlib.suppress(subprocess.TimeoutExpired):
+                    process.wait(moment)
+                started = psutil.Process(process.pid).children(recursive=True) if process.poll() is None else []
+                named = [child for child in started if " ".join(child.cmdline()).startswith("ray::Worker")]
+                if victim == "driver":
+                    process.kill()
+                elif named:
+                    named[0].kill()
+                statuses = [process.wait()]
+                _, alive = psutil.wait_procs(started, timeout=30)
+                if victim == "driver":
+                    statuses.append(self.start(run, *words).wait())
+                detail = f"after {moment:.0f} s, {len(named)} workers, statuses {statuses}, {len(alive)} left"
+                self.check_contents(f"kill of a {victim}", run, detail)
+                self.faults += statuses[-1] != 0 or bool(alive)
 
     def fill_disk(self, kilobytes: int) -> None:
         """Run on a disk that is too small, then on the same disk after it was made larger."""
@@ -131,6 +161,8 @@ def main() -> int:
     parser.add_argument("--runs", type=int, default=20, help="runs that are killed, and as many that are terminated")
     parser.add_argument("--sizes", type=int, default=len(SIZES), help="number of sizes of a full disk")
     parser.add_argument("--seed", type=int, default=0, help="seed of the moments")
+    parser.add_argument("--workers", type=int, default=0, help="also kill runs on this number of worker processes")
+    parser.add_argument("--moments", type=int, default=5, help="moments at which a worker and the command are killed")
     parser.add_argument("--accelerator", default="cpu", help="cpu, or gpu where its numbers do not vary")
     arguments = parser.parse_args()
     draw = random.Random(arguments.seed)
@@ -140,6 +172,8 @@ def main() -> int:
         for number in range(arguments.runs):
             campaign.stop_at_random(signal.SIGKILL, f"kill {number}", draw)
             campaign.stop_at_random(signal.SIGTERM, f"term {number}", draw)
+        if arguments.workers:
+            campaign.kill_with_workers(arguments.workers, arguments.moments)
         for kilobytes in SIZES[: arguments.sizes]:
             campaign.fill_disk(kilobytes)
         campaign.lose_folder()

@@ -12,7 +12,8 @@ from ..console import say
 from ..errors import DtrapError
 from ..lightning_modules.finite import DivergedError
 from ..protocol.configuration import build_data
-from ..protocol.processes import follows
+from ..protocol.launchers import check_one_process
+from ..protocol.processes import asks_for_several, follows
 from ..protocol.runner import ProtocolRun
 from ..signals import STOP
 from .parser import parse_methods
@@ -35,6 +36,9 @@ def fit(arguments: list[str], console: Console) -> int:
                 f"--data.episode is {episode}, but a run has the episodes 0 to --protocol.episodes - 1. Leave it out."
             )
         run = ProtocolRun(methods, build_data(methods[0].parsed), methods[0].settings, console)
+        shared = run.data.streams and any(asks_for_several(method.values["trainer"]) for method in methods)
+        if run.settings.workers is None and not shared:
+            check_one_process("fit")
     STOP.last_words = f"Interrupted. Resume with: {_resuming(arguments, begun=run.settings.overwrite)}"
     try:
         run.run()

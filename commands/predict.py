@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,10 +18,10 @@ from ..errors import DtrapError
 from ..files import cannot_write, check_replaceable, no_formula, write_atomically
 from ..protocol.adapters import is_standalone, load_adapter
 from ..protocol.claims import counted
-from ..protocol.episode import callbacks_of, episode_trainer, parts_of, without_expected_warnings
-from ..protocol.explanation import explained_use
-from ..protocol.precision import tf32_allowed
 from ..protocol.preprocessing import read_preprocessing
+from ..protocol.workers.images import LabelJob, concatenated, label, label_with
+from ..protocol.workers.options import check_ray, parse_workers
+from ..protocol.workers.pool import WorkerPool, uses_gpu
 from .adapter_arguments import find_adapters
 
 ANOTHER_FILE = "or name another file with --output."
@@ -38,25 +39,31 @@ def predict(arguments: list[str], console: Console) -> int:
     (adapter,) = find_adapters(arguments, "predict", console)
     card, config = adapter.card, adapter.config
     output = Path(config.output)
+    workers = None if config.protocol.workers is None else parse_workers(config.protocol.workers)
+    if workers is not None:
+        check_ray()
     _check_output(output)
     module = adapter.build()
     if not is_standalone(adapter.path):
         load_adapter(adapter.path, module, card)
     preprocessing = read_preprocessing(card.preprocessing, module.backbone, adapter.path)
     images = UnlabeledImages(config.images, preprocessing, (card.preprocessing or {}).get("value_range"))
-    with without_expected_warnings():
-        trainer = episode_trainer(adapter.trainer_arguments(), [], progress=console.is_terminal)
-        with explained_use([*callbacks_of(trainer), *parts_of(module)]), tf32_allowed(trainer):
-            batches: Any = trainer.predict(module, images.batches())
-    probabilities = torch.cat(batches) if batches else torch.empty(0, len(card.class_names))
-    unreadable = {str(path) for path, _ in images.unreadable}
+    trainer = adapter.trainer_arguments()
+    if workers is None:
+        labeled = label(module, images, trainer, progress=console.is_terminal)
+    else:
+        job = LabelJob(adapter.path, card, config, trainer, images)
+        with WorkerPool(workers, gpu=uses_gpu(trainer), say=partial(say, console)) as pool:
+            labeled = label_with(pool, job, partial(say, console))
+    probabilities = concatenated(labeled, len(card.class_names))
+    unreadable = {str(path) for path, _ in labeled.unreadable}
     readable = [path for path in images.paths if str(path) not in unreadable]
     table = _table(readable, probabilities, card.class_names, escape_formulas=config.escape_formulas)
     write_atomically(output, table, ANOTHER_FILE)
     say(console, f"{counted(len(readable), 'image')} labeled: {output}")
     if images.left_out:
         say(console, images.left_out)
-    reasons = [*(reason for _, reason in images.unreadable), *(f"{path}: {reason}" for path, reason in images.faults)]
+    reasons = [*(reason for _, reason in labeled.unreadable), *(f"{path}: {reason}" for path, reason in images.faults)]
     if reasons:
         say(console, f"{counted(len(reasons), 'image')} could not be read and left out:")
     for reason in reasons:

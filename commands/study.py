@@ -48,9 +48,13 @@ def study(arguments: list[str], console: Console) -> int:
         if options.plan:
             _plan(found, cells, chosen, folder, options.data_root, console)
             return 0
+        from ..protocol.launchers import check_one_process
         from ..protocol.studies.run import StudyRun
+        from ..protocol.workers.options import check_ray
 
         resolved = _resolve(cells, options.data_root)
+        workers = any(each.arms[0].method.values["protocol"]["workers"] is not None for each in resolved)
+        check_ray() if workers else check_one_process("study")
         run = StudyRun(found, resolved, [each for each in resolved if each.cell in chosen], folder, console)
     outcome = run.run()
     _show(folder, {cell.part for cell in chosen}, outcome.failed, console)

@@ -59,6 +59,7 @@ NEUTRAL = {
         "save_adapters",
         "save_features",
         "save_predictions",
+        "workers",
     },
     ("trainer",): NEUTRAL_TRAINER_FLAGS,
 }

@@ -81,6 +81,11 @@ class EpisodeProgress:
         self.fraction, self.testing = min(self.fraction + fraction, 1.0), ""
         self._show()
 
+    def share(self, fraction: float) -> None:
+        """Show the sum of the shares of all method-episodes that run at the same time."""
+        self.fraction = fraction
+        self._show()
+
     def test(self, done: int, batches: int) -> None:
         """Show the number of finished test batches; they do not count for the fraction."""
         self.testing = f"test batch {done}/{batches}" if done < batches else ""

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import gc
 import signal
-from collections.abc import Callable, Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
-from itertools import zip_longest
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 
@@ -34,14 +35,21 @@ from .method_names import find_same
 from .module_method import ModuleMethod
 from .precision import lines_about, settle_precision
 from .preprocessing import settle_test_preprocessing
-from .processes import Processes, Task
+from .processes import Processes
 from .progress import EpisodeProgress
 from .rehearsal import Loaded
 from .result import ProtocolResult
+from .row_sources import RowsHere
 from .run_folder import Row, RunFolder
+from .saved_files import tell_saved
 from .settings import ProtocolOptions, ProtocolSettings
 from .space import check_space, sizes_of_files
 from .summary import render, summarize
+from .workers.options import check_ray
+
+if TYPE_CHECKING:
+    from .workers.pool import WorkerPool
+    from .workers.run import RowsOfWorkers
 
 
 def run_protocol(
@@ -105,6 +113,7 @@ class ProtocolRun:
 
     Attributes:
         loaded: Backbones and tuners of earlier runs of this process, which are used; those of this run are added.
+        pool: Worker processes of a study; without them a run with `workers` starts its own.
         known: Returns rows of other runs by method and episode, which are copied instead of being computed.
         device: Seconds of the episodes that this object has run, and how many of them the device had a batch.
         begun: Whether the folder holds results of this run, and none of one that it overwrites.
@@ -122,6 +131,9 @@ class ProtocolRun:
         self.loaded: Loaded | None = None
         self.known: Callable[[], Mapping[tuple[str, int], Row]] = dict
         self.device = self._earlier = DeviceSeconds()
+        self.pool: WorkerPool | None = None
+        if settings.workers is not None:
+            check_ray()
         self.main = methods[0]
         self.names = [method.name for method in methods]
         self.episodes = min(settings.episodes, data.tasks or settings.episodes)
@@ -161,7 +173,8 @@ class ProtocolRun:
             KeyboardInterrupt: The run was interrupted; the result so far has been printed.
         """
         with without_expected_warnings():
-            team = processes_of(self.methods, self.data, allowed=self.shared)
+            alone = self.settings.workers is not None or self.pool is not None
+            team = None if alone else processes_of(self.methods, self.data, allowed=self.shared)
         if team is None:
             return self._lead(None, show)
         with team:
@@ -250,33 +263,46 @@ class ProtocolRun:
         progress = EpisodeProgress(self.episodes, self.names, rows=rows, unit=self.data.unit, console=self.console)
         status = "failed"
         try:
-            with progress, cheap_collection():
-                for episode, following in zip_longest(episodes, episodes[1:]):
-                    self.data.set_episode(episode)
-                    self.data.expect(following)
-                    for method in self.methods:
-                        if episode in missing[method.name]:
-                            STOP.check()
-                            progress.begin(episode)
-                            if method.name in run.same:
-                                row = self._repeat(rows, episode, run.same[method.name], method.name)
-                            elif (found := known.get((method.name, episode))) is not None:
-                                row = self._append({**found, "method": method.name})
-                            else:
-                                if team is not None:
-                                    of_episode = [row for row in rows if row["episode"] == episode]
-                                    team.send(Task(episode, self.methods.index(method), of_episode))
-                                row = run.run(method.name, progress, rows, self._append)
-                                self.device = run.clock.seconds()
-                                self._warn_diverged(row)
-                            rows.append(row)
-                            progress.finish(row)
-                            gc.collect()
-                    logger.log_episode(rows, episode, self.device.idle_share)
+            with self._workers() as pool, progress, cheap_collection():
+                parts = run, missing, rows, partial(self._given, run, known, rows), self._append, progress
+                source: RowsHere | RowsOfWorkers = RowsHere(*parts, team)
+                if pool is not None:
+                    from .workers.run import RowsOfWorkers
+
+                    source = RowsOfWorkers(pool, *parts)
+                left = Counter(episode for name in missing for episode in missing[name])
+                for row in source:
+                    self.device = source.device
+                    self._warn_diverged(row)
+                    rows.append(row)
+                    progress.finish(row)
+                    left[row["episode"]] -= 1
+                    while episodes and not left[episodes[0]]:  # workers finish them in any order
+                        logger.log_episode(rows, episodes.pop(0), self.device.idle_share)
             status = "success"
         finally:
             self.data.decode_no_more()
             logger.finish(status)
+
+    @contextmanager
+    def _workers(self) -> Iterator[WorkerPool | None]:
+        """Start the worker processes that the settings ask for, unless a study has some; None to run episodes here."""
+        if self.pool is not None or self.settings.workers is None:
+            yield self.pool
+            return
+        from .workers.run import pool_of
+
+        with pool_of(self.settings, self.methods, self._say) as pool:
+            yield pool
+
+    def _given(
+        self, run: EpisodeRun, known: Mapping[tuple[str, int], Row], rows: Sequence[Row], name: str, episode: int
+    ) -> Row | None:
+        """Write and return a row that need not be computed; None where it must be."""
+        if name in run.same:
+            return self._repeat(rows, episode, run.same[name], name)
+        found = known.get((name, episode))
+        return None if found is None else self._append({**found, "method": name})
 
     def _tags(self) -> list[str]:
         shot = [f"{self.data.shot}-shot"] if self.data.fixed_numbers else []
@@ -318,6 +344,7 @@ class ProtocolRun:
         """
         self.folder.check_present()
         rows, data = self.folder.rows.read(), self.data
+        rows.sort(key=lambda row: row["episode"])  # workers finish them in any order; sums must not depend on it
         support = len(data.support_ids) if complete and not data.has_query else None
         summary = summarize(
             rows, data.description, self.names, episodes=self.episodes, support_images=support, unit=data.unit
@@ -337,32 +364,16 @@ class ProtocolRun:
             self._say(f"{len(data.skipped_images)} missing or unreadable images left out{kinds}; listed above.")
         chosen = [row for row in rows if row["method"] in self.names and row["episode"] < self.episodes]
         if self.settings.save_adapters:
-            self._tell_saved(self.folder.adapters, chosen, complete=complete)
+            tell_saved(self.folder.adapters, chosen, self._say, complete=complete)
         if self.settings.save_predictions and data.has_query:
-            self._tell_saved(self.folder.predictions, chosen, complete=complete)
+            tell_saved(self.folder.predictions, chosen, self._say, complete=complete)
         kept = [row for row in chosen if row["episode"] < self.settings.save_features]
         if kept:
-            self._tell_saved(self.folder.features, kept, complete=complete)
+            tell_saved(self.folder.features, kept, self._say, complete=complete)
         lost = len(self.names) * self.episodes - len(chosen)
         if complete and lost:
             raise DtrapError(f"{self.folder.results}: {lost} rows are missing. Rerun the same command; it runs them.")
         return ProtocolResult(self.folder.path, chosen, summary)
-
-    def _tell_saved(self, folder: Path, rows: list[Row], *, complete: bool) -> None:
-        """Say where the files of the episodes are, and of how many there are none; they have the names of adapters."""
-        rows = [row for row in rows if not row.get("diverged") and not row.get("same_as")]
-        names = [self._path_of(row["episode"], row["method"]).name for row in rows]
-        without = [name for name in names if not (folder / name).exists()]
-        if len(without) < len(rows):
-            self._say(f"{folder.name.capitalize()}: {folder}")
-        # Not after an interrupt: the remedy would delete the rows and checkpoints that the run resumes from.
-        if without and complete:
-            which = "this run" if len(without) == len(rows) else f"{len(without)} of {len(rows)} episodes"
-            self._warn(f"{which} saved no {folder.name}; use --protocol.overwrite true to run it again and save them.")
-
-    def _path_of(self, episode: int, method: str) -> Path:
-        """File of an adapter."""
-        return self.folder.adapters / f"episode_{episode:04d}_{method}.safetensors"
 
     def _say(self, line: str) -> None:
         say(self.console, line)

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TypedDict
 
 from ..errors import DtrapError, check_at_least
+from .workers.options import parse_workers
 
 
 class ProtocolOptions(TypedDict, total=False):
@@ -21,6 +22,7 @@ class ProtocolOptions(TypedDict, total=False):
     save_predictions: bool
     save_features: int
     checkpoint_every: int
+    workers: int | str | None
 
 
 @dataclass
@@ -46,6 +48,9 @@ class ProtocolSettings:
             training are saved.
         checkpoint_every: Steps between two checkpoints of an all-way task; a stopped run resumes at the last one.
             Episodes are short and restart from the beginning.
+        workers: Number of worker processes that run episodes at the same time, through Ray (`pip install
+            'dtrap[ray]'`); auto is one per GPU, or per 4 cores without a GPU. The address of a Ray cluster,
+            host:6379 or ray://host:10001, uses all of its GPUs. null runs them one after the other in this process.
     """
 
     episodes: int = 400
@@ -59,6 +64,7 @@ class ProtocolSettings:
     save_predictions: bool = False
     save_features: int = 0
     checkpoint_every: int = 100
+    workers: int | str | None = None
 
     def __post_init__(self) -> None:
         check_at_least("--protocol.episodes", self.episodes, 1)
@@ -71,6 +77,8 @@ class ProtocolSettings:
             raise DtrapError(f"--protocol.folder is {found}; expected a folder: --protocol.folder runs/my_run")
         if self.method is not None:
             check_method_name(self.method)
+        if self.workers is not None:
+            parse_workers(self.workers)
 
     @property
     def overlays(self) -> list[str]:

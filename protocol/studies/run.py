@@ -6,10 +6,11 @@ import gc
 import time
 import traceback
 from collections.abc import Sequence
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from rich.console import Console
@@ -30,6 +31,9 @@ from ..runner import ProtocolRun
 from .file import Study
 from .folder import StudyFolder, count_rows
 from .resolve import ResolvedCell, Sources, as_in_study, methods_of
+
+if TYPE_CHECKING:
+    from ..workers.pool import WorkerPool
 
 
 @dataclass
@@ -140,6 +144,7 @@ class StudyRun:
         self.sources = Sources(cells)
         self.folders = self.sources.folders
         self._loaded: Loaded = {}
+        self._pool: WorkerPool | None = None
         self._told = False
         self._former = False  # whether cells of an earlier version have decided what null stands for
 
@@ -152,18 +157,25 @@ class StudyRun:
         self.folder.write(self.study, describe_parts(self.study, self.cells, self.folders))
         outcome = Outcome()
         runs = self._runs()
+        workers = ExitStack()
         missing = [group for group in runs if not self._is_settled(group)]
         if len(missing) < len(runs):
             say(self.console, f"{len(runs) - len(missing)} of {len(runs)} runs are finished.")
         if missing:
             self._check_precision(missing[0][0])
+        with workers:
+            return self._run_all(runs, missing, outcome, workers)
+
+    def _run_all(
+        self, runs: list[list[ResolvedCell]], missing: list[list[ResolvedCell]], outcome: Outcome, workers: ExitStack
+    ) -> Outcome:
         for group in runs:
             reason = ""
             if group in missing:
                 say(self.console, f"Run {missing.index(group) + 1} of {len(missing)}: {_titles(group)}")
                 try:
                     STOP.check()
-                    reason = self._run(group)
+                    reason = self._run(group, workers)
                 except KeyboardInterrupt:
                     outcome.interrupted = True
                     return outcome
@@ -196,7 +208,7 @@ class StudyRun:
         except (OSError, ValueError, KeyError, TypeError):
             return False
 
-    def _run(self, group: list[ResolvedCell]) -> str:
+    def _run(self, group: list[ResolvedCell], workers: ExitStack) -> str:
         """Run a cell; return why it failed, "" if it did not.
 
         Raises:
@@ -212,6 +224,7 @@ class StudyRun:
             data = build_data(methods[0].parsed)
             run = ProtocolRun(methods, data, methods[0].settings, self.console)
             run.loaded, run.shared = self._loaded, False
+            run.pool = self._workers_of(run, workers)
             run.known = lambda: self._known_rows(first, methods, data)
             run.tells_device, self._told = not self._told, True
             run.run(show=False)
@@ -253,6 +266,14 @@ class StudyRun:
         for method in methods:
             if self._former and method.values["trainer"].get("precision") is None:
                 method.set_precision(FORMER)
+
+    def _workers_of(self, run: ProtocolRun, workers: ExitStack) -> WorkerPool | None:
+        """Return the worker processes, which are started for the first run and serve all."""
+        if self._pool is None and run.settings.workers is not None:
+            from ..workers.run import pool_of
+
+            self._pool = workers.enter_context(pool_of(run.settings, run.methods, partial(say, self.console)))
+        return self._pool
 
     def _keep_needed(self, methods: Sequence[MethodConfig]) -> None:
         """Free the backbones that this run does not use."""
