@@ -21,6 +21,7 @@ class ProtocolOptions(TypedDict, total=False):
     save_predictions: bool
     save_features: int
     checkpoint_every: int
+    feature_store: bool | str | None
 
 
 @dataclass
@@ -46,6 +47,9 @@ class ProtocolSettings:
             training are saved.
         checkpoint_every: Steps between two checkpoints of an all-way task; a stopped run resumes at the last one.
             Episodes are short and restart from the beginning.
+        feature_store: Where features of a frozen image tower, and of zero-shot tests, are kept for other episodes and
+            runs: a folder; true for `dtrap/features` in the user's cache folder; false for nowhere. null is true for
+            dtrap's own backbones. Results do not depend on it, and the folder may be deleted at any time.
     """
 
     episodes: int = 400
@@ -59,6 +63,7 @@ class ProtocolSettings:
     save_predictions: bool = False
     save_features: int = 0
     checkpoint_every: int = 100
+    feature_store: bool | str | None = None
 
     def __post_init__(self) -> None:
         check_at_least("--protocol.episodes", self.episodes, 1)
@@ -69,6 +74,9 @@ class ProtocolSettings:
         if self.folder is not None and (not self.folder or Path(self.folder).is_file()):
             found = f"'{self.folder}', a file" if self.folder else "empty"
             raise DtrapError(f"--protocol.folder is {found}; expected a folder: --protocol.folder runs/my_run")
+        if isinstance(self.feature_store, str) and (not self.feature_store or Path(self.feature_store).is_file()):
+            found = f"'{self.feature_store}', a file" if self.feature_store else "empty"
+            raise DtrapError(f"--protocol.feature_store is {found}; expected true, false or a folder.")
         if self.method is not None:
             check_method_name(self.method)
 
