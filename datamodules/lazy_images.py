@@ -7,7 +7,9 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.overrides import DisableTorchFunctionSubclass
+
+# Private by the name of its module only: the guide to extending torch tells subclasses to use it.
+from torch._C import DisableTorchFunctionSubclass
 from torch.utils._pytree import tree_map_only
 
 from .batches import Batch, Views

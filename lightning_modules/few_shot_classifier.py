@@ -124,9 +124,7 @@ class FewShotClassifier(ObservedModel):
         self.anchor = None
         self.refuse_foreign_adapters()
         datamodule = self.data_source
-        if hasattr(datamodule, "known_features"):
-            stored = self.feature_stores is not None and "vision" not in self.tuner.trains
-            datamodule.known_features = self.knows_features if stored else None
+        self.stored_images.offer(datamodule)
         names = getattr(datamodule, "class_names", None)
         if names is not None:
             self.set_classes(names, getattr(datamodule, "template", "a photo of a {}."))

@@ -25,6 +25,62 @@ _PACKAGES = ("dtrap", "torch", "torchvision", "open_clip_torch", "transformers",
 _KNOWN_CODE = ("dtrap.", "torch.", "torchvision.", "open_clip.", "transformers.", "timm.", "peft.")
 
 
+class StoredImages:
+    """The features of a module's frozen image tower, taken from a store as far as it has them.
+
+    Args:
+        module: The module.
+
+    Attributes:
+        stores: Features on disk; None for none.
+    """
+
+    def __init__(self, module: Any) -> None:
+        self.module = module
+        self.stores: FeatureStores | None = None
+        self._offered: FeatureStore | None = None
+        self._opened = False
+
+    def __call__(self, images: Tensor, ids: Tensor, encode: Callable[[Tensor], Tensor]) -> Tensor:
+        """Return the backbone's features [B, D] of images, those of images that have files from the store.
+
+        Whether there is a store changes nothing else: the rows are encoded the same way.
+
+        Args:
+            images: [B, 3, S, S].
+            ids: [B, 2], position and view of each.
+            encode: Encodes images, with the tuner out of the way.
+        """
+        module, device = self.module, images.device
+        episode = None if getattr(module.data_source, "streams", True) else getattr(module.data_source, "current", None)
+        of_episode = getattr(episode, "feature_keys", None)
+        keys = of_episode(ids.tolist()) if of_episode is not None and ids.shape[1] == 2 else None
+        if keys is None or not can_be_kept(ids):
+            return encode(images)
+        size = rows_of_a_pass(device, module.image_chunk)
+        store = self._store(device)
+        return stored_features(keys, lambda rows: encode_apart(encode, images, rows, size), store, device)
+
+    def offer(self, data: Any) -> None:
+        """Let a data module ask which features are known, if the module needs no pixels of them."""
+        if hasattr(data, "known_features"):
+            wanted = self.stores is not None and "vision" not in self.module.tuner.trains
+            data.known_features = self._knows if wanted else None
+            self._opened = False
+
+    def _knows(self, key: bytes) -> bool:
+        if not self._opened:
+            # The type of autocast is that of the steps to come.
+            with self.module.trainer.precision_plugin.forward_context():
+                self._offered, self._opened = self._store(self.module.device), True
+        return self._offered is not None and key in self._offered
+
+    def _store(self, device: torch.device) -> FeatureStore | None:
+        half = torch.get_autocast_dtype(device.type) if torch.is_autocast_enabled(device.type) else None
+        size, data = rows_of_a_pass(device, self.module.image_chunk), self.module.data_source
+        return open_store(self.stores, self.module.backbone, data, device, half, size)
+
+
 def rows_of_a_pass(device: torch.device, chunk: int | None) -> int:
     """Return how many rows are encoded at a time."""
     return CPU_ROWS if device.type == "cpu" else min(DEVICE_ROWS, chunk or DEVICE_ROWS)
@@ -41,7 +97,10 @@ def encode_apart(encode: Callable[[Tensor], Tensor], images: Tensor, rows: Seque
 
 
 def stored_features(
-    keys: Sequence[bytes | None], encode: Callable[[list[int]], Tensor], store: FeatureStore | None, device: torch.device
+    keys: Sequence[bytes | None],
+    encode: Callable[[list[int]], Tensor],
+    store: FeatureStore | None,
+    device: torch.device,
 ) -> Tensor:
     """Return the features [B, F] of rows, from a store as far as it has them.
 
@@ -64,7 +123,9 @@ def stored_features(
     else:
         known = [feature for feature in found if feature is not None]
         features = torch.empty(len(keys), *known[0].shape, dtype=known[0].dtype, device=device)
-        features[[number for number, feature in enumerate(found) if feature is not None]] = torch.stack(known).to(device)
+        features[[number for number, feature in enumerate(found) if feature is not None]] = torch.stack(known).to(
+            device
+        )
         if missing:
             features[missing] = encode(missing).to(features.dtype)
     if missing and can_be_kept(features):
@@ -76,7 +137,12 @@ def stored_features(
 
 
 def open_store(
-    stores: FeatureStores | None, backbone: Backbone, data: Any, device: torch.device, half: torch.dtype | None, size: int
+    stores: FeatureStores | None,
+    backbone: Backbone,
+    data: Any,
+    device: torch.device,
+    half: torch.dtype | None,
+    size: int,
 ) -> FeatureStore | None:
     """Return the store of a backbone's features of a data set; None where they cannot be told from others.
 
@@ -96,7 +162,7 @@ def open_store(
         return None
     identity = {
         "versions": {name: _version(name) for name in _PACKAGES},
-        "data": {"class": _name(type(data)), "fingerprint": data.index.fingerprint(), "range": data.value_range},
+        "data": {"class": _name(type(data)), "fingerprint": data.fingerprint, "range": data.value_range},
         "preprocessing": asdict(data.preprocessing),
         "backbone": _describe(backbone, tower, own),
         "device": _device(device),
@@ -145,7 +211,7 @@ def _tower(backbone: Backbone) -> dict[str, nn.Module]:
 
 def _is_changed(module: nn.Module) -> bool:
     """Whether somebody has changed what a module computes without changing its weights."""
-    hooks = [*module._forward_hooks.values(), *module._forward_pre_hooks.values()]  # noqa: SLF001
+    hooks = [*module._forward_hooks.values(), *module._forward_pre_hooks.values()]
     own = all(getattr(hook, "__module__", "").startswith("dtrap.lightning_modules.backbones.") for hook in hooks)
     return not own or "forward" in vars(module)
 
@@ -183,7 +249,7 @@ def _sample(value: Tensor) -> tuple[int, float]:
     """Return how often a tensor was changed, and a sum over a few values, for changes that torch does not count."""
     flat = value.detach().reshape(-1)
     few = flat[:: max(len(flat) // 16, 1)]
-    changes = -1 if value.is_inference() else value._version  # noqa: SLF001
+    changes = -1 if value.is_inference() else value._version
     return changes, float(few.double().sum()) if len(few) else 0.0
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any, Literal, NamedTuple
@@ -17,12 +17,11 @@ from ..errors import DtrapError, check_at_least
 from .backbones.base import Backbone
 from .chunking import encode_in_chunks
 from .contracts import check_backbone, check_rows, check_tokens
-from .feature_store import FeatureStore, FeatureStores
 from .image_cache import FrozenImageFeatures
 from .incoming import IncomingBatches, Stage, tell_input
 from .objective import Objective
 from .random_words import random_descriptions
-from .stored_features import encode_apart, open_store, rows_of_a_pass, stored_features
+from .stored_features import StoredImages
 from .text_head import (
     ClassPrompts,
     FrozenTextFeatures,
@@ -81,7 +80,7 @@ class TunedModel(LightningModule):
     Attributes:
         prompts: The prompts of the classes; None before `set_classes`.
         confusion: Counts [W, W] of a test (rows true, columns predicted).
-        feature_stores: Features on disk of frozen image towers; None for none.
+        stored_images: Features of the frozen image tower, which may be on disk.
         keeps_passed: Whether a forward pass keeps its features for `ObservedModel`.
 
     Raises:
@@ -135,7 +134,7 @@ class TunedModel(LightningModule):
         self.prompts: ClassPrompts | None = None
         self.confusion = MulticlassConfusionMatrix(num_classes=2)
         self._frozen_texts, self._frozen_images = FrozenTextFeatures(), FrozenImageFeatures()
-        self.feature_stores: FeatureStores | None = None
+        self.stored_images = StoredImages(self)
         self._zero_shot = False
         self._evaluation_texts: Tensor | None = None
         self._passed: tuple[Tensor, Tensor] | None = None
@@ -279,33 +278,7 @@ class TunedModel(LightningModule):
         by_tuner = getattr(self.tuner.image_features, "__func__", None) is not Tuner.image_features
         if by_tuner or any(value.requires_grad for value in self.backbone.tower_parameters("vision").values()):
             return self._encode(images)
-        return self._encode_stored(images, ids, self._encode)
-
-    def _encode_stored(self, images: Tensor, ids: Tensor, encode: Callable[[Tensor], Tensor]) -> Tensor:
-        """Return the backbone's features [B, D], those of images that have files from the store if it has them."""
-        keys = self._feature_keys(ids)
-        if keys is None:
-            return encode(images)
-        device = images.device
-        half = torch.get_autocast_dtype(device.type) if torch.is_autocast_enabled(device.type) else None
-        size = rows_of_a_pass(device, self.image_chunk)
-        store = open_store(self.feature_stores, self.backbone, self.data_source, device, half, size)
-        return stored_features(keys, lambda rows: encode_apart(encode, images, rows, size), store, device)
-
-    def _feature_keys(self, ids: Tensor) -> list[bytes | None] | None:
-        """Return the keys of rows (position, view); None where the data module does not identify its images."""
-        episode = None if getattr(self.data_source, "streams", True) else getattr(self.data_source, "current", None)
-        keys = getattr(episode, "feature_keys", None)
-        return keys(ids.tolist()) if keys is not None and ids.shape[1] == 2 else None
-
-    def knows_features(self, key: bytes) -> bool:
-        """Return whether the store has the feature of a view of the Trainer's data, in the Trainer's precision."""
-        device = self.device
-        with self.trainer.precision_plugin.forward_context():
-            half = torch.get_autocast_dtype(device.type) if torch.is_autocast_enabled(device.type) else None
-        size = rows_of_a_pass(device, self.image_chunk)
-        store = open_store(self.feature_stores, self.backbone, self.data_source, device, half, size)
-        return store is not None and key in store
+        return self.stored_images(images, ids, self._encode)
 
     def _encode(self, images: Tensor) -> Tensor:
         if hasattr(images, "pixels"):  # images that are decoded now
@@ -349,7 +322,7 @@ class TunedModel(LightningModule):
         with self.tuner.disabled():
             if ids is None or not getattr(self.data_source, "fixed_views", False):
                 return self._encode_zero_shot(images)
-            return self._encode_stored(images, ids, self._encode_zero_shot)
+            return self.stored_images(images, ids, self._encode_zero_shot)
 
     def _encode_zero_shot(self, images: Tensor) -> Tensor:
         return encode_in_chunks(self.backbone.encode_image, images, self.image_chunk)

@@ -74,7 +74,7 @@ class EpisodeRun:
         check_relevance(settings, self.modules)
         for module in self.modules.values():
             module.kept_scores.wanted = settings.save_predictions
-            module.feature_stores = self.feature_stores
+            module.stored_images.stores = self.feature_stores
         self.arguments: dict[str, dict[str, Any]] = {
             method.name: method.trainer_arguments(logger=method is methods[0]) for method in methods
         }
