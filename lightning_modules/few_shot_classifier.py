@@ -124,7 +124,6 @@ class FewShotClassifier(ObservedModel):
         self.anchor = None
         self.refuse_foreign_adapters()
         datamodule = self.data_source
-        self.stored_images.offer(datamodule)
         names = getattr(datamodule, "class_names", None)
         if names is not None:
             self.set_classes(names, getattr(datamodule, "template", "a photo of a {}."))

@@ -70,6 +70,8 @@ class StoredImages:
 
     def _knows(self, key: bytes) -> bool:
         if not self._opened:
+            if self.module._trainer is None:
+                return False
             # The type of autocast is that of the steps to come.
             with self.module.trainer.precision_plugin.forward_context():
                 self._offered, self._opened = self._store(self.module.device), True

@@ -101,6 +101,7 @@ class EpisodeRun:
             checkpoint = StepCheckpoint(path, every, self.folder.check_present, leads=self.leads)
         features = FeatureFile() if data.episode < self.settings.save_features else None
         more = [FinalLoss(self._windows), self.clock, *([] if features is None else [features])]
+        module.stored_images.offer(data)
         self.clock.begin()
         switch, arguments = method.stage_switch(), self.arguments[name]
         row = run_episode(module, data, arguments, switch, progress, checkpoint, zero_shots, more, rows)

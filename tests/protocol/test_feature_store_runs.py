@@ -118,9 +118,7 @@ def test_a_tuner_that_changes_the_tower_reads_the_store_in_the_zero_shot_test_al
     assert decoded >= 2 * IMAGES
 
 
-@pytest.mark.parametrize(
-    "words", [{"test_preprocessing": "backbone"}, {"precision": "bf16-mixed"}]
-)
+@pytest.mark.parametrize("words", [{"test_preprocessing": "backbone"}, {"precision": "bf16-mixed"}])
 def test_another_preprocessing_or_precision_is_another_store(run, words, tmp_path):
     run(TipAdapter)
     rows, first, _, _ = run(TipAdapter, **words)
