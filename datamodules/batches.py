@@ -187,11 +187,11 @@ def split_batch(
         share: Images that are kept.
         preprocessing: Size and normalization of the images.
     """
-    columns = {name: column.unflatten(0, (views, -1)) for name, column in batch.items()}
-    parts = [slice(own.start, own.stop, own.step) for own in share.batches(len(batch["labels"]) // views, images)]
-    return Batches(
-        [{name: column[:, part].flatten(0, 1) for name, column in columns.items()} for part in parts], preprocessing
-    )
+    rows = torch.arange(len(batch["labels"])).unflatten(0, (views, -1))
+    parts = [slice(own.start, own.stop, own.step) for own in share.batches(rows.shape[1], images)]
+    # With one view slices, which share the memory of the batch.
+    chosen = [part if views == 1 else rows[:, part].flatten() for part in parts]
+    return Batches([{name: column[part] for name, column in batch.items()} for part in chosen], preprocessing)
 
 
 def decode(

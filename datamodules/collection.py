@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal, TypedDict, get_args
@@ -75,6 +75,9 @@ class ImageCollection(KeepsArguments, LightningDataModule, ABC):
     title = "Images"
     default_template = "a photo of a {}."
     opens_files = True
+    # Says of a key (see `Episode.feature_keys`) whether a module has the features of that view, so that its image need
+    # not be decoded; a module that trains on frozen features sets it.
+    known_features: Callable[[bytes], bool] | None = None
 
     def __init_subclass__(cls, **options: Any) -> None:
         super().__init_subclass__(**options)
@@ -110,6 +113,7 @@ class ImageCollection(KeepsArguments, LightningDataModule, ABC):
         self.skipped_images: list[tuple[str, str]] = []
         self._skipped: set[str] = set()
         self._warned: set[str] = set()
+        self.remarked: set[str] = set()  # files of which there was something to say
 
     @property
     def preprocessing(self) -> Preprocessing:
@@ -223,13 +227,15 @@ class ImageCollection(KeepsArguments, LightningDataModule, ABC):
         """Log a warning once, even if it applies to many images, episodes or seeds; `such_as` is the first case."""
         if held_back(text, such_as):
             return
+        if such_as:
+            self.remarked.add(such_as)
         if text not in self._warned:
             self._warned.add(text)
             logger.warning("%s: %s%s", self.title, text, f" (found in {such_as})" if such_as else "")
 
     def __getstate__(self) -> dict[str, Any]:
         """Pickle everything except the Trainer, which spawned workers cannot receive."""
-        return self.__dict__ | {"trainer": None}
+        return self.__dict__ | {"trainer": None, "known_features": None}
 
     def __str__(self) -> str:
         return f"{type(self).__name__}: {self.title} under {self.root}"

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+import hashlib
+import os
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 
@@ -15,6 +17,7 @@ from .batches import Batch, Share, Views, decode, to_batch
 from .collection import ImageCollection, unreadable_error
 from .images import ImageError
 from .index import listing
+from .lazy_images import Pixels, lazy_batch
 from .views import draw_views
 
 # Of pictures that are decoded ahead.
@@ -76,6 +79,7 @@ class Episode:
         self._query: Batch | None = None
         self._moved: dict[tuple[torch.device, torch.dtype, int], Batch] = {}
         self._ahead: DecodedAhead | None = None
+        self._states: dict[int, bytes | None] = {}
 
     def decode_ahead(self) -> None:
         """Start to decode the images in threads; what uses them first waits for those that are not ready."""
@@ -83,7 +87,8 @@ class Episode:
         wanted = [(position, count) for images, count in groups for of_class in images for position in of_class]
         if sum(count for _, count in wanted) * 3 * self.preprocessing.image_size**2 > MOST_BYTES:
             return
-        jobs = (((position, count), partial(self._draw_views, count, position)) for position, count in wanted)
+        undecoded = [(position, count) for position, count in wanted if not self._is_known(position, count)]
+        jobs = (((position, count), partial(self._draw_views, count, position)) for position, count in undecoded)
         self._ahead = DecodedAhead(jobs, self.data.num_workers)
 
     def forget_ahead(self) -> None:
@@ -147,7 +152,60 @@ class Episode:
             self._moved[key] = move()
         return self._moved[key]
 
+    def feature_keys(self, rows: Sequence[Sequence[int]]) -> list[bytes | None] | None:
+        """Return what identifies the pixels of rows (position, view) among all files, by state of the file and draw.
+
+        A row has None if its file has no state, or if there was something to say of it, which must be said again.
+        None for all where the pixels do not come from files alone.
+        """
+        kind = type(self.data)
+        if not kind.opens_files or not kind.load_image.__module__.startswith("dtrap."):
+            return None
+        return [self._key(position, view) for position, view in rows]
+
+    def _key(self, position: int, view: int) -> bytes | None:
+        state = self._state(position)
+        if state is None or self.data.index.paths[position] in self.data.remarked:
+            return None
+        # The generator before its first number stands for seed, episode and image.
+        drawn = repr(self.generator(position).bit_generator.state) if view > 0 else ""
+        return hashlib.blake2b(state + f"{view} {drawn}".encode(), digest_size=16).digest()
+
+    def _state(self, position: int) -> bytes | None:
+        """Return place, size and times of a file as they were before it was first read; None if it has none."""
+        if position not in self._states:
+            path = os.path.abspath(self.data.index.paths[position])
+            try:
+                found = os.stat(path)
+            except OSError:
+                self._states[position] = None
+            else:
+                numbers = found.st_size, found.st_mtime_ns, found.st_ctime_ns, found.st_ino
+                self._states[position] = os.fsencode(path) + str(numbers).encode()
+        return self._states[position]
+
+    def _is_known(self, position: int, count: int) -> bool:
+        """Whether the features of all views of an image are known, so that its file was readable."""
+        known = self.data.known_features
+        if known is None:
+            return False
+        keys = self.feature_keys([(position, view) for view in range(count)])
+        return keys is not None and all(key is not None and known(key) for key in keys)
+
+    def _draw_later(self, views: int, positions: list[int]) -> dict[int, Views]:
+        """Draw the views of images that were taken for known.
+
+        Raises:
+            DtrapError: A file cannot be read any more.
+        """
+        found = decode(positions, partial(self._draw_views, views), self.data.num_workers)
+        faults = [str(result) for result in found.values() if isinstance(result, ImageError)]
+        if faults:
+            raise unreadable_error(faults, self._place)
+        return {position: result for position, result in found.items() if not isinstance(result, ImageError)}
+
     def _draw_views(self, views: int, position: int) -> Views:
+        self._state(position)
         return draw_views(self.data.load_image(position), self.preprocessing, views, self.generator(position))
 
     def _decode(self, images: list[list[int]], count: int, needed: int, spare: list[Iterator[int]]) -> Batch:
@@ -155,7 +213,10 @@ class Episode:
         chosen = images
         views: dict[int, Views] = {}
         faults: dict[int, ImageError] = {}
-        while waiting := [p for positions in chosen for p in positions if p not in views]:
+        known: set[int] = set()
+        while waiting := [p for positions in chosen for p in positions if p not in views and p not in known]:
+            known.update(p for p in waiting if self._is_known(p, count))
+            waiting = [p for p in waiting if p not in known]
             for position, result in self._decoded(waiting, count).items():
                 if isinstance(result, ImageError):
                     faults[position] = result
@@ -174,6 +235,10 @@ class Episode:
             raise DtrapError(f"{self.data.title}: none of the query images can be read. Replace them.")
         # A test in inference mode may be the first to ask for the support; training cannot use inference tensors.
         with torch.inference_mode(False):
+            if known:
+                flat = [position for positions in chosen for position in positions]
+                pixels = Pixels(flat, count, views, partial(self._draw_later, count), self.preprocessing)
+                return lazy_batch(chosen, pixels)
             return to_batch(chosen, views, self.preprocessing)
 
     def _replace(

@@ -21,6 +21,7 @@ from .image_cache import FrozenImageFeatures
 from .incoming import IncomingBatches, Stage, tell_input
 from .objective import Objective
 from .random_words import random_descriptions
+from .stored_features import StoredImages
 from .text_head import (
     ClassPrompts,
     FrozenTextFeatures,
@@ -80,6 +81,7 @@ class TunedModel(LightningModule):
     Attributes:
         prompts: The prompts of the classes; None before `set_classes`.
         confusion: Counts [W, W] of a test (rows true, columns predicted).
+        stored_images: Features of the frozen image tower, which may be on disk.
         keeps_passed: Whether a forward pass keeps its features for `ObservedModel`.
 
     Raises:
@@ -133,6 +135,7 @@ class TunedModel(LightningModule):
         self.prompts: ClassPrompts | None = None
         self.confusion = MulticlassConfusionMatrix(num_classes=2)
         self._frozen_texts, self._frozen_images = FrozenTextFeatures(), FrozenImageFeatures()
+        self.stored_images = StoredImages(self)
         self._zero_shot = False
         self._evaluation_texts: Tensor | None = None
         self._passed: tuple[Tensor, Tensor] | None = None
@@ -288,11 +291,21 @@ class TunedModel(LightningModule):
         testing = not getattr(self._trainer, "training", False)
         if self._observing:  # in another batch a feature's last bits differ: nothing is cached that training would use
             known = self._frozen_images.known(source, ids)
-            return self._encode(images) if known is None else known
+            return self._encode_once(images, ids) if known is None else known
         frozen = self._frozen_images.of(source)
-        return frozen(ids, lambda missing: self._encode(images[missing]), while_room=testing)
+        return frozen(ids, lambda missing: self._encode_once(images[missing], ids[missing]), while_room=testing)
+
+    def _encode_once(self, images: Tensor, ids: Tensor) -> Tensor:
+        """Encode images by a frozen tower, or take their features from the store if they are the backbone's own."""
+        # The functions are compared, not the methods, as in `_check_once`.
+        by_tuner = getattr(self.tuner.image_features, "__func__", None) is not Tuner.image_features
+        if by_tuner or any(value.requires_grad for value in self.backbone.tower_parameters("vision").values()):
+            return self._encode(images)
+        return self.stored_images(images, ids, self._encode)
 
     def _encode(self, images: Tensor) -> Tensor:
+        if hasattr(images, "pixels"):  # images that are decoded now
+            images = images.pixels()
         features = encode_in_chunks(
             lambda part: self.tuner.image_features(self.backbone, part), images, self.image_chunk
         )
@@ -330,7 +343,12 @@ class TunedModel(LightningModule):
         if "vision" not in self.tuner.trains:
             return self.tuner.zero_shot_features(self.encode_images(images, ids))
         with self.tuner.disabled():
-            return encode_in_chunks(self.backbone.encode_image, images, self.image_chunk)
+            if ids is None or not getattr(self.data_source, "fixed_views", False):
+                return self._encode_zero_shot(images)
+            return self.stored_images(images, ids, self._encode_zero_shot)
+
+    def _encode_zero_shot(self, images: Tensor) -> Tensor:
+        return encode_in_chunks(self.backbone.encode_image, images, self.image_chunk)
 
     def text_features(self) -> Tensor:
         """Return the current class text features [W, D]; a frozen text tower encodes each prompt once."""

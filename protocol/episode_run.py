@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from ..callbacks.stop_at_loss import FinalLoss
 from ..datamodules.few_shot import FewShotDataModule
 from ..lightning_modules import FewShotClassifier
+from ..lightning_modules.feature_store import FeatureStores
 from .adapters import AdapterCard, save_adapter
 from .checkpoint import StepCheckpoint
 from .device_clock import DeviceClock
@@ -43,6 +45,7 @@ class EpisodeRun:
         modules: The module of each other method, by name.
         arguments: The Trainer's arguments of each method, by name. Only the first method has loggers, which log all
             methods, and some of which start a run when they are created; in a process that writes nothing none has.
+        feature_stores: Features on disk of frozen image towers; None for none.
         clock: How long the device had a batch, and how long it had none.
 
     Raises:
@@ -67,9 +70,11 @@ class EpisodeRun:
         for module in dict.fromkeys(self.modules.values()):
             with explained_use([*parts_of(module), data]):
                 rehearse(module, data)
+        self.feature_stores = _feature_stores(settings)
         check_relevance(settings, self.modules)
         for module in self.modules.values():
             module.kept_scores.wanted = settings.save_predictions
+            module.stored_images.stores = self.feature_stores
         self.arguments: dict[str, dict[str, Any]] = {
             method.name: method.trainer_arguments(logger=leads and method is methods[0]) for method in methods
         }
@@ -96,6 +101,7 @@ class EpisodeRun:
             checkpoint = StepCheckpoint(path, every, self.folder.check_present, leads=self.leads)
         features = FeatureFile() if data.episode < self.settings.save_features else None
         more = [FinalLoss(self._windows), self.clock, *([] if features is None else [features])]
+        module.stored_images.offer(data)
         self.clock.begin()
         switch, arguments = method.stage_switch(), self.arguments[name]
         row = run_episode(module, data, arguments, switch, progress, checkpoint, zero_shots, more, rows)
@@ -104,6 +110,8 @@ class EpisodeRun:
         if self.leads:
             self._write_files(stem, module, row, arguments, features)
         append(row)
+        if self.feature_stores is not None:
+            self.feature_stores.save()
         if checkpoint is not None:
             checkpoint.remove()
         return row
@@ -127,3 +135,11 @@ class EpisodeRun:
             if features is not None:
                 features.save(folder.features / f"{stem}.safetensors", row["classes"])
         draw_pictures(folder, settings, module, data, row)
+
+
+def _feature_stores(settings: ProtocolSettings) -> FeatureStores | None:
+    """Return the stores that `--protocol.feature_store` asks for."""
+    wanted = settings.feature_store
+    if wanted is False:
+        return None
+    return FeatureStores(Path(wanted).expanduser() if isinstance(wanted, str) else None, foreign=wanted is not None)

@@ -52,6 +52,7 @@ NEUTRAL = {
         "checkpoint_every",
         "compare",
         "episodes",
+        "feature_store",
         "folder",
         "overwrite",
         "pictures",

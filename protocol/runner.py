@@ -282,7 +282,11 @@ class ProtocolRun:
             status = "success"
         finally:
             self.data.decode_no_more()
+            if run.feature_stores is not None:
+                run.feature_stores.save(now=True)
             logger.finish(status)
+        if run.feature_stores is not None and run.feature_stores.line:
+            self._say(run.feature_stores.line)
 
     @contextmanager
     def _workers(self) -> Iterator[WorkerPool | None]:

@@ -23,6 +23,7 @@ class ProtocolOptions(TypedDict, total=False):
     save_features: int
     checkpoint_every: int
     workers: int | str | None
+    feature_store: bool | str | None
 
 
 @dataclass
@@ -51,6 +52,9 @@ class ProtocolSettings:
         workers: Number of worker processes that run episodes at the same time, through Ray (`pip install
             'dtrap[ray]'`); auto is one per GPU, or per 4 cores without a GPU. The address of a Ray cluster,
             host:6379 or ray://host:10001, uses all of its GPUs. null runs them one after the other in this process.
+        feature_store: Where features of a frozen image tower, and of zero-shot tests, are kept for other episodes and
+            runs: a folder; true for `dtrap/features` in the user's cache folder; false for nowhere. null is true for
+            dtrap's own backbones. Results do not depend on it, and the folder may be deleted at any time.
     """
 
     episodes: int = 400
@@ -65,6 +69,7 @@ class ProtocolSettings:
     save_features: int = 0
     checkpoint_every: int = 100
     workers: int | str | None = None
+    feature_store: bool | str | None = None
 
     def __post_init__(self) -> None:
         check_at_least("--protocol.episodes", self.episodes, 1)
@@ -75,6 +80,9 @@ class ProtocolSettings:
         if self.folder is not None and (not self.folder or Path(self.folder).is_file()):
             found = f"'{self.folder}', a file" if self.folder else "empty"
             raise DtrapError(f"--protocol.folder is {found}; expected a folder: --protocol.folder runs/my_run")
+        if isinstance(self.feature_store, str) and (not self.feature_store or Path(self.feature_store).is_file()):
+            found = f"'{self.feature_store}', a file" if self.feature_store else "empty"
+            raise DtrapError(f"--protocol.feature_store is {found}; expected true, false or a folder.")
         if self.method is not None:
             check_method_name(self.method)
         if self.workers is not None:
