@@ -11,6 +11,7 @@ import torch
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from lightning.pytorch.utilities import CombinedLoader
 from torch import Tensor
+from torch.optim import Optimizer
 
 from ..errors import DtrapError, check_number, check_one_of
 from .backbones.base import Backbone
@@ -169,13 +170,18 @@ class FewShotClassifier(ObservedModel):
         parameters = self.tuner.trained_parameters()
         if not parameters:
             return None
+        optimizer = self.make_optimizer(parameters)
+        return optimizer if isinstance(optimizer, list) else self.with_schedule(optimizer)
+
+    def make_optimizer(self, parameters: list[torch.nn.Parameter]) -> Any:
+        """Return the given optimizer for these parameters, or the tuner's own, which may be a list."""
         if self.own_optimizer is not None:
-            optimizer: Any = self.own_optimizer(parameters)
-        else:
-            rate = self.learning_rate if self.learning_rate is not None else self.tuner.learning_rate
-            optimizer = self.tuner.optimizer(parameters, rate)
-        if isinstance(optimizer, list):
-            return optimizer
+            return self.own_optimizer(parameters)
+        rate = self.learning_rate if self.learning_rate is not None else self.tuner.learning_rate
+        return self.tuner.optimizer(parameters, rate)
+
+    def with_schedule(self, optimizer: Optimizer) -> Any:
+        """Return an optimizer with its schedule as Lightning takes them."""
         if self.own_lr_scheduler is not None:
             scheduler: Any = self.own_lr_scheduler(optimizer)
         elif self.final_rate is not None:
@@ -278,7 +284,20 @@ class FewShotClassifier(ObservedModel):
             shared, own = self._shared_batch(batch, rows), rows
             features = shared.encode(lambda: self.image_features(batch["images"], own.ids))
             labels, rows = shared.labels, shared.rows
-        texts = self.text_features()
+        return self.terms_of(features, self.text_features(), batch, rows, labels)
+
+    def terms_of(
+        self, features: Tensor, texts: Tensor, batch: Batch, rows: Rows, labels: Tensor
+    ) -> dict[str, Tensor]:
+        """Return the terms of the objective for image features [N, A] and class texts [W, D].
+
+        Args:
+            features: Those of the rows; in one process the rows are the batch's.
+            texts: The class texts.
+            batch: The batch of this process.
+            rows: The identity of the rows.
+            labels: Classes [N] of the rows.
+        """
         related = self.tuner.related_features(features)
         # Before the loss: autograd adds up gradients in an order that follows the order of these calls.
         plain = self._plain_rows(batch, related, rows, labels)
