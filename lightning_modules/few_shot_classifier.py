@@ -4,14 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import partial
-from math import isfinite
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from lightning.pytorch.utilities import CombinedLoader
 from torch import Tensor
-from torch.optim import Optimizer
 
 from ..errors import DtrapError, check_number, check_one_of
 from .backbones.base import Backbone
@@ -22,6 +20,7 @@ from .divergence import DivergenceWatch
 from .loss_scale import LossScale
 from .objective import Objective, PlainRows
 from .observed_model import ObservedModel
+from .optimization import make_optimizer, with_schedule
 from .optimizer_check import check_optimizer
 from .saved import SECTION, adapter_names, describe_module, fitting_content, rebuild_module
 from .several_processes import gathered, processes
@@ -170,41 +169,8 @@ class FewShotClassifier(ObservedModel):
         parameters = self.tuner.trained_parameters()
         if not parameters:
             return None
-        optimizer = self.make_optimizer(parameters)
-        return optimizer if isinstance(optimizer, list) else self.with_schedule(optimizer)
-
-    def make_optimizer(self, parameters: list[torch.nn.Parameter]) -> Any:
-        """Return the given optimizer for these parameters, or the tuner's own, which may be a list."""
-        if self.own_optimizer is not None:
-            return self.own_optimizer(parameters)
-        rate = self.learning_rate if self.learning_rate is not None else self.tuner.learning_rate
-        return self.tuner.optimizer(parameters, rate)
-
-    def with_schedule(self, optimizer: Optimizer) -> Any:
-        """Return an optimizer with its schedule as Lightning takes them."""
-        if self.own_lr_scheduler is not None:
-            scheduler: Any = self.own_lr_scheduler(optimizer)
-        elif self.final_rate is not None:
-            total = self._run_length()[0]
-            scheduler = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, T_max=total, eta_min=self.final_rate)
-        else:
-            scheduler = self.tuner.scheduler(optimizer, *self._run_length())
-        if scheduler is None:
-            return optimizer
-        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
-
-    def _run_length(self) -> tuple[int, int]:
-        """Return the number of optimizer steps of the run and of one epoch."""
-        total = self.trainer.estimated_stepping_batches
-        if not isfinite(total) or total < 0:  # -1 is Lightning's answer for a loader without length
-            raise DtrapError(
-                f"the schedule of the tuner {self.tuner.name} needs the length of the run, which is unknown. Set "
-                "Trainer(max_steps=...), or max_epochs if the loader has a length, or pass an lr_scheduler."
-            )
-        batches = self.trainer.num_training_batches
-        if not isfinite(batches):
-            return int(total), int(total)
-        return int(total), max(-(-int(batches) // self.trainer.accumulate_grad_batches), 1)
+        optimizer = make_optimizer(self, parameters)
+        return optimizer if isinstance(optimizer, list) else with_schedule(self, optimizer)
 
     def prepare_task(self) -> None:
         """Let the tuner build its state from the support images, unless it was loaded from a checkpoint."""
@@ -286,9 +252,7 @@ class FewShotClassifier(ObservedModel):
             labels, rows = shared.labels, shared.rows
         return self.terms_of(features, self.text_features(), batch, rows, labels)
 
-    def terms_of(
-        self, features: Tensor, texts: Tensor, batch: Batch, rows: Rows, labels: Tensor
-    ) -> dict[str, Tensor]:
+    def terms_of(self, features: Tensor, texts: Tensor, batch: Batch, rows: Rows, labels: Tensor) -> dict[str, Tensor]:
         """Return the terms of the objective for image features [N, A] and class texts [W, D].
 
         Args:

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from .divergence import DivergenceWatch
 from .few_shot_classifier import FewShotClassifier
 from .image_cache import FrozenImageFeatures
+from .loss_scale import LossScale
 from .steps import StepState, random_state, set_random_state
 from .text_head import ClassPrompts, FrozenTextFeatures
 from .tuners.base import Batch, Tuner
@@ -47,6 +48,7 @@ def member_of(module: FewShotClassifier, source: Any, images: FrozenImageFeature
     member.feature_watchers, member._incoming, member.test_predictions = [], {}, []
     member._rows = member._evaluation_texts = member._passed = None
     member._divergence, member._steps = DivergenceWatch(member), StepState(member)
+    member.loss_scale = LossScale(member)
     return member
 
 
@@ -63,24 +65,27 @@ class RandomNumbers:
     Args:
         seed: Seed of the generators.
         device: Where numbers are drawn besides the CPU.
+
+    Attributes:
+        state: The states of the generators, between two uses.
     """
 
     def __init__(self, seed: int, device: torch.device) -> None:
         self.device = device
         before = random_state(device)
         torch.manual_seed(seed)
-        self._state = random_state(device)
+        self.state = random_state(device)
         set_random_state(before)
 
     @contextmanager
     def used(self) -> Iterator[None]:
         """Within it, the global generators are this episode's."""
         before = random_state(self.device)
-        set_random_state(self._state)
+        set_random_state(self.state)
         try:
             yield
         finally:
-            self._state = random_state(self.device)
+            self.state = random_state(self.device)
             set_random_state(before)
 
 

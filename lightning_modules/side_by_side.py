@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from contextlib import ExitStack
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager, nullcontext
+from functools import partial
 from typing import Any
 
 import torch
@@ -11,8 +13,10 @@ from torch import Tensor
 
 from .chunking import encode_in_chunks, side_by_side
 from .few_shot_classifier import FewShotClassifier
-from .finite import DivergedError, first_not_finite
+from .finite import first_not_finite
+from .loss_scale import LossScale
 from .members import RandomNumbers, add_groups, joined_prompts, modules_of, rows_of_batches, slice_of
+from .optimization import make_optimizer, with_schedule
 
 READ_EVERY = 50  # steps between two looks at the losses on a device other than the CPU
 
@@ -64,6 +68,8 @@ class SideBySide(LightningModule):
         self._context = ExitStack()
         self._random: list[RandomNumbers] = []
         self._images: Tensor | None = None
+        self._at_start: list[Any] = []
+        self.loss_scale = LossScale(self)
 
     @property
     def tuner(self) -> Any:
@@ -89,11 +95,11 @@ class SideBySide(LightningModule):
             return first.configure_optimizers()
         for member, random in zip(self.each, self._random, strict=True):
             with random.used():
-                member._prepare_task()
-        made = [member.make_optimizer(member.tuner.trained_parameters()) for member in self.each]
+                member.prepare_task()
+        made = [make_optimizer(member, member.tuner.trained_parameters()) for member in self.each]
         for other in made[1:]:
             add_groups(made[0], other)
-        return first.with_schedule(made[0])
+        return with_schedule(first, made[0])
 
     def on_fit_start(self) -> None:
         """Set the tuners, but not the backbone, to training mode."""
@@ -112,6 +118,22 @@ class SideBySide(LightningModule):
             self._images = rows_of_batches(self.batches)
         if "text" in self.tuner.trains:
             self._prompts, self._classes = joined_prompts(self.each)
+
+    def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
+        """Keep what a repetition of the step needs, where a loss scale may ask for one."""
+        self.loss_scale.begin()
+        if self.loss_scale.scaler is not None:
+            states = (member.objective.get_extra_state() for member in self.each)
+            self._at_start = list(zip(states, (random.state for random in self._random), strict=True))
+
+    def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
+        """Make Lightning's step, again if a gradient overflowed in 16-mixed."""
+        self.loss_scale.step(partial(super().optimizer_step, *args, **kwargs), self._restart_step)
+
+    def _restart_step(self) -> None:
+        for member, random, (objective, state) in zip(self.each, self._random, self._at_start, strict=True):
+            member.objective.set_extra_state(objective)
+            random.state = state
 
     def training_step(self, batch: Any, batch_idx: int) -> dict[str, Tensor]:
         """Return the sum of the members' totals."""
@@ -154,9 +176,11 @@ class SideBySide(LightningModule):
         else:
             texts = [member.text_features() for member in self.each]
         found = []
-        for number, (member, random, batch) in enumerate(zip(self.each, self._random, self.batches, strict=True)):
-            with side_by_side([number]), random.used():
-                found.append(member.terms_of(batch, images[number], texts[number]))
+        for number, (member, batch) in enumerate(zip(self.each, self.batches, strict=True)):
+            with self.at_work(number):
+                found.append(
+                    member.terms_of(images[number], texts[number], batch, member.rows_of(batch), batch["labels"])
+                )
         return found
 
     def _seeds(self) -> list[int]:
@@ -167,17 +191,19 @@ class SideBySide(LightningModule):
                 seeds.append(int(torch.randint(2**62, ())))
         return seeds
 
-    # Divergence
+    @contextmanager
+    def at_work(self, number: int) -> Iterator[None]:
+        """Within it, the tuner is that of one member, and so are the random numbers."""
+        with side_by_side([number]) if self.stacks else nullcontext(), self._random[number].used():
+            yield
 
-    @property
-    def _scaler(self) -> Any:
-        return getattr(self.trainer.precision_plugin, "scaler", None)
+    # Divergence
 
     def _look_at(self, totals: Tensor) -> None:
         """Leave members out whose total is not finite, without waiting for the device in every step."""
         self._unread.append((self.global_step, totals))
         # A scaler of gradients waits in every step, and would skip the steps of all for a loss that is not finite.
-        if self._scaler is not None or totals.device.type == "cpu" or len(self._unread) >= READ_EVERY:
+        if self.loss_scale.scaler is not None or totals.device.type == "cpu" or len(self._unread) >= READ_EVERY:
             self._read()
 
     def _read(self) -> None:
@@ -188,7 +214,7 @@ class SideBySide(LightningModule):
 
     def on_after_backward(self) -> None:
         """Keep the gradients of lost members from a scaler, which skips the step of all for one that is not finite."""
-        if self._scaler is None or not self.lost or not self.stacks:
+        if self.loss_scale.scaler is None or not self.lost or not self.stacks:
             return
         lost = list(self.lost)
         for parameter in self.tuner.trained_parameters():
@@ -203,7 +229,9 @@ class SideBySide(LightningModule):
             trained = dict(self.state_of(number))
             if self.stacks:
                 for position, state in enumerate(moments):
-                    trained |= {f"{position} {k}": v[number] for k, v in state.items() if torch.is_tensor(v) and v.dim()}
+                    trained |= {
+                        f"{position} {k}": v[number] for k, v in state.items() if torch.is_tensor(v) and v.dim()
+                    }
             if first_not_finite(trained) is not None:
                 self.lost.add(number)
 

@@ -58,6 +58,7 @@ NEUTRAL = {
         "relevance",
         "save_adapters",
         "save_features",
+        "side_by_side",
         "save_predictions",
     },
     ("trainer",): NEUTRAL_TRAINER_FLAGS,

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import gc
 import signal
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
-from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
@@ -40,6 +39,7 @@ from .rehearsal import Loaded
 from .result import ProtocolResult
 from .run_folder import Row, RunFolder
 from .settings import ProtocolOptions, ProtocolSettings
+from .side_by_side.episodes import EpisodeGroups
 from .space import check_space, sizes_of_files
 from .summary import render, summarize
 
@@ -248,35 +248,60 @@ class ProtocolRun:
         logger.log_earlier(rows)
         known = self.known()
         progress = EpisodeProgress(self.episodes, self.names, rows=rows, unit=self.data.unit, console=self.console)
+        groups = EpisodeGroups(run, self._say, alone=team is not None)
+        groups.choose(missing)
         status = "failed"
         try:
             with progress, cheap_collection():
-                for episode, following in zip_longest(episodes, episodes[1:]):
-                    self.data.set_episode(episode)
+                for group, following in _with_next(groups.groups(episodes)):
+                    self.data.set_episode(group[0])
                     self.data.expect(following)
                     for method in self.methods:
-                        if episode in missing[method.name]:
-                            STOP.check()
-                            progress.begin(episode)
-                            if method.name in run.same:
-                                row = self._repeat(rows, episode, run.same[method.name], method.name)
-                            elif (found := known.get((method.name, episode))) is not None:
-                                row = self._append({**found, "method": method.name})
-                            else:
-                                if team is not None:
-                                    of_episode = [row for row in rows if row["episode"] == episode]
-                                    team.send(Task(episode, self.methods.index(method), of_episode))
-                                row = run.run(method.name, progress, rows, self._append)
-                                self.device = run.clock.seconds()
-                                self._warn_diverged(row)
-                            rows.append(row)
-                            progress.finish(row)
-                            gc.collect()
-                    logger.log_episode(rows, episode, self.device.idle_share)
+                        chosen = [episode for episode in group if episode in missing[method.name]]
+                        self._run_group(run, groups, method.name, chosen, progress, rows, known, team)
+                    for episode in group:
+                        logger.log_episode(rows, episode, self.device.idle_share)
             status = "success"
         finally:
             self.data.decode_no_more()
             logger.finish(status)
+
+    def _run_group(
+        self,
+        run: EpisodeRun,
+        groups: EpisodeGroups,
+        name: str,
+        episodes: list[int],
+        progress: EpisodeProgress,
+        rows: list[Row],
+        known: Mapping[tuple[str, int], Row],
+        team: Processes | None,
+    ) -> None:
+        """Append the rows of a method on the episodes of a group."""
+
+        def take(row: Row) -> None:
+            self._append(row)
+            rows.append(row)
+            self._warn_diverged(row)
+            progress.finish(row)
+            gc.collect()
+
+        new = []
+        for episode in episodes:
+            STOP.check()
+            progress.begin(episode)
+            if name in run.same:
+                take(self._repeated(rows, episode, run.same[name], name))
+            elif (found := known.get((name, episode))) is not None:
+                take({**found, "method": name})
+            else:
+                new.append(episode)
+        if new and team is not None:
+            of_episode = [row for row in rows if row["episode"] == new[0]]
+            team.send(Task(new[0], self.names.index(name), of_episode))
+        if new:
+            groups.run_several(name, new, progress, rows, take)
+            self.device = run.clock.seconds()
 
     def _tags(self) -> list[str]:
         shot = [f"{self.data.shot}-shot"] if self.data.fixed_numbers else []
@@ -300,10 +325,10 @@ class ProtocolRun:
                 reason = f"'{name}' has no result: {many} of {len(found)} diverged ({found[0]['diverged']})"
                 raise DivergedError(reason, "change that and start over with --protocol.overwrite true")
 
-    def _repeat(self, rows: Sequence[Row], episode: int, first: str, name: str) -> Row:
-        """Write the row of a method that trains the same as an earlier one, under its own name."""
+    def _repeated(self, rows: Sequence[Row], episode: int, first: str, name: str) -> Row:
+        """Return the row of a method that trains the same as an earlier one, under its own name."""
         (known,) = [row for row in rows if (row["method"], row["episode"]) == (first, episode)]
-        return self._append({**known, "method": name, "same_as": first})
+        return {**known, "method": name, "same_as": first}
 
     def _append(self, row: Row) -> Row:
         self.folder.check_present()
@@ -369,3 +394,14 @@ class ProtocolRun:
 
     def _warn(self, message: str) -> None:
         self._say(f"Warning: {message}")
+
+
+def _with_next(groups: Iterable[list[int]]) -> Iterator[tuple[list[int], int | None]]:
+    """Yield each group, and the first episode of the next one."""
+    last: list[int] | None = None
+    for group in groups:
+        if last is not None:
+            yield last, group[0]
+        last = group
+    if last is not None:
+        yield last, None

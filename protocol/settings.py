@@ -21,6 +21,7 @@ class ProtocolOptions(TypedDict, total=False):
     save_predictions: bool
     save_features: int
     checkpoint_every: int
+    side_by_side: int | None
 
 
 @dataclass
@@ -46,6 +47,8 @@ class ProtocolSettings:
             training are saved.
         checkpoint_every: Steps between two checkpoints of an all-way task; a stopped run resumes at the last one.
             Episodes are short and restart from the beginning.
+        side_by_side: Number of episodes of a method that are trained as one batch. null means 1 on a CPU; on a GPU it is
+            measured once at the start, and kept in the run folder. Rows are the same up to rounding.
     """
 
     episodes: int = 400
@@ -59,10 +62,13 @@ class ProtocolSettings:
     save_predictions: bool = False
     save_features: int = 0
     checkpoint_every: int = 100
+    side_by_side: int | None = None
 
     def __post_init__(self) -> None:
         check_at_least("--protocol.episodes", self.episodes, 1)
         check_at_least("--protocol.checkpoint_every", self.checkpoint_every, 1, "step")
+        if self.side_by_side is not None:
+            check_at_least("--protocol.side_by_side", self.side_by_side, 1)
         check_at_least("--protocol.pictures", self.pictures, 0)
         check_at_least("--protocol.save_features", self.save_features, 0)
         check_at_least("--protocol.relevance", self.relevance, 0)
