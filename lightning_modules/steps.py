@@ -40,7 +40,7 @@ class StepState:
         if state is not None:
             module.objective.set_extra_state(state["objective"])
             module.tuner.load_resume_state(state["tuner"])
-            _set_random_state(state["random"])
+            set_random_state(state["random"])
 
     def _now(self) -> dict[str, Any]:
         (module,) = self.module
