@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import gc
 import signal
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -253,7 +253,7 @@ class ProtocolRun:
         status = "failed"
         try:
             with progress, cheap_collection():
-                for group, following in _with_next(groups.groups(episodes)):
+                for group, following in groups.groups(episodes):
                     self.data.set_episode(group[0])
                     self.data.expect(following)
                     for method in self.methods:
@@ -394,14 +394,3 @@ class ProtocolRun:
 
     def _warn(self, message: str) -> None:
         self._say(f"Warning: {message}")
-
-
-def _with_next(groups: Iterable[list[int]]) -> Iterator[tuple[list[int], int | None]]:
-    """Yield each group, and the first episode of the next one."""
-    last: list[int] | None = None
-    for group in groups:
-        if last is not None:
-            yield last, group[0]
-        last = group
-    if last is not None:
-        yield last, None

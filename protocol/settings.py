@@ -47,8 +47,8 @@ class ProtocolSettings:
             training are saved.
         checkpoint_every: Steps between two checkpoints of an all-way task; a stopped run resumes at the last one.
             Episodes are short and restart from the beginning.
-        side_by_side: Number of episodes of a method that are trained as one batch. null means 1 on a CPU; on a GPU it is
-            measured once at the start, and kept in the run folder. Rows are the same up to rounding.
+        side_by_side: Number of episodes of a method that are trained as one batch. null means 1 on a CPU; on a GPU it
+            is measured once at the start, and kept in the run folder. Rows are the same up to rounding.
     """
 
     episodes: int = 400

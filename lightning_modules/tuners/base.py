@@ -192,13 +192,9 @@ class Tuner(KeepsArguments, nn.Module, ABC):
         """Restore what `resume_state` returned, before the first step of a resumed fit; nothing by default."""
 
     def stacked(self, states: Sequence[Mapping[str, Tensor]]) -> AbstractContextManager[None]:
-        """Return a context in which this tuner holds the parameters of E episodes; only for tuners of a tower.
+        """Return a context in which `adapter_state` is [E, ...], from the states of E episodes; for tuners of a tower.
 
-        Within it, the tensors of `adapter_state` are [E, ...]. Rows that go through a tower belong to the episodes that
-        `chunking.side_by_side` says. Afterwards the tuner is as before.
-
-        Args:
-            states: The `adapter_state` of each episode.
+        Rows that go through a tower belong to the episodes that `chunking.side_by_side` says.
         """
         raise NotImplementedError
 

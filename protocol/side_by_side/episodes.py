@@ -72,11 +72,12 @@ class EpisodeGroups:
         """Number of episodes in a group."""
         return max(self.sizes.values(), default=1)
 
-    def groups(self, episodes: Sequence[int]) -> Iterator[list[int]]:
-        """Divide episodes into groups."""
+    def groups(self, episodes: Sequence[int]) -> Iterator[tuple[list[int], int | None]]:
+        """Divide episodes into groups; yield each with the episode that follows it."""
         size = self.largest
         for first in range(0, len(episodes), size):
-            yield list(episodes[first : first + size])
+            following = episodes[first + size] if first + size < len(episodes) else None
+            yield list(episodes[first : first + size]), following
             self._sources.clear()
             self._images.clear()
 
