@@ -42,10 +42,30 @@ class _Rows(NamedTuple):
     images: int
     passes: tuple[tuple[int, int], ...]
     share: _Share | None
+    members: tuple[int, ...]
+
+    def spans(self, length: int) -> Iterator[tuple[int, int, int]]:
+        """Yield first and last row in this chunk, and the number of all rows, of each pass.
+
+        A tower may split each image into several rows (windows): `length` in this chunk.
+        """
+        per_image, start = length / self.images, 0
+        for _, images in self.passes:
+            first, last = (min(max(n - start, 0), images) for n in (self.first, self.first + self.images))
+            yield round(first * per_image), round(last * per_image), round(images * per_image)
+            start += images
+
+
+class _Together(NamedTuple):
+    """Which of several episodes a batch is of, and the seeds of their passes if they are given."""
+
+    members: tuple[int, ...]
+    seeds: tuple[int, ...] | None
 
 
 _rows: ContextVar[_Rows | None] = ContextVar("rows", default=None)
 _share: ContextVar[_Share | None] = ContextVar("share", default=None)
+_together: ContextVar[_Together | None] = ContextVar("together", default=None)
 
 
 @contextmanager
@@ -62,6 +82,36 @@ def share_of_images(rank: int, processes: int, images: int) -> Iterator[None]:
         yield
     finally:
         _share.reset(token)
+
+
+@contextmanager
+def side_by_side(members: Sequence[int], seeds: Sequence[int] | None = None) -> Iterator[None]:
+    """Within it, `encode_in_chunks` takes a batch of these members of several episodes that are trained together.
+
+    Args:
+        members: Numbers of the episodes, in the order of their rows; each has the same number of rows.
+        seeds: Seed of each episode's pass; None for one episode alone, whose seed is drawn as always.
+    """
+    token = _together.set(_Together(tuple(members), None if seeds is None else tuple(seeds)))
+    try:
+        yield
+    finally:
+        _together.reset(token)
+
+
+def members_at_work() -> tuple[int, ...]:
+    """Return the episodes that the current batch is of; empty unless several are trained together."""
+    together = _together.get()
+    return () if together is None else together.members
+
+
+def rows_of_members(length: int) -> list[tuple[int, int]]:
+    """Return the episodes of the current chunk and their numbers of rows, of `length` in all; empty for one alone."""
+    rows = _rows.get()
+    if rows is None or not rows.members:
+        return []
+    spans = zip(rows.members, rows.spans(length), strict=True)
+    return [(member, last - first) for member, (first, last, _) in spans if last > first]
 
 
 def pass_seed() -> int | None:
@@ -114,15 +164,19 @@ def encode_in_chunks(
     Raises:
         ValueError: The passes have more or fewer images than there are.
     """
+    together = _together.get()
+    members = () if together is None else together.members
+    if passes is None and together is not None and together.seeds is not None:
+        passes = [(seed, len(images) // len(members)) for seed in together.seeds]
     if passes is None:
         # Nothing is drawn without gradient: whether features come from the cache must not change later random numbers.
         passes = [(int(torch.randint(2**62, ())) if torch.is_grad_enabled() else 0, len(images))]
-    elif sum(count for _, count in passes) != len(images):
+    if sum(count for _, count in passes) != len(images):
         raise ValueError(f"passes {list(passes)} do not add up to {len(images)} images")
     all_passes, share = tuple(passes), _share.get()
 
     def encode_rows(part: Tensor, first: int) -> Tensor:
-        token = _rows.set(_Rows(first, len(part), all_passes, share))
+        token = _rows.set(_Rows(first, len(part), all_passes, share, members))
         try:
             return encode(part)
         finally:
@@ -171,20 +225,16 @@ class RowDropout(nn.Module):
 
     def _random(self, x: Tensor, rows: _Rows, dtype: torch.dtype) -> Tensor:
         """Integers with the shape of `x`; a tower may split each image into several rows (windows)."""
-        per_image = len(x) / rows.images
         if rows.share is not None and len(rows.passes) == 1:
+            per_image = len(x) / rows.images
             rank, processes, images = rows.share
             first, last = (number * processes + rank for number in (rows.first, rows.first + rows.images - 1))
             limits = (round(number * per_image) for number in (first, last + 1, images))
             drawn = torch.cat(list(self._blocks(x, dtype, rows.passes[0][0], *limits)))
             return drawn.unflatten(0, (-1, len(x) // rows.images))[::processes].flatten(0, 1)
-        blocks: list[Tensor] = []
-        start = 0
-        for seed, images in rows.passes:
-            first, last = (min(max(n - start, 0), images) for n in (rows.first, rows.first + rows.images))
-            limits = (round(n * per_image) for n in (first, last, images))
-            blocks += self._blocks(x, dtype, seed, *limits)
-            start += images
+        seeds = [seed for seed, _ in rows.passes]
+        spans = zip(seeds, rows.spans(len(x)), strict=True)
+        blocks = [block for seed, span in spans for block in self._blocks(x, dtype, seed, *span)]
         return blocks[0] if len(blocks) == 1 else torch.cat(blocks)
 
     def _blocks(self, x: Tensor, dtype: torch.dtype, seed: int, first: int, last: int, rows: int) -> Iterator[Tensor]:

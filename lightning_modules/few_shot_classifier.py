@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import partial
-from math import isfinite
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
@@ -21,6 +20,7 @@ from .divergence import DivergenceWatch
 from .loss_scale import LossScale
 from .objective import Objective, PlainRows
 from .observed_model import ObservedModel
+from .optimization import make_optimizer, with_schedule
 from .optimizer_check import check_optimizer
 from .saved import SECTION, adapter_names, describe_module, fitting_content, rebuild_module
 from .several_processes import gathered, processes
@@ -169,36 +169,8 @@ class FewShotClassifier(ObservedModel):
         parameters = self.tuner.trained_parameters()
         if not parameters:
             return None
-        if self.own_optimizer is not None:
-            optimizer: Any = self.own_optimizer(parameters)
-        else:
-            rate = self.learning_rate if self.learning_rate is not None else self.tuner.learning_rate
-            optimizer = self.tuner.optimizer(parameters, rate)
-        if isinstance(optimizer, list):
-            return optimizer
-        if self.own_lr_scheduler is not None:
-            scheduler: Any = self.own_lr_scheduler(optimizer)
-        elif self.final_rate is not None:
-            total = self._run_length()[0]
-            scheduler = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, T_max=total, eta_min=self.final_rate)
-        else:
-            scheduler = self.tuner.scheduler(optimizer, *self._run_length())
-        if scheduler is None:
-            return optimizer
-        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
-
-    def _run_length(self) -> tuple[int, int]:
-        """Return the number of optimizer steps of the run and of one epoch."""
-        total = self.trainer.estimated_stepping_batches
-        if not isfinite(total) or total < 0:  # -1 is Lightning's answer for a loader without length
-            raise DtrapError(
-                f"the schedule of the tuner {self.tuner.name} needs the length of the run, which is unknown. Set "
-                "Trainer(max_steps=...), or max_epochs if the loader has a length, or pass an lr_scheduler."
-            )
-        batches = self.trainer.num_training_batches
-        if not isfinite(batches):
-            return int(total), int(total)
-        return int(total), max(-(-int(batches) // self.trainer.accumulate_grad_batches), 1)
+        optimizer = make_optimizer(self, parameters)
+        return optimizer if isinstance(optimizer, list) else with_schedule(self, optimizer)
 
     def prepare_task(self) -> None:
         """Let the tuner build its state from the support images, unless it was loaded from a checkpoint."""
@@ -262,7 +234,8 @@ class FewShotClassifier(ObservedModel):
     def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
         """Make Lightning's step, again if a gradient overflowed in 16-mixed; another overflow in it is named."""
         with self._divergence.naming_overflow():
-            self.loss_scale.step(partial(super().optimizer_step, *args, **kwargs), self._divergence, self._steps)
+            make = partial(super().optimizer_step, *args, **kwargs)
+            self.loss_scale.step(make, self._divergence.check_losses, self._steps.restart)
 
     def terms(self, batch: Batch) -> dict[str, Tensor]:
         """Return the terms of the objective for a batch on the device, without the steps of a tuner of its own."""
@@ -273,7 +246,18 @@ class FewShotClassifier(ObservedModel):
             shared, own = self._shared_batch(batch, rows), rows
             features = shared.encode(lambda: self.image_features(batch["images"], own.ids))
             labels, rows = shared.labels, shared.rows
-        texts = self.text_features()
+        return self.terms_of(features, self.text_features(), batch, rows, labels)
+
+    def terms_of(self, features: Tensor, texts: Tensor, batch: Batch, rows: Rows, labels: Tensor) -> dict[str, Tensor]:
+        """Return the terms of the objective for image features [N, A] and class texts [W, D].
+
+        Args:
+            features: Those of the rows; in one process the rows are the batch's.
+            texts: The class texts.
+            batch: The batch of this process.
+            rows: The identity of the rows.
+            labels: Classes [N] of the rows.
+        """
         related = self.tuner.related_features(features)
         # Before the loss: autograd adds up gradients in an order that follows the order of these calls.
         plain = self._plain_rows(batch, related, rows, labels)

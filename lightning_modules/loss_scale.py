@@ -9,9 +9,7 @@ from typing import Any
 from torch import Tensor
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from .divergence import DivergenceWatch
 from .finite import DivergedError
-from .steps import StepState
 
 # From 65536 this is a scale of 2e-8: a gradient that overflows with it does so with any.
 MOST_REPEATS = 40
@@ -73,13 +71,13 @@ class LossScale:
         before, self._scale = self._scale, scaler.get_scale()
         return max((before or self._scale) / self._scale, 1.0)
 
-    def step(self, make: Callable[[], None], divergence: DivergenceWatch, state: StepState) -> None:
+    def step(self, make: Callable[[], None], check: Callable[[], None], restart: Callable[[], None]) -> None:
         """Make an update; repeat it with a smaller scale as long as its gradient overflows.
 
         Args:
             make: Runs the closure and the update.
-            divergence: Has the losses; one that is not finite is found before it is computed again.
-            state: The state before the batch.
+            check: Looks at the losses, so that one that is not finite is found before it is computed again.
+            restart: Restores the state before the batch.
 
         Raises:
             DivergedError: A loss is not finite, or the gradient is not with any scale.
@@ -96,8 +94,8 @@ class LossScale:
             if module.trainer.accumulate_grad_batches != 1:  # the gradients of the other batches are gone
                 self.skipped += 1
                 return
-            divergence.check_losses()
-            state.restart()
+            check()
+            restart()
             for buffer, kept in self._buffers:
                 buffer.copy_(kept)
         raise DivergedError(

@@ -40,14 +40,14 @@ class StepState:
         if state is not None:
             module.objective.set_extra_state(state["objective"])
             module.tuner.load_resume_state(state["tuner"])
-            _set_random_state(state["random"])
+            set_random_state(state["random"])
 
     def _now(self) -> dict[str, Any]:
         (module,) = self.module
         return {
             "objective": module.objective.get_extra_state(),
             "tuner": module.tuner.resume_state(),
-            "random": _random_state(module.device),
+            "random": random_state(module.device),
         }
 
     def save(self) -> dict[str, Any]:
@@ -83,7 +83,7 @@ class StepState:
             module.objective.set_extra_state(state["objective"])
             module.tuner.load_resume_state(state["tuner"])
             self._random = state["random"]
-            _set_random_state(self._random)
+            set_random_state(self._random)
         except (KeyError, TypeError, ValueError, AttributeError, RuntimeError) as error:
             raise DtrapError(
                 f"the checkpoint's training state is not readable ({type(error).__name__}: {first_line(error)}). Use "
@@ -100,7 +100,7 @@ class StepState:
         length = trainer.num_training_batches
         if batches.processed in (0, length) and batches.ready == batches.processed:
             return
-        _set_random_state(random)
+        set_random_state(random)
         if batches.processed != length and batches.processed % trainer.accumulate_grad_batches:
             warnings.warn(
                 "this checkpoint was written between the parts of an accumulated gradient, which Lightning does not "
@@ -109,7 +109,7 @@ class StepState:
             )
 
 
-def _random_state(device: torch.device) -> dict[str, Any]:
+def random_state(device: torch.device) -> dict[str, Any]:
     """Return the states of torch's global generators of the CPU and of a device."""
     state = {"cpu": torch.get_rng_state()}
     if device.type != "cpu":
@@ -117,7 +117,7 @@ def _random_state(device: torch.device) -> dict[str, Any]:
     return state
 
 
-def _set_random_state(states: dict[str, Any]) -> None:
+def set_random_state(states: dict[str, Any]) -> None:
     """Restore the generators that this machine has."""
     for kind, state in states.items():
         if kind == "cpu":

@@ -137,6 +137,7 @@ class TunedModel(LightningModule):
         self._frozen_texts, self._frozen_images = FrozenTextFeatures(), FrozenImageFeatures()
         self.stored_images = StoredImages(self)
         self._zero_shot = False
+        self._own_source: LightningDataModule | None = None  # of a member of several episodes in one Trainer
         self._evaluation_texts: Tensor | None = None
         self._passed: tuple[Tensor, Tensor] | None = None
         self._observing = False
@@ -328,6 +329,8 @@ class TunedModel(LightningModule):
     @property
     def data_source(self) -> Any:
         """The data module of the Trainer's current batches; None if they come from loaders."""
+        if self._own_source is not None:
+            return self._own_source
         # Private in Lightning: `trainer.datamodule` still holds the data module of an earlier fit or test, and
         # `self.trainer` raises an error without a Trainer.
         loop = getattr(self._trainer, "_active_loop", None)

@@ -98,7 +98,7 @@ def episode_trainer(
     except Exception as error:
         shown = ("accelerator", "devices", "precision")
         given = ", ".join(f"{name} {arguments[name]!r}" for name in shown if name in arguments)
-        raise _trainer_error(error, f" ({given})") from error
+        raise trainer_error(error, f" ({given})") from error
     leave_signals_alone(trainer)
     if not several and (trainer.num_devices != 1 or trainer.num_nodes != 1):
         raise DtrapError(
@@ -146,7 +146,8 @@ def _copies(callbacks: list[Callback]) -> list[Callback]:
         return copy.deepcopy(callbacks)
 
 
-def _trainer_error(error: Exception, given: str = "") -> DtrapError:
+def trainer_error(error: Exception, given: str = "") -> DtrapError:
+    """Return the error for an option of the Trainer that Lightning refuses."""
     reason = " ".join(str(error).split())[:500].rstrip(".!")
     options = "--trainer.accelerator, --trainer.devices, --trainer.precision or another"
     return DtrapError(f"trainer{given}: {reason}. Change that option of the trainer: {options}.")
@@ -197,14 +198,40 @@ def run_episode(
         try:
             parts = [*callbacks_of(trainer), *parts_of(module), data]
             with explained_use(parts), _logging_for(parts, module), tf32_allowed(trainer) as tf32:
-                zero_shot = _zero_shot(trainer, module, data, zero_shots) if data.has_query else None
+                zero_shot = zero_shot_measures(trainer, module, data, zero_shots) if data.has_query else None
                 torch.manual_seed(data.episode_seed("training"))
                 diverged = _fit_and_test(trainer, module, data, resumed)
         except MisconfigurationException as error:
-            raise _trainer_error(error) from error
+            raise trainer_error(error) from error
+    row = row_of(trainer, module, data, recorder, zero_shot, diverged)
+    if tf32:
+        row["tf32"] = True
+    return row
+
+
+def row_of(
+    trainer: Trainer,
+    module: FewShotClassifier,
+    data: FewShotDataModule,
+    recorder: EpisodeRecorder,
+    zero_shot: Row | None,
+    diverged: str | None,
+    fitted: Trainer | None = None,
+) -> Row:
+    """Return the row of an episode that was trained and tested; see `ResultRows`.
+
+    Args:
+        trainer: Has the callbacks that add to the row.
+        module: The module after the test.
+        data: The data module, set to the episode.
+        recorder: Losses and time.
+        zero_shot: Measures of the zero-shot test; None without queries.
+        diverged: What is not finite, or None.
+        fitted: The Trainer of the fit, if it is another one.
+    """
     row: Row = {"episode": data.episode, "seed": data.seed, "classes": list(data.class_names)}
     row["support_images"] = len(data.support_ids)
-    row |= {"precision": str(trainer.precision)} | ({"tf32": True} if tf32 else {})
+    row["precision"] = str(trainer.precision)
     if module.loss_scale.skipped:
         row["skipped_updates"] = module.loss_scale.skipped
     row |= _tested(zero_shot, None if diverged else module, data.class_names)
@@ -216,7 +243,7 @@ def run_episode(
             row[key] = {**row[key], **value} if isinstance(row.get(key), Mapping) else value
     if diverged:
         return row | {"diverged": diverged}
-    ended = stopped_early(trainer) if module.tuner.trained_parameters() else None
+    ended = stopped_early(fitted or trainer) if module.tuner.trained_parameters() else None
     return row | ({"stopped_early": ended} if ended else {})
 
 
@@ -251,8 +278,10 @@ def _fit_and_test(
     return None
 
 
-def _zero_shot(trainer: Trainer, module: FewShotClassifier, data: FewShotDataModule, known: ZeroShots | None) -> Row:
-    """Measures of the backbone without the tuner, taken from `known` for the same classes and images."""
+def zero_shot_measures(
+    trainer: Trainer, module: FewShotClassifier, data: FewShotDataModule, known: ZeroShots | None = None
+) -> Row:
+    """Return the measures of the backbone without the tuner, taken from `known` for the same classes and images."""
     kept: ZeroShots = {} if known is None else known
     # Only where results are kept: `query_ids` may decode the images of an episode.
     images = ((), ()) if known is None else (tuple(data.class_names), tuple(data.query_ids))

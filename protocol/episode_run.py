@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
+
+from lightning.pytorch import Callback
 
 from ..callbacks.stop_at_loss import FinalLoss
 from ..datamodules.few_shot import FewShotDataModule
@@ -82,7 +84,14 @@ class EpisodeRun:
         self._zero_shots: dict[str, ZeroShots] = {}
         self.clock = DeviceClock()
 
-    def run(self, name: str, progress: EpisodeProgress, rows: Sequence[Row], append: Callable[[Row], Any]) -> Row:
+    def run(
+        self,
+        name: str,
+        progress: EpisodeProgress,
+        rows: Sequence[Row],
+        append: Callable[[Row], Any],
+        data: FewShotDataModule | None = None,
+    ) -> Row:
         """Run a method on the current episode, write the files of its row and pass the row to `append`.
 
         Args:
@@ -91,24 +100,22 @@ class EpisodeRun:
             rows: The rows of the run so far; a callback may need that of another method of this episode.
             append: Writes the row. It is called after the other files are written, so that a kill in between repeats
                 the episode, and before a checkpoint is deleted, so that a kill in between loses nothing.
+            data: A data module that is set to another episode; None for the current one.
         """
-        method, module, data = self.methods[name], self.modules[name], self.data
+        method, module, data = self.methods[name], self.modules[name], data or self.data
         stem = f"episode_{data.episode:04d}_{name}"
         checkpoint = zero_shots = None
         if data.streams:
             zero_shots = self._zero_shots.setdefault(name, {})
             path, every = self.folder.checkpoints / f"{stem}.ckpt", self.settings.checkpoint_every
             checkpoint = StepCheckpoint(path, every, self.folder.check_present, leads=self.leads)
-        features = FeatureFile() if data.episode < self.settings.save_features else None
-        more = [FinalLoss(self._windows), self.clock, *([] if features is None else [features])]
+        more = [self.clock, *self.callbacks(data)]
         module.stored_images.offer(data)
         self.clock.begin()
         switch, arguments = method.stage_switch(), self.arguments[name]
         row = run_episode(module, data, arguments, switch, progress, checkpoint, zero_shots, more, rows)
-        row = {"episode": row.pop("episode"), "method": name, **row}
-        self.folder.check_present()
-        if self.leads:
-            self._write_files(stem, module, row, arguments, features)
+        features = next((each for each in more if isinstance(each, FeatureFile)), None)
+        row = self.finish(name, module, data, row, features)
         append(row)
         if self.feature_stores is not None:
             self.feature_stores.save()
@@ -116,16 +123,28 @@ class EpisodeRun:
             checkpoint.remove()
         return row
 
-    def _write_files(
+    def callbacks(self, data: FewShotDataModule) -> list[Callback]:
+        """Return the callbacks of the run for a data module's episode."""
+        features = [FeatureFile()] if data.episode < self.settings.save_features else []
+        return [FinalLoss(self._windows), *features]
+
+    def finish(
         self,
-        stem: str,
+        name: str,
         module: FewShotClassifier,
+        data: FewShotDataModule,
         row: Row,
-        arguments: Mapping[str, Any],
         features: FeatureFile | None,
-    ) -> None:
-        """Write what the settings ask for beside a row; a diverged training leaves pictures only."""
-        folder, settings, data = self.folder, self.settings, self.data
+    ) -> Row:
+        """Write what the settings ask for beside a row, and return the row with its method.
+
+        A diverged training leaves pictures only.
+        """
+        row = {"episode": row.pop("episode"), "method": name, **row}
+        self.folder.check_present()
+        if not self.leads:
+            return row
+        folder, settings, stem = self.folder, self.settings, f"episode_{data.episode:04d}_{name}"
         if "diverged" not in row:
             if settings.save_adapters:
                 card = AdapterCard.of(module, data, row, list(self.methods), row["precision"])
@@ -135,6 +154,7 @@ class EpisodeRun:
             if features is not None:
                 features.save(folder.features / f"{stem}.safetensors", row["classes"])
         draw_pictures(folder, settings, module, data, row)
+        return row
 
 
 def _feature_stores(settings: ProtocolSettings) -> FeatureStores | None:

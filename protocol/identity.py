@@ -59,6 +59,7 @@ NEUTRAL = {
         "relevance",
         "save_adapters",
         "save_features",
+        "side_by_side",
         "save_predictions",
         "workers",
     },

@@ -53,11 +53,16 @@ class EpisodeProgress:
         self.accuracy = ""
         self._count(earlier)
         self.episode: int | None = None
-        self.fraction = 0.0
+        self.fraction, self.together = 0.0, 1
         self.testing = ""
         self.last_line = ""
         columns = (BarColumn(), TextColumn("{task.description}", markup=False))
         self.bar = Progress(*columns, console=self.console, refresh_per_second=4, disable=not self.console.is_terminal)
+
+    @classmethod
+    def silent(cls) -> EpisodeProgress:
+        """Return one that shows nothing."""
+        return cls(1, [""], console=Console(quiet=True))
 
     def __enter__(self) -> EpisodeProgress:
         self.started = self.clock()
@@ -71,14 +76,14 @@ class EpisodeProgress:
         elif self.last_line and self.text() != self.last_line:
             self._print_line()
 
-    def begin(self, episode: int) -> None:
-        """Start an episode (numbered from 0) of one method."""
-        self.episode = episode
+    def begin(self, episode: int, together: int = 1) -> None:
+        """Start an episode (numbered from 0) of one method, or several side by side from this one on."""
+        self.episode, self.together = episode, together
         self._show()
 
     def advance(self, fraction: float) -> None:
         """Add a fraction of the current method-episode."""
-        self.fraction, self.testing = min(self.fraction + fraction, 1.0), ""
+        self.fraction, self.testing = min(self.fraction + fraction, self.together), ""
         self._show()
 
     def share(self, fraction: float) -> None:
@@ -94,7 +99,8 @@ class EpisodeProgress:
     def finish(self, row: Row) -> None:
         """End the current method-episode with its result row."""
         self.finished += 1
-        self.fraction, self.testing = 0.0, ""
+        self.together = max(self.together - 1, 1)
+        self.fraction, self.testing = max(self.fraction - 1, 0.0), ""
         self._count([row])
         self._show()
 
@@ -105,7 +111,8 @@ class EpisodeProgress:
         """
         parts = []
         if self.episode is not None:
-            parts.append(f"{self.unit} {self.episode + 1}/{self.episodes}")
+            more = f" and {self.together - 1} more" if self.together > 1 else ""
+            parts.append(f"{self.unit} {self.episode + 1}{more}/{self.episodes}")
         if self.accuracy:
             parts.append(f"{self.accuracy_title} {self.accuracy}")
         if self.diverged:

@@ -1,10 +1,9 @@
-"""Rows of the missing episodes, run in this process one after the other."""
+"""Rows of the missing episodes, run in this process."""
 
 from __future__ import annotations
 
 import gc
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from itertools import zip_longest
 
 from ..signals import STOP
 from .device_clock import DeviceSeconds
@@ -12,6 +11,7 @@ from .episode_run import EpisodeRun
 from .processes import Processes, Task
 from .progress import EpisodeProgress
 from .run_folder import Row
+from .side_by_side.episodes import EpisodeGroups
 
 
 class RowsHere:
@@ -24,6 +24,7 @@ class RowsHere:
         given: Returns the row of a method and an episode that need not be run, written; None where one must be.
         append: Writes a row.
         progress: Shows every step.
+        groups: Says which episodes run side by side.
         team: The processes that share a task; None for this one alone.
 
     Attributes:
@@ -38,27 +39,45 @@ class RowsHere:
         given: Callable[[str, int], Row | None],
         append: Callable[[Row], Row],
         progress: EpisodeProgress,
+        groups: EpisodeGroups,
         team: Processes | None = None,
     ) -> None:
         self.run, self.missing, self.rows, self.given = run, missing, rows, given
-        self.append, self.progress, self.team = append, progress, team
+        self.append, self.progress, self.groups, self.team = append, progress, groups, team
         self.device = DeviceSeconds()
 
     def __iter__(self) -> Iterator[Row]:
         episodes, data = sorted(set().union(*self.missing.values())), self.run.data
-        for episode, following in zip_longest(episodes, episodes[1:]):
-            data.set_episode(episode)
+        for group, following in self.groups.groups(episodes):
+            data.set_episode(group[0])
             data.expect(following)
             for place, name in enumerate(self.run.methods):
-                if episode in self.missing[name]:
+                new = []
+                for episode in sorted(set(group) & set(self.missing[name])):
                     STOP.check()
                     self.progress.begin(episode)
-                    yield self.given(name, episode) or self._run(name, place, episode)
-                    gc.collect()
+                    row = self.given(name, episode)
+                    if row is None:
+                        new.append(episode)
+                    else:
+                        yield row
+                yield from self._run(name, place, new)
 
-    def _run(self, name: str, place: int, episode: int) -> Row:
+    def _run(self, name: str, place: int, episodes: list[int]) -> list[Row]:
+        """Run a method on episodes of a group; its rows are written as they are finished."""
+        if not episodes:
+            return []
         if self.team is not None:
-            self.team.send(Task(episode, place, [row for row in self.rows if row["episode"] == episode]))
-        row = self.run.run(name, self.progress, self.rows, self.append)
+            of_episode = [row for row in self.rows if row["episode"] == episodes[0]]
+            self.team.send(Task(episodes[0], place, of_episode))
+        rows, done = list(self.rows), []
+
+        def take(row: Row) -> None:
+            self.append(row)
+            rows.append(row)
+            done.append(row)
+            gc.collect()
+
+        self.groups.run_several(name, episodes, self.progress, rows, take)
         self.device = self.run.clock.seconds()
-        return row
+        return done

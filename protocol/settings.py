@@ -24,6 +24,7 @@ class ProtocolOptions(TypedDict, total=False):
     checkpoint_every: int
     workers: int | str | None
     feature_store: bool | str | None
+    side_by_side: int | None
 
 
 @dataclass
@@ -55,6 +56,8 @@ class ProtocolSettings:
         feature_store: Where features of a frozen image tower, and of zero-shot tests, are kept for other episodes and
             runs: a folder; true for `dtrap/features` in the user's cache folder; false for nowhere. null is true for
             dtrap's own backbones. Results do not depend on it, and the folder may be deleted at any time.
+        side_by_side: Number of episodes of a method that are trained as one batch. null means 1 on a CPU; on a GPU it
+            is measured once at the start, and kept in the run folder. Rows are the same up to rounding.
     """
 
     episodes: int = 400
@@ -70,10 +73,13 @@ class ProtocolSettings:
     checkpoint_every: int = 100
     workers: int | str | None = None
     feature_store: bool | str | None = None
+    side_by_side: int | None = None
 
     def __post_init__(self) -> None:
         check_at_least("--protocol.episodes", self.episodes, 1)
         check_at_least("--protocol.checkpoint_every", self.checkpoint_every, 1, "step")
+        if self.side_by_side is not None:
+            check_at_least("--protocol.side_by_side", self.side_by_side, 1)
         check_at_least("--protocol.pictures", self.pictures, 0)
         check_at_least("--protocol.save_features", self.save_features, 0)
         check_at_least("--protocol.relevance", self.relevance, 0)

@@ -113,7 +113,7 @@ class OpenCLIP(Backbone):
         self.context_length = self._text_tower.context_length
         self.feature_dim = architecture.config["embed_dim"]
         self.logit_bias = self.model.logit_bias.item() if getattr(self.model, "logit_bias", None) is not None else None
-        parts = {"vision": "visual", "text": "text" if hasattr(self.model, "text") else "transformer"}
+        parts: dict[Tower, str] = {"vision": "visual", "text": "text" if hasattr(self.model, "text") else "transformer"}
         self._attention_layers = {
             tower: [f"model.{part}.{name}" for name in separate_attention(self.model.get_submodule(part))]
             for tower, part in parts.items()

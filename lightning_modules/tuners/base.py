@@ -6,8 +6,8 @@ import inspect
 import math
 import warnings
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import partial, wraps
 from typing import Any, Protocol, TypeVar
@@ -99,6 +99,8 @@ class Tuner(KeepsArguments, nn.Module, ABC):
         chooses: Whether to call `choose` if there is a validation split.
         least_rows: Least number of rows of a training batch.
         merges_into_backbone: Whether it changes weights of the backbone only, so that it can be exported.
+        side_by_side: Whether several episodes can be trained in one step: with copies of the tuner if both towers are
+            frozen, otherwise with `stacked`.
     """
 
     name: str
@@ -111,6 +113,7 @@ class Tuner(KeepsArguments, nn.Module, ABC):
     chooses: bool = False
     least_rows: int = 1
     merges_into_backbone: bool = False
+    side_by_side: bool = False
     _attached_to: tuple[Backbone, ...] = ()  # in a tuple, so that the backbone is not a submodule of the tuner
     _is_disabled = False
 
@@ -187,6 +190,13 @@ class Tuner(KeepsArguments, nn.Module, ABC):
 
     def load_resume_state(self, state: dict[str, Any]) -> None:
         """Restore what `resume_state` returned, before the first step of a resumed fit; nothing by default."""
+
+    def stacked(self, states: Sequence[Mapping[str, Tensor]]) -> AbstractContextManager[None]:
+        """Return a context in which `adapter_state` is [E, ...], from the states of E episodes; for tuners of a tower.
+
+        Rows that go through a tower belong to the episodes that `chunking.side_by_side` says.
+        """
+        raise NotImplementedError
 
     def trained_parameters(self) -> list[nn.Parameter]:
         """Return the parameters for the optimizer; none if `prepare_task` is the whole training."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Literal, NamedTuple, get_args
 
@@ -10,10 +12,11 @@ from torch import Generator, Tensor, nn
 
 from ...errors import DtrapError, check_at_least, check_one_of
 from ..backbones.base import Backbone, Tower
-from ..chunking import encode_in_chunks
+from ..chunking import encode_in_chunks, members_at_work
 from ..text_head import ClassPrompts, longest_prompt
 from ..tracing import can_be_kept
 from .base import DasslTraining, Tuner, attach_once, draw
+from .stacked import stacked_parameter
 
 ClassPosition = Literal["end", "front", "middle"]
 
@@ -117,9 +120,11 @@ class CoOp(DasslTraining, Tuner):
     name = "coop"
     own_prompts = True
     learning_rate = 2e-3
+    side_by_side = True
     trains: frozenset[Tower] = frozenset({"text"})  # its weights are frozen, but its features change with the context
     context: nn.Parameter
     _placeholder: Placeholder
+    _is_stacked = False
 
     def __init__(
         self,
@@ -186,7 +191,8 @@ class CoOp(DasslTraining, Tuner):
         """
         context_prompts = self.context_prompts(backbone, prompts.class_names, prompts.tokens.device)
         classes = len(prompts.class_names)
-        if self.class_specific and len(self.context) != classes:
+        contexts = self._stacked_contexts(classes)
+        if contexts is None and self.class_specific and len(self.context) != classes:
             raise DtrapError(
                 f"CoOp: the context is specific to {len(self.context)} classes, but the task has {classes}. Tune again "
                 "for these classes, or tune with --model.tuner.class_specific false."
@@ -199,11 +205,34 @@ class CoOp(DasslTraining, Tuner):
         def encode(rows: Tensor) -> Tensor:
             tokens, places = context_prompts.tokens[rows, :length], context_prompts.places[rows]
             embeddings = backbone.token_embedding(tokens)
-            context = self.context[rows] if self.class_specific else self.context.expand(len(rows), -1, -1)
+            if contexts is not None:
+                context = contexts[rows]
+            else:
+                context = self.context[rows] if self.class_specific else self.context.expand(len(rows), -1, -1)
             places = places[..., None].expand_as(context)
             return backbone.encode_text_embeddings(embeddings.scatter(1, places, context.to(embeddings.dtype)), tokens)
 
         return encode_in_chunks(encode, torch.arange(classes, device=context_prompts.tokens.device), chunk)
+
+    def _stacked_contexts(self, classes: int) -> Tensor | None:
+        """Return a context for each of the classes of the episodes at work: [classes, n, C]; None for one episode."""
+        if not self._is_stacked:
+            return None
+        members = list(members_at_work())
+        contexts = self.context[members]
+        if self.class_specific:
+            return contexts.flatten(0, 1)
+        return contexts.repeat_interleave(classes // len(members), dim=0)
+
+    @contextmanager
+    def stacked(self, states: Sequence[Mapping[str, Tensor]]) -> Iterator[None]:
+        """Within it, the context is [E, n, C], or [E, W, n, C] if it is class-specific."""
+        own = self.context
+        self.context, self._is_stacked = stacked_parameter([state["context"] for state in states], own), True
+        try:
+            yield
+        finally:
+            self.context, self._is_stacked = own, False
 
     def context_prompts(
         self, backbone: Backbone, class_names: tuple[str, ...], device: torch.device | None = None

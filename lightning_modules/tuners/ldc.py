@@ -72,6 +72,7 @@ class LDC(Tuner):
     chooses = True
     least_rows = 2  # batch norms
     learning_rate = 1e-4
+    side_by_side = True
     trains: frozenset[Tower] = frozenset()  # the adapters are applied to levels of a frozen tower
     _project: Callable[[Tensor], Tensor]
     beta: Tensor

@@ -35,6 +35,7 @@ class LinearHead(_ClassHead):
 
     name = "linear-head"
     learning_rate = 1e-3
+    side_by_side = True
     bias: nn.Parameter
 
     def __init__(self, start: Start = "text") -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from math import sqrt
 from typing import Literal
@@ -15,6 +15,7 @@ from ...errors import DtrapError, check_at_least, check_number, check_one_of
 from ..backbones.base import Backbone, Tower
 from ..chunking import RowDropout
 from .base import ENCODERS, Tuner, attach_once, draw
+from .stacked import StackedLinear, stacked_parameter
 
 _ADAPTER = "default"
 _LAYERS = {"q": "q_proj", "k": "k_proj", "v": "v_proj", "o": "out_proj"}
@@ -38,6 +39,7 @@ class LoRA(Tuner):
 
     name = "lora"
     merges_into_backbone = True
+    side_by_side = True
 
     def __init__(
         self,
@@ -158,3 +160,19 @@ class LoRA(Tuner):
         finally:
             for layer in self._layers.values():
                 layer.enable_adapters(True)
+
+    @contextmanager
+    def stacked(self, states: Sequence[Mapping[str, Tensor]]) -> Iterator[None]:
+        """Within it, A is [E, rank, in] and B is [E, out, rank] in every adapted layer."""
+        single = [
+            (name, layers, layers[_ADAPTER])
+            for layer_name, layer in self._layers.items()
+            for name, layers in ((f"{layer_name}.lora_A", layer.lora_A), (f"{layer_name}.lora_B", layer.lora_B))
+        ]
+        for name, layers, own in single:
+            layers[_ADAPTER] = StackedLinear(stacked_parameter([state[name] for state in states], own.weight))
+        try:
+            yield
+        finally:
+            for _, layers, own in single:
+                layers[_ADAPTER] = own

@@ -84,6 +84,7 @@ class LPPlusPlus(_ClassHead):
     name = "lpp"
     needs_task = True
     learning_rate = 1.0
+    side_by_side = True
     per_class = ("bias", "alpha")
     bias: nn.Parameter
     alpha: nn.Parameter

@@ -192,6 +192,7 @@ class TipAdapterF(TipAdapter):
 
     name = "tip-adapter-f"
     learning_rate = 1e-3
+    side_by_side = True
 
     def _set_cache(self, keys: Tensor, values: Tensor) -> None:
         super()._set_cache(nn.Parameter(keys), values)

@@ -1,0 +1,1 @@
+"""Several episodes of one method as one batch on one device."""
