@@ -1,9 +1,10 @@
 """The plain formulation that the steps are compared with, written out in torch on open_clip's own model.
 
-It does what the methods' authors do: every image is encoded in every step, the plain views a second time; texts at the model's full context length; LoRA's product B A is formed and applied as a matrix of
-full size. LoRA freezes the projections that it adapts and nothing else, so that gradients of all other weights are
-computed, and training text adapters goes back through the image tower. CoOp and MaPLe freeze the towers; CoOp encodes
-the images without gradient. Texts that are not trained are encoded once.
+It does what the methods' authors do: every image is encoded in every step, the plain views a second time; texts at the
+model's full context length; LoRA's product B A is formed and applied as a matrix of full size. LoRA freezes the
+projections that it adapts and nothing else, so that gradients of all other weights are computed, and training text
+adapters goes back through the image tower. CoOp and MaPLe freeze the towers; CoOp encodes the images without gradient.
+Texts that are not trained are encoded once.
 """
 
 from __future__ import annotations
