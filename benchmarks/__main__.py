@@ -100,8 +100,9 @@ def new_report(settings: Settings) -> Report:
     return Report(conditions, [run])
 
 
-def run_parts(chosen: list[Part], settings: Settings, report: Report, path: Path | None) -> None:
-    """Measure each part, print its figures and keep them."""
+def run_parts(chosen: list[Part], settings: Settings, report: Report, path: Path | None) -> list[str]:
+    """Measure each part, print its figures and keep them; return the names of the parts that failed."""
+    broken = []
     for part in chosen:
         reason = ""
         try:
@@ -112,6 +113,9 @@ def run_parts(chosen: list[Part], settings: Settings, report: Report, path: Path
             part.measure(settings, report)
         except NotRunError as error:
             reason = str(error)
+        except RuntimeError as error:  # of a process, or out of a GPU's memory; the other parts can be measured
+            reason = f"failed: {str(error).strip()[-600:]}"
+            broken.append(part.name)
         print(f"{part.name}{f': not run ({reason})' if reason else ''}")
         for figure in part.figures:
             if not reason or figure.name in report.figures:
@@ -125,6 +129,7 @@ def run_parts(chosen: list[Part], settings: Settings, report: Report, path: Path
             else:
                 kept.merge(Report(report.conditions, report.runs, fresh))
             kept.write(path)
+    return broken
 
 
 def measure(given: argparse.Namespace, parts: list[Part]) -> int:
@@ -144,10 +149,10 @@ def measure(given: argparse.Namespace, parts: list[Part]) -> int:
         report = new_report(settings)
         if given.json is not None and given.json.exists():
             Report.read(given.json).merge(report)  # refuses another machine before anything is measured
-        run_parts(chosen, settings, report, given.json)
+        broken = run_parts(chosen, settings, report, given.json)
     if given.markdown:
         print(markdown(chosen, [report if given.json is None else Report.read(given.json)]))
-    missed = failed((figure for part in chosen for figure in part.figures), report)
+    missed = broken + failed((figure for part in chosen for figure in part.figures), report)
     print(f"FAIL: {', '.join(missed)}" if missed else "No measured figure misses its bar.")
     return 1 if missed else 0
 
