@@ -156,12 +156,16 @@ def open_store(
         half: The type of autocast, or None.
         size: Rows of a pass.
     """
-    if stores is None:
+    of_dtrap = type(backbone).__module__.startswith("dtrap.")
+    # A stranger's backbone may leave out what only some tuners need.
+    if stores is None or not (of_dtrap or (stores.foreign and callable(backbone.tower_parameters))):
         return None
     tower = _tower(backbone)
     own = all(f"{type(module).__module__}.".startswith(_KNOWN_CODE) for module in tower.values())
     if not (own or stores.foreign) or any(map(_is_changed, tower.values())):
         return None
+    if any(value.requires_grad for value in _image_state(backbone).values()):
+        return None  # somebody trains the tower without saying so
     identity = {
         "versions": {name: _version(name) for name in _PACKAGES},
         "data": {"class": _name(type(data)), "fingerprint": data.fingerprint, "range": data.value_range},
@@ -218,14 +222,19 @@ def _is_changed(module: nn.Module) -> bool:
     return not own or "forward" in vars(module)
 
 
-def _describe(backbone: Backbone, tower: dict[str, nn.Module], own: bool) -> dict[str, Any]:
-    """Describe what a backbone's image features depend on."""
+def _image_state(backbone: Backbone) -> dict[str, Tensor]:
+    """Return parameters and buffers of a backbone but those of its text tower and of LoRA, by name."""
     texts = backbone.tower_parameters("text").keys()
-    state = {
+    return {
         name.replace(".base_layer.", "."): value
         for name, value in [*backbone.named_parameters(), *backbone.named_buffers()]
         if name not in texts and ".lora_" not in name
     }
+
+
+def _describe(backbone: Backbone, tower: dict[str, nn.Module], own: bool) -> dict[str, Any]:
+    """Describe what a backbone's image features depend on."""
+    state = _image_state(backbone)
     # Reading all weights takes as long as encoding an image or two: only after a change.
     signature = tuple((name, value.data_ptr(), *_sample(value)) for name, value in state.items())
     known = getattr(backbone, "_known_image_weights", None)

@@ -300,9 +300,7 @@ class TunedModel(LightningModule):
         """Encode images by a frozen tower, or take their features from the store if they are the backbone's own."""
         # The functions are compared, not the methods, as in `_check_once`.
         by_tuner = getattr(self.tuner.image_features, "__func__", None) is not Tuner.image_features
-        if by_tuner or any(value.requires_grad for value in self.backbone.tower_parameters("vision").values()):
-            return self._encode(images)
-        return self.stored_images(images, ids, self._encode)
+        return self._encode(images) if by_tuner else self.stored_images(images, ids, self._encode)
 
     def _encode(self, images: Tensor) -> Tensor:
         if hasattr(images, "pixels"):  # images that are decoded now
