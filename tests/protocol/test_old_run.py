@@ -35,12 +35,9 @@ def rows_of(folder):
     return [{key: value for key, value in row.items() if key not in {"seconds", *NEW}} for row in rows]
 
 
-def nearly(rows):
-    """The rows with their losses as approximations: the last bits depend on the processor."""
-    return [
-        row | {"losses": {moment: terms and pytest.approx(terms, rel=1e-3) for moment, terms in row["losses"].items()}}
-        for row in rows
-    ]
+def without_training(rows):
+    """What dropout does not change: its masks were others until "Unreleased" of the CHANGELOG."""
+    return [{key: row[key] for key in ("episode", "method", "seed", "classes", "zero_shot_accuracy")} for row in rows]
 
 
 def test_a_run_is_extended_by_the_rows_of_a_fresh_run(dtrap, old):
@@ -54,7 +51,7 @@ def test_a_run_is_extended_by_the_rows_of_a_fresh_run(dtrap, old):
     assert dtrap("fit", *config, "--protocol.folder", "fresh")[0] == 0
     extended, fresh = rows_of(old / "demo"), rows_of(Path("fresh"))
     assert extended[4:] == fresh[4:]
-    assert extended[:4] == nearly(fresh[:4])
+    assert without_training(extended[:4]) == without_training(fresh[:4])
 
 
 def test_another_config_is_still_refused(dtrap, old):
@@ -94,4 +91,6 @@ def test_an_interrupted_all_way_task_resumes_at_its_checkpoint(dtrap, old, tmp_p
     assert (old / "all_way" / "results.jsonl").read_bytes().startswith(before)
     assert len(steps) == 6 - 2
     assert dtrap("fit", *config, "--protocol.folder", "fresh")[0] == 0
-    assert rows_of(old / "all_way") == nearly(rows_of(Path("fresh")))
+    resumed, fresh = rows_of(old / "all_way"), rows_of(Path("fresh"))
+    assert without_training(resumed) == without_training(fresh)
+    assert resumed[1]["losses"].keys() == fresh[1]["losses"].keys()
