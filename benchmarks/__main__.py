@@ -122,7 +122,8 @@ def run_parts(chosen: list[Part], settings: Settings, report: Report, path: Path
                 print(f"  {line(figure, report)}", flush=True)
         if path is not None:
             kept = Report.read(path) if path.exists() else Report(report.conditions)
-            fresh = {name: found for name, found in report.figures.items() if selects(part.name, name)}
+            names = {figure.name for figure in part.figures}
+            fresh = {name: found for name, found in report.figures.items() if name in names}
             latest = kept.runs[-1:] == report.runs
             if latest:
                 kept.figures |= {name: found | {"run": len(kept.runs) - 1} for name, found in fresh.items()}

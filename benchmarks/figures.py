@@ -21,7 +21,7 @@ class Figure:
     """One number of the suite.
 
     Attributes:
-        name: Name in the JSON file; begins with that of its part.
+        name: Name in the JSON file.
         text: What it is.
         unit: Its unit; "s" is CPU time on a CPU and wall time on a GPU unless the text says otherwise.
         least: The bar: at least this.

@@ -153,6 +153,7 @@ def earlier(settings: Settings, method: str) -> Iterator[Other | None]:
 def measure(settings: Settings, report: Report, *, method: str) -> None:
     """Add a step's figures."""
     plain = models.plain_training(settings, method)
+    plain.step()  # the first has no previous relations, and so no gradient through the plain views
     with FlopCounterMode(display=False) as counter:
         plain.step()
     multiply, product_gflop = product(settings.device, small=settings.tiny, dtype=_dtype(settings))
