@@ -17,6 +17,7 @@ from .few_shot_classifier import FewShotClassifier
 from .image_cache import FrozenImageFeatures
 from .loss_scale import LossScale
 from .steps import StepState, random_state, set_random_state
+from .stored_features import StoredImages
 from .text_head import ClassPrompts, FrozenTextFeatures
 from .tuners.base import Batch, Tuner
 
@@ -45,6 +46,9 @@ def member_of(module: FewShotClassifier, source: Any, images: FrozenImageFeature
     member._frozen_images = FrozenImageFeatures() if images is None else images
     member._frozen_texts = FrozenTextFeatures()
     member._frozen_texts._features = module._frozen_texts._features
+    member.stored_images = StoredImages(member)
+    member.stored_images.stores = module.stored_images.stores
+    member.stored_images.offer(source)
     member.feature_watchers, member._incoming, member.test_predictions = [], {}, []
     member._rows = member._evaluation_texts = member._passed = None
     member._divergence, member._steps = DivergenceWatch(member), StepState(member)
@@ -106,16 +110,19 @@ def joined_prompts(members: list[FewShotClassifier]) -> tuple[ClassPrompts, list
                 class_names=(*prompts.class_names, ""),
                 prompts=prompts.prompts + prompts.prompts[:1] * lacking,
                 per_class=(*prompts.per_class, lacking),
+                lengths=None,
                 tokens=torch.cat([prompts.tokens, prompts.tokens[:1].expand(lacking, -1)]),
             )
         parts.append(prompts)
-    columns: dict[str, Any] = {
-        name: sum((getattr(part, name) for part in parts), ()) for name in ("class_names", "prompts")
-    }
+    columns = {name: sum((getattr(part, name) for part in parts), ()) for name in ("class_names", "prompts")}
     per_class = tuple(chain.from_iterable(part.per_class for part in parts))
     device = members[0].device
     tokens = torch.cat([part.tokens.to(device) for part in parts])
-    return ClassPrompts(**columns, per_class=per_class, tokens=tokens), [len(part.class_names) for part in parts]
+    # The longest prompt is that of the data set, so that it is the same for all.
+    lengths = [part.length for part in parts]
+    length = None if None in lengths else max(number for number in lengths if number is not None)
+    first = replace(parts[0], lengths=None, length=length, tokens=tokens, per_class=per_class, **columns)
+    return first, [len(part.class_names) for part in parts]
 
 
 def slice_of(state: Mapping[str, Tensor], member: int) -> dict[str, Tensor]:

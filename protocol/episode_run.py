@@ -114,8 +114,7 @@ class EpisodeRun:
         self.clock.begin()
         switch, arguments = method.stage_switch(), self.arguments[name]
         row = run_episode(module, data, arguments, switch, progress, checkpoint, zero_shots, more, rows)
-        features = next((each for each in more if isinstance(each, FeatureFile)), None)
-        row = self.finish(name, module, data, row, features)
+        row = self.finish(name, module, data, row, more)
         append(row)
         if self.feature_stores is not None:
             self.feature_stores.save()
@@ -134,7 +133,7 @@ class EpisodeRun:
         module: FewShotClassifier,
         data: FewShotDataModule,
         row: Row,
-        features: FeatureFile | None,
+        callbacks: Sequence[Callback],
     ) -> Row:
         """Write what the settings ask for beside a row, and return the row with its method.
 
@@ -145,6 +144,7 @@ class EpisodeRun:
         if not self.leads:
             return row
         folder, settings, stem = self.folder, self.settings, f"episode_{data.episode:04d}_{name}"
+        features = next((each for each in callbacks if isinstance(each, FeatureFile)), None)
         if "diverged" not in row:
             if settings.save_adapters:
                 card = AdapterCard.of(module, data, row, list(self.methods), row["precision"])

@@ -1,4 +1,4 @@
-"""Rows of the missing episodes, run in this process."""
+"""Rows of the missing episodes, run in this process one after the other or side by side."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class RowsHere:
         given: Returns the row of a method and an episode that need not be run, written; None where one must be.
         append: Writes a row.
         progress: Shows every step.
-        groups: Says which episodes run side by side.
+        say: Prints a line.
         team: The processes that share a task; None for this one alone.
 
     Attributes:
@@ -39,45 +39,38 @@ class RowsHere:
         given: Callable[[str, int], Row | None],
         append: Callable[[Row], Row],
         progress: EpisodeProgress,
-        groups: EpisodeGroups,
+        say: Callable[[str], None],
         team: Processes | None = None,
     ) -> None:
         self.run, self.missing, self.rows, self.given = run, missing, rows, given
-        self.append, self.progress, self.groups, self.team = append, progress, groups, team
+        self.append, self.progress, self.team = append, progress, team
+        self.groups = EpisodeGroups(run, say, alone=team is not None)
         self.device = DeviceSeconds()
 
     def __iter__(self) -> Iterator[Row]:
         episodes, data = sorted(set().union(*self.missing.values())), self.run.data
+        self.groups.choose(self.missing)
         for group, following in self.groups.groups(episodes):
             data.set_episode(group[0])
             data.expect(following)
             for place, name in enumerate(self.run.methods):
-                new = []
-                for episode in sorted(set(group) & set(self.missing[name])):
+                chosen = []
+                for episode in (episode for episode in group if episode in self.missing[name]):
                     STOP.check()
                     self.progress.begin(episode)
                     row = self.given(name, episode)
                     if row is None:
-                        new.append(episode)
+                        chosen.append(episode)
                     else:
                         yield row
-                yield from self._run(name, place, new)
+                if chosen:
+                    yield from self._run(name, place, chosen)
 
-    def _run(self, name: str, place: int, episodes: list[int]) -> list[Row]:
-        """Run a method on episodes of a group; its rows are written as they are finished."""
-        if not episodes:
-            return []
+    def _run(self, name: str, place: int, episodes: list[int]) -> Iterator[Row]:
         if self.team is not None:
-            of_episode = [row for row in self.rows if row["episode"] == episodes[0]]
-            self.team.send(Task(episodes[0], place, of_episode))
-        rows, done = list(self.rows), []
-
-        def take(row: Row) -> None:
-            self.append(row)
-            rows.append(row)
-            done.append(row)
+            (episode,) = episodes
+            self.team.send(Task(episode, place, [row for row in self.rows if row["episode"] == episode]))
+        for row in self.groups.run_several(name, episodes, self.progress, self.rows, self.append):
+            self.device = self.run.clock.seconds()
+            yield row
             gc.collect()
-
-        self.groups.run_several(name, episodes, self.progress, rows, take)
-        self.device = self.run.clock.seconds()
-        return done

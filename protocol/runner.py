@@ -43,7 +43,6 @@ from .row_sources import RowsHere
 from .run_folder import Row, RunFolder
 from .saved_files import tell_saved
 from .settings import ProtocolOptions, ProtocolSettings
-from .side_by_side.episodes import EpisodeGroups
 from .space import check_space, sizes_of_files
 from .summary import render, summarize
 from .workers.options import check_ray
@@ -262,13 +261,11 @@ class ProtocolRun:
         logger.log_earlier(rows)
         known = self.known()
         progress = EpisodeProgress(self.episodes, self.names, rows=rows, unit=self.data.unit, console=self.console)
-        groups = EpisodeGroups(run, self._say, alone=team is not None or self.settings.workers is not None)
-        groups.choose(missing)
         status = "failed"
         try:
             with self._workers() as pool, progress, cheap_collection():
                 parts = run, missing, rows, partial(self._given, run, known, rows), self._append, progress
-                source: RowsHere | RowsOfWorkers = RowsHere(*parts, groups, team)
+                source: RowsHere | RowsOfWorkers = RowsHere(*parts, self._say, team)
                 if pool is not None:
                     from .workers.run import RowsOfWorkers
 
@@ -307,7 +304,7 @@ class ProtocolRun:
     ) -> Row | None:
         """Write and return a row that need not be computed; None where it must be."""
         if name in run.same:
-            return self._repeated(rows, episode, run.same[name], name)
+            return self._repeat(rows, episode, run.same[name], name)
         found = known.get((name, episode))
         return None if found is None else self._append({**found, "method": name})
 
@@ -333,10 +330,10 @@ class ProtocolRun:
                 reason = f"'{name}' has no result: {many} of {len(found)} diverged ({found[0]['diverged']})"
                 raise DivergedError(reason, "change that and start over with --protocol.overwrite true")
 
-    def _repeated(self, rows: Sequence[Row], episode: int, first: str, name: str) -> Row:
-        """Return the row of a method that trains the same as an earlier one, under its own name."""
+    def _repeat(self, rows: Sequence[Row], episode: int, first: str, name: str) -> Row:
+        """Write the row of a method that trains the same as an earlier one, under its own name."""
         (known,) = [row for row in rows if (row["method"], row["episode"]) == (first, episode)]
-        return {**known, "method": name, "same_as": first}
+        return self._append({**known, "method": name, "same_as": first})
 
     def _append(self, row: Row) -> Row:
         self.folder.check_present()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -13,7 +13,6 @@ from ...datamodules.few_shot import FewShotDataModule
 from ...lightning_modules.image_cache import FrozenImageFeatures
 from ...lightning_modules.members import member_of
 from ..episode_run import EpisodeRun
-from ..features import FeatureFile
 from ..precision import describe_device, device_of
 from ..progress import EpisodeProgress
 from ..run_folder import Row
@@ -47,7 +46,7 @@ class EpisodeGroups:
             switch = run.methods[name].stage_switch()
             self.reasons[name] = reason_alone(module, run.data, run.arguments[name], switch)
 
-    def choose(self, missing: dict[str, list[int]]) -> None:
+    def choose(self, missing: Mapping[str, Sequence[int]]) -> None:
         """Settle how many episodes of each method run side by side, and say it.
 
         Args:
@@ -88,67 +87,60 @@ class EpisodeGroups:
         progress: EpisodeProgress,
         rows: Sequence[Row],
         append: Callable[[Row], Any],
-    ) -> None:
-        """Run a method on some episodes of a group; see `EpisodeRun.run`."""
-        size = self.sizes[name]
-        for first in range(0, len(episodes), size):
-            chosen = episodes[first : first + size]
-            if len(chosen) > 1:
-                self._together(name, chosen, progress, rows, append)
-            else:
-                self._alone(name, chosen, progress, rows, append)
-
-    def _alone(
-        self,
-        name: str,
-        episodes: Sequence[int],
-        progress: EpisodeProgress,
-        rows: Sequence[Row],
-        append: Callable[[Row], Any],
-    ) -> None:
-        for episode in episodes:
-            progress.begin(episode)
-            # Alone in its group, it is the data module's own episode, which may have been decoded ahead.
-            self.run.run(name, progress, rows, append, None if self.largest == 1 else self._source(episode))
+    ) -> Iterator[Row]:
+        """Run a method on some episodes of a group and yield their rows; see `EpisodeRun.run`."""
+        left = list(episodes)
+        while left:
+            chosen = left[: self.sizes[name]]
+            if len(chosen) == 1:
+                progress.begin(chosen[0])
+                # Without others, it is the data module's own episode, which may have been decoded ahead.
+                data = None if self.largest == 1 else self._source(chosen[0])
+                yield self.run.run(name, progress, rows, append, data)
+                left = left[1:]
+                continue
+            done, lost = self._together(name, chosen, progress, append)
+            yield from done
+            for episode in lost:
+                progress.begin(episode)
+                yield self.run.run(name, progress, rows, append, self._source(episode))
+            finished = {row["episode"] for row in done} | set(lost)
+            left = [episode for episode in left if episode not in finished]
 
     def _together(
-        self,
-        name: str,
-        episodes: Sequence[int],
-        progress: EpisodeProgress,
-        rows: Sequence[Row],
-        append: Callable[[Row], Any],
-    ) -> None:
+        self, name: str, episodes: Sequence[int], progress: EpisodeProgress, append: Callable[[Row], Any]
+    ) -> tuple[list[Row], list[int]]:
+        """Return the rows of episodes side by side, and which of them diverged and are to run alone.
+
+        Without room in the memory there may be neither; fewer are side by side from then on.
+        """
         progress.begin(episodes[0], len(episodes))
         self.run.clock.begin()
         more = [self.run.callbacks(self._source(episode)) for episode in episodes]
-        group = self._group(name, episodes, progress, more, self.run.clock)
+        done: list[Row] = []
         lost: list[int] = []
 
         def finish(episode: Episode, row: Row | None) -> None:
             if row is None:
                 lost.append(episode.data.episode)
                 return
-            features = next((each for each in episode.more if isinstance(each, FeatureFile)), None)
-            append(self.run.finish(name, episode.module, episode.data, row, features))
+            row = self.run.finish(name, episode.module, episode.data, row, episode.more)
+            append(row)
+            done.append(row)
 
         try:
-            group.run(finish)
+            self._group(name, episodes, progress, more, self.run.clock).run(finish)
         except torch.OutOfMemoryError:
-            lost = self._smaller(name, episodes)
-        done = {row["episode"] for row in rows if row["method"] == name}
-        left = [episode for episode in episodes if episode not in done]
-        if left and not lost:
-            self.run_several(name, left, progress, rows, append)
-        else:
-            self._alone(name, left, progress, rows, append)
+            self._smaller(name, len(episodes))
+        if self.run.feature_stores is not None:
+            self.run.feature_stores.save()
+        return done, lost
 
-    def _smaller(self, name: str, episodes: Sequence[int]) -> list[int]:
-        """Halve the number of episodes side by side, which the memory has no room for."""
+    def _smaller(self, name: str, count: int) -> None:
+        """Halve the number of episodes side by side, for which the memory has no room."""
         torch.cuda.empty_cache()
-        self.sizes[name] = max(len(episodes) // 2, 1)
-        self.say(f"{name}: the memory has no room for {len(episodes)} episodes side by side; now {self.sizes[name]}.")
-        return []
+        self.sizes[name] = count // 2
+        self.say(f"{name}: the memory has no room for {count} episodes side by side; now {self.sizes[name]}.")
 
     def _group(
         self,
