@@ -269,7 +269,7 @@ class ProtocolRun:
                 if pool is not None:
                     from .workers.run import RowsOfWorkers
 
-                    source = RowsOfWorkers(pool, *parts)
+                    source = RowsOfWorkers(pool, *parts, source.groups)
                 left = Counter(episode for name in missing for episode in missing[name])
                 for row in source:
                     self.device = source.device

@@ -46,16 +46,17 @@ class EpisodeGroups:
             switch = run.methods[name].stage_switch()
             self.reasons[name] = reason_alone(module, run.data, run.arguments[name], switch)
 
-    def choose(self, missing: Mapping[str, Sequence[int]]) -> None:
+    def choose(self, missing: Mapping[str, Sequence[int]], *, measured: bool = True) -> None:
         """Settle how many episodes of each method run side by side, and say it.
 
         Args:
             missing: The episodes without a row, by method.
+            measured: Whether the number may be measured where none is asked for; otherwise it is 1.
         """
         asked = self.run.settings.side_by_side
         for name, reason in self.reasons.items():
             device = device_of(self.run.arguments[name])
-            if asked is None and (device is None or device.type == "cpu"):
+            if asked is None and (not measured or device is None or device.type == "cpu"):
                 continue
             if reason is not None:
                 self.say(f"{name}: one episode at a time: {reason}.")

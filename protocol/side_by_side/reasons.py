@@ -60,8 +60,6 @@ def _of_trainer(arguments: Mapping[str, Any], switch: StageSwitch) -> str | None
         return f"--stage_switch.rule {switch.rule} ends the stage of each episode at another step"
     if arguments.get("gradient_clip_val") is not None and arguments.get("gradient_clip_algorithm") != "value":
         return "gradients are clipped by the norm of one episode (--trainer.gradient_clip_val)"
-    if arguments.get("accumulate_grad_batches", 1) != 1:
-        return "gradients are accumulated (--trainer.accumulate_grad_batches)"
     return None
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import gc
 import io
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -22,6 +22,7 @@ from ..progress import EpisodeProgress
 from ..rehearsal import parts_key
 from ..run_folder import Row, RunFolder
 from ..settings import ProtocolSettings
+from ..side_by_side.episodes import EpisodeGroups
 from .worker import Worker
 
 MOST_REPORTS = 50  # of the progress of an item
@@ -95,16 +96,25 @@ class _Items:
         done = Done()
         data, before = self.run.data, self.run.clock.seconds()
         with without_expected_warnings(), cheap_collection():
-            for episode in item.episodes:
-                skipped = len(data.skipped_images)
-                data.set_episode(episode)
-                self._restore(item, episode)
-                self.run.run(item.method, _Progress(item, self), item.rows, lambda row: self._keep(row, done))
-                done.skipped += data.skipped_images[skipped:]
-                gc.collect()
+            skipped, first = len(data.skipped_images), item.episodes[0]
+            data.set_episode(first)
+            self._restore(item, first)
+            progress, rows = _Progress(item, self), item.rows
+            if len(item.episodes) == 1:
+                self.run.run(item.method, progress, rows, lambda row: self._keep(row, done))
+            else:
+                for _ in self._side_by_side(item, progress, done):
+                    gc.collect()
+            done.skipped += data.skipped_images[skipped:]
+            gc.collect()
         after = self.run.clock.seconds()
         done.seconds = DeviceSeconds(after.total - before.total, after.busy - before.busy)
         return done
+
+    def _side_by_side(self, item: Item, progress: EpisodeProgress, done: Done) -> Iterator[Row]:
+        groups = EpisodeGroups(self.run, lambda line: None)
+        groups.choose({item.method: item.episodes}, measured=False)
+        return groups.run_several(item.method, item.episodes, progress, item.rows, lambda row: self._keep(row, done))
 
     def checkpoint(self, item: Item) -> Path:
         """Path of the checkpoint of an item, which has one episode."""

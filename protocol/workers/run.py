@@ -19,6 +19,7 @@ from ..folder_identity import Method
 from ..progress import EpisodeProgress
 from ..run_folder import RESUMES, Row, RunFolder
 from ..settings import ProtocolSettings
+from ..side_by_side.episodes import EpisodeGroups
 from .episodes import Done, Item, RunJob
 from .options import parse_workers
 from .pool import Finished, WorkerPool, uses_gpu
@@ -54,6 +55,7 @@ class RowsOfWorkers:
         given: Returns the row of a method and an episode that need not be run, written; None where one must be.
         append: Writes a row.
         progress: Shows what the workers have done.
+        groups: Says how many episodes of a method a worker trains side by side.
 
     Attributes:
         device: Time with and without a batch, of all workers.
@@ -68,8 +70,10 @@ class RowsOfWorkers:
         given: Callable[[str, int], Row | None],
         append: Callable[[Row], Row],
         progress: EpisodeProgress,
+        groups: EpisodeGroups,
     ) -> None:
         self.pool, self.run, self.rows, self.given = pool, run, rows, given
+        self.groups, self._missing = groups, missing
         self.append, self.progress = append, progress
         self.data: FewShotDataModule = run.data
         self.folder: RunFolder = run.folder
@@ -89,8 +93,9 @@ class RowsOfWorkers:
         self._add = self.pool.add(RunJob(methods, self.data, replace(self.run.settings, workers=None)))
         self.progress.begin(next(iter(self._open)))
         try:
-            for episode in list(self._open):
-                yield from self._begin(episode)
+            self.groups.choose(self._missing, measured=False)
+            for group, _ in self.groups.groups(list(self._open)):
+                yield from self._begin(group)
             while self._sent:
                 STOP.check()
                 finished = self.pool.next()
@@ -102,21 +107,30 @@ class RowsOfWorkers:
         if self._failed:
             raise DtrapError(self._failed[0])
 
-    def _begin(self, episode: int) -> Iterator[Row]:
-        """Send the methods of an episode whose references have rows; yield the rows that need not be run."""
-        there = {row["method"]: row for row in self.rows if row["episode"] == episode}
-        for name in list(self._open.get(episode, ())):
-            if not self._needs[name] <= there.keys():
-                continue
-            self._open[episode].remove(name)
-            row = self.given(name, episode)
-            if row is not None:
-                there[name] = row
-                yield row
-                continue
-            item = Item(name, (episode,), self.data.unit, tuple(there[other] for other in self._needs[name]))
-            self._sent.add((name, episode))
-            self._add(item, self._with_checkpoint)
+    def _begin(self, group: Sequence[int]) -> Iterator[Row]:
+        """Send the methods of episodes whose references have rows; yield the rows that need not be run."""
+        there = {(row["method"], row["episode"]): row for row in self.rows if row["episode"] in group}
+        for name in self.run.methods:
+            chosen = []
+            for episode in group:
+                needed = {(other, episode) for other in self._needs[name]}
+                if name not in self._open.get(episode, ()) or not needed <= there.keys():
+                    continue
+                self._open[episode].remove(name)
+                row = self.given(name, episode)
+                if row is None:
+                    chosen.append(episode)
+                else:
+                    there[name, episode] = row
+                    yield row
+            size = self.groups.sizes.get(name, 1)
+            for first in range(0, len(chosen), size):
+                self._send(name, chosen[first : first + size], there)
+
+    def _send(self, name: str, episodes: Sequence[int], there: Mapping[tuple[str, int], Row]) -> None:
+        rows = tuple(there[other, episode] for episode in episodes for other in self._needs[name])
+        self._sent |= {(name, episode) for episode in episodes}
+        self._add(Item(name, tuple(episodes), self.data.unit, rows), self._with_checkpoint)
 
     def _with_checkpoint(self, item: Item) -> Item:
         """Return an item with the newest checkpoint of its task."""
@@ -149,7 +163,7 @@ class RowsOfWorkers:
             yield row
             if self.data.streams:
                 self._remove_checkpoint(row)
-            yield from self._begin(row["episode"])
+            yield from self._begin([row["episode"]])
 
     def _remove_checkpoint(self, row: Row) -> None:
         path = self._checkpoint(row["method"], row["episode"])
