@@ -153,7 +153,9 @@ class WorkerPool:
 
     def _prepare(self, number: int) -> None:
         # Not arguments of the constructor, which Ray may have lost when it starts a worker again.
-        call = self._workers[number].ready.remote(number, self.threads, os.getcwd(), sys.path, self._desk)
+        # With retries the call waits for a worker that Ray starts again; without any it would fail at once.
+        ready = self._workers[number].ready.options(max_task_retries=MOST_DEATHS)
+        call = ready.remote(number, self.threads, os.getcwd(), sys.path, self._desk)
         self._running[call] = number, None
 
     # Items
@@ -254,7 +256,7 @@ class WorkerPool:
         self._prepare(number)
         if task is None:
             self._starts += 1
-            if self._starts < MOST_DEATHS * len(self._workers):
+            if self._starts < len(self._workers):
                 return None
             raise DtrapError(
                 f"workers end while they start ({_short(error)}). Check the memory, and that every node has the same "
