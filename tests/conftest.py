@@ -1,6 +1,7 @@
 """A tiny CLIP with random weights in the real file formats, shared by all tests."""
 
 import json
+import os
 import shutil
 from pathlib import Path
 
@@ -22,6 +23,12 @@ TINY = {
 @pytest.fixture(scope="session", autouse=True)
 def _one_thread():
     torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _own_cache(tmp_path_factory):
+    """Features and checksums are kept in a temporary folder, also those of child processes."""
+    os.environ["XDG_CACHE_HOME"] = str(tmp_path_factory.mktemp("cache"))
 
 
 @pytest.fixture(scope="session")
