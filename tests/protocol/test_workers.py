@@ -54,6 +54,21 @@ def test_workers_write_what_one_process_writes(runtime, dtrap, files, tmp_path):
     assert "raylet" not in together + errors
 
 
+def test_a_worker_trains_episodes_side_by_side(runtime, dtrap, words, tmp_path):
+    exact = [*words, "--trainer.precision", "64-true"]
+    assert dtrap(*exact, "--protocol.folder", "alone")[0] == 0
+    status, output, errors = dtrap(
+        *exact, "--protocol.folder", "together", "--protocol.workers", "1", "--protocol.side_by_side", "2"
+    )
+    assert status == 0, errors
+    assert "svl-ra: 2 episodes side by side" in output
+    first, second = numbers(tmp_path / "alone"), numbers(tmp_path / "together")
+    assert first.keys() == second.keys()
+    for key, row in first.items():
+        assert row["losses"]["end"] == pytest.approx(second[key]["losses"]["end"], rel=1e-9)
+        assert row["confusion"] == second[key]["confusion"]
+
+
 def test_predictions_of_workers_are_those_of_one_process(runtime, dtrap, files, root, tmp_path):
     assert dtrap(*files, "--protocol.episodes", "1", "--protocol.folder", "run")[0] == 0
     adapter = tmp_path / "run/adapters/episode_0000_svl-ra.safetensors"
