@@ -102,7 +102,7 @@ class Campaign:
                 elif named:
                     named[0].kill()
                 statuses = [process.wait()]
-                _, alive = psutil.wait_procs(started, timeout=30)
+                _, alive = psutil.wait_procs(started, timeout=120)  # Ray's agents look for their raylet once in a while
                 if victim == "driver":
                     statuses.append(self.start(run, *words).wait())
                 detail = f"after {moment:.0f} s, {len(named)} workers, statuses {statuses}, {len(alive)} left"
