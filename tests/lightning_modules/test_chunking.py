@@ -246,3 +246,25 @@ def test_outside_of_an_image_pass_it_is_ordinary_dropout():
     got = RowDropout(0.25, 0)(torch.ones(30, 40))
     torch.manual_seed(0)
     assert torch.equal(got, nn.functional.dropout(torch.ones(30, 40), 0.25))
+
+
+def malloc_options(monkeypatch, *chunks, grad=True):
+    """What passes with these chunks set of glibc's malloc."""
+    options = []
+    monkeypatch.setattr(chunking, "_set_malloc", options.append)
+    for once in (chunking._give_freed_memory_back, chunking._keep_freed_memory):
+        once.cache_clear()
+    for chunk in chunks:
+        with torch.set_grad_enabled(grad):
+            encode_in_chunks(nn.Linear(2, 2), torch.ones(6, 2), chunk)
+    for once in (chunking._give_freed_memory_back, chunking._keep_freed_memory):
+        once.cache_clear()
+    return options
+
+
+def test_malloc_is_set_once_by_training_passes_and_chunks_win(monkeypatch):
+    kept, given_back = {-3: 32 * 2**20, -1: -1}, {-3: 2**20}
+    assert malloc_options(monkeypatch, None, 2, grad=False) == []
+    assert malloc_options(monkeypatch, None, None) == [kept]
+    assert malloc_options(monkeypatch, 2, None, 2) == [given_back]
+    assert malloc_options(monkeypatch, None, 2, None) == [kept, given_back]
