@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-from open_clip.transformer import QuickGELU as OpenClipQuickGELU
 from torch import Tensor, nn
 from torch.nn import functional
-from transformers.activations import QuickGELUActivation
 
 
 class QuickGELU(nn.Module):
@@ -16,9 +14,9 @@ class QuickGELU(nn.Module):
         return functional.silu(1.702 * x).mul_(1 / 1.702)
 
 
-def replace_quick_gelu(model: nn.Module) -> None:
-    """Replace the QuickGELU layers of open_clip and transformers, in place."""
+def replace_quick_gelu(model: nn.Module, kind: type[nn.Module]) -> None:
+    """Replace a library's QuickGELU layers in place."""
     for module in list(model.modules()):
         for name, child in module.named_children():
-            if type(child) in (OpenClipQuickGELU, QuickGELUActivation):
+            if type(child) is kind:
                 setattr(module, name, QuickGELU().train(child.training))
