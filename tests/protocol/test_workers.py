@@ -2,10 +2,12 @@
 
 import sys
 
+import all_way_runs
 import pytest
 from dtrap.errors import DtrapError
 from dtrap.protocol.workers import pool
 from dtrap.protocol.workers.options import Workers, parse_workers
+from layouts import make_eurosat
 from run_folders import numbers, summary_of
 from safetensors.torch import load_file
 
@@ -143,3 +145,19 @@ def test_values_of_the_option(value, wanted):
 def test_wrong_values_of_the_option(value):
     with pytest.raises(DtrapError, match=r"--protocol\.workers is .*; expected a number of at least 1, auto, or the"):
         parse_workers(value)
+
+
+def test_a_seed_of_a_worker_that_dies_goes_on_at_its_checkpoint(runtime, dtrap, tmp_path):
+    root = make_eurosat(tmp_path / "data", per_class=9)
+    callback = [
+        "--trainer.callbacks+=dying.Dies", "--trainer.callbacks.folder", str(tmp_path),
+        "--trainer.callbacks.episode", "0", "--trainer.callbacks.step", "6", "--trainer.callbacks.times",
+    ]  # fmt: skip
+    more = ["--data.all_way.seeds", "[1]", "--model.tuner.dropout", "0.5", "--protocol.checkpoint_every", 2]
+    assert dtrap(*all_way_runs.words(root, "whole", *more, *callback, "0"))[0] == 0
+    run = all_way_runs.words(root, "killed", *more, *callback, "1", "--protocol.workers", "1")
+    status, _, errors = dtrap(*run)
+    assert status == 0, errors
+    assert [(tmp_path / name).read_text() for name in ("start0", "start1", "start2")] == ["0", "0", "4"]
+    all_way_runs.assert_equal_runs(tmp_path / "whole", tmp_path / "killed")
+    assert not (tmp_path / "killed/checkpoints").exists()
