@@ -47,7 +47,7 @@ def member_of(module: FewShotClassifier, source: Any, images: FrozenImageFeature
     member._frozen_texts = FrozenTextFeatures()
     member._frozen_texts._features = module._frozen_texts._features
     member.stored_images = StoredImages(member)
-    member.stored_images.stores = module.stored_images.stores
+    member.stored_images.stores, member.stored_images.apart = module.stored_images.stores, module.stored_images.apart
     member.stored_images.offer(source)
     member.feature_watchers, member._incoming, member.test_predictions = [], {}, []
     member._rows = member._evaluation_texts = member._passed = None

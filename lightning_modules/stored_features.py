@@ -33,11 +33,13 @@ class StoredImages:
 
     Attributes:
         stores: Features on disk; None for none.
+        apart: Whether images are encoded apart from each other, so that a store changes no bit; a run does so.
     """
 
     def __init__(self, module: Any) -> None:
         self.module = module
         self.stores: FeatureStores | None = None
+        self.apart = False
         self._offered: FeatureStore | None = None
         self._opened = False
 
@@ -52,6 +54,8 @@ class StoredImages:
             encode: Encodes images, with the tuner out of the way.
         """
         module, device = self.module, images.device
+        if not self.apart:
+            return encode(images)
         episode = None if getattr(module.data_source, "streams", True) else getattr(module.data_source, "current", None)
         of_episode = getattr(episode, "feature_keys", None)
         keys = of_episode(ids.tolist()) if of_episode is not None and ids.shape[1] == 2 else None

@@ -76,7 +76,7 @@ class EpisodeRun:
         check_relevance(settings, self.modules)
         for module in self.modules.values():
             module.kept_scores.wanted = settings.save_predictions
-            module.stored_images.stores = self.feature_stores
+            module.stored_images.stores, module.stored_images.apart = self.feature_stores, True
         self.arguments: dict[str, dict[str, Any]] = {
             method.name: method.trainer_arguments(logger=leads and method is methods[0]) for method in methods
         }
