@@ -25,7 +25,7 @@ from .optimizer_check import check_optimizer
 from .saved import SECTION, adapter_names, describe_module, fitting_content, rebuild_module
 from .several_processes import gathered, processes
 from .steps import StepState
-from .task_data import query_batch, support_batches, task_data
+from .task_data import all_names, query_batch, support_batches, task_data
 from .tuned_model import Rows
 from .tuners.base import Batch, Tuner
 
@@ -124,10 +124,8 @@ class FewShotClassifier(ObservedModel):
         self.anchor = None
         self.refuse_foreign_adapters()
         datamodule = self.data_source
-        names = getattr(datamodule, "class_names", None)
-        if names is not None:
-            every = getattr(getattr(datamodule, "index", None), "class_names", ())
-            self.set_classes(names, getattr(datamodule, "template", "a photo of a {}."), data_set=every)
+        if (names := getattr(datamodule, "class_names", None)) is not None:
+            self.set_classes(names, getattr(datamodule, "template", "a photo of a {}."), data_set=all_names(datamodule))
         if self.prompts is None:
             raise DtrapError(
                 f"{type(datamodule).__name__ if datamodule else 'The loader'} has no class_names. Call "

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from itertools import islice
 from math import isfinite
 from typing import TYPE_CHECKING, Any
@@ -16,6 +16,13 @@ from .tuners.base import Batch, TaskData
 
 if TYPE_CHECKING:
     from .few_shot_classifier import FewShotClassifier
+
+
+def all_names(datamodule: Any) -> Sequence[str]:
+    """Return the names of all classes of the data set that the task is drawn from; none if they are unknown."""
+    names = getattr(getattr(datamodule, "index", None), "class_names", ())
+    # A data module of somebody else may use these names for other things.
+    return names if isinstance(names, list | tuple) and all(isinstance(name, str) for name in names) else ()
 
 
 def support_batches(module: FewShotClassifier) -> Iterable[Batch]:

@@ -8,9 +8,7 @@ the output.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
-from contextvars import ContextVar
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, ClassVar
 
 import torch
 from open_clip.modified_resnet import AttentionPool2d as ResNetAttentionPool
@@ -24,6 +22,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from ...errors import DtrapError
+from .last_block import given_keys
 
 POOL_HEADS = (
     AttentionalPooler,
@@ -32,44 +31,6 @@ POOL_HEADS = (
     RotAttentionPool2d,
     ResNetAttentionPool,
 )
-
-
-class Keys(NamedTuple):
-    """The input [B, S, C] of keys and values, and the positions [B] of the queries in it; None for the first ones."""
-
-    tokens: Tensor
-    positions: Tensor | None
-
-    def mask(self) -> Tensor | None:
-        """Return [B, 1, 1, S], True for keys up to the query's position; None, all keys, without positions."""
-        if self.positions is None:
-            return None
-        places = torch.arange(self.tokens.shape[1], device=self.tokens.device)
-        return (places <= self.positions[:, None])[:, None, None]
-
-
-_keys: ContextVar[Keys | None] = ContextVar("keys", default=None)
-
-
-@contextmanager
-def keys_of(tokens: Tensor, positions: Tensor | None) -> Iterator[None]:
-    """Within it, attention layers take keys and values from these tokens [B, S, C], and queries from their own input.
-
-    Args:
-        tokens: All tokens.
-        positions: Position [B] of each row's query, for causal attention; None for the first token, which attends to
-            all others and has no rotary position.
-    """
-    token = _keys.set(Keys(tokens, positions))
-    try:
-        yield
-    finally:
-        _keys.reset(token)
-
-
-def given_keys() -> Keys | None:
-    """Return the tokens of `keys_of`, None outside of it."""
-    return _keys.get()
 
 
 class SeparateAttention(nn.Module):

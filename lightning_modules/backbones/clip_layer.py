@@ -9,8 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 from transformers.models.clip.modeling_clip import CLIPAttention, CLIPEncoderLayer
 
-from .attention import given_keys
-from .last_block import LastBlock
+from .last_block import LastBlock, given_keys
 
 
 class LastClipLayer(LastBlock, CLIPEncoderLayer):

@@ -10,15 +10,48 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any, ClassVar, NamedTuple
 
 import torch
-from open_clip.transformer import CustomResidualAttentionBlock, ResidualAttentionBlock
-from timm.models.eva import EvaBlock
-from timm.models.vision_transformer import Block
 from torch import Tensor, nn
 
-from .attention import SeparateAttention, keys_of
+
+class Keys(NamedTuple):
+    """The input [B, S, C] of keys and values, and the positions [B] of the queries in it; None for the first ones."""
+
+    tokens: Tensor
+    positions: Tensor | None
+
+    def mask(self) -> Tensor | None:
+        """Return [B, 1, 1, S], True for keys up to the query's position; None, all keys, without positions."""
+        if self.positions is None:
+            return None
+        places = torch.arange(self.tokens.shape[1], device=self.tokens.device)
+        return (places <= self.positions[:, None])[:, None, None]
+
+
+_keys: ContextVar[Keys | None] = ContextVar("keys", default=None)
+
+
+@contextmanager
+def keys_of(tokens: Tensor, positions: Tensor | None) -> Iterator[None]:
+    """Within it, attention layers take keys and values from these tokens [B, S, C], and queries from their own input.
+
+    Args:
+        tokens: All tokens.
+        positions: Position [B] of each row's query, for causal attention; None for the first token, which attends to
+            all others and has no rotary position.
+    """
+    token = _keys.set(Keys(tokens, positions))
+    try:
+        yield
+    finally:
+        _keys.reset(token)
+
+
+def given_keys() -> Keys | None:
+    """Return the tokens of `keys_of`, None outside of it."""
+    return _keys.get()
 
 
 @dataclass(frozen=True)
@@ -105,48 +138,3 @@ def _at(tokens: Tensor, positions: Tensor | None) -> Tensor:
     if positions is None:
         return tokens[:, :1]
     return tokens[torch.arange(len(tokens), device=tokens.device), positions][:, None]
-
-
-class LastResidualAttentionBlock(LastBlock, ResidualAttentionBlock):
-    """open_clip's block."""
-
-    norm_name = "ln_1"
-
-
-class LastCustomResidualAttentionBlock(LastBlock, CustomResidualAttentionBlock):
-    """open_clip's block with norms of queries and keys."""
-
-    norm_name = "ln_1"
-
-
-class LastTimmBlock(LastBlock, Block):
-    """timm's block."""
-
-    norm_name = "norm1"
-
-
-class LastEvaBlock(LastBlock, EvaBlock):
-    """timm's block of EVA."""
-
-    norm_name = "norm1"
-
-
-_KINDS: dict[type, type[LastBlock]] = {
-    ResidualAttentionBlock: LastResidualAttentionBlock,
-    CustomResidualAttentionBlock: LastCustomResidualAttentionBlock,
-    Block: LastTimmBlock,
-    EvaBlock: LastEvaBlock,
-}
-
-
-def prepare_last_block(blocks: Sequence[nn.Module]) -> nn.Module | None:
-    """Let the last block compute single tokens, in place; return it, or None if it cannot.
-
-    Only the class of the block changes, to a subclass; parameters, names and hooks stay.
-    """
-    block: Any = blocks[-1] if blocks else None
-    kind = _KINDS.get(type(block))
-    if kind is None or not isinstance(block.attn, SeparateAttention):
-        return None
-    block.__class__ = kind
-    return block

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import warnings
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
@@ -16,19 +16,27 @@ from open_clip.convert import convert_state_dict
 from open_clip.model import convert_to_custom_text_state_dict
 from open_clip.modified_resnet import ModifiedResNet
 from open_clip.tokenizer import HFTokenizer, SimpleTokenizer
-from open_clip.transform import PreprocessCfg, merge_preprocess_dict
+from open_clip.transformer import QuickGELU as OpenClipQuickGELU
 from torch import Tensor, nn
 
 from ...errors import DtrapError, nearest
 from ...files import sha256
 from .activations import replace_quick_gelu
 from .attention import separate_attention
-from .base import Backbone, Tower, checked_statistics, square_side
+from .base import Backbone, Tower, square_side
 from .checkpoint import load_weights, read_json, read_weights, without_weights
 from .checksums import kept_sha256
+from .evaluation_transform import evaluation_transform
 from .hub import HubFiles, tokenizer_folder
-from .last_block import prepare_last_block, reading
-from .pooling import behind_blocks, encode_cut_text, end_positions, reads_class_token, reads_end_token
+from .last_block import reading
+from .pooling import (
+    behind_blocks,
+    encode_cut_text,
+    end_positions,
+    prepare_last_block,
+    reads_class_token,
+    reads_end_token,
+)
 from .tokenizers import read_tokenizer, token_count
 
 ASSETS = Path(__file__).parents[2] / "assets"
@@ -118,8 +126,9 @@ class OpenCLIP(Backbone):
             tower: [f"model.{part}.{name}" for name in separate_attention(self.model.get_submodule(part))]
             for tower, part in parts.items()
         }
-        replace_quick_gelu(self.model)
-        self._last_blocks = {tower: prepare_last_block(self.blocks(tower)) for tower in parts}
+        replace_quick_gelu(self.model, OpenClipQuickGELU)
+        self._last_blocks = {"vision": prepare_last_block(self.blocks("vision"))}
+        self._last_blocks["text"] = prepare_last_block(self.blocks("text"))
         self._text_config = architecture.config["text_cfg"]
         self._tokenizer_folder, self._cache_dir = tokenizer, cache_dir
         self.requires_grad_(False)
@@ -383,19 +392,6 @@ def _load(model: nn.Module, path: Path, verified: bool, name: str) -> None:
 
 
 def _evaluation_transform(architecture: Architecture, weights: Weights) -> dict[str, Any]:
-    """Return mean, std, resize_mode and interpolation of the weights; for a file, what all published weights share."""
-    sources = [weights.published] if weights.published else list(architecture.tags.values())
-    if any((source["mean"], source["std"]) != (sources[0]["mean"], sources[0]["std"]) for source in sources):
-        warnings.warn(
-            f"Published weights of {architecture.name} differ in image mean and std; CLIP's are used. Use a JSON "
-            "config with preprocess_cfg.mean and .std to set others.",
-            stacklevel=3,
-        )
-        sources = []
-    published = dict(sources[0]) if sources else {}
-    resizing = ("resize_mode", "interpolation")
-    if any([source[key] for key in resizing] != [published[key] for key in resizing] for source in sources):
-        published = {key: value for key, value in published.items() if key not in resizing}  # open_clip's own default
-    merged = merge_preprocess_dict({**asdict(PreprocessCfg()), **published}, architecture.preprocess)
-    merged["mean"], merged["std"] = checked_statistics(merged["mean"], merged["std"], architecture.name)
-    return merged
+    """See `evaluation_transform`."""
+    tags = list(architecture.tags.values())
+    return evaluation_transform(architecture.name, weights.published, tags, architecture.preprocess)

@@ -1,15 +1,70 @@
-"""The tokens that the pooling of open_clip's towers reads."""
+"""The tokens that the pooling of open_clip's towers reads, and the last blocks that compute them."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from open_clip.timm_model import TimmModel
-from open_clip.transformer import TextTransformer, VisionTransformer
-from timm.models.eva import Eva
+from open_clip.transformer import (
+    CustomResidualAttentionBlock,
+    ResidualAttentionBlock,
+    TextTransformer,
+    VisionTransformer,
+)
+from timm.models.eva import Eva, EvaBlock
+from timm.models.vision_transformer import Block
 from timm.models.vision_transformer import VisionTransformer as TimmVisionTransformer
 from torch import Tensor, nn
+
+from .attention import SeparateAttention
+from .last_block import LastBlock
+
+
+class LastResidualAttentionBlock(LastBlock, ResidualAttentionBlock):
+    """open_clip's block."""
+
+    norm_name = "ln_1"
+
+
+class LastCustomResidualAttentionBlock(LastBlock, CustomResidualAttentionBlock):
+    """open_clip's block with norms of queries and keys."""
+
+    norm_name = "ln_1"
+
+
+class LastTimmBlock(LastBlock, Block):
+    """timm's block."""
+
+    norm_name = "norm1"
+
+
+class LastEvaBlock(LastBlock, EvaBlock):
+    """timm's block of EVA."""
+
+    norm_name = "norm1"
+
+
+_KINDS: dict[type, type[LastBlock]] = {
+    ResidualAttentionBlock: LastResidualAttentionBlock,
+    CustomResidualAttentionBlock: LastCustomResidualAttentionBlock,
+    Block: LastTimmBlock,
+    EvaBlock: LastEvaBlock,
+}
+
+
+def prepare_last_block(blocks: Sequence[nn.Module]) -> nn.Module | None:
+    """Let the last block compute single tokens, in place; return it, or None if it cannot.
+
+    Only the class of the block changes, to a subclass; parameters, names and hooks stay.
+    """
+    block: Any = blocks[-1] if blocks else None
+    kind = _KINDS.get(type(block))
+    if kind is None or not isinstance(block.attn, SeparateAttention):
+        return None
+    block.__class__ = kind
+    return block
 
 
 def reads_class_token(visual: nn.Module) -> bool:

@@ -13,6 +13,7 @@ from typing import Any
 
 import transformers
 from torch import Tensor, nn
+from transformers.activations import QuickGELUActivation
 from transformers.utils.constants import (
     IMAGENET_STANDARD_MEAN,
     IMAGENET_STANDARD_STD,
@@ -25,7 +26,6 @@ from .activations import replace_quick_gelu
 from .base import Backbone, Tower, checked_statistics, square_side
 from .checkpoint import load_weights, read_json, read_weights, without_weights
 from .checksums import kept_sha256
-from .clip_layer import prepare_clip_layer
 from .hub import TOKENIZER_CONFIG, VOCABULARY, FolderFiles, HubFiles, ModelFiles, tokenizer_folder
 from .last_block import reading
 
@@ -105,8 +105,10 @@ class Transformers(Backbone):
         if not hasattr(self.model.vision_model, "pre_layrnorm"):
             embeddings.entrance = nn.Identity()
             embeddings.register_forward_hook(_enter)
+        from .clip_layer import prepare_clip_layer  # here, since it loads the model's code, and torchvision with it
+
         towers: tuple[Tower, ...] = ("vision", "text")
-        replace_quick_gelu(self.model)
+        replace_quick_gelu(self.model, QuickGELUActivation)
         self._last_blocks = {tower: prepare_clip_layer(self.blocks(tower)) for tower in towers}
         self.requires_grad_(False)
         self.eval()

@@ -201,7 +201,7 @@ def test_the_gradients_are_those_of_training_the_tower_in_place(tiny_backbone, t
     write_into(inside, module.tuner)
     inside.requires_grad_(True)
     loss(module).backward()
-    texts = inside.encode_text(module.prompts.tokens)
+    texts = inside.encode_text(module.prompts.used_tokens)
     module.tuner.classification_loss(inside.encode_image(IMAGES), texts, LABELS, 100.0).backward()
     parameters = dict(inside.named_parameters())
     for name, value in module.tuner.adapter_state().items():
