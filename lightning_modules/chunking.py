@@ -19,9 +19,9 @@ from torch import Generator, Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 # Numbers of these options in glibc's malloc.h
-_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
+_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD, _M_MMAP_MAX = -1, -3, -4
 _NEVER = -1
-_LARGEST_THRESHOLD = 32 * 2**20  # glibc refuses more
+_MMAP_MAX = 65536  # glibc's default
 
 # Rows of a pass whose mask comes from one generator. A chunk draws the whole blocks that it touches: few rows save work
 # on a CPU, where a generator costs 3 us, and many rows save launches on other devices.
@@ -139,20 +139,18 @@ def _give_freed_memory_back() -> None:
     Its heap rarely reuses the aligned blocks that torch frees: a step of 125 images in chunks of 25 had a peak of 12.1
     GB instead of 5.1. Does nothing without glibc.
     """
-    _set_malloc({_M_MMAP_THRESHOLD: 2**20})
+    _set_malloc({_M_MMAP_THRESHOLD: 2**20, _M_MMAP_MAX: _MMAP_MAX})
 
 
 @cache
 def _keep_freed_memory() -> None:
-    """Make glibc keep freed blocks of up to 32 MiB, for the rest of the process.
+    """Make glibc keep all freed memory for later blocks, for the rest of the process.
 
-    By default it gives the blocks of every step back to the system, which then clears each page again for the next
-    step. Larger blocks are still given back: kept ones would be divided, and the peak would grow by a quarter. Does
-    nothing without glibc, and where chunks are used.
+    By default it gives the blocks of every step back to the system, which clears each page again for the next step: a
+    step of 25 images of ViT-B/16 took a fifth longer. Does nothing without glibc, and where chunks are used.
     """
-    if _give_freed_memory_back.cache_info().currsize:
-        return
-    _set_malloc({_M_MMAP_THRESHOLD: _LARGEST_THRESHOLD, _M_TRIM_THRESHOLD: _NEVER})
+    if not _give_freed_memory_back.cache_info().currsize:
+        _set_malloc({_M_MMAP_MAX: 0, _M_TRIM_THRESHOLD: _NEVER})
 
 
 def _set_malloc(options: dict[int, int]) -> None:

@@ -263,7 +263,7 @@ def malloc_options(monkeypatch, *chunks, grad=True):
 
 
 def test_malloc_is_set_once_by_training_passes_and_chunks_win(monkeypatch):
-    kept, given_back = {-3: 32 * 2**20, -1: -1}, {-3: 2**20}
+    kept, given_back = {-4: 0, -1: -1}, {-3: 2**20, -4: 65536}
     assert malloc_options(monkeypatch, None, 2, grad=False) == []
     assert malloc_options(monkeypatch, None, None) == [kept]
     assert malloc_options(monkeypatch, 2, None, 2) == [given_back]

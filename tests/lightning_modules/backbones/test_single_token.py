@@ -206,6 +206,9 @@ def test_quick_gelu_is_exact(clip):
     torch.testing.assert_close(QuickGELU()(x), expected, atol=1e-14, rtol=1e-12)
     both = [torch.autograd.grad(y.sum(), x)[0] for y in (QuickGELU()(x), x * torch.sigmoid(1.702 * x))]
     torch.testing.assert_close(*both, atol=1e-14, rtol=1e-12)
+    few = x.detach()[::100].clone().requires_grad_()
+    assert torch.autograd.gradgradcheck(QuickGELU(), few)
+    torch.testing.assert_close(torch.func.vmap(torch.func.grad(lambda one: QuickGELU()(one)))(few), both[0][::100])
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
