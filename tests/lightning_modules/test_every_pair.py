@@ -12,40 +12,10 @@ from dtrap.callbacks import StageSwitch
 from dtrap.datamodules import ShapesDataModule
 from dtrap.errors import DtrapError
 from dtrap.lightning_modules import FewShotClassifier, Objective
-from dtrap.lightning_modules.tuners import (
-    FWT,
-    LDC,
-    CLIPAdapter,
-    CoOp,
-    FullFineTuning,
-    LinearHead,
-    LoRA,
-    LPPlusPlus,
-    MaPLe,
-    StepSPT,
-    TipAdapter,
-    TipAdapterF,
-)
 from lightning.pytorch import Callback, Trainer
 from small_backbones import SMALL
+from small_tuners import TUNERS
 
-TUNERS = {
-    "LoRA, vision": lambda: LoRA(rank=2),
-    "LoRA, text": lambda: LoRA("text", rank=2),
-    "LoRA, both": lambda: LoRA("both", rank=2),
-    "CoOp": lambda: CoOp(context_tokens=4),
-    "MaPLe": lambda: MaPLe(),
-    "CLIP-Adapter": lambda: CLIPAdapter(),
-    "Tip-Adapter": lambda: TipAdapter(),
-    "Tip-Adapter-F": lambda: TipAdapterF(),
-    "LP++": lambda: LPPlusPlus(alpha_every=2),
-    "LDC": lambda: LDC(),
-    "linear head": lambda: LinearHead(),
-    "full, vision": lambda: FullFineTuning(),
-    "full, text": lambda: FullFineTuning("text"),
-    "StepSPT": lambda: StepSPT(),
-    "FWT around LoRA": lambda: FWT(LoRA(rank=2)),
-}
 METHODS = {"plain": lambda: Objective(0.0, 0.0), "SVL + RA": lambda: Objective()}
 NO_BLOCKS = "ResNet"
 # Terms that what is trained cannot change, with SVL + RA.

@@ -7,39 +7,10 @@ import torch
 from dtrap.callbacks import StageSwitch
 from dtrap.datamodules import ShapesDataModule
 from dtrap.lightning_modules import FewShotClassifier, Objective, losses
-from dtrap.lightning_modules.tuners import (
-    FWT,
-    LDC,
-    CLIPAdapter,
-    CoOp,
-    FullFineTuning,
-    LinearHead,
-    LoRA,
-    LPPlusPlus,
-    MaPLe,
-    StepSPT,
-    TipAdapter,
-    TipAdapterF,
-)
 from lightning.pytorch import Trainer
 from quiet import QUIET
 from small_backbones import SMALL
-
-TUNERS = {
-    "LoRA, vision": lambda: LoRA(rank=2),
-    "LoRA, both": lambda: LoRA("both", rank=2),
-    "CoOp": lambda: CoOp(context_tokens=4),
-    "MaPLe": lambda: MaPLe(),
-    "CLIP-Adapter": lambda: CLIPAdapter(),
-    "Tip-Adapter": lambda: TipAdapter(),
-    "Tip-Adapter-F": lambda: TipAdapterF(),
-    "LP++": lambda: LPPlusPlus(alpha_every=2),
-    "LDC": lambda: LDC(),
-    "linear head": lambda: LinearHead(),
-    "full": lambda: FullFineTuning(),
-    "StepSPT": lambda: StepSPT(),
-    "FWT": lambda: FWT(LoRA(rank=2)),
-}
+from small_tuners import TUNERS
 
 
 class Seen(FewShotClassifier):
