@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import json
 import statistics
-import subprocess
-import sys
 from collections.abc import Callable
-from contextlib import ExitStack
+from contextlib import ExitStack, closing
 from itertools import count
 from pathlib import Path
 
@@ -18,10 +16,11 @@ from dtrap.protocol.settings import ProtocolOptions
 from rich.console import Console
 
 from . import models
+from .earlier import EarlierCommit
 from .figures import Figure, Part, Report
 from .measuring import Clock, NotRunError
 from .plain import PlainModel, PlainTraining
-from .settings import ROOT, Settings
+from .settings import Settings
 
 METHODS, EPOCHS = 2, 100  # of the demo
 _number = count()
@@ -43,35 +42,16 @@ def needs(option: str) -> None:
         raise NotRunError(f"this version has no --protocol.{option}")
 
 
-class Runner:
-    """The earlier commit's episodes, in a process that waits while this one works."""
+class Runner(EarlierCommit):
+    """The earlier commit's episodes."""
 
-    def __init__(self, settings: Settings, stack: ExitStack) -> None:
+    def __init__(self, settings: Settings) -> None:
         self.folder = str(Path(settings.folder) / "before_runs")
-        command = [sys.executable, "-m", "benchmarks.worker", settings.task("episodes")]
-        self.process = stack.enter_context(
-            subprocess.Popen(
-                command,
-                env=settings.environment(before=True),
-                cwd=ROOT,
-                stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE,
-                text=True,
-            )
-        )
-        self._read()
-
-    def _read(self) -> dict[str, float]:
-        line = self.process.stdout.readline() if self.process.stdout else ""
-        if not line:
-            raise NotRunError(f"the process of the earlier commit ended with status {self.process.wait()}")
-        return json.loads(line)
+        super().__init__(settings, "episodes")
 
     def __call__(self, episodes: int, *words: str) -> float:
         """Run the demo there; return its seconds."""
-        if self.process.stdin is not None:
-            print(json.dumps([self.folder, episodes, *words]), file=self.process.stdin, flush=True)
-        return self._read()["seconds"]
+        return self.ask(json.dumps([self.folder, episodes, *words]))["seconds"]
 
 
 def one_episode(run: Callable[..., float], more: int, *words: str) -> float:
@@ -105,8 +85,7 @@ def measure(settings: Settings, report: Report) -> None:
     with ExitStack() as stack:
         runs = {"ours": lambda episodes, *words: run_demo(settings.folder, episodes, *words)}
         if settings.before is not None:
-            runs["before"] = Runner(settings, stack)
-            stack.callback(lambda: runs["before"].process.stdin.close())
+            runs["before"] = stack.enter_context(closing(Runner(settings)))
         for run in runs.values():
             run(1, *short)  # what is imported and drawn once
         while not settings.enough(len(found["ours"])):

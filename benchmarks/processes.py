@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 import time
@@ -18,8 +19,8 @@ from .start_up import checkpoint
 STORE_TUNERS = ("tip_adapter_f", "lpp", "linear_head")
 
 
-def time_rows(settings: Settings, name: str, *words: str, **environment: str) -> tuple[float, float]:
-    """Run `dtrap fit`; return the seconds before its first row, and rows per minute after it.
+def time_rows(settings: Settings, name: str, *words: str, workers: int = 1) -> tuple[float, float]:
+    """Run `dtrap fit`; return the seconds before its first row, and rows per minute after the first of each worker.
 
     Wall time: workers work at the same time. Where several methods run, their rows count alike.
 
@@ -34,7 +35,7 @@ def time_rows(settings: Settings, name: str, *words: str, **environment: str) ->
     started, moments = time.monotonic(), []
     errors = Path(settings.folder) / f"{name}.log"
     with errors.open("w") as log:
-        process = subprocess.Popen(command, env=settings.environment(**environment), cwd=ROOT, stdout=log, stderr=log)
+        process = subprocess.Popen(command, env=settings.environment(), cwd=ROOT, stdout=log, stderr=log)
         ended = False
         while not ended:
             ended = process.poll() is not None
@@ -43,25 +44,43 @@ def time_rows(settings: Settings, name: str, *words: str, **environment: str) ->
             time.sleep(0.02)
     if process.returncode:
         raise RuntimeError(errors.read_text()[-2000:])
-    if len(moments) < 2:
-        raise NotRunError("the run had no second row to be timed")
-    return moments[0] - started, 60 * (len(moments) - 1) / (moments[-1] - moments[0])
+    if len(moments) <= workers:
+        raise NotRunError(f"the run had {len(moments)} rows; expected more than one for each worker")
+    return moments[0] - started, 60 * (len(moments) - workers) / (moments[-1] - moments[workers - 1])
+
+
+def rows_of(settings: Settings, name: str) -> list[str]:
+    """Return the rows of a run without their times, in an order of their own."""
+    rows = map(json.loads, (Path(settings.folder) / name / "results.jsonl").read_text().splitlines())
+    return sorted(json.dumps({k: v for k, v in row.items() if k != "seconds"}, sort_keys=True) for row in rows)
 
 
 def measure_workers(settings: Settings, report: Report) -> None:
-    """Add the episodes per minute of two workers and of one, each of one thread."""
+    """Add the episodes per minute of two workers and of one, each of one thread, in turn.
+
+    Raises:
+        RuntimeError: A run failed, or has other rows than the first one.
+    """
     needs("workers")
     if find_spec("ray") is None:
         raise NotRunError("ray is not installed")
     episodes, epochs = (4, 1) if settings.tiny else (200, 100)
     words = ["--config", "demo.yaml", "--protocol.episodes", str(episodes), "--trainer.max_epochs", str(epochs)]
-    found = {}
+    starts: dict[int, list[float]] = {1: [], 2: []}
+    rates: dict[int, list[float]] = {1: [], 2: []}
+    for number in range(min(settings.repeats, 3)):
+        for workers in (1, 2):
+            name = f"workers_{workers}_{number}"
+            given = [*words, "--protocol.workers", str(workers)]
+            seconds, rate = time_rows(settings, name, *given, workers=workers)
+            starts[workers].append(seconds)
+            rates[workers].append(rate / 2)  # two methods
+            if rows_of(settings, name) != rows_of(settings, "workers_1_0"):
+                raise RuntimeError(f"{workers} workers have other rows than one")
     for workers in (1, 2):
-        found[workers] = time_rows(settings, f"workers_{workers}", *words, "--protocol.workers", str(workers))
-    for workers, (seconds, rate) in found.items():
-        report.add(f"workers.start.{workers}", seconds)
-        report.add(f"workers.rate.{workers}", rate / 2)  # two methods
-    report.add("workers.ratio", found[2][1] / found[1][1])
+        report.add(f"workers.start.{workers}", starts[workers])
+        report.add(f"workers.rate.{workers}", rates[workers])
+    report.add("workers.ratio", [two / one for one, two in zip(rates[1], rates[2], strict=True)])
 
 
 def measure_store(settings: Settings, report: Report, tuner: str) -> None:

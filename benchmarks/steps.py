@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import statistics
-import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -16,9 +15,10 @@ from lightning.pytorch import Callback, Trainer
 from torch.utils.flop_counter import FlopCounterMode
 
 from . import models
+from .earlier import EarlierCommit
 from .figures import Figure, Part, Report
 from .measuring import Clock, NotRunError, product, timed
-from .settings import ROOT, Settings
+from .settings import Settings
 
 MOST_STEPS = 100_000
 # With bmm: in nn.MultiheadAttention torch turns the projection of a transposed input into a batched product.
@@ -96,36 +96,21 @@ def serve(settings: Settings, method: str, replies: Any) -> None:
     reply(json.dumps({"gflop": gflop}))
 
 
-class Other:
-    """The same steps by an earlier commit, in a process that waits while this one works."""
+class Other(EarlierCommit):
+    """The same steps by an earlier commit.
+
+    Attributes:
+        gflop: Of a step; known after `close`.
+    """
 
     def __init__(self, settings: Settings, method: str) -> None:
-        command = [sys.executable, "-m", "benchmarks.worker", settings.task("serve", method=method)]
-        self.process = subprocess.Popen(
-            command,
-            env=settings.environment(before=True),
-            cwd=ROOT,
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            text=True,
-        )
         self.gflop = 0.0
-        self._read()
-
-    def _read(self) -> dict[str, Any]:
-        line = self.process.stdout.readline() if self.process.stdout else ""
-        if not line:
-            raise NotRunError(f"the process of the earlier commit ended with status {self.process.wait()}")
-        return json.loads(line)
+        super().__init__(settings, "serve", method=method)
 
     def step(self) -> float:
         """Let it make a block of steps; return the seconds of one."""
-        if self.process.stdin is None:
-            raise NotRunError("the process of the earlier commit has no input")
-        self.process.stdin.write("go\n")
-        self.process.stdin.flush()
-        seconds = self._read()["seconds"]
-        self._read()
+        seconds = self.ask("go")["seconds"]
+        self.read()
         return seconds
 
     def close(self) -> None:
@@ -133,7 +118,7 @@ class Other:
         if self.process.stdin is not None:
             self.process.stdin.close()
         if self.process.poll() is None:
-            self.gflop = self._read()["gflop"]
+            self.gflop = self.read()["gflop"]
         self.process.wait()
 
 
