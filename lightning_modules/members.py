@@ -10,7 +10,7 @@ from itertools import chain
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from .divergence import DivergenceWatch
 from .few_shot_classifier import FewShotClassifier
@@ -157,8 +157,3 @@ def add_groups(optimizer: torch.optim.Optimizer, other: torch.optim.Optimizer) -
             optimizer.add_param_group(group)
         else:
             same["params"].extend(group["params"])
-
-
-def modules_of(members: list[FewShotClassifier]) -> nn.ModuleList:
-    """Return the members as submodules of one module, so that they go to its device and get its precision."""
-    return nn.ModuleList(members)

@@ -9,13 +9,13 @@ from typing import Any
 
 import torch
 from lightning.pytorch import LightningModule
-from torch import Tensor
+from torch import Tensor, nn
 
 from .chunking import encode_in_chunks, side_by_side
 from .few_shot_classifier import FewShotClassifier
 from .finite import first_not_finite
 from .loss_scale import LossScale
-from .members import RandomNumbers, add_groups, joined_prompts, modules_of, rows_of_batches, slice_of
+from .members import RandomNumbers, add_groups, joined_prompts, rows_of_batches, slice_of
 from .optimization import make_optimizer, with_schedule
 
 READ_EVERY = 50  # steps between two looks at the losses on a device other than the CPU
@@ -57,7 +57,7 @@ class SideBySide(LightningModule):
 
     def __init__(self, members: list[FewShotClassifier]) -> None:
         super().__init__()
-        self.members = modules_of(members)
+        self.members = nn.ModuleList(members)  # so that they go to its device and get its precision
         self.each = members
         self.stacks = bool(members[0].tuner.trains)
         self.objective = AllStages(members)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import unicodedata
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -102,13 +102,34 @@ def longest_prompt(backbone: Backbone, prompts: Iterable[str]) -> int:
     if prompts not in known:
         try:
             tokens = backbone.tokenize(list(prompts))
-            length = int(backbone.text_ends(tokens).max()) + 1
+            length = backbone.text_length(tokens)
         except DtrapError:  # of a class that this task may not have
             length = backbone.context_length
         if len(known) >= _KEPT:
             known.clear()
         known[prompts] = length
     return known[prompts]
+
+
+class LongestName:
+    """The number of tokens of the longest prompt that a tuner makes of the names of a data set.
+
+    It is looked up once for each task, not in each step: a data set may have a thousand names.
+
+    Args:
+        prompt: Returns the prompt of a class name.
+    """
+
+    def __init__(self, prompt: Callable[[str], str]) -> None:
+        self.prompt = prompt
+        self._last: tuple[ClassPrompts, int] | None = None
+
+    def __call__(self, backbone: Backbone, prompts: ClassPrompts) -> int:
+        """Return it for the data set of a task's prompts, or for the task's own names where that is unknown."""
+        if self._last is None or self._last[0] is not prompts:
+            names = dict.fromkeys((*prompts.data_set, *prompts.class_names))
+            self._last = prompts, longest_prompt(backbone, map(self.prompt, names))
+        return self._last[1]
 
 
 def class_prompts(

@@ -203,10 +203,7 @@ def run_episode(
                 diverged = _fit_and_test(trainer, module, data, resumed)
         except MisconfigurationException as error:
             raise trainer_error(error) from error
-    row = row_of(trainer, module, data, recorder, zero_shot, diverged)
-    if tf32:
-        row["tf32"] = True
-    return row
+    return row_of(trainer, module, data, recorder, zero_shot, diverged, tf32=tf32)
 
 
 def row_of(
@@ -217,6 +214,8 @@ def row_of(
     zero_shot: Row | None,
     diverged: str | None,
     fitted: Trainer | None = None,
+    *,
+    tf32: bool,
 ) -> Row:
     """Return the row of an episode that was trained and tested; see `ResultRows`.
 
@@ -228,10 +227,13 @@ def row_of(
         zero_shot: Measures of the zero-shot test; None without queries.
         diverged: What is not finite, or None.
         fitted: The Trainer of the fit, if it is another one.
+        tf32: Whether TF32 was allowed.
     """
     row: Row = {"episode": data.episode, "seed": data.seed, "classes": list(data.class_names)}
     row["support_images"] = len(data.support_ids)
     row["precision"] = str(trainer.precision)
+    if tf32:
+        row["tf32"] = True
     if module.loss_scale.skipped:
         row["skipped_updates"] = module.loss_scale.skipped
     row |= _tested(zero_shot, None if diverged else module, data.class_names)

@@ -24,7 +24,7 @@ class RowsHere:
         given: Returns the row of a method and an episode that need not be run, written; None where one must be.
         append: Writes a row.
         progress: Shows every step.
-        say: Prints a line.
+        groups: Says which episodes run side by side.
         team: The processes that share a task; None for this one alone.
 
     Attributes:
@@ -39,12 +39,11 @@ class RowsHere:
         given: Callable[[str, int], Row | None],
         append: Callable[[Row], Row],
         progress: EpisodeProgress,
-        say: Callable[[str], None],
+        groups: EpisodeGroups,
         team: Processes | None = None,
     ) -> None:
         self.run, self.missing, self.rows, self.given = run, missing, rows, given
-        self.append, self.progress, self.team = append, progress, team
-        self.groups = EpisodeGroups(run, say, alone=team is not None)
+        self.append, self.progress, self.groups, self.team = append, progress, groups, team
         self.device = DeviceSeconds()
 
     def __iter__(self) -> Iterator[Row]:

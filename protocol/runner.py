@@ -43,6 +43,7 @@ from .row_sources import RowsHere
 from .run_folder import Row, RunFolder
 from .saved_files import tell_saved
 from .settings import ProtocolOptions, ProtocolSettings
+from .side_by_side.episodes import EpisodeGroups
 from .space import check_space, sizes_of_files
 from .summary import render, summarize
 from .workers.options import check_ray
@@ -265,11 +266,14 @@ class ProtocolRun:
         try:
             with self._workers() as pool, progress, cheap_collection():
                 parts = run, missing, rows, partial(self._given, run, known, rows), self._append, progress
-                source: RowsHere | RowsOfWorkers = RowsHere(*parts, self._say, team)
-                if pool is not None:
+                groups = EpisodeGroups(run, self._say, alone=team is not None)
+                source: RowsHere | RowsOfWorkers
+                if pool is None:
+                    source = RowsHere(*parts, groups, team)
+                else:
                     from .workers.run import RowsOfWorkers
 
-                    source = RowsOfWorkers(pool, *parts, source.groups)
+                    source = RowsOfWorkers(pool, *parts, groups)
                 left = Counter(episode for name in missing for episode in missing[name])
                 for row in source:
                     self.device = source.device

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Literal, NamedTuple, get_args
 
 import torch
@@ -13,7 +14,7 @@ from torch import Generator, Tensor, nn
 from ...errors import DtrapError, check_at_least, check_one_of
 from ..backbones.base import Backbone, Tower
 from ..chunking import encode_in_chunks, members_at_work
-from ..text_head import ClassPrompts, longest_prompt
+from ..text_head import ClassPrompts, LongestName
 from ..tracing import can_be_kept
 from .base import DasslTraining, Tuner, attach_once, draw
 from .stacked import stacked_parameter
@@ -124,6 +125,7 @@ class CoOp(DasslTraining, Tuner):
     trains: frozenset[Tower] = frozenset({"text"})  # its weights are frozen, but its features change with the context
     context: nn.Parameter
     _placeholder: Placeholder
+    _longest: LongestName
     _is_stacked = False
 
     def __init__(
@@ -156,6 +158,7 @@ class CoOp(DasslTraining, Tuner):
             words = " ".join(self.initial_words.replace("_", " ").split())
             self._start = context_embedding(backbone, word_tokens(backbone, self._placeholder, words))
             self.context_tokens = len(self._start)
+        self._longest = LongestName(partial(self._prompt, word=self._placeholder.word, count=self.context_tokens))
         weight = text_weight(backbone)
         self.context = nn.Parameter(weight.new_zeros(self.context_tokens, weight.shape[1]))
         self.reset(0, 1)
@@ -198,9 +201,7 @@ class CoOp(DasslTraining, Tuner):
                 "for these classes, or tune with --model.tuner.class_specific false."
             )
 
-        names = dict.fromkeys((*prompts.data_set, *prompts.class_names))
-        word, count = self._placeholder.word, self.context_tokens
-        length = longest_prompt(backbone, (self._prompt(name, word, count) for name in names))
+        length = self._longest(backbone, prompts)
 
         def encode(rows: Tensor) -> Tensor:
             tokens, places = context_prompts.tokens[rows, :length], context_prompts.places[rows]

@@ -13,7 +13,7 @@ from torch.nn.utils import skip_init
 from ...errors import DtrapError, check_at_least
 from ..backbones.base import Backbone, Tower
 from ..chunking import encode_in_chunks
-from ..text_head import ClassPrompts, longest_prompt, tokenize_classes
+from ..text_head import ClassPrompts, LongestName, tokenize_classes
 from ..tracing import can_be_kept
 from .base import DasslTraining, Tuner, attach_once, draw, hooked
 from .coop import check_words, context_embedding, find_placeholder, text_weight, word_tokens
@@ -69,6 +69,7 @@ class MaPLe(DasslTraining, Tuner):
         self.deep_projections = nn.ModuleList()
         self._start: Tensor | None = None
         self._tokens: tuple[tuple[str, ...], Tensor] | None = None
+        self._longest = LongestName(self._prompt)
 
     @attach_once
     def attach(self, backbone: Backbone) -> None:
@@ -166,8 +167,7 @@ class MaPLe(DasslTraining, Tuner):
         Raises:
             DtrapError: A prompt is too long for the model; the message names the class.
         """
-        names = dict.fromkeys((*prompts.data_set, *prompts.class_names))
-        length = longest_prompt(backbone, map(self._prompt, names))
+        length = self._longest(backbone, prompts)
         tokens = self._tokenize(backbone, prompts.class_names, prompts.tokens.device)[:, :length]
         first = self._first
 

@@ -173,6 +173,6 @@ class Group:
                     episode.trainer.test(module, datamodule=data, verbose=False)
                 except DivergedError:
                     return None
-        row = row_of(episode.trainer, module, data, episode.recorder, episode.zero_shot, None, self.fitted)
+        row = row_of(episode.trainer, module, data, episode.recorder, episode.zero_shot, None, self.fitted, tf32=tf32)
         row["seconds"] = round(shared + time.monotonic() - started, 3)
-        return row | ({"tf32": True} if tf32 else {})
+        return row
