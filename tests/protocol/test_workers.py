@@ -147,7 +147,8 @@ def test_wrong_values_of_the_option(value):
         parse_workers(value)
 
 
-def test_a_seed_of_a_worker_that_dies_goes_on_at_its_checkpoint(runtime, dtrap, tmp_path):
+def test_a_seed_of_a_worker_that_dies_goes_on_at_its_checkpoint(runtime, dtrap, tmp_path, monkeypatch):
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")  # a single worker takes all cores; the tests' own process has one thread
     root = make_eurosat(tmp_path / "data", per_class=9)
     callback = [
         "--trainer.callbacks+=dying.Dies", "--trainer.callbacks.folder", str(tmp_path),
