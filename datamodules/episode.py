@@ -36,6 +36,7 @@ class Task:
         query: Query images of each class.
         spare: Images that replace unreadable ones, in this order.
         query_spare: The same for queries that come from a split of their own; None where `spare` serves both.
+        validation: Validation images of each class; None without validation.
     """
 
     classes: list[int]
@@ -43,6 +44,7 @@ class Task:
     query: list[list[int]]
     spare: list[list[int]]
     query_spare: list[list[int]] | None = None
+    validation: list[list[int]] | None = None
 
 
 @dataclass(eq=False)

@@ -32,6 +32,8 @@ class ImageIndex:
         missing: Files that a table or split names and that do not exist; they are not in `paths`.
         notes: What a user should know about the scan, one line each.
         splits: "train", "val" or "test" of each image; None for a set without a published split.
+        groups: What an image shares with others that must not be on both sides of a split, such as the number of a
+            patient; an image with "" is a group of its own. None where nothing is known.
         faults: (path, reason) of what could not be read while the folders were listed, and of images that must not be
             used; they are not in `paths`.
     """
@@ -44,6 +46,7 @@ class ImageIndex:
     notes: tuple[str, ...] = ()
     splits: list[str] | None = None
     faults: tuple[tuple[str, str], ...] = ()
+    groups: list[str] | None = None
 
     def fingerprint(self) -> str:
         """Return the SHA-256 of the relative paths, labels and splits, by which a run recognizes its data."""
