@@ -29,17 +29,11 @@ def check_class_weights(value: str | float | None, tuner: Tuner) -> None:
             f"class_weights is {value!r}; expected 'balanced', or a number between 0 and 1 such as 0.99 for the "
             "effective number of images: --model.class_weights balanced"
         )
-    if not weighs_classes(tuner):
+    if not tuner.takes_class_weights:
         raise DtrapError(
             f"class_weights is {value!r}, but the tuner {tuner.name} has a loss of its own without class weights. "
             "Remove --model.class_weights, or let its loss call self.cross_entropy and set weighs_classes = True."
         )
-
-
-def weighs_classes(tuner: Tuner) -> bool:
-    """Return whether a tuner's loss takes class weights."""
-    own = type(tuner).classification_loss is not Tuner.classification_loss or tuner.trains_itself
-    return tuner.weighs_classes or not own
 
 
 def class_weights(counts: Sequence[int], kind: str | float) -> Tensor:
@@ -92,7 +86,7 @@ def _warn_of_imbalance(module: FewShotClassifier) -> None:
         return
     names = module.class_prompts.class_names
     most, least = (names[counts.index(number)] for number in (max(counts), min(counts)))
-    weights = "--model.class_weights balanced, or " if weighs_classes(module.tuner) else ""
+    weights = "--model.class_weights balanced, or " if module.tuner.takes_class_weights else ""
     module.objective.warn_once(
         "imbalance",
         f"strongly imbalanced classes: '{most}' has {max(counts):,} training images, '{least}' {min(counts):,}. If "

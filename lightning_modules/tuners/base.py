@@ -137,6 +137,12 @@ class Tuner(KeepsArguments, nn.Module, ABC):
         values = {name: getattr(self, name) for name in names if hasattr(self, name)}
         return {name: value for name, value in values.items() if not isinstance(value, Tensor | nn.Module)}
 
+    @property
+    def takes_class_weights(self) -> bool:
+        """Whether `class_weights` have an effect: the loss is this class's, or says that it `weighs_classes`."""
+        own = type(self).classification_loss is not Tuner.classification_loss or self.trains_itself
+        return self.weighs_classes or not own
+
     @abstractmethod
     def attach(self, backbone: Backbone) -> None:
         """Add the tuner's parameters to the frozen backbone or on top of it; does nothing on a second call.
