@@ -23,6 +23,7 @@ COMMANDS = {
     "study": "run many data sets, settings and methods from one small file",
     "report": "show the results of several runs or a study in tables and on a page",
     "configs": "list the shipped configs, or print one",
+    "doctor": "look at the installation, the device and the weights on this machine",
     "completion": "print a script that completes commands, options and configs in a shell",
 }
 LONG_HELP = ("fit", "test", "predict", "export")  # too many options for one page

@@ -181,7 +181,7 @@ def test_wrong_names_say_what_is_expected(tmp_path, med, no_network):
         OpenCLIP(f"local-dir:{tmp_path / 'none'}")
     with pytest.raises(DtrapError, match=r"no open_clip_config.json"):
         OpenCLIP(f"local-dir:{tmp_path}")
-    with pytest.raises(DtrapError, match="not a repository of the hub. Expected hf-hub:OWNER/NAME"):
+    with pytest.raises(DtrapError, match=r"not a repository of the hub. Expected hf-hub:OWNER/NAME"):
         OpenCLIP("hf-hub:alone")
     with pytest.raises(DtrapError, match=r"open_clip_config.json of 'owner/None' is not cached.*local-dir:FOLDER"):
         OpenCLIP("hf-hub:owner/None", cache_dir=str(tmp_path))
