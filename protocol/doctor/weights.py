@@ -42,7 +42,7 @@ def find_weight_files(class_path: str, arguments: Mapping[str, Any]) -> WeightFi
     """
     kind = class_path.rpartition(".")[2]
     try:
-        with without_downloads():
+        with without_downloads("dtrap doctor downloads nothing; a run does"):
             if kind == "OpenCLIP":
                 return _of_open_clip(arguments)
             if kind == "Transformers":
