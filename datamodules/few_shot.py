@@ -85,6 +85,7 @@ class FewShotDataModule(ImageCollection):
         all_way_preprocessing: What `test_preprocessing` None stands for in the all-way protocol.
         fixed_numbers: Whether every class needs exactly its numbers of images; otherwise unreadable ones may be left
             out without a replacement.
+        resampled: Whether tasks are draws of held-out images from the same data, whose results depend on each other.
         measures_auroc: Whether the area under the ROC curve is measured, as is usual for this data set. With two
             classes it always is.
 
@@ -96,6 +97,7 @@ class FewShotDataModule(ImageCollection):
     all_way_preprocessing: ClassVar[TestPreprocessing] = "backbone"
     fixed_numbers = True
     measures_auroc = False
+    resampled = False
     _ahead: Episode | None = None
 
     def __init__(

@@ -320,8 +320,9 @@ class ProtocolRun:
         """Say once for each method that an episode diverged; the summary counts the others."""
         if "diverged" in row and row["method"] not in self._diverged:
             self._diverged.add(row["method"])
+            number = row.get(self.data.unit, row["episode"])
             self._warn(
-                f"{self.data.unit} {row[self.data.unit]} of '{row['method']}' diverged: {row['diverged']}. Its row is "
+                f"{self.data.unit} {number} of '{row['method']}' diverged: {row['diverged']}. Its row is "
                 "marked and does not count in the mean; others like it are counted at the end."
             )
 
