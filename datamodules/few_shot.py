@@ -16,6 +16,7 @@ from .all_way import AllWay, AllWaySampler, refuse_episode_options
 from .batches import Batch
 from .collection import CollectionOptions, ImageCollection, OnFault
 from .episode import Episode, Task
+from .grouped_draws import note_split_groups
 from .image_check import check_images
 from .index import ImageIndex
 from .sampler import VIEWS, EpisodeSampler, TaskSampler
@@ -192,6 +193,13 @@ class FewShotDataModule(ImageCollection):
             DtrapError: Some cannot be read.
         """
         check_images(self, sorted(set().union(*map(self.sampler.images_of, tasks))))
+
+    def note_split_groups(self, tasks: Iterable[int]) -> None:
+        """Warn of groups of images on two sides of tasks, where they are known and nothing keeps them together."""
+        if self.unused_groups is not None:
+            note = note_split_groups(self, map(self.sampler.draw, tasks), self.unit)
+            if note:
+                self.warn_once(note)
 
     # The current task
 

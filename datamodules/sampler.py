@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from functools import cached_property, partial
 
 import numpy as np
@@ -12,12 +12,15 @@ from ..errors import DtrapError, check_at_least
 from .batches import Batch, Batches, FullBatches, MiniBatches, Share, batches_done, split_batch
 from .collection import ImageCollection
 from .episode import Episode, Task
+from .grouped_draws import separable_classes, task_apart
+from .groups import Side
 from .subset import Subset
 
 QUERY_BATCH = 128
 
 # What the numbers of an episode are drawn for (second part of the seed's spawn key).
 CLASSES, IMAGES, VIEWS, OTHER, BATCHES = range(5)
+GROUPS = 16  # far from the numbers that may follow
 
 
 class TaskSampler(ABC):
@@ -188,6 +191,8 @@ class EpisodeSampler(TaskSampler):
             trained = data.large_classes(train, self.shot, f"shot {self.shot}", "training images")
             tested = data.large_classes(test, self.query, f"query {self.query}", "test images")
             usable = [label for label in trained if label in set(tested)]
+        pools = [[pool[label].tolist() for label in usable] for pool in self._pools]
+        usable = separable_classes(data, usable, pools, self._needed)
         if len(usable) < self.way:
             fewer = f"Use --data.way {len(usable)}, or lower" if len(usable) > 1 else "Lower"
             raise DtrapError(
@@ -207,6 +212,8 @@ class EpisodeSampler(TaskSampler):
         def shuffled(positions: list[np.ndarray]) -> list[list[int]]:
             return [rng.permutation(positions[label]).tolist() for label in classes]
 
+        if self.data.group_of is not None:
+            return self._draw_apart(number, classes, shuffled)
         if self.data.index.splits is None:
             support = shuffled(self.data.positions)
             query = [order[self.shot :] for order in support]
@@ -216,6 +223,28 @@ class EpisodeSampler(TaskSampler):
             spare, query_spare = [order[self.shot :] for order in support], [order[self.query :] for order in query]
         first = [order[: self.shot] for order in support]
         return Task(classes, first, [order[: self.query] for order in query], spare, query_spare)
+
+    @property
+    def _pools(self) -> list[list[np.ndarray]]:
+        """The images of each class that support and query are drawn from."""
+        if self.data.index.splits is None:
+            return [self.data.positions] * 2
+        return [self.data.positions_in(split) for split in ("train", "test")]
+
+    @property
+    def _needed(self) -> list[tuple[str, int]]:
+        return [("support", self.shot), ("query", self.query)]
+
+    def _draw_apart(
+        self, number: int, classes: list[int], shuffled: Callable[[list[np.ndarray]], list[list[int]]]
+    ) -> Task:
+        """Draw the images so that no group of images is on two sides."""
+        pools = self._pools
+        first = shuffled(pools[0])
+        orders = [first, first if pools[1] is pools[0] else shuffled(pools[1])]
+        sides = [Side(order, [count] * self.way) for order, (_, count) in zip(orders, self._needed, strict=True)]
+        name = f"{self.unit} {number}"
+        return task_apart(self.data, classes, sides, self._needed, self.generator(number, GROUPS), name)
 
     def train_batches(self, episode: Episode, steps: int) -> FullBatches | MiniBatches:
         """Return the full support batch, the same object at each step, or all its rows once in mini-batches."""
