@@ -12,7 +12,7 @@ from PIL import Image
 from ..errors import nearest
 from .findings import Finding, Findings, counted
 from .published import Published
-from .tables import CORRECT, LabeledRow, Table, PublishedTableDataModule, read_table
+from .tables import CORRECT, LabeledRow, PublishedTableDataModule, Table, read_table
 
 CLASS_NAMES = ("Atelectasis", "Cardiomegaly", "Effusion", "Infiltration", "Mass", "Nodule", "Pneumothorax")
 _OTHERS = ("Consolidation", "Edema", "Emphysema", "Fibrosis", "Hernia", "Pleural_Thickening", "Pneumonia", "No Finding")
