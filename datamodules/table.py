@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from shlex import quote
 
 from ..errors import DtrapError, visible
 from ..keywords import Unpack
@@ -156,8 +157,13 @@ class TableDataModule(FolderDataModule):
         if columns.group is None:
             option = columns.likely_group or ""
             unit = option.casefold().removesuffix("id").strip(" _-") or "group"
-            self.unused_groups = UnusedGroups(index.groups, f"'{option}'" if " " in option else option, unit)
-            return replace(index, groups=None)
+            self.unused_groups = UnusedGroups(index.groups, quote(option), unit)
+            several = sum(count > 1 for group, count in Counter(index.groups).items() if group)
+            note = (
+                f"column '{option}' is not used: {several:,} of them have several images; --data.group {quote(option)} "
+            )
+            note += "keeps the images of each together"
+            return replace(index, groups=None, notes=(*index.notes, *([visible(note)] if several else ())))
         without = index.groups.count("")
         notes = [f"{without:,} rows have no {columns.group}: each is a group of its own"] if without else []
         if not self.fixed_numbers and index.splits is not None:
