@@ -25,6 +25,7 @@ from ..protocol.settings import ProtocolSettings
 from . import importing
 from .given_configs import bound_yaml, find_configs
 from .parser_errors import explain
+from .shipped_reference import shipped_reference
 
 
 class DtrapCLI(LightningCLI):
@@ -167,6 +168,7 @@ def _overlay(name: str | None) -> list[str]:
 def _parse_method(arguments: list[str], overlay: str | None = None) -> tuple[MethodConfig, str]:
     """Return a method that has no name yet, and the short name of its losses."""
     method = method_of(DtrapCLI(arguments, "fit", overlay))
+    method.reference = shipped_reference(find_configs(arguments))
     if method.values["trainer"].get("precision") is None:  # methods are named after what differs on this device
         settle_precision([method])
     return method, build_part(Objective, method.parsed.model.objective).method

@@ -78,7 +78,8 @@ class EpisodeRun:
             module.kept_scores.wanted = settings.save_predictions
             module.stored_images.stores, module.stored_images.apart = self.feature_stores, True
         self.arguments: dict[str, dict[str, Any]] = {
-            method.name: method.trainer_arguments(logger=leads and method is methods[0]) for method in methods
+            method.name: method.trainer_arguments(logger=leads and method is methods[0], folder=folder.path)
+            for method in methods
         }
         self._windows = loss_windows(self.arguments.values())
         self._zero_shots: dict[str, ZeroShots] = {}
