@@ -72,6 +72,8 @@ class FolderDataModule(FewShotDataModule):
 
     own_images = True
 
+    compares_files = True  # whether a scan looks for files with the same content
+
     _copies: frozenset[int] = frozenset()  # positions of query images that are also under the root
 
     def __init__(
@@ -155,6 +157,8 @@ class FolderDataModule(FewShotDataModule):
 
     def _without_copies(self, index: ImageIndex) -> ImageIndex:
         """Note images that are there twice; leave out queries that are support images where `bad_images` says so."""
+        if not self.compares_files:
+            return index
         positions = {path: position for position, path in enumerate(index.paths)}
         leaked: dict[str, str] = {}
         twice: list[str] = []
