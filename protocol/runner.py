@@ -226,7 +226,9 @@ class ProtocolRun:
         say_on_terminal(self.console, f"Reading {self.data.title} …")
         with explained_use([self.data]):
             check_settings(self.methods, self.data, self.settings)
-            self.data.check_images(sorted(set().union(*missing.values())))
+            tasks = sorted(set().union(*missing.values()))
+            self.data.note_split_groups(tasks)
+            self.data.check_images(tasks)
             self.data.setup()
         if not overwrite and self.folder.rows.read():
             self.record.check_data_files()
