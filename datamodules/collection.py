@@ -67,7 +67,7 @@ class ImageCollection(KeepsArguments, LightningDataModule, ABC):
         default_template: The data set's own class prompt.
         opens_files: Whether `load_image` opens the files with Pillow, so that these can be checked before a run. A
             subclass with another `load_image` has False unless it says True.
-        unused_groups: Groups of images that are known and that no one asked to keep together; None where there are none.
+        unused_groups: Groups of images that are known and that no one asked to keep together, if any.
         skipped_images: (path, reason) of the images that were left out so far.
 
     Raises:

@@ -106,7 +106,7 @@ class FolderDataModule(FewShotDataModule):
         super().__init__(root, shot=1 if shot is None else shot, **options)
         self.fixed_numbers = shot is not None
         self.title = printable(os.path.basename(os.path.realpath(self.root)))
-        self.names_of_folders = dict(class_names or {})
+        self.names_of_folders = {str(key): name for key, name in (class_names or {}).items()}
         self.query_root = None if query_root is None else Path(query_root).expanduser()
         self.held_out = HELD_OUT if repeats is not None and held_out is None else held_out
         self.repeats, self.split_folders = repeats, split_folders

@@ -88,13 +88,20 @@ def too_few(data: ImageCollection, labels: Iterable[int], needed: Needed, place:
     numbers = " + ".join(f"{count} {name}" for name, count in needed if count)
     options = " or ".join(f"--data.{_OPTIONS.get(name, name)}" for name, count in needed if count and name in _OPTIONS)
     return DtrapError(
-        f"{data.title}: {place}too few images without a group on two sides: {listing(cases, 3)}. Needed of each class: "
-        f"{numbers}, of different groups.\nLower {options}, leave such classes out (--data.small_classes skip), or draw "
-        f"without groups: leave out {OPTION}."
+        f"{data.title}: {place}too few images without a group on two sides: {listing(cases, 3)}. Needed of each "
+        f"class: {numbers}, of different groups.\nLower {options}, leave such classes out with --data.small_classes "
+        f"skip, or draw without groups: {without_groups(data)}."
     )
 
 
-_OPTIONS = {"support": "shot", "training": "shot", "query": "query"}
+def without_groups(data: ImageCollection) -> str:
+    """Return how to draw without groups."""
+    if not hasattr(data, "group"):
+        return f"without `groups` in the ImageIndex of {type(data).__name__}.scan"
+    return f"leave out {OPTION}" if data.group else f"{OPTION} ''"
+
+
+_OPTIONS = {"support": "shot", "training": "shot", "query": "query", "validation": "validation_shots"}
 
 
 def note_split_groups(data: ImageCollection, tasks: Iterable[Task], unit: str) -> str:

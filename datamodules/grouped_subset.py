@@ -8,7 +8,7 @@ import numpy as np
 
 from ..errors import DtrapError
 from .collection import ImageCollection
-from .grouped_draws import OPTION, too_few
+from .grouped_draws import too_few, without_groups
 from .groups import Positions, Side, can_be_apart, draw_apart
 
 
@@ -85,7 +85,8 @@ def check_apart(data: ImageCollection, train: Positions, val: Positions, test: P
     Raises:
         DtrapError: Training and validation images share a group.
     """
-    assert data.group_of is not None and data.index.groups is not None
+    assert data.group_of is not None
+    assert data.index.groups is not None
     trained, validated = ({int(data.group_of[p]) for images in side for p in images} for side in (train, val))
     both = trained & validated
     if both:
@@ -93,7 +94,7 @@ def check_apart(data: ImageCollection, train: Positions, val: Positions, test: P
         raise DtrapError(
             f"subset {file}: its training and validation images share {len(both)} group(s), for example "
             f"'{data.index.groups[position]}' ({data.index.relative(position)}). Draw without the file, or without "
-            f"groups: leave out {OPTION}."
+            f"groups: {without_groups(data)}."
         )
     kept = [[p for p in images if int(data.group_of[p]) not in trained | validated] for images in test]
     lost = sum(map(len, test)) - sum(map(len, kept))

@@ -125,7 +125,8 @@ def _dealt(
     # One row for each class of each side, then one for each group, which is on one side.
     used, number_of = np.unique(group, return_inverse=True)
     needed = [count for side in sides for count in side.counts]
-    rows, columns, sizes = [number_of + len(needed)], [np.arange(len(group))], [np.ones(len(group))]
+    rows, columns = [number_of + len(needed)], [np.arange(len(group))]
+    sizes = [np.ones(len(group), dtype=np.int64)]
     for number, side in enumerate(sides):
         for label, order in enumerate(side.orders):
             own, size = np.unique(group_of[np.asarray(order, dtype=np.int64)], return_counts=True)
@@ -139,7 +140,7 @@ def _dealt(
     # Rewards are large random integers, so that one way is better than all others and every solver finds it.
     found = milp(
         -rng.integers(1, 10**6, len(group)).astype(float),
-        integrality=np.ones(len(group)),
+        integrality=np.ones(len(group), dtype=np.int64),
         bounds=Bounds(0, 1),
         constraints=LinearConstraint(matrix, least, most),
         options={"mip_rel_gap": 0.0},

@@ -257,22 +257,25 @@ class EpisodeSampler(TaskSampler):
 
     @property
     def _pools(self) -> list[list[np.ndarray]]:
-        """The images of each class that support and query are drawn from."""
+        """The images of each class that support, query and, if there are any, validation images are drawn from."""
         if self.data.index.splits is None:
-            return [self.data.positions] * 2
-        return [self.data.positions_in(split) for split in ("train", "test")]
+            return [self.data.positions] * len(self._needed)
+        train, test = self.data.positions_in("train"), self.data.positions_in("test")
+        val = [own if len(own) else more for own, more in zip(self.data.positions_in("val"), train, strict=True)]
+        return [train, test, val][: len(self._needed)]
 
     @property
     def _needed(self) -> list[tuple[str, int]]:
-        return [("support", self.shot), ("query", self.query)]
+        validation = [("validation", self.validation_shots)] if self.validates else []
+        return [("support", self.shot), ("query", self.query), *validation]
 
     def _draw_apart(
         self, number: int, classes: list[int], shuffled: Callable[[list[np.ndarray]], list[list[int]]]
     ) -> Task:
         """Draw the images so that no group of images is on two sides."""
-        pools = self._pools
-        first = shuffled(pools[0])
-        orders = [first, first if pools[1] is pools[0] else shuffled(pools[1])]
+        published = self.data.index.splits is not None
+        orders = [shuffled(pool) for pool in (self._pools if published else self._pools[:1])]
+        orders *= 1 if published else len(self._needed)
         sides = [Side(order, [count] * self.way) for order, (_, count) in zip(orders, self._needed, strict=True)]
         name = f"{self.unit} {number}"
         return task_apart(self.data, classes, sides, self._needed, self.generator(number, GROUPS), name)

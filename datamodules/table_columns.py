@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from ..errors import DtrapError, nearest, visible
 from .index import listing
 from .table_file import UserTable
+from .table_splits import split_of
 from .walk import IMAGE_ENDINGS
 
 # What a column may be called, in any case and with spaces for underscores; the first is the format's own.
@@ -75,14 +76,22 @@ def find_columns(
         DtrapError: There is no such column, or no column of paths or labels is found.
     """
     names = [name for name in table.frame.columns if name]
+    if any(os.path.splitext(name)[1].lower() in IMAGE_ENDINGS for name in names):
+        raise DtrapError(
+            f"table {table.path} has no header: its first line is '{visible(listing(names, 4))}'. Write the names of "
+            "the columns above it, such as path,label"
+        )
     found_path = _given(table, "path", path) or _called(names, "path") or _with_endings(table)
     if found_path is None:
         raise _no_column(table, "path", "paths of the images")
     given_labels = (label,) if isinstance(label, str) else tuple(label or ())
     labels = tuple(name for each in given_labels if (name := _given(table, "label", each)))
     found_split = _optional(table, "split", split, names)
+    not_splits = split is None and found_split is not None and not _says_splits(table, found_split)
     found_group = _optional(table, "group", group, names)
     taken = {found_path, found_split, found_group}
+    notes = (f"{table.title}: column '{found_split}' has other values than splits and is not used",) * not_splits
+    found_split = None if not_splits else found_split
     free = [name for name in names if name not in taken]
     if not labels:
         labels = _guessed_labels(table, free)
@@ -93,10 +102,10 @@ def find_columns(
         likely = next((name for wanted in LIKELY_GROUPS for name in free if _plain(name) == _plain(wanted)), None)
     columns = Columns(found_path, labels, found_split, found_group, likely)
     asked = {"path": path, "label": label, "split": split, "group": group}
-    return Columns(found_path, labels, found_split, found_group, likely, _notes(table, columns, asked))
+    return Columns(found_path, labels, found_split, found_group, likely, (*_notes(table, columns, asked), *notes))
 
 
-def _notes(table: UserTable, columns: Columns, asked: dict[str, object]) -> tuple[str, ...]:
+def _notes(table: UserTable, columns: Columns, asked: Mapping[str, object]) -> tuple[str, ...]:
     """Say which columns were taken where not all have the names of the format."""
     one_hot = len(columns.labels) > 1
     labels = f"the columns {listing(columns.labels, 8)}, one of which is 1" if one_hot else repr(columns.labels[0])
@@ -108,7 +117,11 @@ def _notes(table: UserTable, columns: Columns, asked: dict[str, object]) -> tupl
     if not guessed:
         return ()
     words = {"path": "paths", "label": "labels", "split": "splits", "group": "groups"}
-    shown = [f"{words[role]} from {used[role] if role in ('path', 'label') else repr(used[role])}" for role in own if used[role]]
+    shown = [
+        f"{words[role]} from {used[role] if role in ('path', 'label') else repr(used[role])}"
+        for role in own
+        if used[role]
+    ]
     options = " or ".join(f"--data.{OPTIONS[role]}" for role in guessed)
     return (visible(f"{table.title}: {', '.join(shown)}; {options} for another column"),)
 
@@ -142,6 +155,11 @@ def _called(names: Sequence[str], role: str) -> str | None:
 
 def _optional(table: UserTable, role: str, given: str | None, names: Sequence[str]) -> str | None:
     return None if given == UNUSED else _given(table, role, given) or _called(names, role)
+
+
+def _says_splits(table: UserTable, column: str) -> bool:
+    """Whether a column that was only guessed has splits; one that is called split must have them."""
+    return column.casefold() == "split" or all(map(split_of, filter(None, table.frame[column].unique())))
 
 
 def _with_endings(table: UserTable) -> str | None:
@@ -186,11 +204,6 @@ def number_of(cell: str) -> str:
 
 def _no_column(table: UserTable, role: str, what: str) -> DtrapError:
     names = [name for name in table.frame.columns if name]
-    if any(os.path.splitext(name)[1].lower() in IMAGE_ENDINGS for name in names):
-        return DtrapError(
-            f"table {table.path} has no header: its first line is '{visible(listing(names, 4))}'. Write the names of "
-            "the columns above it, such as path,label"
-        )
     return DtrapError(
         f"table {table.path}: no column of {what} is found among {visible(listing(names, 12))}. Expected '{role}', or "
         f"name it: --data.{OPTIONS[role]} COLUMN"

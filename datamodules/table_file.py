@@ -148,7 +148,9 @@ def _read_parquet(path: Path) -> UserTable:
             raise DtrapError(f"table {path} has {size // 2**20:,} MB unpacked; expected paths and labels only.")
         content = file.read(columns=plain) if plain else None
     except (pa.ArrowException, OSError, ValueError) as error:
-        raise DtrapError(f"table {path} cannot be read as Parquet: {first_line(error)}. Write it again.") from error
+        raise DtrapError(
+            f"table {path} cannot be read as Parquet: {first_line(error).rstrip('.')}. Write it again."
+        ) from error
     left_out = [field.name for field in schema if field.name not in plain]
     notes = (f"columns of pictures or lists are not read: {', '.join(map(visible, left_out))}",) if left_out else ()
     if content is None or not content.num_rows:

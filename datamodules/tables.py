@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from abc import abstractmethod
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import ClassVar, NamedTuple
@@ -12,6 +14,7 @@ from ..errors import DtrapError, nearest
 from ..keywords import Unpack
 from .few_shot import AnyShotOptions
 from .findings import COMPLETE, Finding, Findings, counted, missing_images, relative
+from .grouped_draws import note_split_groups
 from .groups import UnusedGroups
 from .index import ImageIndex, first_of, listing
 from .places import is_image, plain_name, unread
@@ -19,6 +22,7 @@ from .published import PublishedDataModule
 from .text_files import read_csv
 from .walk import list_images
 
+EPISODES = 400  # of which `dtrap data check` counts the groups on two sides
 CORRECT = "Correct the row or download the table again"
 
 
@@ -144,6 +148,8 @@ class PublishedTableDataModule(PublishedDataModule):
             missing=tuple(absent),
         )
         index = self._with_groups(index, [row for row in rows if row.name in files], table)
+        if not findings.stop:
+            findings.note(self._split_groups(index))
         if folders:
             title = relative(table, self.root)
             places = {path: f"{title}, line {row.line} ({self.classes[row.label]})" for path, row in absent.items()}
@@ -168,6 +174,23 @@ class PublishedTableDataModule(PublishedDataModule):
         without = groups.count("")
         note = (f"{without:,} image(s) have no {column}: each is a group of its own",) if without else ()
         return replace(index, groups=groups, notes=(*index.notes, *note))
+
+    def _split_groups(self, index: ImageIndex) -> Finding | None:
+        """Return how many groups the default episodes have on two sides, for `dtrap data check`."""
+        if self.unused_groups is None:
+            return None
+        episodes = type(self)(self.root)
+        # Assigned, so that the set is not read again.
+        episodes.index, episodes.unused_groups = index, self.unused_groups
+        several = sum(count > 1 for group, count in Counter(self.unused_groups.of).items() if group)
+        column, unit = self.group_column
+        text = f"{several:,} {unit}s have several images ({column})"
+        with suppress(DtrapError):  # too few images for such episodes
+            note = note_split_groups(
+                episodes, map(episodes.sampler.draw, range(EPISODES)), episodes.description + " episode"
+            )
+            text += f"; {note}" if note else ""
+        return Finding(text) if several else None
 
     def _find_table(self) -> Path | None:
         """Return the table some levels lower or under a name in another case.

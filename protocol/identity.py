@@ -38,8 +38,17 @@ NEUTRAL_TRAINER_FLAGS = {
 }
 # bad_images and small_classes cannot change an episode whose images are all readable, and the fingerprint of the data
 # files says which images there are. A user who follows the advice of an error to skip can therefore resume.
-# The fingerprint covers the content of a subset file, too.
-NEUTRAL_DATA_OPTIONS = {"root", "query_root", "num_workers", "bad_images", "small_classes", "subset", "episode"}
+# The fingerprint covers the content of a subset file, too, and what a table says.
+NEUTRAL_DATA_OPTIONS = {
+    "root",
+    "query_root",
+    "num_workers",
+    "bad_images",
+    "small_classes",
+    "subset",
+    "episode",
+    "table",
+}
 # Callbacks that only measure; a callback of dtrap has its class path with or without its module.
 NEUTRAL_CALLBACKS = {"AlignmentMonitor", "CostMonitor", "NearDomainWarning"}
 NEUTRAL = {

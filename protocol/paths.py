@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 # Options that are folders or files whether they exist or not, and those that may be a name instead.
-_PATHS = {"data": ("root", "query_root", "subset"), "protocol": ("folder",)}
+_PATHS = {"data": ("root", "query_root", "subset", "table"), "protocol": ("folder",)}
 _PERHAPS = {"backbone": ("name", "pretrained", "tokenizer", "cache_dir")}
 
 
