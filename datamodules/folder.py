@@ -86,6 +86,7 @@ class FolderDataModule(FewShotDataModule):
     """
 
     own_images = True
+    compares_files = True  # whether a scan looks for files with the same content
 
     _copies: frozenset[int] = frozenset()  # positions of query images that are also support images
     _support_size: int | None = None  # number of images before those of query_root; None for all
@@ -138,7 +139,7 @@ class FolderDataModule(FewShotDataModule):
         splits = find_splits(self.root) if self.split_folders else None
         index = self._scan_root() if splits is None else self._scan_splits(splits)
         tested = self.query_root is not None or self.held_out is not None or "test" in (index.splits or ())
-        if not tested and len(index.paths) > MOST_COMPARED:
+        if not self.compares_files or (not tested and len(index.paths) > MOST_COMPARED):
             return index
         others = "query_root" if splits is None else "the val and test folders"
         size, skips = self._support_size or len(index.paths), self.bad_images == "skip"
