@@ -95,6 +95,7 @@ class FolderDataModule(FewShotDataModule):
         if shot is None:
             self.shot = 0  # all images
             self.sampler = OneTaskSampler(self, self.seed, self.batch_size, self.drop_last)
+            self.unit = self.sampler.unit
 
     def _check_protocol(self, shot: int | None, options: Mapping[str, Any]) -> None:
         """Raise a DtrapError for arguments that exclude each other."""
@@ -232,6 +233,7 @@ class OneTaskSampler(EpisodeSampler):
     """
 
     tasks = 1
+    unit = "task"
     data: FolderDataModule
 
     def __init__(self, data: FolderDataModule, seed: int, batch_size: int | None, drop_last: bool) -> None:

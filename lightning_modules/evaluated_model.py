@@ -66,7 +66,7 @@ class EvaluatedModel(TunedModel):
         two = len(self.class_prompts.class_names) == 2
         self.ranking.start(wanted=two or getattr(self.data_source, "measures_auroc", False))
         self.test_predictions = []
-        self.kept_scores.start(kept=not self._zero_shot)
+        self.kept_scores.start(kept=True, zero_shot=self._zero_shot)
 
     def test_step(self, batch: Any, batch_idx: int) -> None:
         """Count predictions in `confusion` [W, W] (rows true, columns predicted) and append to `test_predictions`."""

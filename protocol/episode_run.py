@@ -21,7 +21,7 @@ from .explanation import explained_use
 from .features import FeatureFile
 from .folder_identity import Method
 from .method_names import find_same
-from .predictions import save_predictions
+from .predictions import keeps_predictions, save_predictions
 from .progress import EpisodeProgress
 from .references import loss_windows
 from .rehearsal import Loaded, build_modules, rehearse
@@ -75,7 +75,9 @@ class EpisodeRun:
         self.feature_stores = _feature_stores(settings)
         check_relevance(settings, self.modules)
         for module in self.modules.values():
-            module.kept_scores.wanted = settings.save_predictions
+            kept = keeps_predictions(settings, data)
+            module.kept_scores.wanted = kept or settings.pictures > 0
+            module.kept_scores.zero_shot_wanted = module.kept_scores.wanted and not data.streams
             module.stored_images.stores, module.stored_images.apart = self.feature_stores, True
         self.arguments: dict[str, dict[str, Any]] = {
             method.name: method.trainer_arguments(logger=leads and method is methods[0]) for method in methods
@@ -149,11 +151,11 @@ class EpisodeRun:
             if settings.save_adapters:
                 card = AdapterCard.of(module, data, row, list(self.methods), row["precision"])
                 save_adapter(folder.adapters / f"{stem}.safetensors", module, card)
-            if settings.save_predictions and data.has_query:
+            if keeps_predictions(settings, data):
                 save_predictions(folder.predictions / f"{stem}.safetensors", module, data)
             if features is not None:
                 features.save(folder.features / f"{stem}.safetensors", row["classes"])
-        draw_pictures(folder, settings, module, data, row)
+        draw_pictures(folder, settings, module, data, row, named=len(self.methods) > 1)
         return row
 
 
