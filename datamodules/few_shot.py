@@ -68,7 +68,8 @@ class FewShotDataModule(ImageCollection):
 
     Attributes:
         sampler: Draws the tasks and arranges their batches.
-        unit: What a task is counted as: "episode", or "seed" in the all-way protocol.
+        unit: What a task is counted as: "episode", "seed" in the all-way protocol, "repeat" where one folder is
+            divided several times, or "task" where it is the only one, so that none is counted.
         streams: Whether the images of a task are decoded while they are used, because there are too many to hold.
         fixed_views: Whether a row of the support batch is the same picture at every step, so that features of a frozen
             tower can be cached.
