@@ -30,6 +30,7 @@ from .adapter_file import LARGEST_VALUE, embedded_card, pack, read_tensors
 from .paths import with_absolute_paths
 from .preprocessing import card_preprocessing, describe_preprocessing, preprocessing_of
 from .run_folder import RESUMES, Row
+from .temperature import LEAST_TEMPERATURE, MOST_TEMPERATURE
 
 CARD_FORMAT = "dtrap-adapter/2"
 CARD_FORMATS = ("dtrap-adapter/1", CARD_FORMAT)
@@ -72,6 +73,11 @@ class AdapterCard:
         data: The data module by class and arguments; None if it is not known.
         methods: The methods of the run in its order.
         precision: The Trainer's precision.
+        temperature: What the scores are divided by before their softmax, fitted on held-out images of the run; None
+            where there were none.
+        calibration: What the temperature rests on: `images`, and `cross_entropy_before`, `cross_entropy_after`,
+            `calibration_error_before` and `calibration_error_after` of these images; None without a temperature.
+        rejection: Thresholds that reject images of none of the classes, see `protocol.rejection`; None in old cards.
     """
 
     backbone: str
@@ -94,6 +100,9 @@ class AdapterCard:
     data: dict[str, Any] | None = None
     methods: list[str] = field(default_factory=list)
     precision: str | None = None
+    temperature: float | None = None
+    calibration: dict[str, float] | None = None
+    rejection: dict[str, Any] | None = None
 
     @classmethod
     def of(
@@ -221,6 +230,8 @@ def _decoded(content: Any) -> AdapterCard:
         raise ValueError(f"accuracy is {card.accuracy:g} %")
     if card.logit_scale is not None and not 0 < card.logit_scale <= LARGEST_VALUE:
         raise ValueError(f"logit_scale is {card.logit_scale}")
+    if card.temperature is not None and not LEAST_TEMPERATURE <= card.temperature <= MOST_TEMPERATURE:
+        raise ValueError(f"temperature is {card.temperature}")
     return card
 
 
