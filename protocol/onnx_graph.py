@@ -6,8 +6,8 @@ import json
 import logging
 import math
 import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -19,6 +19,7 @@ from .. import __version__
 from ..datamodules.views import Preprocessing
 from ..errors import DtrapError, first_line
 from ..lightning_modules import FewShotClassifier
+from ..lightning_modules.backbones.peft_layers import merge_adapters
 from .adapter_file import CARD
 from .adapters import AdapterCard, card_content
 from .preprocessing import describe_preprocessing
@@ -75,7 +76,7 @@ def save_onnx(module: FewShotClassifier, folder: Path, card: AdapterCard, images
     The graph computes in 32 bits on the CPU, whatever the precision of the training was.
 
     Args:
-        module: The tuned model with its classes, on the CPU.
+        module: The tuned model with its classes, on the CPU; peft's adapters in it are merged.
         folder: An existing folder.
         card: The adapter's card, which becomes part of the metadata.
         images: The preprocessing of the training.
@@ -90,15 +91,19 @@ def save_onnx(module: FewShotClassifier, folder: Path, card: AdapterCard, images
     module = module.float().eval()
     graph = ClassifierGraph(module, getattr(card, "temperature", None)).eval()
     examples = _random_images(module.backbone.image_size)
+    with torch.no_grad():
+        expected = [(module(examples[:count]) / graph.temperature).softmax(dim=-1) for count in CHECKED_BATCHES]
+    with suppress(DtrapError):  # of a type that cannot be merged, whose own layers are traced then
+        merge_adapters(module.backbone)
     with torch.no_grad(), quiet():
         program = _traced(graph, examples[:2], module)
     properties = metadata(module, card, images)
     program.model.metadata_props.update(properties)
-    size = sum(value.numel() * value.element_size() for value in module.state_dict().values())
+    size = sum(value.const_value.nbytes for value in program.model.graph.initializers.values())
     path = folder / GRAPH
     with quiet():
         program.save(str(path), external_data=size > LARGEST_FILE)
-    return _check(path, graph, module, examples)
+    return _check(path, module, examples, expected)
 
 
 def metadata(module: FewShotClassifier, card: AdapterCard, images: Preprocessing) -> dict[str, str]:
@@ -149,7 +154,7 @@ def _traced(graph: ClassifierGraph, example: Tensor, module: FewShotClassifier) 
         ) from error
 
 
-def _check(path: Path, graph: ClassifierGraph, module: FewShotClassifier, examples: Tensor) -> float:
+def _check(path: Path, module: FewShotClassifier, examples: Tensor, expected: Sequence[Tensor]) -> float:
     """Return the largest difference between onnxruntime and torch, for several sizes of a batch."""
     import onnxruntime
 
@@ -158,11 +163,9 @@ def _check(path: Path, graph: ClassifierGraph, module: FewShotClassifier, exampl
     largest = 0.0
     try:
         session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
-        for count in CHECKED_BATCHES:
-            with torch.no_grad():
-                expected = (module(examples[:count]) / graph.temperature).softmax(dim=-1)
-            (found,) = session.run([OUTPUT], {INPUT: examples[:count].numpy()})
-            largest = max(largest, float((torch.from_numpy(found) - expected).abs().max()))
+        for probabilities in expected:
+            (found,) = session.run([OUTPUT], {INPUT: examples[: len(probabilities)].numpy()})
+            largest = max(largest, float((torch.from_numpy(found) - probabilities).abs().max()))
     except Exception as error:  # onnxruntime has an exception for each status, without a common base
         raise DtrapError(f"{who} does not run in onnxruntime ({first_line(error)[:200]}). {remedy}") from error
     if not largest <= LARGEST_DIFFERENCE or math.isnan(largest):
@@ -176,14 +179,11 @@ def _check(path: Path, graph: ClassifierGraph, module: FewShotClassifier, exampl
 @contextmanager
 def quiet() -> Iterator[None]:
     """Within it, the exporter's and optimizer's own warnings are not shown: they are about its internals."""
-    loggers = [logging.getLogger(name) for name in ("torch.onnx", "torch.export", "onnxscript", "onnx_ir")]
-    levels = [logger.level for logger in loggers]
-    for logger in loggers:
-        logger.setLevel(logging.ERROR)
+    before = logging.root.manager.disable
+    logging.disable(logging.ERROR)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             yield
     finally:
-        for logger, level in zip(loggers, levels, strict=True):
-            logger.setLevel(level)
+        logging.disable(before)
