@@ -37,6 +37,7 @@ CARD_FORMATS = ("dtrap-adapter/1", CARD_FORMAT)
 EXPORT_CARD = "dtrap.json"
 PEFT_WEIGHTS = "adapter_model.safetensors"
 PEFT_PREFIX = "base_model.model."
+PEFT_SHARED = "base_model."  # of matrices that all layers share
 CLASS_FEATURES = "class_features.safetensors"
 CONFIG = "config.yaml"
 LONGEST_NAME = 1_000
@@ -262,7 +263,14 @@ def _read_state(path: Path) -> dict[str, Tensor]:
     state, _ = read_tensors(weights_file(path))
     if not path.is_dir():
         return state
-    return {f"model.{name.removeprefix(PEFT_PREFIX).removesuffix('.weight')}": value for name, value in state.items()}
+    return {_in_backbone(name.removesuffix(".weight")): value for name, value in state.items()}
+
+
+def _in_backbone(name: str) -> str:
+    """Return the tuner's name of a value in peft's file."""
+    if name.startswith(PEFT_PREFIX):
+        return f"model.{name.removeprefix(PEFT_PREFIX)}"
+    return name.removeprefix(PEFT_SHARED)
 
 
 def load_adapter(path: Path, module: FewShotClassifier, card: AdapterCard) -> None:

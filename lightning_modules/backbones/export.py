@@ -21,6 +21,7 @@ from .base import Backbone
 from .bert_tower import is_bert
 from .hub import TOKENIZER_CONFIG
 from .open_clip import OpenCLIP, find_architecture
+from .peft_layers import merge_adapters
 from .transformers import BILINEAR, Transformers
 
 _QKV = ("q_proj", "k_proj", "v_proj")
@@ -28,19 +29,14 @@ _BICUBIC = 3
 
 
 def merged_state(model: nn.Module) -> dict[str, Tensor]:
-    """Return the state of a model with peft's LoRA layers merged, W + scale * B A; the model is not changed."""
-    from peft.tuners.lora import LoraLayer
-
+    """Return the state of a model with peft's adapters merged, such as W + scale * B A; the model is not changed."""
     merged = copy.deepcopy(model)
-    for name, layer in list(merged.named_modules()):
-        if isinstance(layer, LoraLayer):
-            layer.merge()
-            merged.set_submodule(name, layer.get_base_layer())
+    merge_adapters(merged)
     return merged.state_dict()
 
 
 def plain_state(backbone: Backbone) -> dict[str, Tensor]:
-    """Return the state with the library's names and with LoRA merged; the backbone is not changed.
+    """Return the state with the library's names and with adapters merged; the backbone is not changed.
 
     For open_clip the separate query, key and value layers are fused again where the original layers were.
     """
