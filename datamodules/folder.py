@@ -89,6 +89,7 @@ class FolderDataModule(FewShotDataModule):
     """
 
     own_images = True
+    compares_files = True  # whether a scan looks for files with the same content
 
     _copies: frozenset[int] = frozenset()  # positions of query images that are also support images
     _support_size: int | None = None  # number of images before those of query_root; None for all
@@ -109,7 +110,7 @@ class FolderDataModule(FewShotDataModule):
         super().__init__(root, shot=1 if shot is None else shot, **options)
         self.fixed_numbers = shot is not None
         self.title = printable(os.path.basename(os.path.realpath(self.root)))
-        self.names_of_folders = dict(class_names or {})
+        self.names_of_folders = {str(key): name for key, name in (class_names or {}).items()}
         self.query_root = None if query_root is None else Path(query_root).expanduser()
         self.held_out = HELD_OUT if repeats is not None and held_out is None else held_out
         self.balanced_batches = balanced_batches
@@ -148,7 +149,7 @@ class FolderDataModule(FewShotDataModule):
         splits = find_splits(self.root) if self.split_folders else None
         index = self._scan_root() if splits is None else self._scan_splits(splits)
         tested = self.query_root is not None or self.held_out is not None or "test" in (index.splits or ())
-        if not tested and len(index.paths) > MOST_COMPARED:
+        if not self.compares_files or (not tested and len(index.paths) > MOST_COMPARED):
             return index
         others = "query_root" if splits is None else "the val and test folders"
         size, skips = self._support_size or len(index.paths), self.bad_images == "skip"

@@ -12,11 +12,32 @@ from .statistics import BINOMIAL, CORRECTED, CORRECTED_SHORT, STUDENT, Interval
 # What stands beside accuracy where it is measured.
 MEASURES = {key: measured.MEASURES[key].title for key in ("balanced_accuracy", "macro_f1", "auroc")}
 NAMED = 3
+TASK, REPEAT = "task", "repeat"  # units of a run over a user's own folder or table: the only one, one of several
 
 
 def counted(number: int, noun: str) -> str:
     """Return such as "1 episode" or "1,125 test images"."""
     return f"{number:,} {noun}{'' if number == 1 else 's'}"
+
+
+def number_of(unit: str, number: int) -> str:
+    """Return the number of a task as it is shown: episodes are counted from 0 as their files, repeats from 1."""
+    return str(number + 1 if unit == REPEAT else number)
+
+
+def of_method(unit: str, row: Mapping[str, Any]) -> str:
+    """Return which task of which method a row is of, such as "episode 3 of 'svl-ra'"."""
+    if unit == TASK:
+        return f"the training of '{row['method']}'"
+    return f"{unit} {number_of(unit, row.get(unit, row['episode']))} of '{row['method']}'"
+
+
+def told_diverged(unit: str, row: Mapping[str, Any]) -> str:
+    """Return the warning about the first row of a method that diverged."""
+    told = f"{of_method(unit, row)} diverged: {row['diverged']}."
+    if unit == TASK:
+        return told
+    return f"{told} Its row is marked and does not count in the mean; others like it are counted at the end."
 
 
 def _all(number: int, noun: str) -> str:
@@ -174,7 +195,9 @@ def diverged(method: Mapping[str, Any], unit: str = "episode") -> str:
     faults = method.get("diverged") or []
     if not faults:
         return ""
-    numbers = ", ".join(str(fault[unit]) for fault in faults[:NAMED])
+    if unit == TASK:
+        return f"the training diverged ({faults[0]['reason']})"
+    numbers = ", ".join(number_of(unit, fault[unit]) for fault in faults[:NAMED])
     more = f" and {len(faults) - NAMED} more" if len(faults) > NAMED else ""
     which = f"{unit}{'' if len(faults) == 1 else 's'} {numbers}{more}"
     return f"{len(faults)} diverged and left out ({which}: {faults[0]['reason']})"

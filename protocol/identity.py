@@ -38,8 +38,17 @@ NEUTRAL_TRAINER_FLAGS = {
 }
 # bad_images and small_classes cannot change an episode whose images are all readable, and the fingerprint of the data
 # files says which images there are. A user who follows the advice of an error to skip can therefore resume.
-# The fingerprint covers the content of a subset file, too.
-NEUTRAL_DATA_OPTIONS = {"root", "query_root", "num_workers", "bad_images", "small_classes", "subset", "episode"}
+# The fingerprint covers the content of a subset file, too, and what a table says.
+NEUTRAL_DATA_OPTIONS = {
+    "root",
+    "query_root",
+    "num_workers",
+    "bad_images",
+    "small_classes",
+    "subset",
+    "episode",
+    "table",
+}
 # Callbacks that only measure; a callback of dtrap has its class path with or without its module.
 NEUTRAL_CALLBACKS = {"AlignmentMonitor", "CostMonitor", "NearDomainWarning"}
 NEUTRAL = {
@@ -54,6 +63,7 @@ NEUTRAL = {
         "episodes",
         "feature_store",
         "folder",
+        "log_paths",
         "overwrite",
         "pictures",
         "relevance",
@@ -106,9 +116,15 @@ def difference(old: object, new: object) -> list[str]:
     ]
 
 
-def changes(old: object, new: object) -> list[Change]:
-    """Compare two identities as `difference` does, and return where they differ."""
-    return list(_changes(old, new, (), None))
+def changes(old: object, new: object, before: Mapping[str, Any] = VALUES_BEFORE) -> list[Change]:
+    """Compare two identities as `difference` does, and return where they differ.
+
+    Args:
+        old: Identity of the run in the folder.
+        new: Identity of the requested run.
+        before: Values that options had before they existed, by dotted path.
+    """
+    return list(_changes(old, new, (), None, before))
 
 
 def default_folder_name(
@@ -181,16 +197,18 @@ def _is_neutral(key: str, path: tuple[str, ...]) -> bool:
     return key in NEUTRAL.get(path, ()) or (path == ("trainer",) and key.startswith("enable_"))
 
 
-def _changes(old: object, new: object, path: tuple[str, ...], owner: Any) -> Iterator[Change]:
+def _changes(
+    old: object, new: object, path: tuple[str, ...], owner: Any, former: Mapping[str, Any]
+) -> Iterator[Change]:
     """Where two values at a path differ; `owner` is the class that has a mapping's keys as arguments, if known."""
     if isinstance(old, list) and isinstance(new, list) and any(isinstance(item, dict) for item in old + new):
         old, new = _numbered(old), _numbered(new)
     if isinstance(old, dict) and isinstance(new, dict):
         for key in dict.fromkeys([*old, *new]):
-            before = VALUES_BEFORE.get(".".join((*path, key)), ABSENT)
+            before = former.get(".".join((*path, key)), ABSENT)
             values = old.get(key, before), new.get(key, ABSENT)
             if not _is_default(*values, (*path, key), owner):
-                yield from _changes(*values, (*path, key), _owner_below(new, path, key, owner))
+                yield from _changes(*values, (*path, key), _owner_below(new, path, key, owner), former)
     elif not _equal(old, new) and not (path[-1:] == ("class_path",) and old != ABSENT != new and _same_class(old, new)):
         yield path, old, new
 

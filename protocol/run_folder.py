@@ -138,6 +138,7 @@ class RunFolder:
         self.adapters = self.path / "adapters"
         self.predictions = self.path / "predictions"
         self.pictures = self.path / "pictures"
+        self.test = self.path / "test"
         self.features = self.path / "features"
         self.subset = self.path / "subset.json"
         self.checkpoints = self.path / "checkpoints"
@@ -192,6 +193,7 @@ class RunFolder:
             remove_leftovers(self.path, name)
         for folder in (self.adapters, self.predictions, self.features, self.pictures, self.checkpoints):
             remove_leftovers(folder, "episode_*")
+        remove_leftovers(self.test, "*")
         with suppress(OSError):  # it does not exist, or holds a checkpoint
             self.checkpoints.rmdir()
 
@@ -211,7 +213,7 @@ class RunFolder:
             DtrapError: A file cannot be deleted.
         """
         results = (self.results, self.summary, self.subset, self.checkpoints, self.path / "metrics.csv")
-        others = (self.adapters, self.predictions, self.features, self.pictures)
+        others = (self.adapters, self.predictions, self.features, self.pictures, self.test)
         configs = (self.config, *self.path.glob("config.*.yaml"))
         # The identity last: a kill in between must not leave rows without one.
         for path in (*results, *others, *configs, self.identity):

@@ -123,6 +123,7 @@ def difference_lines(summary: Mapping[str, Any]) -> list[str]:
 def _claims(summary: Mapping[str, Any], method: Mapping[str, Any]) -> list[str]:
     done, asked, unit = method["episodes"], summary["episodes"], summary["unit"]
     count = f"{done} of {counted(asked, unit)}" if done < asked else counted(asked, unit)
+    count = "" if unit == claims.TASK and asked == 1 else count
     if done == 0:
         return [count, "no result yet"]
     left_out = claims.diverged(method, unit)
@@ -199,12 +200,14 @@ def _table(summary: Mapping[str, Any]) -> Table:
     table.add_column("method", no_wrap=True)
     beside = [key for key in claims.MEASURES if any(method.get(key) for method in methods.values())]
     first = next(iter(methods))
-    titles = ["accuracy", *(claims.MEASURES[key] for key in beside), "zero-shot", f"{unit}s × images"]
+    weight = "test images" if unit == claims.TASK else f"{unit}s × images"
+    titles = ["accuracy", *(claims.MEASURES[key] for key in beside), "zero-shot", weight]
     for title in [*titles, f"{first} minus this, paired"]:
         table.add_column(Text(title), justify="right", no_wrap=True)
     for name, method in methods.items():
         values = [percent(method.get(key), unit) for key in (*beside, "zero_shot_accuracy")]
-        cells = [name, _accuracy_cell(method, unit), *values, _weight(method), points(summary["differences"].get(name))]
+        difference = points(summary["differences"].get(name))
+        cells = [name, _accuracy_cell(method, unit), *values, _weight(method, unit), difference]
         table.add_row(*(Text(cell) for cell in cells))
     return table
 
@@ -217,11 +220,13 @@ def _accuracy_cell(method: Mapping[str, Any], unit: str) -> str:
     return f"{value} ({', '.join(notes)})" if notes else value
 
 
-def _weight(method: Mapping[str, Any]) -> str:
-    """Episodes and test images of each, such as "15 × 75"."""
+def _weight(method: Mapping[str, Any], unit: str) -> str:
+    """Episodes and test images of each, such as "15 × 75"; of the only task the test images."""
     if method["accuracy"] is None:
         return ""
     episodes, each = str(method["accuracy"]["count"]), method.get("test_images_each")
+    if unit == claims.TASK:
+        return "" if each is None else f"{sum(each) // 2:,}"
     if each is None:
         return episodes
     return f"{episodes} × {each[0]:,}" if each[0] == each[1] else f"{episodes} × {each[0]:,} to {each[1]:,}"

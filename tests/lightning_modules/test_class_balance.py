@@ -166,7 +166,7 @@ def test_rows_and_identity_say_the_weights_and_a_run_without_them_warns(dtrap, t
     assert "model.class_weights" in err
     with warnings.catch_warnings():
         warnings.filterwarnings("error", message="strongly imbalanced")
-        status, out, err = dtrap("fit", *words, "--model.class_weights", "0.9", "--protocol.overwrite", "true")
+        status, _, err = dtrap("fit", *words, "--model.class_weights", "0.9", "--protocol.overwrite", "true")
     assert status == 0, err
     row = json.loads((tmp_path / "run" / "results.jsonl").read_text())
     assert list(row["class_weights"].values()) == pytest.approx(class_weights(COUNTS, 0.9).tolist())
