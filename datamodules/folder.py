@@ -19,6 +19,7 @@ from ..files import printable
 from ..keywords import Unpack
 from .copied_images import without_copies
 from .few_shot import AnyShotOptions, FewShotDataModule
+from .held_out import HELD_OUT
 from .index import (
     ImageIndex,
     class_folders,
@@ -35,7 +36,6 @@ from .places import FolderTree, check_no_splits, unread
 from .split_folders import AS_CLASSES, SplitFolders, find_splits, index_splits
 from .walk import walk
 
-HELD_OUT = 0.2  # of repeats without a share
 MOST_COMPARED = 20_000  # images that are compared with each other where the task has no queries of its own
 
 # Arguments that have no effect on one task, and their defaults.
@@ -86,6 +86,7 @@ class FolderDataModule(FewShotDataModule):
     """
 
     own_images = True
+    compares_files = True  # whether a scan looks for files with the same content
 
     _copies: frozenset[int] = frozenset()  # positions of query images that are also support images
     _support_size: int | None = None  # number of images before those of query_root; None for all
@@ -108,7 +109,7 @@ class FolderDataModule(FewShotDataModule):
         self.names_of_folders = {str(key): name for key, name in (class_names or {}).items()}
         self.query_root = None if query_root is None else Path(query_root).expanduser()
         self.held_out = HELD_OUT if repeats is not None and held_out is None else held_out
-        self.repeats, self.split_folders = repeats, split_folders
+        self.repeats, self.split_folders, self.resampled = repeats, split_folders, repeats is not None
         self._check_protocol(shot, options)
         if shot is None:
             self.shot = 0  # all images
@@ -132,18 +133,13 @@ class FolderDataModule(FewShotDataModule):
         if self.query_root is not None:
             self._check_query_root(self.query_root)
 
-    @property
-    def resampled(self) -> bool:
-        """Whether tasks are draws from the same images, so that their accuracies depend on each other."""
-        return self.repeats is not None
-
     def scan(self) -> ImageIndex:
         """List the class folders; the images of `query_root` come after those of the root."""
         _folders_of(self.root, "root")
         splits = find_splits(self.root) if self.split_folders else None
         index = self._scan_root() if splits is None else self._scan_splits(splits)
         tested = self.query_root is not None or self.held_out is not None or "test" in (index.splits or ())
-        if not tested and len(index.paths) > MOST_COMPARED:
+        if not self.compares_files or (not tested and len(index.paths) > MOST_COMPARED):
             return index
         others = "query_root" if splits is None else "the val and test folders"
         size, skips = self._support_size or len(index.paths), self.bad_images == "skip"

@@ -34,7 +34,7 @@ class OneTaskSampler(EpisodeSampler):
         super().__init__(data, way=2, shot=1, query=0, seed=seed, batch_size=batch_size, drop_last=drop_last)
         self.tasks = data.repeats or 1
         self.description = "one task" if data.repeats is None else f"{data.repeats} x held-out {data.held_out}"
-        self.unit = "episode" if data.repeats is None else "repeat"
+        self.unit = "task" if data.repeats is None else "repeat"
         # Of images that have a split, the index says whether there are some to test on: see FolderDataModule.
         self.has_query = data.query_root is not None or data.held_out is not None
 

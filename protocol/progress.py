@@ -9,7 +9,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn
 from rich.text import Text
 
-from .claims import so_far
+from .claims import REPEAT, TASK, so_far
 from .run_folder import Row
 from .summary import mean_of, tested_images
 
@@ -109,10 +109,7 @@ class EpisodeProgress:
 
         For several methods, or a transductive one, the name of the first stands for "accuracy".
         """
-        parts = []
-        if self.episode is not None:
-            more = f" and {self.together - 1} more" if self.together > 1 else ""
-            parts.append(f"{self.unit} {self.episode + 1}{more}/{self.episodes}")
+        parts = [self._place()] if self.episode is not None else []
         if self.accuracy:
             parts.append(f"{self.accuracy_title} {self.accuracy}")
         if self.diverged:
@@ -123,6 +120,20 @@ class EpisodeProgress:
         if remaining is not None:
             parts.append(f"{duration(remaining)} left")
         return " · ".join(parts)
+
+    def _place(self) -> str:
+        """Return which task is being run; of a run with one, how much of it is done."""
+        assert self.episode is not None
+        more = f" and {self.together - 1} more" if self.together > 1 else ""
+        if self.unit == TASK and self.episodes == 1:
+            return "done" if self.finished == self.total else f"training {100 * self.done / self.total:.0f} %"
+        of = " of " if self.unit == REPEAT else "/"
+        return f"{self.unit} {self.episode + 1}{more}{of}{self.episodes}"
+
+    @property
+    def done(self) -> float:
+        """Number of method-episodes that are done, with the share of the current one."""
+        return self.finished + self.fraction
 
     def remaining_seconds(self) -> float | None:
         """Return the remaining time at the mean speed of this process; None before any progress and at the end."""
@@ -138,13 +149,14 @@ class EpisodeProgress:
             if row.get("diverged"):
                 self.diverged += 1
             elif row["method"] == self.first_method and row.get("accuracy") is not None:
-                self.tested.append({"accuracy": row["accuracy"], "test_images": tested_images(row)})
+                numbers = {key: row.get(key) for key in ("accuracy", "support_images", "resampled")}
+                self.tested.append({**numbers, "test_images": tested_images(row)})
         interval = mean_of(self.tested)
         self.accuracy = "" if interval is None else so_far(interval, self.unit)
 
     def _show(self) -> None:
         if not self.bar.disable:
-            self.bar.update(self.task, completed=self.finished + self.fraction, description=self.text())
+            self.bar.update(self.task, completed=self.done, description=self.text())
         elif not self.last_line or self.clock() - self.last_line_time >= SECONDS_BETWEEN_LINES:
             self._print_line()
 
