@@ -52,6 +52,8 @@ def data(arguments: list[str], console: Console) -> int:
             verbose=options.verbose,
             table=table,
             value_range=options.value_range,
+            labels=None if options.table is None else Path(options.table).expanduser(),
+            template=options.template,
         )
     from ..datamodules.inspection.contact_sheet import show
 
@@ -86,6 +88,12 @@ def data_parser() -> argparse.ArgumentParser:
         type=float,
         metavar=("BLACK", "WHITE"),
         help="values of black and white of images with more than 8 bits (fit: --data.value_range)",
+    )
+    check.add_argument("--table", metavar="FILE", help="own images with labels in this table instead of class folders")
+    check.add_argument(
+        "--template",
+        default="a photo of a {}.",
+        help="class prompt of own images (default: %(default)s)",
     )
     check.add_argument("--csv", metavar="FILE", help="write all faults and notes into a table, one file a row")
     for action in (show, fetch):

@@ -56,13 +56,16 @@ Classify a folder of images with a saved adapter; write a CSV with path, label a
   --trainer.accelerator A    cpu or gpu (default: auto)
 """
 
-EXPORT = """usage: dtrap export --adapter PATH --output FOLDER [--form plain|peft] [--OPTION VALUE ...]
+EXPORT = """usage: dtrap export --adapter PATH --output FOLDER [--form plain|peft|onnx] [--OPTION VALUE ...]
 
-Write the tuned model as a folder that open_clip, transformers or peft can load without dtrap.
+Write the tuned model as a folder that open_clip, transformers, peft or onnxruntime can load without dtrap.
 
   --adapter PATH             an adapter (.safetensors)
   --output FOLDER            the folder to write; must be empty or new
-  --form plain|peft          plain: a checkpoint of the backbone's own library (default); peft: a LoRA adapter
+  --form plain|peft|onnx     plain: a checkpoint of the backbone's own library (default); peft: an adapter as peft
+                             saves it; onnx: one graph from images to class probabilities, for every tuner
+  --push OWNER/NAME          upload the folder to this repository on the Hugging Face hub
+  --private true|false       whether a repository that --push creates is private (default: true)
   --config NAME              the run's config, if it is not found next to the adapter
 """
 

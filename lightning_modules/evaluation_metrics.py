@@ -13,6 +13,8 @@ from torchmetrics.functional.classification import (
     multiclass_recall,
 )
 
+from .exact_interval import exact_interval
+
 CALIBRATION_BINS = 15
 
 
@@ -49,6 +51,24 @@ def balanced_metrics(confusion: Tensor) -> dict[str, float]:
     recall = multiclass_recall(predicted, labels, len(confusion), average="none")[images > 0]
     macro_f1 = multiclass_f1_score(predicted, labels, len(confusion), average="macro")
     return {"balanced_accuracy": 100.0 * float(recall.mean()), "macro_f1": 100.0 * float(macro_f1)}
+
+
+def evaluation_numbers(counts: Tensor, confidence: Confidence, ranking: Ranking) -> dict[str, float]:
+    """Return what is logged of a validation or test: accuracy with its exact interval in percent, and the like.
+
+    Args:
+        counts: Confusion [W, W] on the CPU, rows true classes.
+        confidence: What was kept of the class probabilities.
+        ranking: What was kept for the area under the ROC curve.
+    """
+    right, images = int(counts.diag().sum()), int(counts.sum())
+    numbers = {"accuracy": 100.0 * right / max(images, 1), "images": float(images), **balanced_metrics(counts)}
+    if images:
+        numbers["accuracy_low"], numbers["accuracy_high"] = exact_interval(right, images)
+    numbers |= confidence.measures(images)
+    if ranking.auroc is not None:
+        numbers["auroc"] = ranking.auroc
+    return numbers
 
 
 class Confidence:

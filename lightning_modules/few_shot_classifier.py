@@ -14,6 +14,7 @@ from torch import Tensor
 from ..errors import DtrapError, check_number, check_one_of
 from .backbones.base import Backbone
 from .batch_checks import check_tuner_batches, read_batch_kind, warn_unstated
+from .callback_checks import check_callbacks, refuse_rate_finder
 from .contracts import check_loss
 from .data_parallel import SharedBatch, prepare_processes, warn_batch_norms
 from .divergence import DivergenceWatch
@@ -132,6 +133,7 @@ class FewShotClassifier(ObservedModel):
             )
         if stage == "fit":
             check_tuner_batches(self.tuner, datamodule)
+            check_callbacks(self, self._trainer, datamodule)
         if stage == "fit" and self.tuner.trains_itself and self.trainer.max_steps != -1:
             raise DtrapError(
                 f"max_steps is {self.trainer.max_steps}, but the tuner {self.tuner.name} makes several optimizer steps "
@@ -166,6 +168,7 @@ class FewShotClassifier(ObservedModel):
         self.prepare_task()
         parameters = self.tuner.trained_parameters()
         if not parameters:
+            refuse_rate_finder(self._trainer, f"the tuner {self.tuner.name} has nothing to train. Choose another one")
             return None
         optimizer = make_optimizer(self, parameters)
         return optimizer if isinstance(optimizer, list) else with_schedule(self, optimizer)

@@ -7,7 +7,7 @@ from typing import Any
 
 from . import measured
 from .measured import Measure
-from .statistics import BINOMIAL, STUDENT, Interval
+from .statistics import BINOMIAL, CORRECTED, CORRECTED_SHORT, STUDENT, Interval
 
 # What stands beside accuracy where it is measured.
 MEASURES = {key: measured.MEASURES[key].title for key in ("balanced_accuracy", "macro_f1", "auroc")}
@@ -58,7 +58,7 @@ def percent(interval: Mapping[str, Any] | None, unit: str = "episode", *, said: 
     if not said:
         ends = [_ends(found)] if found.kind == BINOMIAL else []
         return ", ".join([_value(found, unit), *ends, *(["too few"] if found.too_few else [])])
-    notes = [f"95 %, {STUDENT}"] if found.kind == STUDENT else []
+    notes = [f"95 %, {found.kind}"] if found.kind in (STUDENT, CORRECTED) else []
     notes += [f"95 % {_ends(found)}, {BINOMIAL}"] if found.kind == BINOMIAL else []
     notes += [f"{counted(found.count, unit)} are too few"] if found.too_few else []
     return _with_notes(_value(found, unit), notes)
@@ -67,7 +67,8 @@ def percent(interval: Mapping[str, Any] | None, unit: str = "episode", *, said: 
 def so_far(found: Interval, unit: str) -> str:
     """Return a running mean with what it rests on: `51.2 ± 1.9 % (36 episodes, 2,700 test images)`."""
     notes = [f"95 % {_ends(found)}"] if found.kind == BINOMIAL else []
-    notes += [counted(found.count, unit)] if found.kind == STUDENT else []
+    notes += [counted(found.count, unit)] if found.kind in (STUDENT, CORRECTED) else []
+    notes += _corrected(found)
     notes += ["too few"] if found.too_few else []
     notes += [] if found.images is None else [counted(found.images, "test image")]
     return _with_notes(_value(found, unit), notes)
@@ -84,6 +85,10 @@ def _ends(found: Interval) -> str:
     return f"{found.low:.1f} to {found.high:.1f}"
 
 
+def _corrected(found: Interval) -> list[str]:
+    return [CORRECTED_SHORT] if found.kind == CORRECTED else []
+
+
 def _with_notes(value: str, notes: Sequence[str]) -> str:
     return f"{value} ({', '.join(notes)})" if notes else value
 
@@ -97,7 +102,8 @@ def points(interval: Mapping[str, Any] | None) -> str:
     if found.identical:
         return f"identical ({pairs})" if found.mean == 0 else f"{found.mean:+.2f} in {_all(found.count, 'pair')}"
     half_width = "" if found.half_width is None else f" ± {found.half_width:.2f}"
-    return f"{found.mean:+.2f}{half_width} ({pairs}){', too few' if found.too_few else ''}"
+    rests_on = ", ".join([pairs, *_corrected(found)])
+    return f"{found.mean:+.2f}{half_width} ({rests_on}){', too few' if found.too_few else ''}"
 
 
 def written(

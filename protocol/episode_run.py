@@ -21,6 +21,7 @@ from .explanation import explained_use
 from .features import FeatureFile
 from .folder_identity import Method
 from .method_names import find_same
+from .own_scores import OwnScores
 from .predictions import keeps_predictions, save_predictions
 from .progress import EpisodeProgress
 from .references import loss_windows
@@ -76,11 +77,12 @@ class EpisodeRun:
         check_relevance(settings, self.modules)
         for module in self.modules.values():
             kept = keeps_predictions(settings, data)
-            module.kept_scores.wanted = kept or settings.pictures > 0
+            module.kept_scores.wanted = kept or settings.pictures > 0 or settings.save_adapters
             module.kept_scores.zero_shot_wanted = module.kept_scores.wanted and not data.streams
             module.stored_images.stores, module.stored_images.apart = self.feature_stores, True
         self.arguments: dict[str, dict[str, Any]] = {
-            method.name: method.trainer_arguments(logger=leads and method is methods[0]) for method in methods
+            method.name: method.trainer_arguments(logger=leads and method is methods[0], folder=folder.path)
+            for method in methods
         }
         self._windows = loss_windows(self.arguments.values())
         self._zero_shots: dict[str, ZeroShots] = {}
@@ -127,7 +129,8 @@ class EpisodeRun:
     def callbacks(self, data: FewShotDataModule) -> list[Callback]:
         """Return the callbacks of the run for a data module's episode."""
         features = [FeatureFile()] if data.episode < self.settings.save_features else []
-        return [FinalLoss(self._windows), *features]
+        scores = [OwnScores()] if self.settings.save_adapters else []
+        return [FinalLoss(self._windows), *features, *scores]
 
     def finish(
         self,
@@ -150,6 +153,8 @@ class EpisodeRun:
         if "diverged" not in row:
             if settings.save_adapters:
                 card = AdapterCard.of(module, data, row, list(self.methods), row["precision"])
+                scores = next((each for each in callbacks if isinstance(each, OwnScores)), None)
+                card = card if scores is None else scores.describe(card, module)
                 save_adapter(folder.adapters / f"{stem}.safetensors", module, card)
             if keeps_predictions(settings, data):
                 save_predictions(folder.predictions / f"{stem}.safetensors", module, data)

@@ -178,7 +178,8 @@ class EpisodeProgress:
             if row.get("diverged"):
                 self.diverged += 1
             elif row["method"] == self.first_method and row.get("accuracy") is not None:
-                self.tested.append({"accuracy": row["accuracy"], "test_images": tested_images(row)})
+                numbers = {key: row.get(key) for key in ("accuracy", "support_images", "resampled")}
+                self.tested.append({**numbers, "test_images": tested_images(row)})
         interval = mean_of(self.tested)
         self.accuracy = "" if interval is None else so_far(interval, self.unit)
 

@@ -25,6 +25,7 @@ class ProtocolOptions(TypedDict, total=False):
     workers: int | str | None
     feature_store: bool | str | None
     side_by_side: int | None
+    log_paths: bool
 
 
 @dataclass
@@ -59,6 +60,8 @@ class ProtocolSettings:
             dtrap's own backbones. Results do not depend on it, and the folder may be deleted at any time.
         side_by_side: Number of episodes of a method that are trained as one batch. null means 1 on a CPU; on a GPU it
             is measured once at the start, and kept in the run folder. Rows are the same up to rounding.
+        log_paths: Send local paths to loggers, too: folders in the config, and what W&B records of program, arguments,
+            host and printed lines.
     """
 
     episodes: int = 400
@@ -75,6 +78,7 @@ class ProtocolSettings:
     workers: int | str | None = None
     feature_store: bool | str | None = None
     side_by_side: int | None = None
+    log_paths: bool = False
 
     def __post_init__(self) -> None:
         check_at_least("--protocol.episodes", self.episodes, 1)

@@ -18,7 +18,7 @@ from . import claims
 from .claims import counted, percent, points
 from .measured import START, TESTED, ZERO_SHOT, measure_of, measured_values
 from .run_folder import Row
-from .statistics import Interval, binomial_interval, mean_interval, paired_difference
+from .statistics import CORRECTED, Interval, binomial_interval, mean_interval, paired_difference, resampling_ratio
 
 # Measures that the second table shows, as far as there are any; the first has those of accuracy.
 SHOWN = ("cross_entropy", "calibration_error", "query.gap_drop")
@@ -42,19 +42,20 @@ def summarize(
         methods: Names of the methods, in the order of the output; differences are the first minus each other.
         episodes: Number of requested episodes.
         support_images: Number of training images of an episode, where the rows do not say it.
-        unit: What an episode is called, see `FewShotDataModule`.
+        unit: What an episode is called: "episode", "seed" in the all-way protocol, or "repeat" of held-out images.
 
     Returns:
         `description`, `unit`, `episodes`, `support_images`, `seconds` (all rows together), `methods` {name:
         `episodes`, `diverged` [...], `support_images`, `test_images`, `test_images_each` [least, most], `classes`,
         `untested_classes`, `accuracy`, `zero_shot_accuracy`, `per_class` {class: `mean`, `episodes`, `images`},
-        `seconds`, and where measured `balanced_accuracy`, `macro_f1`, `auroc` and every other name of `row_measures`},
-        `differences` {name: ...} of accuracies, and `measure_differences` {name: {measure: ...}}. Accuracies, measures
-        and differences are an `Interval` as a dictionary, or None. Diverged episodes count in no mean.
+        `seconds`, of repeats `resampled` (test images per training image), and where measured `balanced_accuracy`,
+        `macro_f1`, `auroc` and every other name of `row_measures`}, `differences` {name: ...} of accuracies, and
+        `measure_differences` {name: {measure: ...}}. Accuracies, measures and differences are an `Interval` as a
+        dictionary, or None. Diverged episodes count in no mean.
     """
     chosen = {name: [row for row in rows if row["method"] == name and row["episode"] < episodes] for name in methods}
     values = {name: measured_values(found) for name, found in chosen.items()}
-    first = values[methods[0]]
+    first, ratio = values[methods[0]], resampling_ratio(row for found in chosen.values() for row in found)
     summaries = {name: _method_summary(chosen[name], unit) for name in methods}
     return {
         "description": description,
@@ -63,8 +64,8 @@ def summarize(
         "support_images": support_images,
         "seconds": sum(summary["seconds"] for summary in summaries.values()),
         "methods": summaries,
-        "differences": {name: _differences(first, values[name]).get("accuracy") for name in methods[1:]},
-        "measure_differences": {name: _differences(first, values[name]) for name in methods[1:]},
+        "differences": {name: _differences(first, values[name], ratio).get("accuracy") for name in methods[1:]},
+        "measure_differences": {name: _differences(first, values[name], ratio) for name in methods[1:]},
     }
 
 
@@ -193,7 +194,9 @@ def _measure_cells(
 
 def _table(summary: Mapping[str, Any]) -> Table:
     methods, unit = summary["methods"], summary["unit"]
-    table = Table(box=box.SIMPLE)
+    corrected = any((method["accuracy"] or {}).get("kind") == CORRECTED for method in methods.values())
+    caption = Text(f"  ±: 95 %, {CORRECTED}") if corrected else None
+    table = Table(box=box.SIMPLE, caption=caption, caption_justify="left")
     table.add_column("method", no_wrap=True)
     beside = [key for key in claims.MEASURES if any(method.get(key) for method in methods.values())]
     first = next(iter(methods))
@@ -253,8 +256,15 @@ def _method_summary(rows: Sequence[Row], unit: str) -> dict[str, Any]:
         **_skipped(sound),
         **_measures(sound),
         "per_class": _per_class(sound),
+        **_resampled(sound),
         "seconds": sum(row.get("seconds") or 0.0 for row in rows if "same_as" not in row),
     }
+
+
+def _resampled(rows: Sequence[Row]) -> dict[str, float]:
+    """Test images per training image of repeats, by which the intervals are corrected; empty for episodes."""
+    ratio = resampling_ratio(rows)
+    return {} if ratio is None else {"resampled": ratio}
 
 
 def _skipped(rows: Sequence[Row]) -> dict[str, int]:
@@ -272,7 +282,10 @@ def tested_images(row: Row) -> int | None:
 
 
 def mean_of(rows: Sequence[Row], key: str = "accuracy") -> Interval | None:
-    """Return the mean of an accuracy over rows, with the interval over episodes, or over the images of a single one."""
+    """Return the mean of an accuracy over rows, with the interval over episodes, or over the images of a single one.
+
+    That of repeats is the corrected resampled one.
+    """
     values = [(row[key], tested_images(row)) for row in rows if row.get(key) is not None]
     if not values:
         return None
@@ -281,7 +294,7 @@ def mean_of(rows: Sequence[Row], key: str = "accuracy") -> Interval | None:
     if not others and number and key in ("accuracy", "zero_shot_accuracy"):
         return binomial_interval(round(value / 100 * number), number)
     total = sum(images) if len(images) == len(values) else None
-    return replace(mean_interval(value for value, _ in values), images=total)
+    return replace(mean_interval((value for value, _ in values), resampling_ratio(rows)), images=total)
 
 
 def _interval(rows: Sequence[Row], key: str = "accuracy") -> dict[str, Any] | None:
@@ -325,17 +338,19 @@ def _measures(rows: Sequence[Row]) -> dict[str, Any]:
     """Return the intervals of all measures but accuracies; rows of an earlier version lack some and do not count."""
     tested = {row["episode"]: tested_images(row) for row in rows}
     found: dict[str, Any] = {}
+    ratio = resampling_ratio(rows)
     for name, values in measured_values(rows).items():
         if name not in ("accuracy", "zero_shot_accuracy", *claims.MEASURES):
             images = [number for number in map(tested.get, values) if number]
             whole = len(images) == len(values) and not name.startswith("support.")
-            found[name] = asdict(replace(mean_interval(values.values()), images=sum(images) if whole else None))
+            mean = mean_interval(values.values(), ratio)
+            found[name] = asdict(replace(mean, images=sum(images) if whole else None))
     return found
 
 
 def _differences(
-    first: Mapping[str, Mapping[int, float]], other: Mapping[str, Mapping[int, float]]
+    first: Mapping[str, Mapping[int, float]], other: Mapping[str, Mapping[int, float]], ratio: float | None
 ) -> dict[str, dict[str, Any]]:
     """Return the paired differences of the measures that both methods have in an episode."""
     common = [name for name in first if first[name].keys() & other.get(name, {}).keys()]
-    return {name: asdict(paired_difference(first[name], other[name])) for name in common}
+    return {name: asdict(paired_difference(first[name], other[name], ratio)) for name in common}

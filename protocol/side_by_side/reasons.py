@@ -44,6 +44,8 @@ def _of_data(data: FewShotDataModule) -> str | None:
         return "there is one task"
     if not data.full_batch:
         return "it trains in mini-batches (--data.batch_size)"
+    if data.validates:
+        return "it validates while it trains (--data.validation_shots)"
     if not data.fixed_numbers:
         return "its episodes may have different numbers of images"
     if type(data).train_dataloader is not FewShotDataModule.train_dataloader:
