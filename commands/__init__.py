@@ -13,6 +13,7 @@ from importlib import import_module
 from ..errors import DtrapError, visible
 from ..files import printable
 from ..signals import STOP
+from .own_modules import begin
 
 COMMANDS = {
     "fit": "train and test on every episode; print mean and 95% interval",
@@ -43,6 +44,7 @@ def run(command: str, arguments: list[str]) -> int:
                 f"'{visible(argument)}' is not UTF-8, as configs and results are. Rename it, or make a link and give "
                 "that: ln -s FOLDER photos"
             )
+    begin()
     if logging.lastResort is not None:  # the handler of warnings where the program sets up none
         logging.lastResort.setFormatter(_Printable())
     with importing():
