@@ -17,10 +17,11 @@ from jsonargparse import get_loader, set_loader
 from ..configs import find_config
 from ..errors import DtrapError, expected_one_of
 from ..parsing import parse_yaml, read_yaml
+from .predict_options import OPTIONS as PREDICT_OPTIONS
 
 CONFIG_OPTIONS = ("--config", "-c")
 SECTIONS = ("data", "model", "trainer", "stage_switch", "protocol")
-OPTIONS = ("seed_everything", "adapter", "images", "output", "form", "escape_formulas")
+OPTIONS = ("seed_everything", "adapter", "output", "form", *PREDICT_OPTIONS)
 
 
 def find_configs(arguments: list[str]) -> list[str]:

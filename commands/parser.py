@@ -25,6 +25,7 @@ from ..protocol.settings import ProtocolSettings
 from . import importing
 from .given_configs import bound_yaml, find_configs
 from .parser_errors import explain
+from .predict_options import add_options
 
 
 class DtrapCLI(LightningCLI):
@@ -91,16 +92,7 @@ class DtrapCLI(LightningCLI):
                 "peft: a LoRA adapter as peft saves it",
             )
         if self.command == "predict":
-            parser.add_argument(
-                "--images", type=str, required=True, help="Folder of images; subfolders are searched, too"
-            )
-            parser.add_argument("--output", type=str, default="predictions.csv", help="CSV file to write")
-            parser.add_argument(
-                "--escape_formulas",
-                type=bool,
-                default=True,
-                help="Put ' before names that begin with = + - @ in the CSV: a spreadsheet would compute them",
-            )
+            add_options(parser)
 
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
         """Parse into `self.config`; raise a DtrapError with a short message for a mistake."""
@@ -122,7 +114,7 @@ class DtrapCLI(LightningCLI):
 _DESCRIPTIONS = {
     "fit": "Train and test on every episode of a few-shot task; write a row for each, and the mean with its interval.",
     "test": "Test saved adapters again on the queries of their episodes.",
-    "predict": "Classify a folder of images with a saved adapter; write a CSV.",
+    "predict": "Classify images with a saved adapter; write a CSV.",
     "export": "Write the tuned model as a folder that open_clip, transformers or peft can load without dtrap.",
 }
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -27,6 +27,8 @@ class EvaluatedModel(TunedModel):
         ranking: The scores of the last test, where the area under the ROC curve is measured.
         confidence: What the last validation or test says of the class probabilities.
         kept_scores: The scores of the last test with the tuner, where they are wanted.
+        predicts: What `predict_step` returns: "probabilities" [B, W], "scores" [B, 1, W], the logits, or "both scores"
+            [B, 2, W], those with and without the tuner.
         logs_steps: Whether each training step logs its terms, which takes a millisecond or two.
         device_work: Returns the context of what the device computes outside of a batch, so that it can be timed.
     """
@@ -37,6 +39,7 @@ class EvaluatedModel(TunedModel):
         self.ranking = Ranking()
         self.confidence = Confidence()
         self.kept_scores = KeptScores()
+        self.predicts: Literal["probabilities", "scores", "both scores"] = "probabilities"
         self.logs_steps = True
         self.device_work: Callable[[], AbstractContextManager[Any]] = nullcontext
         self._repeats: Repeats | None = None
@@ -86,8 +89,18 @@ class EvaluatedModel(TunedModel):
         self.finish_incoming()
 
     def predict_step(self, batch: Any, batch_idx: int) -> Tensor:
-        """Return the class probabilities [B, W] of a batch, or of images [B, 3, S, S] alone."""
-        return self.finite_scores(self(self.incoming(batch, "predict")["images"])).softmax(dim=-1)
+        """Return the class probabilities [B, W] of a batch, or of images [B, 3, S, S] alone; see `predicts`."""
+        images = self.incoming(batch, "predict")["images"]
+        scores = self.finite_scores(self(images))
+        if self.predicts == "probabilities":
+            return scores.softmax(dim=-1)
+        if self.predicts == "scores":
+            return scores[:, None]
+        texts, self._evaluation_texts = self._evaluation_texts, None
+        with self.zero_shot():
+            zero_shot = self.finite_scores(self(images))
+        self._evaluation_texts = texts
+        return torch.stack([scores, zero_shot.to(scores.dtype)], dim=1)
 
     def finite_scores(self, scores: Tensor) -> Tensor:
         """Return scores [B, W], all of which are numbers: others have no highest class.
