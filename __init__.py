@@ -6,3 +6,16 @@ Importing this package alone loads neither torch nor lightning; the parts are in
 """
 
 __version__ = "0.1.0"
+
+
+def __getattr__(name: str) -> object:
+    """Import `Classifier` when it is first used."""
+    if name != "Classifier":
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from importlib import import_module
+
+    return import_module(".protocol.classifier", __name__).Classifier
+
+
+def __dir__() -> list[str]:
+    return [*globals(), "Classifier"]

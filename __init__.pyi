@@ -1,0 +1,3 @@
+from .protocol.classifier import Classifier as Classifier
+
+__version__: str
