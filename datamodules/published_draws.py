@@ -124,8 +124,8 @@ def refuse_pickle(path: Path) -> None:
     if pickled or path.suffix.lower() in PICKLES:
         raise DtrapError(
             f"subset {path} is a pickle, as CoOp's draws are. It is not read, because a pickle can run any program. "
-            "Convert it to JSON Lines with the script in docs/how-to/train-on-all-classes.md (Published draws) and give "
-            "the folder: --data.subset split_fewshot"
+            "Convert it to JSON Lines with the script in docs/how-to/train-on-all-classes.md (Published draws), and "
+            "give the folder: --data.subset split_fewshot"
         )
 
 
