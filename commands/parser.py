@@ -25,6 +25,8 @@ from ..protocol.settings import ProtocolSettings
 from . import importing
 from .given_configs import bound_yaml, find_configs
 from .parser_errors import explain
+from .plug_ins import load_plug_ins
+from .shipped_reference import shipped_reference
 
 
 class DtrapCLI(LightningCLI):
@@ -43,6 +45,8 @@ class DtrapCLI(LightningCLI):
             for package in (callbacks, datamodules, backbones, tuners):
                 for name in package.__all__:
                     getattr(package, name)  # jsonargparse knows only classes that are imported
+            if any(word in ("-h", "--help") or word.endswith(".help") for word in arguments):
+                load_plug_ins()
         super().__init__(
             FewShotClassifier,
             FewShotDataModule,
@@ -85,10 +89,19 @@ class DtrapCLI(LightningCLI):
             parser.add_argument("--output", type=str, required=True, help="Folder to write; must be empty or new")
             parser.add_argument(
                 "--form",
-                type=Literal["plain", "peft"],
+                type=Literal["plain", "peft", "onnx"],
                 default="plain",
                 help="plain: a checkpoint of the backbone's own library, open_clip or transformers; "
-                "peft: a LoRA adapter as peft saves it",
+                "peft: an adapter as peft saves it; onnx: one graph from images to class probabilities",
+            )
+            parser.add_argument(
+                "--push",
+                type=str | None,
+                default=None,
+                help="Repository owner/name of the Hugging Face hub to upload to",
+            )
+            parser.add_argument(
+                "--private", type=bool, default=True, help="Whether a repository that --push creates is private"
             )
         if self.command == "predict":
             parser.add_argument(
@@ -123,7 +136,8 @@ _DESCRIPTIONS = {
     "fit": "Train and test on every episode of a few-shot task; write a row for each, and the mean with its interval.",
     "test": "Test saved adapters again on the queries of their episodes.",
     "predict": "Classify a folder of images with a saved adapter; write a CSV.",
-    "export": "Write the tuned model as a folder that open_clip, transformers or peft can load without dtrap.",
+    "export": "Write the tuned model as a folder that open_clip, transformers, peft or onnxruntime can load without "
+    "dtrap.",
 }
 
 
@@ -167,6 +181,7 @@ def _overlay(name: str | None) -> list[str]:
 def _parse_method(arguments: list[str], overlay: str | None = None) -> tuple[MethodConfig, str]:
     """Return a method that has no name yet, and the short name of its losses."""
     method = method_of(DtrapCLI(arguments, "fit", overlay))
+    method.reference = shipped_reference(find_configs(arguments))
     if method.values["trainer"].get("precision") is None:  # methods are named after what differs on this device
         settle_precision([method])
     return method, build_part(Objective, method.parsed.model.objective).method

@@ -69,7 +69,8 @@ class FewShotDataModule(ImageCollection):
 
     Attributes:
         sampler: Draws the tasks and arranges their batches.
-        unit: What a task is counted as: "episode", or "seed" in the all-way protocol.
+        unit: What a task is counted as: "episode", "seed" in the all-way protocol, "repeat" where one folder is
+            divided several times, or "task" where it is the only one, so that none is counted.
         streams: Whether the images of a task are decoded while they are used, because there are too many to hold.
         fixed_views: Whether a row of the support batch is the same picture at every step, so that features of a frozen
             tower can be cached.
@@ -77,6 +78,7 @@ class FewShotDataModule(ImageCollection):
         all_way_preprocessing: What `test_preprocessing` None stands for in the all-way protocol.
         fixed_numbers: Whether every class needs exactly its numbers of images; otherwise unreadable ones may be left
             out without a replacement.
+        resampled: Whether tasks are draws of held-out images from the same data, whose results depend on each other.
         measures_auroc: Whether the area under the ROC curve is measured, as is usual for this data set. With two
             classes it always is.
 
@@ -88,6 +90,7 @@ class FewShotDataModule(ImageCollection):
     all_way_preprocessing: ClassVar[TestPreprocessing] = "backbone"
     fixed_numbers = True
     measures_auroc = False
+    resampled = False
     _ahead: Episode | None = None
 
     def __init__(
@@ -192,6 +195,7 @@ class FewShotDataModule(ImageCollection):
 
     def note_split_groups(self, tasks: Iterable[int]) -> None:
         """Warn of groups of images on two sides of tasks, where they are known and nothing keeps them together."""
+        self.index  # noqa: B018 - the groups are known once it is read
         if self.unused_groups is not None:
             note = note_split_groups(self, map(self.sampler.draw, tasks), self.unit)
             if note:

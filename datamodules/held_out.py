@@ -8,6 +8,8 @@ import numpy as np
 
 from .index import listing
 
+HELD_OUT = 0.2  # of repeats without a share
+
 
 def hold_out(images: Sequence[np.ndarray], share: float, rng: np.random.Generator) -> list[list[int]]:
     """Return the images of each class that are held out: the share, rounded, and never all of them.

@@ -34,7 +34,7 @@ class OneTaskSampler(EpisodeSampler):
         super().__init__(data, way=2, shot=1, query=0, seed=seed, batch_size=batch_size, drop_last=drop_last)
         self.tasks = data.repeats or 1
         self.description = "one task" if data.repeats is None else f"{data.repeats} x held-out {data.held_out}"
-        self.unit = "episode" if data.repeats is None else "repeat"
+        self.unit = "task" if data.repeats is None else "repeat"
         # Of images that have a split, the index says whether there are some to test on: see FolderDataModule.
         self.has_query = data.query_root is not None or data.held_out is not None
 
@@ -58,6 +58,14 @@ class OneTaskSampler(EpisodeSampler):
         task = Task(usable, support, query, spare=[[] for _ in usable], validation=held_back)
         self._check(task)
         return task
+
+    def row_order(self, rng: np.random.Generator, labels: np.ndarray) -> np.ndarray:
+        """Return the rows of an epoch; with `balanced_batches` drawn with replacement, each class equally often."""
+        if not self.data.balanced_batches:
+            return super().row_order(rng, labels)
+        counts = np.bincount(labels)
+        chances = 1 / counts[labels]
+        return rng.choice(len(labels), size=len(labels), p=chances / chances.sum())
 
     def _held_out(self, number: int, images: Sequence[np.ndarray]) -> list[list[int]]:
         groups, share = self.data.index.groups, self.data.held_out or 0

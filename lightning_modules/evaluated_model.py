@@ -76,7 +76,7 @@ class EvaluatedModel(TunedModel):
         self.ranking.start(wanted=two or getattr(self.data_source, "measures_auroc", False))
         self._of_loaders.rank(wanted=self.ranking.wanted)
         self.test_predictions = []
-        self.kept_scores.start(kept=not self._zero_shot)
+        self.kept_scores.start(kept=True, zero_shot=self._zero_shot)
 
     def test_step(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> None:
         """Count predictions in `confusion` [W, W] (rows true, columns predicted) and append to `test_predictions`."""

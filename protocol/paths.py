@@ -24,7 +24,12 @@ def with_absolute_paths(values: dict[str, Any]) -> dict[str, Any]:
             _make_absolute(options, names)
     for options in _options((values.get("model") or {}).get("backbone")):
         for name in _PERHAPS["backbone"]:
-            if isinstance(options.get(name), str) and Path(options[name]).expanduser().exists():
+            given = options.get(name)
+            if not isinstance(given, str):
+                continue
+            path = given.removeprefix("local-dir:")  # open_clip's prefix of a folder, which is known without it, too
+            if Path(path).expanduser().exists():
+                options[name] = path
                 _make_absolute(options, (name,))
     return values
 
