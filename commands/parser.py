@@ -25,6 +25,7 @@ from ..protocol.settings import ProtocolSettings
 from . import importing
 from .given_configs import bound_yaml, find_configs
 from .parser_errors import explain
+from .plug_ins import load_plug_ins
 from .shipped_reference import shipped_reference
 
 
@@ -44,6 +45,8 @@ class DtrapCLI(LightningCLI):
             for package in (callbacks, datamodules, backbones, tuners):
                 for name in package.__all__:
                     getattr(package, name)  # jsonargparse knows only classes that are imported
+            if any(word in ("-h", "--help") or word.endswith(".help") for word in arguments):
+                load_plug_ins()
         super().__init__(
             FewShotClassifier,
             FewShotDataModule,

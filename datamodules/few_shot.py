@@ -194,6 +194,7 @@ class FewShotDataModule(ImageCollection):
 
     def note_split_groups(self, tasks: Iterable[int]) -> None:
         """Warn of groups of images on two sides of tasks, where they are known and nothing keeps them together."""
+        self.index  # noqa: B018 - the groups are known once it is read
         if self.unused_groups is not None:
             note = note_split_groups(self, map(self.sampler.draw, tasks), self.unit)
             if note:
