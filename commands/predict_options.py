@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from itertools import pairwise
 from typing import Any, Literal
 
 OPTIONS = ("images", "escape_formulas", "overwrite", "unsure", "reject", "reject_by", "sort_into")
@@ -70,7 +71,7 @@ def taken_images(arguments: list[str]) -> tuple[list[str], list[str]]:
 def as_parsed(words: list[str]) -> list[str]:
     """Return the words as the parser takes them: `--overwrite` may stand alone, and `--sort-into` has a dash."""
     found: list[str] = []
-    for word, following in zip(words, [*words[1:], ""], strict=True):
+    for word, following in pairwise([*words, ""]):
         name, equals, value = word.partition("=")
         word = f"{_TYPED_OTHERWISE.get(name, name)}{equals}{value}"
         alone = word == "--overwrite" and following.lower() not in ("true", "false", "yes", "no")

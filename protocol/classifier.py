@@ -6,7 +6,7 @@ import os
 import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 import torch
@@ -19,7 +19,7 @@ from .adapters import AdapterCard, is_standalone, read_card
 from .precision import FORMER, FULL, HALF, PRECISIONS, canonical, device_of
 from .prediction_table import Predictions, check_unsure, predictions_of
 from .preprocessing import read_preprocessing
-from .rejection import DEFAULT_KIND, Threshold, threshold_of
+from .rejection import DEFAULT_KIND, Similarity, Threshold, threshold_of
 from .saved_model import build_saved, find_adapter
 from .temperature import FEW_IMAGES
 from .workers.images import BATCH_SIZE, Labeled, concatenated, label
@@ -29,8 +29,6 @@ if TYPE_CHECKING:
     from PIL.Image import Image
 
     Given = str | os.PathLike[str] | Image | ndarray
-
-Similarity = Literal["tuned", "zero_shot"]
 
 
 class Classifier:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -102,10 +103,26 @@ def predictions_of(
             shown = free_name(name, class_names)
             labels = [shown if hidden else label for hidden, label in zip(withheld, labels, strict=True)]
         columns[1] = ("label", labels)
-    frame = pd.DataFrame(dict(columns))
-    classes_frame = pd.DataFrame(probabilities, columns=class_columns(class_names, frame.columns), index=frame.index)
-    frame = pd.concat([frame, classes_frame], axis=1)
+    names = [name for name, _ in columns]
+    content = [*(_column(values) for _, values in columns), *(pd.Series(column) for column in probabilities.T)]
+    frame = pd.concat(content, axis=1)
+    frame.columns = _names([*names, *class_columns(class_names, names)])
     return Predictions(list(paths), classes, labels, probabilities, is_unsure, rejected, frame)
+
+
+def _column(values: object) -> pd.Series[Any]:
+    """Return a column; names that are not UTF-8 cannot be pandas' own strings."""
+    try:
+        return pd.Series(values)  # type: ignore[call-overload, no-any-return]
+    except UnicodeEncodeError:
+        return pd.Series(values, dtype=object)  # type: ignore[call-overload, no-any-return]
+
+
+def _names(names: list[str]) -> pd.Index[Any]:
+    try:
+        return pd.Index(names)
+    except UnicodeEncodeError:
+        return pd.Index(names, dtype=object)
 
 
 def class_columns(class_names: Sequence[str], others: Sequence[str]) -> list[str]:
@@ -122,8 +139,8 @@ def csv_of(frame: pd.DataFrame, *, escape_formulas: bool = True) -> str:
         escape_formulas: Whether to put ' before names that a spreadsheet would compute.
     """
     if escape_formulas:
-        texts = {
-            name: frame[name].map(no_formula) for name in ("path", "label", "most_likely", "runner_up") if name in frame
-        }
-        frame = frame.assign(**texts).rename(columns=no_formula)
+        named = [name for name in ("path", "label", "most_likely", "runner_up") if name in frame]
+        texts = {name: _column([no_formula(text) for text in frame[name]]) for name in named}
+        frame = frame.assign(**texts)
+        frame.columns = _names([no_formula(name) for name in frame.columns])
     return frame.to_csv(index=False, float_format=f"%.{DECIMALS}f", lineterminator="\n")

@@ -10,10 +10,9 @@ import torch
 
 from ..errors import DtrapError
 from ..lightning_modules import FewShotClassifier, Objective
-from ..lightning_modules.backbones.base import Backbone
 from ..lightning_modules.backbones.local_files import missing_files
 from ..lightning_modules.parts import rebuild
-from ..lightning_modules.tuners import Tuner
+from ..lightning_modules.saved import PARTS
 from ..parsing import read_yaml
 from .adapters import CONFIG, AdapterCard, is_exported, is_standalone, load_adapter
 from .export import load_exported
@@ -59,8 +58,8 @@ def build_saved(path: Path, card: AdapterCard, files: Mapping[str, str] | None =
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(0)  # as for a run: a backbone without weights must be the same again
             module = FewShotClassifier(
-                rebuild(backbone, Backbone, "model.backbone"),
-                rebuild(model.get("tuner"), Tuner, "model.tuner"),
+                rebuild(backbone, PARTS["backbone"], "model.backbone"),
+                rebuild(model.get("tuner"), PARTS["tuner"], "model.tuner"),
                 _objective(card, model),
                 template if isinstance(template, str | list) else None,
             )

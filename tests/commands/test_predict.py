@@ -384,7 +384,7 @@ def test_formulas_are_escaped_in_every_column_of_names(dtrap, runs, photos, tmp_
     adapter = with_card(copied(runs / "held_out", tmp_path), class_names=["=1", "@2", "c"])
     status, _, err = dtrap("predict", "--adapter", adapter, "--images", "photos", "--unsure", "0.5")
     assert status == 0, err
-    header, *rows = csv.reader(Path("predictions.csv").open())
+    header, *rows = csv.reader(Path("predictions.csv").read_text().splitlines())
     assert header[-3:] == ["'=1", "'@2", "c"]
     assert {row[2] for row in rows} | {row[4] for row in rows} <= {"'=1", "'@2", "c"}
 

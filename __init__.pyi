@@ -1,3 +1,0 @@
-from .protocol.classifier import Classifier as Classifier
-
-__version__: str
