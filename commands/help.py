@@ -10,6 +10,7 @@ import yaml
 
 from ..configs import config_text, shipped_configs
 from ..errors import DtrapError, nearest
+from .plug_ins import GROUPS, plug_in_lines, plug_ins
 
 FIT = """usage: dtrap fit --config NAME [--config NAME ...] [--OPTION VALUE ...]
 
@@ -87,7 +88,9 @@ def help_page(command: str) -> str:
         return f"{PAGES[command]}\n`dtrap {command} --help all` lists all options.\n"
     tuners = [name[7:-5] for name in shipped_configs() if name.startswith("tuners/")]
     half = len(tuners) // 2
-    return FIT + _TOPICS.format(tuners=f"{', '.join(tuners[:half])},\n{' ' * 41}{', '.join(tuners[half:])}")
+    page = FIT + _TOPICS.format(tuners=f"{', '.join(tuners[:half])},\n{' ' * 41}{', '.join(tuners[half:])}")
+    lines = plug_in_lines()
+    return page + "".join(["\nInstalled plug-ins:\n" if lines else "", *(f"  {line}\n" for line in lines)])
 
 
 def help_topic(command: str, topic: str) -> str:
@@ -139,6 +142,11 @@ def _component(command: str, topic: str) -> tuple[type, str]:
         if class_name.lower() in topics:
             topics.setdefault(alias, topics[class_name.lower()])
     name = topic.lower().removesuffix(".yaml")
+    found = [each for each in plug_ins() if name in map(str.lower, each.names) and name not in topics]
+    for each in found:
+        loaded = each.load()
+        if inspect.isclass(loaded):
+            return loaded, GROUPS[each.group][0]
     if name not in topics:
         raise DtrapError(
             f"no help for '{topic}'.{nearest(name, topics)} Expected all, a section such as model, a data set such as "

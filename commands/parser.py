@@ -25,6 +25,8 @@ from ..protocol.settings import ProtocolSettings
 from . import importing
 from .given_configs import bound_yaml, find_configs
 from .parser_errors import explain
+from .plug_ins import load_plug_ins
+from .shipped_reference import shipped_reference
 
 
 class DtrapCLI(LightningCLI):
@@ -43,6 +45,8 @@ class DtrapCLI(LightningCLI):
             for package in (callbacks, datamodules, backbones, tuners):
                 for name in package.__all__:
                     getattr(package, name)  # jsonargparse knows only classes that are imported
+            if any(word in ("-h", "--help") or word.endswith(".help") for word in arguments):
+                load_plug_ins()
         super().__init__(
             FewShotClassifier,
             FewShotDataModule,
@@ -177,6 +181,7 @@ def _overlay(name: str | None) -> list[str]:
 def _parse_method(arguments: list[str], overlay: str | None = None) -> tuple[MethodConfig, str]:
     """Return a method that has no name yet, and the short name of its losses."""
     method = method_of(DtrapCLI(arguments, "fit", overlay))
+    method.reference = shipped_reference(find_configs(arguments))
     if method.values["trainer"].get("precision") is None:  # methods are named after what differs on this device
         settle_precision([method])
     return method, build_part(Objective, method.parsed.model.objective).method

@@ -142,12 +142,6 @@ class ObservedModel(EvaluatedModel):
                 scores.append(self(taken["images"], Rows.of(taken).ids))
         return torch.cat(scores)
 
-    def _scores(self, batch: Batch) -> Tensor:
-        rows = Rows.of(batch)
-        scores = self(batch["images"], rows.ids)
-        views = int(rows.view.max()) + 1 if self.query_views > 1 and rows.view is not None else 1
-        return self._add_views(scores, rows.sample_id, views) if views > 1 else scores
-
     @contextmanager
     def _aside(self) -> Iterator[None]:
         """Within it, the model is in evaluation mode; afterwards modes and all random generators are as before."""

@@ -97,6 +97,14 @@ def test_add_a_backbone(run_pages):
     assert "full on dual-encoder: trains" in out
 
 
+def test_choose_a_backbone(run_pages, tmp_path):
+    shown = {"/data/EuroSAT": make_eurosat(tmp_path / "data", per_class=4), "backbones/remoteclip": "backbones/tiny"}
+    short = ["--data.shot", 1, "--data.query", 2, "--trainer.max_epochs", 1, "--protocol.episodes", 1]
+    out = run_pages("how-to/choose-a-backbone.md", shown=shown, shorter=short)
+    assert "Published logits of dtrap: agree" in out
+    assert ": the same (" in out
+
+
 def test_use_it_in_a_lightning_project(run_pages, tmp_path):
     shown = {
         '"/data/EuroSAT"': repr(str(make_eurosat(tmp_path / "eurosat", per_class=20))),

@@ -73,7 +73,11 @@ class FeatureWiseTransformation(nn.Module):
 
 def _of_inner(name: str) -> Any:
     """A method or attribute of FWT that is the inner tuner's own."""
-    return property(lambda fwt: getattr(fwt.inner, name), doc=f"`{name}` of the inner tuner.")
+    return property(
+        lambda fwt: getattr(fwt.inner, name),
+        lambda fwt, value: setattr(fwt.inner, name, value),
+        doc=f"`{name}` of the inner tuner.",
+    )
 
 
 class FWT(Tuner):
