@@ -14,8 +14,8 @@ from torch import Tensor
 from ..errors import DtrapError, check_number, check_one_of
 from .backbones.base import Backbone
 from .batch_checks import check_tuner_batches, read_batch_kind, warn_unstated
-from .class_balance import balance_classes, check_class_weights
 from .callback_checks import check_callbacks, refuse_rate_finder
+from .class_balance import balance_classes, check_class_weights
 from .contracts import check_loss
 from .data_parallel import SharedBatch, prepare_processes, warn_batch_norms
 from .divergence import DivergenceWatch
