@@ -18,7 +18,7 @@ from .own_modules import begin
 COMMANDS = {
     "fit": "train and test on every episode; print mean and 95% interval",
     "test": "test saved adapters again",
-    "predict": "classify a folder of images with a saved adapter",
+    "predict": "classify images with a saved adapter",
     "export": "write the tuned model for open_clip, transformers, peft or onnxruntime",
     "data": "check or show the data sets under a folder, or download one",
     "study": "run many data sets, settings and methods from one small file",

@@ -59,8 +59,8 @@ class PlugIn:
             return resolve_name(self.class_path)
         except Exception as error:  # whatever somebody's module raises
             warnings.warn(
-                f"the plug-in {self.name} of {self.package} cannot be imported and is left out ({type(error).__name__}: "
-                f"{first_line(error)}). Update or uninstall {self.package.split()[0]}.",
+                f"the plug-in {self.name} of {self.package} cannot be imported and is left out "
+                f"({type(error).__name__}: {first_line(error)}). Update or uninstall {self.package.split()[0]}.",
                 stacklevel=2,
             )
             return None

@@ -229,8 +229,8 @@ def test_early_stopping_and_keep_best_from_yaml(project):
     assert keep.accuracies.index(max(keep.accuracies)) == keep.best
     assert len(keep.accuracies) == keep.best + 3
     assert float(stopper.best_score) == max(keep.accuracies)
+    words = ["--data.validation_shots", "0", "--trainer.default_root_dir", "other"]
     with pytest.raises(Exception, match=r"monitors val/accuracy.*--data\.validation_shots"):
-        words = ["--data.validation_shots", "0", "--trainer.default_root_dir", "other"]
         command_line("cli").main(["fit", "--config", "model.yaml", "--config", "stopping.yaml", *words])
 
 
