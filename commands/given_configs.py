@@ -17,6 +17,7 @@ from jsonargparse import get_loader, set_loader
 from ..configs import find_config
 from ..errors import DtrapError, expected_one_of
 from ..parsing import parse_yaml, read_yaml
+from .agent_words import agent_words
 
 CONFIG_OPTIONS = ("--config", "-c")
 SECTIONS = ("data", "model", "trainer", "stage_switch", "protocol")
@@ -31,7 +32,7 @@ def find_configs(arguments: list[str]) -> list[str]:
             before the config that chooses it.
     """
     words: list[str] = []
-    for word in arguments:
+    for word in agent_words(arguments):
         words += word.split("=", 1) if word.startswith(("--config=", "-c=")) else [word]
     data_chosen = False
     for place, (option, word) in enumerate(pairwise(["", *words])):
