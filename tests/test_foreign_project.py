@@ -260,8 +260,9 @@ def test_our_module_with_a_strangers_data_and_their_module_with_ours(project, mo
           accelerator: cpu
           max_epochs: 2
           enable_progress_bar: false
-          logger: false
-          default_root_dir: theirs
+          logger:
+            class_path: lightning.pytorch.loggers.CSVLogger
+            init_args: {save_dir: their_logs}
           callbacks:
             - class_path: lightning.pytorch.callbacks.ModelCheckpoint
               init_args: {monitor: val/loss, dirpath: theirs, filename: best}

@@ -69,7 +69,7 @@ def test_one_in_the_current_folder_is_named_by_an_option(dtrap, tmp_path):
     status, out, err = dtrap("fit", *words, "--protocol.save_adapters", "true")
     assert status == 0, err
     [adapter] = (tmp_path / "run" / "adapters").glob("*.safetensors")
-    status, out, err = dtrap("test", "--adapter", adapter, "--model.tuner", "mine_b.Mine")
+    status, _, err = dtrap("test", "--adapter", adapter, "--model.tuner", "mine_b.Mine")
     assert status == 0, err
     value = "{class_path: mine_b.Mine, init_args: {rank: 1}}"
     status, _, err = dtrap("fit", *SHORT, "--model.tuner", value, "--protocol.folder", "inline")
