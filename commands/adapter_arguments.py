@@ -22,6 +22,7 @@ from ..lightning_modules.tuners import Tuner
 from ..protocol.adapters import CONFIG, AdapterCard, check_tuner, is_exported, is_standalone, read_card
 from ..protocol.configuration import build_module, build_part, build_trainer_arguments
 from ..protocol.export import load_exported
+from ..protocol.onnx_graph import GRAPH
 from ..protocol.precision import FULL, HALF, canonical, device_of
 from ..protocol.processes import on_one_device
 from .found import Values, card_precision, values_of_card, values_of_config
@@ -119,6 +120,11 @@ def _paths(path: Path, command: str) -> list[Path]:
     if not path.is_dir() or is_exported(path):
         return [path]
     found = sorted(path.glob("*.safetensors")) or sorted(path.glob("adapters/*.safetensors"))
+    if not found and (path / GRAPH).is_file():
+        raise DtrapError(
+            f"{path}: holds an ONNX graph, which onnxruntime runs (see its README.md). dtrap {command} takes the "
+            "adapter that it was made from."
+        )
     if not found:
         raise DtrapError(
             f"{path}: no adapters (.safetensors) found. `dtrap fit --protocol.save_adapters true` saves them."

@@ -12,7 +12,9 @@ from rich.console import Console
 from ..configs import shipped_configs
 from ..console import CommandParser
 from . import COMMANDS, LONG_HELP
+from .dashboard import dashboard_parser
 from .data import data_parser
+from .doctor import doctor_parser
 from .study import study_parser
 
 _CONFIGS = """
@@ -27,7 +29,9 @@ _dtrap_configs() {{
   _files
 }}
 """
+_PARSERS = {"data": data_parser, "study": study_parser, "dashboard": dashboard_parser}
 _CONFIG_NAMES = {"bash": "_dtrap_configs", "zsh": "_dtrap_configs"}
+_PARSERS = {"data": data_parser, "study": study_parser, "doctor": doctor_parser}
 _OWN_OPTIONS = {
     "test": ["adapter"],
     "predict": ["adapter", "images", "output", "escape_formulas"],
@@ -60,9 +64,8 @@ def _whole_parser() -> argparse.ArgumentParser:
     whole = argparse.ArgumentParser(prog="dtrap", add_help=False)
     commands = whole.add_subparsers(dest="command")
     for name, text in COMMANDS.items():
-        if name in ("data", "study"):
-            own = data_parser() if name == "data" else study_parser()
-            commands.add_parser(name, help=text, parents=[own], add_help=False)
+        if name in _PARSERS:
+            commands.add_parser(name, help=text, parents=[_PARSERS[name]()], add_help=False)
             continue
         parser = commands.add_parser(name, help=text, allow_abbrev=False)
         if name in LONG_HELP:

@@ -19,10 +19,11 @@ from ..errors import DtrapError, expected_one_of
 from ..parsing import parse_yaml, read_yaml
 from .own_modules import make_importable, texts_in
 from .plug_ins import values_in_full, words_in_full
+from .predict_options import OPTIONS as PREDICT_OPTIONS
 
 CONFIG_OPTIONS = ("--config", "-c")
 SECTIONS = ("data", "model", "trainer", "stage_switch", "protocol")
-OPTIONS = ("seed_everything", "adapter", "images", "output", "form", "escape_formulas")
+OPTIONS = ("seed_everything", "adapter", "output", "form", *PREDICT_OPTIONS)
 
 
 def find_configs(arguments: list[str]) -> list[str]:

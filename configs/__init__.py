@@ -7,6 +7,9 @@ import re
 from functools import cache
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import Any
+
+import yaml
 
 from ..errors import DtrapError, nearest
 from .coop import COOP_CONFIGS
@@ -45,6 +48,11 @@ def config_text(name: str) -> str:
     """
     shipped = _shipped_name(name)
     return COOP_CONFIGS.get(shipped) or (SHIPPED / shipped).read_text(encoding="utf-8")
+
+
+def shipped_defaults() -> dict[str, Any]:
+    """Return the content of defaults.yaml, which is read before every other config."""
+    return dict(yaml.safe_load(config_text("defaults.yaml")))
 
 
 def write_config(content: str) -> str:

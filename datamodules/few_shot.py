@@ -16,6 +16,7 @@ from .all_way import AllWay, AllWaySampler, refuse_episode_options
 from .batches import Batch
 from .collection import CollectionOptions, ImageCollection, OnFault
 from .episode import Episode, Task
+from .grouped_draws import note_split_groups
 from .image_check import check_images
 from .index import ImageIndex
 from .options import AnyShotOptions, EpisodeOptions
@@ -62,12 +63,14 @@ class FewShotDataModule(ImageCollection):
         all_way: All classes, `shot` images of each and the whole test split, one task per seed, instead of episodes.
             Then `way`, `query`, `views`, `seed`, `batch_size` and `validation_shots` have no effect and keep their
             defaults.
-        subset: All-way: a JSON file with the images of every seed, as written by a run. None to draw them.
+        subset: All-way: a JSON file with the images of every seed, as written by a run, or a folder of 2SFS' few-shot
+            draws. None to draw them.
         **options: Arguments of `ImageCollection`.
 
     Attributes:
         sampler: Draws the tasks and arranges their batches.
-        unit: What a task is counted as: "episode", or "seed" in the all-way protocol.
+        unit: What a task is counted as: "episode", "seed" in the all-way protocol, "repeat" where one folder is
+            divided several times, or "task" where it is the only one, so that none is counted.
         streams: Whether the images of a task are decoded while they are used, because there are too many to hold.
         fixed_views: Whether a row of the support batch is the same picture at every step, so that features of a frozen
             tower can be cached.
@@ -75,6 +78,7 @@ class FewShotDataModule(ImageCollection):
         all_way_preprocessing: What `test_preprocessing` None stands for in the all-way protocol.
         fixed_numbers: Whether every class needs exactly its numbers of images; otherwise unreadable ones may be left
             out without a replacement.
+        resampled: Whether tasks are draws of held-out images from the same data, whose results depend on each other.
         measures_auroc: Whether the area under the ROC curve is measured, as is usual for this data set. With two
             classes it always is.
 
@@ -86,6 +90,7 @@ class FewShotDataModule(ImageCollection):
     all_way_preprocessing: ClassVar[TestPreprocessing] = "backbone"
     fixed_numbers = True
     measures_auroc = False
+    resampled = False
     _ahead: Episode | None = None
 
     def __init__(
@@ -187,6 +192,14 @@ class FewShotDataModule(ImageCollection):
             DtrapError: Some cannot be read.
         """
         check_images(self, sorted(set().union(*map(self.sampler.images_of, tasks))))
+
+    def note_split_groups(self, tasks: Iterable[int]) -> None:
+        """Warn of groups of images on two sides of tasks, where they are known and nothing keeps them together."""
+        self.index  # noqa: B018 - the groups are known once it is read
+        if self.unused_groups is not None:
+            note = note_split_groups(self, map(self.sampler.draw, tasks), self.unit)
+            if note:
+                self.warn_once(note)
 
     # The current task
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from functools import cached_property, partial
 
 import numpy as np
@@ -12,6 +12,8 @@ from ..errors import DtrapError, check_at_least
 from .batches import Batch, Batches, FullBatches, MiniBatches, Share, batches_done, split_batch
 from .collection import ImageCollection
 from .episode import Episode, Task
+from .grouped_draws import separable_classes, task_apart
+from .groups import Side
 from .subset import Subset
 from .validation import with_validation
 
@@ -19,6 +21,7 @@ QUERY_BATCH = 128
 
 # What the numbers of an episode are drawn for (second part of the seed's spawn key).
 CLASSES, IMAGES, VIEWS, OTHER, BATCHES = range(5)
+GROUPS = 16  # far from the numbers that may follow
 
 
 class TaskSampler(ABC):
@@ -214,6 +217,8 @@ class EpisodeSampler(TaskSampler):
             trained = data.large_classes(train, self.shot, f"shot {self.shot}", "training images")
             tested = data.large_classes(test, self.query, f"query {self.query}", "test images")
             usable = [label for label in trained if label in set(tested)]
+        pools = [[pool[label].tolist() for label in usable] for pool in self._pools]
+        usable = separable_classes(data, usable, pools, self._needed)
         if len(usable) < self.way:
             fewer = f"Use --data.way {len(usable)}, or lower" if len(usable) > 1 else "Lower"
             raise DtrapError(
@@ -234,6 +239,8 @@ class EpisodeSampler(TaskSampler):
         def shuffled(positions: list[np.ndarray]) -> list[list[int]]:
             return [rng.permutation(positions[label]).tolist() for label in classes]
 
+        if self.data.group_of is not None:
+            return self._draw_apart(number, classes, shuffled)
         if self.data.index.splits is None:
             support = shuffled(self.data.positions)
             query = [order[self.shot :] for order in support]
@@ -248,17 +255,47 @@ class EpisodeSampler(TaskSampler):
         published = None if self.data.index.splits is None else shuffled(self.data.positions_in("val"))
         return with_validation(self.data, task, self.validation_shots, published)
 
+    @property
+    def _pools(self) -> list[list[np.ndarray]]:
+        """The images of each class that support, query and, if there are any, validation images are drawn from."""
+        if self.data.index.splits is None:
+            return [self.data.positions] * len(self._needed)
+        train, test = self.data.positions_in("train"), self.data.positions_in("test")
+        val = [own if len(own) else more for own, more in zip(self.data.positions_in("val"), train, strict=True)]
+        return [train, test, val][: len(self._needed)]
+
+    @property
+    def _needed(self) -> list[tuple[str, int]]:
+        validation = [("validation", self.validation_shots)] if self.validates else []
+        return [("support", self.shot), ("query", self.query), *validation]
+
+    def _draw_apart(
+        self, number: int, classes: list[int], shuffled: Callable[[list[np.ndarray]], list[list[int]]]
+    ) -> Task:
+        """Draw the images so that no group of images is on two sides."""
+        published = self.data.index.splits is not None
+        orders = [shuffled(pool) for pool in (self._pools if published else self._pools[:1])]
+        orders *= 1 if published else len(self._needed)
+        sides = [Side(order, [count] * self.way) for order, (_, count) in zip(orders, self._needed, strict=True)]
+        name = f"{self.unit} {number}"
+        return task_apart(self.data, classes, sides, self._needed, self.generator(number, GROUPS), name)
+
     def train_batches(self, episode: Episode, steps: int) -> FullBatches | MiniBatches:
         """Return the full support batch, the same object at each step, or all its rows once in mini-batches."""
         if self.batch_size is None:
             return FullBatches([episode.support_share(self.share)] * steps, episode.preprocessing)
 
-        def order(epoch: int, rows: int) -> np.ndarray:
-            return self.generator(episode.number, BATCHES, epoch).permutation(rows)
-
         done, size = partial(batches_done, self.data), self.batch_size
-        share = self.share
-        return MiniBatches(episode.support(), size, order, episode.preprocessing, self.drop_last, done, share)
+        share, support = self.share, episode.support()
+
+        def order(epoch: int, rows: int) -> np.ndarray:
+            return self.row_order(self.generator(episode.number, BATCHES, epoch), support["labels"].numpy())
+
+        return MiniBatches(support, size, order, episode.preprocessing, self.drop_last, done, share)
+
+    def row_order(self, rng: np.random.Generator, labels: np.ndarray) -> np.ndarray:
+        """Return the numbers of the rows of one epoch of mini-batches, given the label of each row."""
+        return rng.permutation(len(labels))
 
     def support_batches(self, episode: Episode) -> Batches:
         """Return the support batch."""

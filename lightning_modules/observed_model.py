@@ -128,6 +128,20 @@ class ObservedModel(EvaluatedModel):
                 images += len(scores)
         return right, images
 
+    def observed_scores(self, batches: Iterable[Any], *, zero_shot: bool = False) -> Tensor:
+        """Return the scores [N, W] of the plain rows of batches in evaluation mode, as a prediction has them.
+
+        Args:
+            batches: Batches as a training step gets them.
+            zero_shot: Whether to use the backbone without the tuner.
+        """
+        scores = []
+        with self._aside(), self.zero_shot() if zero_shot else nullcontext():
+            for batch in batches:
+                taken = self.on_device(plain_part(batch))
+                scores.append(self(taken["images"], Rows.of(taken).ids))
+        return torch.cat(scores)
+
     @contextmanager
     def _aside(self) -> Iterator[None]:
         """Within it, the model is in evaluation mode; afterwards modes and all random generators are as before."""

@@ -18,10 +18,24 @@ from ..lightning_modules import FewShotClassifier, Objective
 from ..lightning_modules.backbones import Backbone
 from ..lightning_modules.tuners import Tuner
 from .explanation import explained_creation
+from .logger_places import place_loggers
 from .settings import ProtocolSettings
 
 OPTIONS = {Backbone: "model.backbone", Tuner: "model.tuner", Objective: "model.objective", FewShotDataModule: "data"}
 FILE_ENDINGS = (".json", ".safetensors", ".pt", ".pth", ".bin")
+
+
+@dataclass(frozen=True)
+class Reference:
+    """What the shipped configs of a command line set, without the user's own.
+
+    Attributes:
+        values: Their merged content.
+        overlays: Names of those in folders, such as `tuners/coop.yaml`, that change a result.
+    """
+
+    values: dict[str, Any]
+    overlays: list[str]
 
 
 @dataclass
@@ -35,6 +49,7 @@ class MethodConfig:
         explicit: Whether the user gave the name; otherwise it follows from the settings.
         old_name: Name that the method of an overlay had in run folders until names followed from the settings.
         default_precision: Whether `trainer.precision` was null, so that the device decides.
+        reference: What the shipped configs of the command line set; None if unknown.
     """
 
     name: str
@@ -43,6 +58,7 @@ class MethodConfig:
     explicit: bool = False
     old_name: str | None = None
     default_precision: bool = False
+    reference: Reference | None = None
 
     @property
     def settings(self) -> ProtocolSettings:
@@ -75,9 +91,9 @@ class MethodConfig:
         """The tuner's own name, for file names and tags."""
         return self.own_tuner.name
 
-    def trainer_arguments(self, *, logger: bool = True) -> dict[str, Any]:
-        """Return the Trainer's arguments with callbacks and, if wanted, loggers instantiated."""
-        return build_trainer_arguments(self.parsed, logger=logger)
+    def trainer_arguments(self, *, logger: bool = True, folder: Path | None = None) -> dict[str, Any]:
+        """Return the Trainer's arguments with callbacks and, if wanted, loggers, which write into `folder`."""
+        return build_trainer_arguments(self.parsed, logger=logger, folder=folder)
 
     def set_precision(self, precision: str) -> None:
         """Write a precision into the config."""
@@ -125,11 +141,19 @@ def build_data(config: Namespace) -> FewShotDataModule:
     return build_part(FewShotDataModule, config.data)
 
 
-def build_trainer_arguments(config: Namespace, *, logger: bool = True) -> dict[str, Any]:
-    """Return the Trainer's arguments with callbacks and, if wanted, loggers instantiated."""
+def build_trainer_arguments(config: Namespace, *, logger: bool = True, folder: Path | None = None) -> dict[str, Any]:
+    """Return the Trainer's arguments with callbacks and, if wanted, loggers instantiated.
+
+    Args:
+        config: The parsed config.
+        logger: Whether loggers are wanted.
+        folder: Run folder, where loggers without a place of their own write; None for the current folder.
+    """
     trainer = config.trainer.clone()
     if not logger:
         trainer.logger = False
+    elif folder is not None:
+        place_loggers(trainer, folder)
     parser = ArgumentParser(exit_on_error=False)
     parser.add_class_arguments(Trainer, "trainer", instantiate=False, fail_untyped=False)
     return dict(vars(_instantiate(parser, Namespace(trainer=trainer), "trainer").trainer))

@@ -156,13 +156,22 @@ class FolderIdentity:
         self.folder.write_json(self.folder.subset, content)
 
 
+def differs(known: dict[str, Any], values: dict[str, Any]) -> bool:
+    """Return whether the settings of a main method are not those of a stored identity."""
+    return bool(_differences(known, values, main=True))
+
+
 def _lines(known: dict[str, Any], method: Method, *, main: bool) -> list[str]:
     """Differences of a stored config from a method's.
 
     The name in the config of a compared method does not count: until methods were named after their settings, it was
     that of the main method.
     """
-    old, new = identity(known), identity(method.values)
+    return _differences(known, method.values, main=main)
+
+
+def _differences(known: dict[str, Any], values: dict[str, Any], *, main: bool) -> list[str]:
+    old, new = identity(known), identity(values)
     for side in (old, new):  # Lightning has several names for one
         side.setdefault("trainer", {})["precision"] = canonical(side["trainer"].get("precision"))
     if not main:

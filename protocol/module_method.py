@@ -89,8 +89,8 @@ class ModuleMethod:
             "stage_switch": describe(self.switch)["init_args"],
         }
 
-    def trainer_arguments(self, *, logger: bool = True) -> dict[str, Any]:
-        """Return the Trainer's arguments, without loggers if they are not wanted."""
+    def trainer_arguments(self, *, logger: bool = True, folder: Path | None = None) -> dict[str, Any]:
+        """Return the Trainer's arguments, without loggers if they are not wanted; given ones have their own folders."""
         return dict(self.trainer) if logger else {**self.trainer, "logger": False}
 
     def set_precision(self, precision: str) -> None:

@@ -8,7 +8,6 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
@@ -21,6 +20,7 @@ from ..keywords import Unpack
 from ..lightning_modules import FewShotClassifier
 from ..lightning_modules.finite import DivergedError
 from ..signals import STOP
+from . import claims
 from .checks import check_settings, processes_of
 from .configuration import MethodConfig
 from .device_clock import DeviceSeconds
@@ -28,9 +28,9 @@ from .episode import cheap_collection, without_expected_warnings
 from .episode_run import EpisodeRun
 from .explanation import explained_use
 from .folder_identity import FolderIdentity, Method
+from .folder_names import default_run_folder
 from .following import follow
-from .identity import default_folder_name
-from .loggers import ProtocolLogger
+from .loggers import ProtocolLogger, run_facts
 from .method_names import find_same
 from .module_method import ModuleMethod
 from .precision import lines_about, settle_precision
@@ -39,6 +39,7 @@ from .processes import Processes
 from .progress import EpisodeProgress
 from .rehearsal import Loaded
 from .result import ProtocolResult
+from .result_files import ResultFiles
 from .row_sources import RowsHere
 from .run_folder import Row, RunFolder
 from .saved_files import tell_saved
@@ -46,6 +47,7 @@ from .settings import ProtocolOptions, ProtocolSettings
 from .side_by_side.episodes import EpisodeGroups
 from .space import check_space, sizes_of_files
 from .summary import render, summarize
+from .time_estimate import TimeEstimate
 from .workers.options import check_ray
 
 if TYPE_CHECKING:
@@ -138,7 +140,7 @@ class ProtocolRun:
         self.main = methods[0]
         self.names = [method.name for method in methods]
         self.episodes = min(settings.episodes, data.tasks or settings.episodes)
-        self.folder = RunFolder(settings.folder or Path("runs") / self._default_name())
+        self.folder = RunFolder(settings.folder or default_run_folder(methods, data))
         self.record = FolderIdentity(self.folder, methods, data)
         self.begun, self.tells_device, self.shared = False, True, True
         stored = {} if settings.overwrite else self.record.stored()
@@ -150,19 +152,6 @@ class ProtocolRun:
                 f"the results would go to {self.folder.path}, inside the images' folder {data.root}, where they would "
                 "count as a class. Give --protocol.folder FOLDER elsewhere, or start from another folder."
             )
-
-    def _default_name(self) -> str:
-        data = self.data
-        all_way = " all-way" if data.streams else ""
-        return default_folder_name(
-            dataset=f"{data.root.resolve().name if data.own_images else data.title}{all_way}",
-            way=None if data.tasks is not None else data.way,
-            shot=data.shot if data.fixed_numbers else None,
-            backbone=self.main.backbone,
-            tuner=self.main.tuner_name,
-            method=self.main.name,
-            seed=data.seed,
-        )
 
     def run(self, *, show: bool = True) -> ProtocolResult:
         """Run the missing episodes and return the result.
@@ -226,7 +215,9 @@ class ProtocolRun:
         say_on_terminal(self.console, f"Reading {self.data.title} …")
         with explained_use([self.data]):
             check_settings(self.methods, self.data, self.settings)
-            self.data.check_images(sorted(set().union(*missing.values())))
+            tasks = sorted(set().union(*missing.values()))
+            self.data.note_split_groups(tasks)
+            self.data.check_images(tasks)
             self.data.setup()
         if not overwrite and self.folder.rows.read():
             self.record.check_data_files()
@@ -256,12 +247,11 @@ class ProtocolRun:
         self._say(f"Results: {self.folder.path}")
         self.record.record_subsets(episodes)
         rows = [row for row in self.folder.rows.read() if row["episode"] < self.episodes]
-        configs = {method.name: method.values for method in self.methods}
-        configured = run.arguments[self.main.name].get("logger")
-        logger = ProtocolLogger(configured, self.folder, configs, self._warn, self.data.description, self._tags())
+        logger = self._logger(run.arguments[self.main.name].get("logger"))
         logger.log_earlier(rows)
         known = self.known()
         progress = EpisodeProgress(self.episodes, self.names, rows=rows, unit=self.data.unit, console=self.console)
+        progress.estimate = TimeEstimate.of(run, missing, known, self.data.unit)
         status = "failed"
         try:
             with self._workers() as pool, progress, cheap_collection():
@@ -282,7 +272,8 @@ class ProtocolRun:
                     progress.finish(row)
                     left[row["episode"]] -= 1
                     while episodes and not left[episodes[0]]:  # workers finish them in any order
-                        logger.log_episode(rows, episodes.pop(0), self.device.idle_share)
+                        last = len(episodes) == 1 and bool(self._summarize(complete=True))
+                        logger.log_episode(rows, episodes.pop(0), self.device.idle_share, last=last)
             status = "success"
         finally:
             self.data.decode_no_more()
@@ -312,26 +303,34 @@ class ProtocolRun:
         found = known.get((name, episode))
         return None if found is None else self._append({**found, "method": name})
 
-    def _tags(self) -> list[str]:
-        shot = [f"{self.data.shot}-shot"] if self.data.fixed_numbers else []
-        return [self.data.title, *shot, self.main.backbone, self.main.tuner_name, *self.names]
+    def _logger(self, configured: Any) -> ProtocolLogger:
+        data, shot = self.data, [f"{self.data.shot}-shot"] if self.data.fixed_numbers else []
+        return ProtocolLogger(
+            configured,
+            self.folder,
+            {method.name: method.values for method in self.methods},
+            self._warn,
+            data.description,
+            [data.title, *shot, self.main.backbone, self.main.tuner_name, *self.names],
+            facts=run_facts(self.methods, data, self.episodes),
+            log_paths=self.settings.log_paths,
+            unit=data.unit,
+        )
 
     def _warn_diverged(self, row: Row) -> None:
         """Say once for each method that an episode diverged; the summary counts the others."""
         if "diverged" in row and row["method"] not in self._diverged:
             self._diverged.add(row["method"])
-            self._warn(
-                f"{self.data.unit} {row[self.data.unit]} of '{row['method']}' diverged: {row['diverged']}. Its row is "
-                "marked and does not count in the mean; others like it are counted at the end."
-            )
+            self._warn(claims.told_diverged(self.data.unit, row))
 
     def _refuse_all_diverged(self, rows: Sequence[Row]) -> None:
         """Raise a DivergedError if no episode of a method has a result."""
         for name in self.names:
             found = [row for row in rows if row["method"] == name]
             if found and all(row.get("diverged") for row in found):
-                many = f"{len(found)} {self.data.unit}{'' if len(found) == 1 else 's'}"
-                reason = f"'{name}' has no result: {many} of {len(found)} diverged ({found[0]['diverged']})"
+                many = f"{claims.counted(len(found), self.data.unit)} of {len(found)}"
+                which = "the training" if self.data.unit == claims.TASK else many
+                reason = f"'{name}' has no result: {which} diverged ({found[0]['diverged']})"
                 raise DivergedError(reason, "change that and start over with --protocol.overwrite true")
 
     def _repeat(self, rows: Sequence[Row], episode: int, first: str, name: str) -> Row:
@@ -344,12 +343,8 @@ class ProtocolRun:
         self.folder.rows.append(row)
         return row
 
-    def _finish(self, *, complete: bool, show: bool) -> ProtocolResult:
-        """Write the summary, print it if wanted, and return the result.
-
-        Raises:
-            DtrapError: The folder is gone, or rows are missing at the end of a complete run.
-        """
+    def _summarize(self, *, complete: bool) -> tuple[list[Row], dict[str, Any]]:
+        """Write the summary, and return the rows and the summary."""
         self.folder.check_present()
         rows, data = self.folder.rows.read(), self.data
         rows.sort(key=lambda row: row["episode"])  # workers finish them in any order; sums must not depend on it
@@ -362,15 +357,30 @@ class ProtocolRun:
         for method in self.methods:
             summary["methods"][method.name] |= {"backbone": method.backbone, "tuner": method.tuner}
         self.folder.write_json(self.folder.summary, summary)
+        return rows, summary
+
+    def _finish(self, *, complete: bool, show: bool) -> ProtocolResult:
+        """Write the summary, print it if wanted, and return the result.
+
+        Raises:
+            DtrapError: The folder is gone, or rows are missing at the end of a complete run.
+        """
+        rows, summary = self._summarize(complete=complete)
+        data = self.data
+        chosen = [row for row in rows if row["method"] in self.names and row["episode"] < self.episodes]
+        files = ResultFiles.of(self.folder, data, self.names, chosen, new=self.begun) if complete else None
         if show:
-            if self.device.total:
+            if files is not None:
+                files.show(self.console)
+            elif self.device.total:
                 self._say(f"{self.device} (see idle_share in summary.json)")
             render(summary, self.console)
         if data.skipped_images:
             copies = sum("the same image as" in reason for _, reason in data.skipped_images)
             kinds = f" ({copies} of them copies of training images)" if copies else ""
             self._say(f"{len(data.skipped_images)} missing or unreadable images left out{kinds}; listed above.")
-        chosen = [row for row in rows if row["method"] in self.names and row["episode"] < self.episodes]
+        for line in files.lines() if files is not None else ():
+            self._say(line)
         if self.settings.save_adapters:
             tell_saved(self.folder.adapters, chosen, self._say, complete=complete)
         if self.settings.save_predictions and data.has_query:

@@ -19,12 +19,13 @@ class ProtocolOptions(TypedDict, total=False):
     pictures: int
     relevance: int
     save_adapters: bool
-    save_predictions: bool
+    save_predictions: bool | None
     save_features: int
     checkpoint_every: int
     workers: int | str | None
     feature_store: bool | str | None
     side_by_side: int | None
+    log_paths: bool
 
 
 @dataclass
@@ -45,7 +46,8 @@ class ProtocolSettings:
         relevance: Number of episodes, counted from the first, for which a picture is saved that shows where in its
             queries the model finds the class texts, before and after the training.
         save_adapters: Save the adapter of every episode.
-        save_predictions: Save the scores of every episode's queries, with small pictures of the worst errors.
+        save_predictions: Save the scores of every episode's queries, with small pictures of the worst errors. null
+            saves those on the test images of an own folder or table.
         save_features: Number of episodes, counted from the first, whose image and text features before and after the
             training are saved.
         checkpoint_every: Steps between two checkpoints of an all-way task; a stopped run resumes at the last one.
@@ -58,6 +60,8 @@ class ProtocolSettings:
             dtrap's own backbones. Results do not depend on it, and the folder may be deleted at any time.
         side_by_side: Number of episodes of a method that are trained as one batch. null means 1 on a CPU; on a GPU it
             is measured once at the start, and kept in the run folder. Rows are the same up to rounding.
+        log_paths: Send local paths to loggers, too: folders in the config, and what W&B records of program, arguments,
+            host and printed lines.
     """
 
     episodes: int = 400
@@ -68,12 +72,13 @@ class ProtocolSettings:
     pictures: int = 0
     relevance: int = 0
     save_adapters: bool = False
-    save_predictions: bool = False
+    save_predictions: bool | None = None
     save_features: int = 0
     checkpoint_every: int = 100
     workers: int | str | None = None
     feature_store: bool | str | None = None
     side_by_side: int | None = None
+    log_paths: bool = False
 
     def __post_init__(self) -> None:
         check_at_least("--protocol.episodes", self.episodes, 1)

@@ -13,19 +13,30 @@ KINDS = ("run", "metric", "history", "summary", "exit")
 class Recorded:
     """What one W&B run wrote: the last .wandb file of a run folder."""
 
-    def __init__(self, folder):
-        wandb.teardown()  # the files are whole when W&B's own process has ended
-        self.path = sorted(folder.glob("wandb/*run-*/*.wandb"), key=lambda path: path.stat().st_mtime_ns)[-1]
+    def __init__(self, folder, path=None):
+        self.path = path or files_of(folder)[-1]
         records = list(read_records(self.path))
         by_type = {kind: [getattr(r, kind) for r in records if r.WhichOneof("record_type") == kind] for kind in KINDS}
         self.run = by_type["run"][0]
         self.config = {item.key: json.loads(item.value_json) for item in self.run.config.update}
         self.metrics = {metric.name or metric.glob_name: metric for metric in by_type["metric"]}
         self.history = [items(record.item) for record in by_type["history"]]
+        self.steps = [record.step.num for record in by_type["history"]]
         self.summary = {}
         for record in by_type["summary"]:
             self.summary |= items(record.update)
         self.exit_codes = [record.exit_code for record in by_type["exit"]]
+
+
+def files_of(folder):
+    """The .wandb files of a run folder in the order in which their runs were started."""
+    wandb.teardown()  # the files are whole when W&B's own process has ended
+    return sorted(folder.glob("wandb/*run-*/*.wandb"), key=lambda path: path.stat().st_mtime_ns)
+
+
+def all_recorded(folder):
+    """What each W&B run of a run folder wrote."""
+    return [Recorded(folder, path) for path in files_of(folder)]
 
 
 def items(entries):

@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from html import escape
 
+from .drawing import Drawing
+
 
 @dataclass(frozen=True)
 class Table:
@@ -35,6 +37,12 @@ class Chart:
     note: str
     table: Table | None = None
     wide: bool = False
+
+    def png(self) -> bytes:
+        """Return the drawing on white as the content of a PNG file."""
+        if not isinstance(self.svg, Drawing):
+            raise TypeError("this chart was not drawn here")
+        return self.svg.png()
 
     def html(self) -> str:
         """Return a `<figure>` with title, drawing, note and the table under a line that unfolds it."""

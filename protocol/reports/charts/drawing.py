@@ -182,13 +182,34 @@ class Sheet:
             top += LEGEND_ROW
         return top
 
-    def svg(self, alt: str) -> str:
+    def svg(self, alt: str) -> Drawing:
         """Return the finished drawing."""
         content = io.BytesIO()
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", message="Glyph")  # the page's font has what this one lacks
             FigureCanvasSVG(self.figure).print_svg(content, metadata={"Date": None})
-        return finished(content.getvalue(), alt)
+        drawing = Drawing(finished(content.getvalue(), alt))
+        drawing.figure = self.figure
+        return drawing
+
+
+class Drawing(str):
+    """The text of an SVG drawing that remembers its figure, so that it can become a PNG picture, too."""
+
+    figure: Figure
+
+    @styled
+    def png(self, dots: int = 144) -> bytes:
+        """Return the drawing as the content of a PNG file.
+
+        Args:
+            dots: Dots per inch.
+        """
+        content = io.BytesIO()
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message="Glyph")
+            self.figure.savefig(content, format="png", dpi=dots, facecolor="white")
+        return content.getvalue()
 
 
 def say_empty(axes: Axes) -> None:
