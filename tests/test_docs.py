@@ -108,7 +108,7 @@ def test_choose_a_backbone(run_pages, tmp_path):
 
 def test_use_it_in_a_lightning_project(run_pages, tmp_path):
     shown = {
-        '"/data/EuroSAT"': repr(str(make_eurosat(tmp_path / "eurosat", per_class=20))),
+        '"/data/EuroSAT"': repr(str(make_eurosat(tmp_path / "eurosat", per_class=24))),
         '"ViT-B-16-quickgelu", "openai"': '"tiny_clip.json", "tiny_clip.safetensors"',
         "Trainer(max_epochs=250,": "Trainer(logger=False, accelerator='cpu', max_epochs=1,",
         "Trainer(max_epochs=10,": "Trainer(logger=False, accelerator='cpu', max_epochs=1,",
