@@ -16,7 +16,7 @@ from matplotlib.textpath import text_to_path
 
 from .files import write_atomically
 
-GREY = "#666666"
+GREY, FRAME = "#666666", "#b3b3b3"
 MARGIN, HEAD = 0.2, 0.85  # inches
 DOTS_PER_INCH = 120
 
@@ -41,8 +41,10 @@ def draw_text(axes: Axes, x: float, y: float, text: str, **style: object) -> Non
 
 
 def draw_pixels(axes: Axes, pixels: npt.NDArray[Any], x: float, y: float, width: float, height: float) -> None:
-    """Draw an image [H, W, 3] with its upper left corner at (x, y) inches."""
+    """Draw an image [H, W, 3] with its upper left corner at (x, y) inches, in a thin frame that shows where it ends."""
     axes.imshow(pixels, extent=(x, x + width, y + height, y), interpolation="antialiased", aspect="auto")
+    right, bottom = x + width, y + height
+    axes.plot([x, right, right, x, x], [y, y, bottom, bottom, y], color=FRAME, linewidth=0.6, zorder=0.5)
 
 
 def draw_frame(axes: Axes, x: float, y: float, side: float, **style: Any) -> None:
@@ -52,19 +54,20 @@ def draw_frame(axes: Axes, x: float, y: float, side: float, **style: Any) -> Non
 
 def fitted(text: str, width: float, size: float, weight: str = "normal") -> str:
     """Return the text; if it is wider than `width` inches at this size in points, its middle is replaced by …."""
-    font = FontProperties(size=size, weight=weight)
-
-    def inches(words: str) -> float:
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", message="Glyph")
-            return text_to_path.get_text_width_height_descent(words, font, ismath=False)[0] / 72
-
     kept, short = len(text), text
     width *= 0.96  # room for the rounding of drawn letters to whole pixels
-    while inches(short) > width and kept > 1:
-        kept -= max(1, int(kept * (1 - width / inches(short))))
+    while (needed := text_width(short, size, weight)) > width and kept > 1:
+        kept -= max(1, int(kept * (1 - width / needed)))
         short = f"{text[: kept - kept // 2]}…{text[len(text) - kept // 2 :]}"
     return short
+
+
+def text_width(text: str, size: float, weight: str = "normal") -> float:
+    """Return the width in inches of a text of this size in points."""
+    font = FontProperties(size=size, weight=weight)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Glyph")
+        return float(text_to_path.get_text_width_height_descent(text, font, ismath=False)[0] / 72)
 
 
 def save_png(path: Path, figure: Figure, remedy: str) -> None:

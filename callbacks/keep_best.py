@@ -51,7 +51,8 @@ class KeepBest(Callback):
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Copy the tuner's state if this is the best validation so far."""
-        if trainer.sanity_checking or "val/accuracy" not in trainer.callback_metrics:
+        fitting = trainer.state.fn == "fit"  # otherwise it is a validation of its own
+        if trainer.sanity_checking or not fitting or "val/accuracy" not in trainer.callback_metrics:
             return
         accuracy = float(trainer.callback_metrics["val/accuracy"])
         highest = max(self.accuracies, default=float("-inf"))

@@ -22,10 +22,13 @@ from ..lightning_modules.tuners import Tuner
 from ..protocol.adapters import CONFIG, AdapterCard, check_tuner, is_exported, is_standalone, read_card
 from ..protocol.configuration import build_module, build_part, build_trainer_arguments
 from ..protocol.export import load_exported
+from ..protocol.onnx_graph import GRAPH
 from ..protocol.precision import FULL, HALF, canonical, device_of
 from ..protocol.processes import on_one_device
 from .found import Values, card_precision, values_of_card, values_of_config
+from .own_modules import make_importable
 from .parser import DtrapCLI
+from .plug_ins import words_in_full
 
 
 @dataclass(frozen=True)
@@ -75,6 +78,7 @@ def find_adapters(arguments: list[str], command: str, console: Console) -> list[
     Raises:
         DtrapError: A mistake in the config or the command line, or a folder without adapters or with too many.
     """
+    arguments = words_in_full(arguments)
     unused = [word.partition("=")[0] for word in arguments if word.startswith("--data")]
     if unused and command != "test":
         raise DtrapError(
@@ -87,6 +91,7 @@ def find_adapters(arguments: list[str], command: str, console: Console) -> list[
     if given.config or not given.adapter:
         cli = DtrapCLI(arguments, command)
         return [SavedAdapter(path, read_card(path), cli) for path in _paths(Path(cli.config.adapter), command)]
+    make_importable(word.rpartition("=")[2] for word in arguments)  # before the card: it may name what is given
     parsed: dict[str, DtrapCLI] = {}
     saved = []
     for path in _paths(Path(given.adapter), command):
@@ -115,6 +120,11 @@ def _paths(path: Path, command: str) -> list[Path]:
     if not path.is_dir() or is_exported(path):
         return [path]
     found = sorted(path.glob("*.safetensors")) or sorted(path.glob("adapters/*.safetensors"))
+    if not found and (path / GRAPH).is_file():
+        raise DtrapError(
+            f"{path}: holds an ONNX graph, which onnxruntime runs (see its README.md). dtrap {command} takes the "
+            "adapter that it was made from."
+        )
     if not found:
         raise DtrapError(
             f"{path}: no adapters (.safetensors) found. `dtrap fit --protocol.save_adapters true` saves them."

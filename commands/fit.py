@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import shlex
 import sys
+from pathlib import Path
 
 from rich.console import Console
 
@@ -42,6 +43,8 @@ def fit(arguments: list[str], console: Console) -> int:
     STOP.last_words = f"Interrupted. Resume with: {_resuming(arguments, begun=run.settings.overwrite)}"
     try:
         run.run()
+        if getattr(run.data, "repeats", None) and run.settings.save_adapters and not follows():
+            say(console, f"A classifier of all images: {_of_all_images(arguments, run.folder.path)}")
     except KeyboardInterrupt:
         if not follows():
             say(console, f"Interrupted. Resume with: {_resuming(arguments, begun=run.begun)}")
@@ -51,6 +54,16 @@ def fit(arguments: list[str], console: Console) -> int:
             print(f"dtrap: {error}", file=sys.stderr)
         return 1
     return 0
+
+
+def _of_all_images(arguments: list[str], folder: Path) -> str:
+    """The same command without held-out images: each adapter of a repeat was trained without some."""
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    for option in ("--data.repeats", "--data.held_out", "--protocol.folder", "--protocol.overwrite"):
+        parser.add_argument(option, nargs="?")
+    words = parser.parse_known_args(arguments)[1]
+    more = ["--data.repeats", "null", "--data.held_out", "null", "--protocol.folder", f"{folder}_all_images"]
+    return shlex.join(["dtrap", "fit", *words, *more])
 
 
 def _resuming(arguments: list[str], *, begun: bool) -> str:

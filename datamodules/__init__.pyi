@@ -8,6 +8,7 @@ from .folder import FolderDataModule as FolderDataModule
 from .index import ImageIndex as ImageIndex
 from .isic import ISICDataModule as ISICDataModule
 from .shapes import ShapesDataModule as ShapesDataModule
+from .table import TableDataModule as TableDataModule
 from .unlabeled import UnlabeledImages as UnlabeledImages
 from .unlabeled import UnlabelledImages as UnlabelledImages
 from .views import Preprocessing as Preprocessing

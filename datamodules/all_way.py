@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
+
+import torch
 
 from ..errors import DtrapError, check_at_least, check_one_of
 from .batches import Batch
@@ -43,8 +45,19 @@ class AllWay:
         check_one_of("all_way.augmentation", self.augmentation, ("crop", "plain"))
 
 
-_OF_EPISODES: dict[str, Any] = {"way": 5, "query": 15, "views": 5, "seed": 1, "batch_size": None}
-_INSTEAD = {"seed": "--data.all_way.seeds [{}]", "batch_size": "--data.all_way.batch_size {}"}
+_OF_EPISODES: dict[str, Any] = {
+    "way": 5,
+    "query": 15,
+    "views": 5,
+    "seed": 1,
+    "batch_size": None,
+    "validation_shots": 0,
+}
+_INSTEAD = {
+    "seed": "--data.all_way.seeds [{}]",
+    "batch_size": "--data.all_way.batch_size {}",
+    "validation_shots": "--data.all_way.validation true",
+}
 
 
 def refuse_episode_options(given: Mapping[str, Any]) -> None:
@@ -74,14 +87,30 @@ class AllWaySampler(TaskSampler):
     fixed_views = False
     full_batch = False
     has_query = True
+    validation_option = "--data.all_way.validation true"
 
     def __init__(self, data: ImageCollection, shot: int, settings: AllWay, file: Path | None) -> None:
         super().__init__(data, shot)
         settings.check()
         self.settings, self.file = settings, file
-        self.seeds, self.tasks, self.validates = settings.seeds, len(settings.seeds), settings.validation
+        self.seeds, self.tasks = settings.seeds, len(settings.seeds)
         self.description = f"all-way {shot}-shot"
         self._subsets: dict[int, Subset] = {}
+
+    @property
+    def batch_size(self) -> int:
+        """Images of a training step."""
+        return self.settings.batch_size
+
+    @batch_size.setter
+    def batch_size(self, size: int) -> None:
+        self.settings = replace(self.settings, batch_size=size)
+        self.settings.check()
+
+    @property
+    def validates(self) -> bool:
+        """Whether there is a validation loader."""
+        return self.settings.validation
 
     def seed_of(self, number: int) -> int:
         """Return the seed of a task."""
@@ -129,7 +158,9 @@ class AllWaySampler(TaskSampler):
 
     def validation_batches(self, episode: Episode) -> Streamed:
         """Return min(K, 4) images per class, plain."""
-        return stream_plain(self.data, self.subset_of(self.seed_of(episode.number)).val, self.share)
+        images = self.subset_of(self.seed_of(episode.number)).val
+        # A validation within a fit must not change what the next step draws.
+        return stream_plain(self.data, images, self.share, torch.Generator())
 
     def test_batches(self, episode: Episode) -> Streamed:
         """Return every test image once, plain."""

@@ -12,16 +12,16 @@ from PIL import Image
 from ..errors import nearest
 from .findings import Finding, Findings, counted
 from .published import Published
-from .tables import CORRECT, LabeledRow, Table, TableDataModule, read_table
+from .tables import CORRECT, LabeledRow, PublishedTableDataModule, Table, read_table
 
 CLASS_NAMES = ("Atelectasis", "Cardiomegaly", "Effusion", "Infiltration", "Mass", "Nodule", "Pneumothorax")
 _OTHERS = ("Consolidation", "Edema", "Emphysema", "Fibrosis", "Hernia", "Pleural_Thickening", "Pneumonia", "No Finding")
 
-_IMAGE, _FINDINGS = "Image Index", "Finding Labels"
+_IMAGE, _FINDINGS, _PATIENT = "Image Index", "Finding Labels", "Patient ID"
 _TABLES = ("Data_Entry_2017.csv", "Data_Entry_2017_v2020.csv", "sample_labels.csv")  # the last: 5,606 rows of Kaggle
 
 
-class ChestXDataModule(TableDataModule):
+class ChestXDataModule(PublishedTableDataModule):
     """Episodes of ChestX-ray14: the X-rays with exactly one finding that is one of seven.
 
     Format: `Data_Entry_2017.csv` or `Data_Entry_2017_v2020.csv` (columns "Image Index" and "Finding Labels", findings
@@ -37,12 +37,15 @@ class ChestXDataModule(TableDataModule):
     """
 
     title = "ChestX"
+    references = ("wang2017chestxray8", "guo2020broader")
     measures_auroc = True
     published = Published(7)
     published_rows: ClassVar[int] = 112_120
     tables = tuple(str(Path(folder, name)) for folder in ("", "ChestX", "chestX", "CXR8") for name in _TABLES)
     image_folders = ("images", *(f"images_{number:03d}/images" for number in range(1, 13)))
     classes = CLASS_NAMES
+    group_column = ("patient_id", "patient")
+    groups_in = f'Expected a column "{_PATIENT}", as the official table has it.'
     opens_files = True  # `load_image` only resizes
 
     def find_image_folders(self, table: Path | None) -> list[Path]:
@@ -67,7 +70,7 @@ class ChestXDataModule(TableDataModule):
             elif len(names) > 1:
                 several += 1
             elif names[0] in CLASS_NAMES:
-                good.append(LabeledRow(line, name, CLASS_NAMES.index(names[0])))
+                good.append(LabeledRow(line, name, CLASS_NAMES.index(names[0]), cells.get(_PATIENT, "")))
             else:
                 others[names[0]] += 1
         findings.fault(counted(without, "row has no finding", "rows have no finding"), CORRECT)

@@ -16,6 +16,7 @@ from PIL import Image
 from ..errors import DtrapError, check_at_least, check_one_of, check_template, visible
 from ..keywords import KeepsArguments
 from .ahead import held_back
+from .groups import UnusedGroups, numbered
 from .images import open_image
 from .index import ImageIndex, listing
 from .index_check import check_index
@@ -66,6 +67,7 @@ class ImageCollection(KeepsArguments, LightningDataModule, ABC):
         default_template: The data set's own class prompt.
         opens_files: Whether `load_image` opens the files with Pillow, so that these can be checked before a run. A
             subclass with another `load_image` has False unless it says True.
+        unused_groups: Groups of images that are known and that no one asked to keep together, if any.
         skipped_images: (path, reason) of the images that were left out so far.
 
     Raises:
@@ -75,6 +77,7 @@ class ImageCollection(KeepsArguments, LightningDataModule, ABC):
     title = "Images"
     default_template = "a photo of a {}."
     opens_files = True
+    unused_groups: UnusedGroups | None = None
     # Says of a key (see `Episode.feature_keys`) whether a module has the features of that view, so that its image need
     # not be decoded; a module that trains on frozen features sets it.
     known_features: Callable[[bytes], bool] | None = None
@@ -190,6 +193,11 @@ class ImageCollection(KeepsArguments, LightningDataModule, ABC):
         order = np.argsort(labels, kind="stable")
         borders = np.searchsorted(labels[order], np.arange(1, len(self.index.class_names)))
         return np.split(order, borders)
+
+    @cached_property
+    def group_of(self) -> np.ndarray | None:
+        """Number of the group of each image of the index; None where draws know no groups."""
+        return None if self.index.groups is None else numbered(self.index.groups)
 
     def positions_in(self, split: str) -> list[np.ndarray]:
         """Return the positions in the index of the images of each class in a published split."""

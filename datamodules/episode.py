@@ -79,13 +79,15 @@ class Episode:
         self._support: Batch | None = None
         self._shared: tuple[Share, Batch] | None = None
         self._query: Batch | None = None
+        self._validation: Batch | None = None
         self._moved: dict[tuple[torch.device, torch.dtype, int], Batch] = {}
         self._ahead: DecodedAhead | None = None
         self._states: dict[int, bytes | None] = {}
 
     def decode_ahead(self) -> None:
         """Start to decode the images in threads; what uses them first waits for those that are not ready."""
-        groups = (self.task.support, self.views), (self.task.query, self.query_views)
+        validation = self.task.validation or []
+        groups = (self.task.support, self.views), (self.task.query, self.query_views), (validation, self.query_views)
         wanted = [(position, count) for images, count in groups for of_class in images for position in of_class]
         if sum(count for _, count in wanted) * 3 * self.preprocessing.image_size**2 > MOST_BYTES:
             return
@@ -112,7 +114,7 @@ class Episode:
     def support(self) -> Batch:
         """Return the support batch of V*M rows on the CPU: view slowest, then class, then shot."""
         if self._support is None:
-            self._support = self._decode(self.task.support, self.views, 1, self._spare)
+            self._support = self._decode(self.task.support, self.views, 1, self._spare, "support")
         return self._support
 
     def support_share(self, share: Share) -> Batch:
@@ -134,8 +136,19 @@ class Episode:
         if self._query is None:
             if self.data.bad_images == "skip":
                 self.support()  # support images take their spares first
-            self._query = self._decode(self.task.query, self.query_views, 0, self._query_spare)
+            self._query = self._decode(self.task.query, self.query_views, 0, self._query_spare, "test")
         return self._query
+
+    def validation_in_views(self) -> Batch:
+        """Return the validation batch in `query_views` fixed views each, view slowest; unreadable images are left out.
+
+        Raises:
+            DtrapError: The task has no validation images, or none can be read.
+        """
+        if self._validation is None:
+            images = self.task.validation or []
+            self._validation = self._decode(images, self.query_views, 0, None, "validation")
+        return self._validation
 
     def moved(self, batch: Batch, device: torch.device, move: Callable[[], Batch]) -> Batch:
         """Return a batch on a device; the support batch is moved once per device and type.
@@ -210,8 +223,10 @@ class Episode:
         self._state(position)
         return draw_views(self.data.load_image(position), self.preprocessing, views, self.generator(position))
 
-    def _decode(self, images: list[list[int]], count: int, needed: int, spare: list[Iterator[int]]) -> Batch:
-        """Decode `count` views of the images of each class; spares replace unreadable ones."""
+    def _decode(
+        self, images: list[list[int]], count: int, needed: int, spare: list[Iterator[int]] | None, part: str
+    ) -> Batch:
+        """Decode `count` views of the images of each class; spares replace unreadable ones, if there are to be any."""
         chosen = images
         views: dict[int, Views] = {}
         faults: dict[int, ImageError] = {}
@@ -232,9 +247,9 @@ class Episode:
                 raise self._too_few_readable(label)
         lost = [self._name(k) for k, (named, left) in enumerate(zip(images, chosen, strict=True)) if named and not left]
         if any(chosen) and lost:
-            self.data.warn_once(f"no readable test image, so the accuracy does not cover them: {listing(lost)}")
+            self.data.warn_once(f"no readable {part} image, so the accuracy does not cover them: {listing(lost)}")
         if not any(chosen):
-            raise DtrapError(f"{self.data.title}: none of the query images can be read. Replace them.")
+            raise DtrapError(f"{self.data.title}: none of the {part} images can be read. Replace them.")
         # A test in inference mode may be the first to ask for the support; training cannot use inference tensors.
         with torch.inference_mode(False):
             if known:
@@ -244,7 +259,7 @@ class Episode:
             return to_batch(chosen, views, self.preprocessing)
 
     def _replace(
-        self, label: int, positions: list[int], faults: dict[int, ImageError], spares: list[Iterator[int]]
+        self, label: int, positions: list[int], faults: dict[int, ImageError], spares: list[Iterator[int]] | None
     ) -> list[int]:
         """Return the positions of a class with unreadable ones replaced, or left out where numbers may differ."""
         kept: list[int] = []
@@ -253,10 +268,10 @@ class Episode:
                 kept.append(position)
                 continue
             self.data.unreadable(position, str(faults[position]), self._place)
-            spare = next(spares[label], None)
+            spare = None if spares is None else next(spares[label], None)
             if spare is not None:
                 kept.append(spare)
-            elif self.fixed_numbers:
+            elif self.fixed_numbers and spares is not None:
                 raise self._too_few_readable(label)
         return kept
 

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable
 from contextlib import suppress
 from functools import cached_property, partial
 from pathlib import Path
-from typing import Any, ClassVar, TypedDict
+from typing import Any, ClassVar
 
 import torch
 
@@ -16,38 +16,26 @@ from .all_way import AllWay, AllWaySampler, refuse_episode_options
 from .batches import Batch
 from .collection import CollectionOptions, ImageCollection, OnFault
 from .episode import Episode, Task
+from .grouped_draws import note_split_groups
 from .image_check import check_images
 from .index import ImageIndex
+from .options import AnyShotOptions, EpisodeOptions
 from .sampler import VIEWS, EpisodeSampler, TaskSampler
+from .stage_checks import check_stage, no_validation
 from .subset import Subset
 from .views import Preprocessing, TestPreprocessing, check_views
 
-__all__ = ["AllWay", "Batch", "Episode", "FewShotDataModule", "ImageIndex", "OnFault", "Task"]
-
-
-class TaskOptions(TypedDict, total=False):
-    """Arguments of `FewShotDataModule` that describe episodes, except `shot`."""
-
-    way: int
-    query: int
-    views: int
-    seed: int
-    episode: int
-    batch_size: int | None
-    drop_last: bool
-
-
-class EpisodeOptions(TaskOptions, total=False):
-    """Arguments of `FewShotDataModule` that describe episodes."""
-
-    shot: int
-
-
-class AnyShotOptions(TaskOptions, CollectionOptions, total=False):
-    """All arguments of `FewShotDataModule` except `root` and `shot`."""
-
-    all_way: AllWay | None
-    subset: str | Path | None
+__all__ = [
+    "AllWay",
+    "AnyShotOptions",
+    "Batch",
+    "Episode",
+    "EpisodeOptions",
+    "FewShotDataModule",
+    "ImageIndex",
+    "OnFault",
+    "Task",
+]
 
 
 class FewShotDataModule(ImageCollection):
@@ -70,14 +58,19 @@ class FewShotDataModule(ImageCollection):
         episode: Number of the current episode.
         batch_size: Support rows of a training step, shuffled in every epoch; None for all of them.
         drop_last: Whether an incomplete last mini-batch of an epoch is dropped, as CoOp's authors do.
+        validation_shots: Validation images per class, on which a tuner may choose and callbacks may decide; 0 for no
+            validation. The support and query images do not depend on it.
         all_way: All classes, `shot` images of each and the whole test split, one task per seed, instead of episodes.
-            Then `way`, `query`, `views`, `seed` and `batch_size` have no effect and keep their defaults.
-        subset: All-way: a JSON file with the images of every seed, as written by a run. None to draw them.
+            Then `way`, `query`, `views`, `seed`, `batch_size` and `validation_shots` have no effect and keep their
+            defaults.
+        subset: All-way: a JSON file with the images of every seed, as written by a run, or a folder of 2SFS' few-shot
+            draws. None to draw them.
         **options: Arguments of `ImageCollection`.
 
     Attributes:
         sampler: Draws the tasks and arranges their batches.
-        unit: What a task is counted as: "episode", or "seed" in the all-way protocol.
+        unit: What a task is counted as: "episode", "seed" in the all-way protocol, "repeat" where one folder is
+            divided several times, or "task" where it is the only one, so that none is counted.
         streams: Whether the images of a task are decoded while they are used, because there are too many to hold.
         fixed_views: Whether a row of the support batch is the same picture at every step, so that features of a frozen
             tower can be cached.
@@ -85,6 +78,7 @@ class FewShotDataModule(ImageCollection):
         all_way_preprocessing: What `test_preprocessing` None stands for in the all-way protocol.
         fixed_numbers: Whether every class needs exactly its numbers of images; otherwise unreadable ones may be left
             out without a replacement.
+        resampled: Whether tasks are draws of held-out images from the same data, whose results depend on each other.
         measures_auroc: Whether the area under the ROC curve is measured, as is usual for this data set. With two
             classes it always is.
 
@@ -96,6 +90,7 @@ class FewShotDataModule(ImageCollection):
     all_way_preprocessing: ClassVar[TestPreprocessing] = "backbone"
     fixed_numbers = True
     measures_auroc = False
+    resampled = False
     _ahead: Episode | None = None
 
     def __init__(
@@ -110,6 +105,7 @@ class FewShotDataModule(ImageCollection):
         episode: int = 0,
         batch_size: int | None = None,
         drop_last: bool = True,
+        validation_shots: int = 0,
         all_way: AllWay | None = None,
         subset: str | Path | None = None,
         **options: Unpack[CollectionOptions],
@@ -118,9 +114,12 @@ class FewShotDataModule(ImageCollection):
         super().__init__(root, **options)
         check_views(views)
         # Episodes are checked in both protocols, since the options have the same ranges.
-        self.sampler: TaskSampler = EpisodeSampler(self, way, shot, query, seed, batch_size, drop_last)
+        self.sampler: TaskSampler = EpisodeSampler(
+            self, way, shot, query, seed, batch_size, drop_last, validation_shots
+        )
         if all_way is not None:
-            refuse_episode_options({"way": way, "query": query, "views": views, "seed": seed, "batch_size": batch_size})
+            given = {"way": way, "query": query, "views": views, "seed": seed, "batch_size": batch_size}
+            refuse_episode_options(given | {"validation_shots": validation_shots})
             file = None if subset is None else Path(subset).expanduser()
             self.sampler = AllWaySampler(self, shot, all_way, file)
         elif subset is not None:
@@ -130,7 +129,7 @@ class FewShotDataModule(ImageCollection):
             )
         self.unit, self.streams, self.fixed_views = self.sampler.unit, self.sampler.streams, self.sampler.fixed_views
         self.way, self.shot, self.query_shot, self.views = way, shot, query, views
-        self.batch_size, self.drop_last, self.query_views = batch_size, drop_last, 1
+        self.drop_last, self.query_views = drop_last, 1
         self.set_episode(episode)
 
     def set_episode(self, episode: int) -> None:
@@ -175,6 +174,7 @@ class FewShotDataModule(ImageCollection):
             self.preprocessing = preprocessing
         if query_views != self.query_views:
             self.query_views, self._current = query_views, None
+        check_stage(self, stage)
         self.task  # noqa: B018
 
     @property
@@ -192,6 +192,14 @@ class FewShotDataModule(ImageCollection):
             DtrapError: Some cannot be read.
         """
         check_images(self, sorted(set().union(*map(self.sampler.images_of, tasks))))
+
+    def note_split_groups(self, tasks: Iterable[int]) -> None:
+        """Warn of groups of images on two sides of tasks, where they are known and nothing keeps them together."""
+        self.index  # noqa: B018 - the groups are known once it is read
+        if self.unused_groups is not None:
+            note = note_split_groups(self, map(self.sampler.draw, tasks), self.unit)
+            if note:
+                self.warn_once(note)
 
     # The current task
 
@@ -294,6 +302,15 @@ class FewShotDataModule(ImageCollection):
         return self.sampler.full_batch
 
     @property
+    def batch_size(self) -> int | None:
+        """Rows of a training step; None for the full batch. It may be changed, as `Tuner.scale_batch_size` does."""
+        return self.sampler.batch_size
+
+    @batch_size.setter
+    def batch_size(self, size: int | None) -> None:
+        self.sampler.batch_size = size
+
+    @property
     def steps_per_epoch(self) -> int:
         """Steps of one epoch with the full batch: `shot`, as in the authors' protocol."""
         return self.shot
@@ -302,6 +319,11 @@ class FewShotDataModule(ImageCollection):
     def has_query(self) -> bool:
         """Whether there are images to measure an accuracy on."""
         return self.sampler.has_query
+
+    @property
+    def validates(self) -> bool:
+        """Whether there are validation images: those of `validation_shots`, `all_way.validation` or a split."""
+        return self.sampler.validates
 
     def subset_of(self, seed: int) -> Subset:
         """Return the images of a seed of the all-way protocol.
@@ -343,16 +365,16 @@ class FewShotDataModule(ImageCollection):
         return self.sampler.support_batches(self.current)
 
     @property
-    def val_dataloader(self) -> Callable[[], Any]:  # type: ignore[override]
-        """Method that returns the validation loader.
-
-        Without validation it is Lightning's own: Lightning takes a data module that overrides it as one that validates,
-        and would start the sanity check and validation hooks even for an empty loader.
-        """
-        return self._validation_batches if self.sampler.validates else super().val_dataloader
+    def val_dataloader(self) -> Callable[[], Iterable[Batch]]:  # type: ignore[override]
+        """Method that returns every validation image once; an empty list without validation."""
+        return self._validation_batches if self.validates else no_validation
 
     def _validation_batches(self) -> Iterable[Batch]:
         return self.sampler.validation_batches(self.current)
+
+    def predict_dataloader(self) -> Iterable[Batch]:
+        """Return the images to predict: the queries, as for a test."""
+        return self.test_dataloader()
 
     def test_dataloader(self) -> Iterable[Batch]:
         """Return every query image once, in all its views; an empty list where there is none."""

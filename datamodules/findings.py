@@ -21,10 +21,17 @@ COMPLETE = "Complete the download"
 
 @dataclass(frozen=True)
 class Finding:
-    """One statement about a data set, and the files, rows or classes that it holds for."""
+    """One statement about a data set.
+
+    Attributes:
+        text: The statement.
+        cases: The files, rows or classes that it holds for.
+        files: The two files of each case, where cases are pairs of images.
+    """
 
     text: str
     cases: Sequence[str] = ()
+    files: Sequence[tuple[str, str]] = ()
 
     @property
     def first(self) -> str:

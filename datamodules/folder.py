@@ -3,20 +3,23 @@
 from __future__ import annotations
 
 import os
+from collections import Counter
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import replace
+from functools import cached_property
 from pathlib import Path
 from shlex import quote
 from typing import Any, cast
 
 import numpy as np
 
-from ..errors import DtrapError, nearest
+from ..errors import DtrapError, check_at_least, nearest
 from ..files import printable
 from ..keywords import Unpack
-from .copies import find_copies
-from .episode import Task
+from .copied_images import without_copies
 from .few_shot import AnyShotOptions, FewShotDataModule
+from .held_out import HELD_OUT
 from .index import (
     ImageIndex,
     class_folders,
@@ -28,8 +31,9 @@ from .index import (
     normal,
     spelled_as,
 )
+from .one_task import OneTaskSampler
 from .places import FolderTree, check_no_splits, unread
-from .sampler import CLASSES, EpisodeSampler
+from .split_folders import AS_CLASSES, SplitFolders, find_splits, index_splits
 from .walk import walk
 
 MOST_COMPARED = 20_000  # images that are compared with each other where the task has no queries of its own
@@ -43,6 +47,9 @@ class FolderOptions(AnyShotOptions, total=False):
 
     query_root: str | Path | None
     held_out: float | None
+    repeats: int | None
+    split_folders: bool
+    balanced_batches: bool
     class_names: dict[str, str] | None
 
 
@@ -53,15 +60,26 @@ class FolderDataModule(FewShotDataModule):
     class folders and hidden folders are ignored. Classes may have different numbers of images.
 
     One task makes a classifier: every image is a support image, except those held out. It has an accuracy only with
-    `query_root` or `held_out`. Episodes and the all-way protocol measure a method on the images: N-way K-shot episodes,
-    or K images of every class with all others as the test set.
+    `query_root`, `held_out` or a test folder. Episodes and the all-way protocol measure a method on the images: N-way
+    K-shot episodes, or K images of every class with all others as the test set.
+
+    The root may have folders called train, val and test instead (also training, valid, validation, dev, testing, in any
+    case) with the class folders in each. Then the images of train are support images, those of test queries, and those
+    of val are for validation; see `split_folders`.
 
     Args:
         root: Folder of the class folders.
         shot: Support images per class K of episodes or of the all-way protocol; None for one task over all images.
         query_root: One task: folder with query images in class folders of the same names; some may be absent.
         held_out: One task: share in (0, 1) of each class, rounded, that is kept as queries; at least one image of each
-            class remains support.
+            class remains support. No group of images is on both sides, where groups are known.
+        repeats: One task: number of times that images are held out, each drawn anew and a task of its own; the mean of
+            their accuracies has the corrected resampled interval of Nadeau and Bengio (2003). None for once. Without
+            `held_out` the share is 0.2.
+        split_folders: Whether folders called train, val and test that have class folders are splits; False takes all
+            folders under the root as classes.
+        balanced_batches: One task with a `batch_size`: rows of mini-batches are drawn with replacement such that all
+            classes come equally often, instead of each row once in an epoch.
         class_names: Class names of folders whose name is not the class name, such as `cls_03`.
         **options: Further arguments of `FewShotDataModule`; `way`, `query`, `episode`, `all_way` and `subset` need a
             `shot`.
@@ -71,8 +89,10 @@ class FolderDataModule(FewShotDataModule):
     """
 
     own_images = True
+    compares_files = True  # whether a scan looks for files with the same content
 
-    _copies: frozenset[int] = frozenset()  # positions of query images that are also under the root
+    _copies: frozenset[int] = frozenset()  # positions of query images that are also support images
+    _support_size: int | None = None  # number of images before those of query_root; None for all
 
     def __init__(
         self,
@@ -81,45 +101,80 @@ class FolderDataModule(FewShotDataModule):
         shot: int | None = None,
         query_root: str | Path | None = None,
         held_out: float | None = None,
+        repeats: int | None = None,
+        split_folders: bool = True,
+        balanced_batches: bool = False,
         class_names: dict[str, str] | None = None,
         **options: Unpack[AnyShotOptions],
     ) -> None:
         super().__init__(root, shot=1 if shot is None else shot, **options)
         self.fixed_numbers = shot is not None
         self.title = printable(os.path.basename(os.path.realpath(self.root)))
-        self.names_of_folders = dict(class_names or {})
+        self.names_of_folders = {str(key): name for key, name in (class_names or {}).items()}
         self.query_root = None if query_root is None else Path(query_root).expanduser()
-        self.held_out = held_out
+        self.held_out = HELD_OUT if repeats is not None and held_out is None else held_out
+        self.balanced_batches = balanced_batches
+        self.repeats, self.split_folders, self.resampled = repeats, split_folders, repeats is not None
         self._check_protocol(shot, options)
-        self._support_size = 0
         if shot is None:
             self.shot = 0  # all images
             self.sampler = OneTaskSampler(self, self.seed, self.batch_size, self.drop_last)
+            self.unit = self.sampler.unit
 
     def _check_protocol(self, shot: int | None, options: Mapping[str, Any]) -> None:
         """Raise a DtrapError for arguments that exclude each other."""
         given = [name for name, value in _OF_EPISODES.items() if options.get(name, value) != value]
         if shot is None and given:
             raise DtrapError(f"{given[0]} has no effect on one task over all images. Give --data.shot as well.")
+        if self.repeats is not None:
+            check_at_least("repeats", self.repeats, 1)
         if self.held_out is not None and not 0 < self.held_out < 1:
             raise DtrapError(f"held_out is {self.held_out}; expected a share between 0 and 1, such as 0.2.")
+        if self.balanced_batches and (shot is not None or self.batch_size is None):
+            raise DtrapError(
+                "balanced_batches is for mini-batches of one task over all images: without a batch size every step has "
+                "all images. Give --data.batch_size 32 --model.objective.relation_source current, without shot."
+            )
+        what = "repeats" if self.repeats is not None else "held_out"
         if self.held_out is not None and self.query_root is not None:
-            raise DtrapError("query_root and held_out are both given; remove one of them.")
+            raise DtrapError(f"query_root and {what} are both given; remove one of them.")
         if shot is not None and (self.held_out is not None or self.query_root is not None):
-            raise DtrapError("query_root and held_out are for one task over all images. Remove them, or remove shot.")
+            raise DtrapError(f"query_root and {what} are for one task over all images. Remove them, or remove shot.")
         if self.query_root is not None:
-            root, query_root = Path(os.path.realpath(self.root)), Path(os.path.realpath(self.query_root))
-            if query_root == root:
-                raise DtrapError(f"query_root is root itself ({self.root}); use held_out to keep a share for testing.")
-            if query_root.is_relative_to(root):
-                raise DtrapError(
-                    f"query_root {self.query_root} is inside root {self.root}, where it counts as a class. Move it."
-                )
+            self._check_query_root(self.query_root)
 
     def scan(self) -> ImageIndex:
         """List the class folders; the images of `query_root` come after those of the root."""
-        folders = _folders_of(self.root, "root")
-        check_no_splits(self.root, "root", one_task=not self.fixed_numbers)
+        _folders_of(self.root, "root")
+        splits = find_splits(self.root) if self.split_folders else None
+        index = self._scan_root() if splits is None else self._scan_splits(splits)
+        tested = self.query_root is not None or self.held_out is not None or "test" in (index.splits or ())
+        if not self.compares_files or (not tested and len(index.paths) > MOST_COMPARED):
+            return index
+        others = "query_root" if splits is None else "the val and test folders"
+        size, skips = self._support_size or len(index.paths), self.bad_images == "skip"
+        index, self._copies = without_copies(index, size, self.root, others, leave_out=skips)
+        return index
+
+    def _check_query_root(self, query_root: Path) -> None:
+        """Raise a DtrapError if `query_root` is the root, or inside it and no split of it."""
+        root, inner = os.path.realpath(self.root), os.path.realpath(query_root)
+        if inner == root:
+            raise DtrapError(f"query_root is root itself ({self.root}); use held_out to keep a share for testing.")
+        if not Path(inner).is_relative_to(root):
+            return
+        splits = None
+        with suppress(DtrapError):
+            splits = find_splits(self.root) if self.split_folders else None
+        held_back = [] if splits is None else [folder for folder in (splits.val, splits.test) if folder is not None]
+        if inner not in {os.path.realpath(folder) for folder in held_back}:
+            raise DtrapError(
+                f"query_root {query_root} is inside root {self.root}, where it counts as a class. Move it."
+            )
+
+    def _scan_root(self) -> ImageIndex:
+        """List the class folders under the root, then those of `query_root`."""
+        folders = class_folders(self.root)
         names = names_of_folders(self.root, folders, self.names_of_folders)
         beside = walk(self.root, recursive=False)
         unused, beside.images = beside.images, []
@@ -134,7 +189,36 @@ class FolderDataModule(FewShotDataModule):
         if self.query_root is not None:
             queries = self._scan_queries(folders, names)
             index = join(index, queries, roots=index.roots + queries.roots)
-        return self._without_copies(index) if self.has_query or len(index.paths) <= MOST_COMPARED else index
+        return index
+
+    def _scan_splits(self, found: SplitFolders) -> ImageIndex:
+        """List the class folders of the splits, or of `query_root` instead of the test split."""
+        if self.held_out is not None and found.test is not None:
+            raise DtrapError(
+                f"{self.root} has test images in {found.test}, and a share of the training images is to be held out as "
+                f"well. Remove held_out and repeats, or give the training folder: --data.root {quote(str(found.train))}"
+            )
+        if self.fixed_numbers and found.test is None and self.sampler.has_query:
+            raise DtrapError(
+                f"{self.root} has split folders, but none with test images to draw queries from. Give --data.root "
+                f"{quote(str(found.train))}; if the folders are classes, give {AS_CLASSES}."
+            )
+        query_root = None if self.query_root is None else Path(os.path.realpath(self.query_root))
+        if query_root is not None:
+            val = None if found.val is None or Path(os.path.realpath(found.val)) == query_root else found.val
+            found = replace(found, val=val, test=self.query_root)
+        index = index_splits(self.root, found, self.names_of_folders, skip_unknown=self.small_classes == "skip")
+        numbers = Counter(index.splits)
+        if not numbers["train"]:
+            raise _no_images(found.train, class_folders(found.train), index.notes)
+        for split in ("val", "test"):
+            folder = found.folders.get(split)
+            if folder is not None and not numbers[split]:
+                raise DtrapError(
+                    f"No images in the class folders of {folder}{_because(index.notes)}. Add some, or move it."
+                )
+        self._support_size = numbers["train"]
+        return index
 
     def _scan_queries(self, folders: Sequence[str], names: Sequence[str]) -> ImageIndex:
         """List the class folders of `query_root`."""
@@ -153,54 +237,39 @@ class FolderDataModule(FewShotDataModule):
             raise DtrapError(f"No images in the class folders of query_root {root}{_because(queries.notes)}. Add some.")
         return replace(queries, notes=tuple(f"query_root: {note}" for note in queries.notes))
 
-    def _without_copies(self, index: ImageIndex) -> ImageIndex:
-        """Note images that are there twice; leave out queries that are support images where `bad_images` says so."""
-        positions = {path: position for position, path in enumerate(index.paths)}
-        leaked: dict[str, str] = {}
-        twice: list[str] = []
-        classes: list[str] = []
-        for group in find_copies(index.paths):
-            own = [path for path in group if positions[path] < self._support_size]
-            leaked |= {path: own[0] for path in group[len(own) :] if own}
-            pair = " and ".join(os.path.relpath(path, self.root) for path in group[:2])
-            several = len({index.labels[positions[path]] for path in group}) > 1
-            (classes if several else twice).append(pair)
-        notes = [
-            *([f"the same image is in several classes: {listing(classes, 3)}"] if classes else []),
-            *([f"the same image is there twice: {listing(twice, 3)}"] if twice and not self.query_root else []),
-        ]
-        if leaked and self.bad_images == "error":
-            count, all_ = len(leaked), len(index.paths) - self._support_size
-            pairs = listing([f"{path} is {other}" for path, other in leaked.items()], 3)
-            text = (
-                f"{count:,} of the {all_:,} images of query_root are also under root, so an accuracy on them is too "
-                f"high: {pairs}. --data.bad_images skip leaves them out"
-            )
-            self._copies = frozenset(positions[path] for path in leaked)
-            return replace(index, notes=(*index.notes, *notes, text))
-        if leaked and len(leaked) == len(index.paths) - self._support_size:
-            raise DtrapError(
-                f"All {len(leaked)} images of query_root {self.query_root} are images of root {self.root} (the same "
-                "content). Give other images, or keep a share for testing: --data.held_out 0.2 without query_root."
-            )
-        kept = [position for position, path in enumerate(index.paths) if path not in leaked]
-        return replace(
-            index,
-            paths=[index.paths[position] for position in kept],
-            labels=[index.labels[position] for position in kept],
-            notes=(*index.notes, *notes),
-            faults=(*index.faults, *((path, f"the same image as {other}") for path, other in leaked.items())),
-        )
-
     @property
     def copied_queries(self) -> int:
-        """Number of query images that are also under the root, under whatever name."""
+        """Number of query images that are also support images, under whatever name."""
         return len(self._copies.intersection(position for positions in self.task.query for position in positions))
+
+    @cached_property
+    def _is_tested(self) -> bool:
+        return "test" in (self.index.splits or ())
+
+    @property
+    def has_query(self) -> bool:
+        """Whether there are images to measure an accuracy on."""
+        return super().has_query or (not self.fixed_numbers and self._is_tested)
 
     @property
     def own_positions(self) -> list[np.ndarray]:
-        """Positions in the index of the images of each class under the root."""
-        return [found[found < self._support_size] for found in self.positions]
+        """Positions in the index of the images of each class to train on, or to hold out a share of."""
+        if self.index.splits is not None:
+            return self.positions_in("train")
+        size = len(self.index.paths) if self._support_size is None else self._support_size
+        return [found[found < size] for found in self.positions]
+
+    @property
+    def query_positions(self) -> list[np.ndarray]:
+        """Positions in the index of the images of each class to test on, except those that are held out."""
+        if self.index.splits is not None:
+            return self.positions_in("test")
+        return [found[len(own) :] for found, own in zip(self.positions, self.own_positions, strict=True)]
+
+    @property
+    def validation_positions(self) -> list[np.ndarray] | None:
+        """Positions in the index of the images of each class to validate on; None without a validation split."""
+        return self.positions_in("val") if "val" in (self.index.splits or ()) else None
 
     @property
     def description(self) -> str:
@@ -219,54 +288,6 @@ class FolderDataModule(FewShotDataModule):
         if self.fixed_numbers:
             return super().steps_per_epoch
         return max(1, round(sum(map(len, self.task.support)) / len(self.task.classes)))
-
-
-class OneTaskSampler(EpisodeSampler):
-    """One task over all classes and images of a folder.
-
-    Args:
-        data: The images.
-        seed: Seed of the views and of what is held out.
-        batch_size: Support rows of a training step; None for all of them.
-        drop_last: Whether an incomplete last mini-batch of an epoch is dropped.
-    """
-
-    tasks = 1
-    data: FolderDataModule
-
-    def __init__(self, data: FolderDataModule, seed: int, batch_size: int | None, drop_last: bool) -> None:
-        super().__init__(data, way=2, shot=1, query=0, seed=seed, batch_size=batch_size, drop_last=drop_last)
-        self.description = "one task"
-        self.has_query = data.query_root is not None or data.held_out is not None
-
-    def draw(self, number: int) -> Task:
-        """Return all classes; support and query images as the folders or the held-out share say."""
-        data, own = self.data, self.data.own_positions
-        usable = data.large_classes([len(found) for found in own], 1, "for the support")
-        task = Task(usable, support=[], query=[], spare=[[] for _ in usable])
-        rng = self.generator(number, CLASSES)
-        for label in usable:
-            support, query = own[label], data.positions[label][len(own[label]) :]
-            if data.held_out is not None:
-                order = rng.permutation(support)
-                count = min(round(data.held_out * len(order)), len(order) - 1)
-                support, query = np.sort(order[count:]), np.sort(order[:count])
-            task.support.append(support.tolist())
-            task.query.append(query.tolist())
-        if len(usable) < 2:
-            raise DtrapError(
-                f"{data.root} has images of {len(usable)} class(es); expected 2 or more folders of images."
-            )
-        names = data.index.class_names
-        untested = [names[label] for label, query in zip(usable, task.query, strict=True) if not query]
-        if self.has_query and untested and any(task.query):
-            data.warn_once(f"no test image, so the accuracy does not cover them: {listing(untested)}")
-        if self.has_query and not any(task.query):
-            raise DtrapError(
-                f"held_out {data.held_out} leaves no query image: the classes under {data.root} have "
-                f"{min(map(len, own))} to {max(map(len, own))} images. Raise it, or give a query_root."
-            )
-        return task
 
 
 class WrongLevel(DtrapError):

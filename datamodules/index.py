@@ -49,11 +49,12 @@ class ImageIndex:
     groups: list[str] | None = None
 
     def fingerprint(self) -> str:
-        """Return the SHA-256 of the relative paths, labels and splits, by which a run recognizes its data."""
+        """Return the SHA-256 of the relative paths, labels, splits and groups, by which a run recognizes its data."""
         digest = hashlib.sha256()
-        splits = [""] * len(self.paths) if self.splits is None else [f"\t{split}" for split in self.splits]
-        for position, (label, split) in enumerate(zip(self.labels, splits, strict=True)):
-            digest.update(f"{label}\t{self.relative(position)}{split}\n".encode(errors="surrogateescape"))
+        columns = [[f"\t{cell}" for cell in column] for column in (self.splits, self.groups) if column is not None]
+        rest = ["".join(cells) for cells in zip(*columns, strict=True)] if columns else [""] * len(self.paths)
+        for position, (label, cells) in enumerate(zip(self.labels, rest, strict=True)):
+            digest.update(f"{label}\t{self.relative(position)}{cells}\n".encode(errors="surrogateescape"))
         return digest.hexdigest()
 
     def relative(self, position: int) -> str:

@@ -13,8 +13,8 @@ from .index import SPLITS, ImageIndex, listing, prefix_of
 
 _CONTRACT = (
     "An ImageIndex has strings as paths, class_names and roots, one integer label per path with 0 <= label < "
-    "len(class_names), no duplicates, roots (if any) that the paths start with, without a trailing separator, and "
-    "splits that are None or one of train, val, test per path."
+    "len(class_names), no duplicates, roots (if any) that the paths start with, without a trailing separator, "
+    "splits that are None or one of train, val, test per path, and groups that are None or one string per path."
 )
 
 
@@ -68,3 +68,9 @@ def _faults(index: ImageIndex) -> Iterator[str]:
         unknown = set(index.splits) - {*SPLITS}
         if unknown:
             yield f"unknown split {listing(sorted(map(repr, unknown)))}."
+    if index.groups is not None:
+        if len(index.groups) != len(paths):
+            yield f"{len(paths)} paths but {len(index.groups)} groups."
+        odd = {*map(type, index.groups)} - {str}
+        if odd:
+            yield f"groups has a {odd.pop().__name__}, expected strings."

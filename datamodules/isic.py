@@ -8,8 +8,10 @@ from typing import ClassVar
 
 from .findings import Finding, Findings, counted
 from .index import first_of
+from .places import list_place
 from .published import Published
-from .tables import CORRECT, LabeledRow, TableDataModule, read_table
+from .tables import CORRECT, LabeledRow, PublishedTableDataModule, read_table
+from .text_files import read_csv
 
 CLASS_NAMES = {
     "MEL": "Melanoma",
@@ -23,10 +25,12 @@ CLASS_NAMES = {
 
 _GROUND_TRUTH, _IMAGES = "ISIC2018_Task3_Training_GroundTruth", "ISIC2018_Task3_Training_Input"
 _FOLDERS = ("", "ISIC")
+_LESION = "lesion_id"
+_GROUPINGS = "ISIC2018_Task3_Training_LesionGroupings.csv"
 _METADATA = ("HAM10000_metadata.csv", "HAM10000_metadata", "HAM10000_metadata.tab")  # of Kaggle and Dataverse
 
 
-class ISICDataModule(TableDataModule):
+class ISICDataModule(PublishedTableDataModule):
     """Episodes of ISIC 2018 task 3 (HAM10000): 10,015 images in 7 classes, JPEG of 600 x 450 pixels.
 
     Format: `ISIC2018_Task3_Training_GroundTruth/ISIC2018_Task3_Training_GroundTruth.csv` (image, then the one-hot
@@ -39,11 +43,14 @@ class ISICDataModule(TableDataModule):
     """
 
     title = "ISIC"
+    references = ("tschandl2018ham10000", "codella2019isic", "guo2020broader")
     published = Published(7, all=10_015)
     tables = tuple(str(Path(f, g, f"{_GROUND_TRUTH}.csv")) for f in _FOLDERS for g in (_GROUND_TRUTH, ""))
     other_tables = _METADATA
     image_folders = tuple(str(Path(folder, _IMAGES)) for folder in _FOLDERS)
     ending = ".jpg"
+    group_column = (_LESION, "lesion")
+    groups_in = f"Put HAM10000_metadata.csv or {_GROUPINGS} next to the table, or leave out --data.group."
     classes = tuple(CLASS_NAMES.values())
     relatives: ClassVar[dict[str, str]] = {
         "isic2018_task3_validation_groundtruth.csv": "the table of the validation images",
@@ -85,9 +92,26 @@ class ISICDataModule(TableDataModule):
         findings.fault(odd, CORRECT)
         return good
 
+    def with_groups(self, rows: list[LabeledRow], table: Path) -> list[LabeledRow]:
+        """Return the rows with their lesions, from the metadata of HAM10000 or the groupings of the challenge."""
+        if any(row.group for row in rows):
+            return rows
+        names = {name.casefold() for name in (*_METADATA, _GROUPINGS)}
+        folders = dict.fromkeys((self.root, *table.parents[:2]))
+        beside = [folder / name for folder in folders for name in list_place(folder).files if name.casefold() in names]
+        if not beside and self.group is not None:
+            beside = self.tree.files_called(names)
+        lesions: dict[str, str] = {}
+        for path in beside[:1]:
+            columns, lines, _ = read_csv(path, (_LESION,))
+            cells = [dict(zip(columns, row, strict=False)) for _, row in lines]
+            lesions = {row.get("image_id") or row.get("image", ""): row.get(_LESION, "") for row in cells}
+        return [row._replace(group=lesions.get(row.name, "")) for row in rows]
+
     def _read_metadata(self, table: Path, findings: Findings) -> list[LabeledRow]:
         """Read the table of HAM10000, whose column dx has the diagnosis."""
         content = read_table(table, self.root, "image_id", ["dx"], findings, others_allowed=True)
+        lesions = {name: cells.get(_LESION, "") for _, name, cells in content.rows}
         findings.note(Finding(f"the labels are those of {content.title}; there is no {_GROUND_TRUTH}.csv"))
         labels = {name: label for label, name in enumerate(CLASS_NAMES)}
         odd = [
@@ -97,7 +121,7 @@ class ISICDataModule(TableDataModule):
         ]
         findings.fault(counted(odd, "row has an unknown diagnosis", "rows have an unknown diagnosis"), CORRECT)
         rows = ((line, name, cells["dx"].upper()) for line, name, cells in content.rows)
-        return [LabeledRow(line, name, labels[dx]) for line, name, dx in rows if dx in labels]
+        return [LabeledRow(line, name, labels[dx], lesions[name]) for line, name, dx in rows if dx in labels]
 
 
 def _number(cell: str) -> float | None:

@@ -181,15 +181,19 @@ def sound_batch(collated: Collated, data: ImageCollection, *, shared: bool = Fal
         yield batch | {"view": torch.zeros_like(batch["labels"])}
 
 
-def stream_plain(data: ImageCollection, images: Positions, share: Share = WHOLE) -> Streamed:
+def stream_plain(
+    data: ImageCollection, images: Positions, share: Share = WHOLE, generator: torch.Generator | None = None
+) -> Streamed:
     """Return every image once, plain, decoded by workers; only a few batches are in memory at a time.
 
     Args:
         data: The data module.
         images: Images of each class.
         share: Images that this process decodes.
+        generator: What torch draws the seed of the workers from; None for the global one, whose state it changes.
     """
     dataset = PlainImages(data, images)
     batches = [list(own) for own in share.batches(len(dataset), TEST_BATCH)]
-    loader = DataLoader(dataset, batch_sampler=batches, collate_fn=collate, num_workers=data.num_workers)
+    workers = data.num_workers
+    loader = DataLoader(dataset, batch_sampler=batches, collate_fn=collate, num_workers=workers, generator=generator)
     return Streamed(loader, data, shared=share.processes > 1)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,15 +14,17 @@ from ..errors import DtrapError
 from ..parsing import read_json
 from .batches import Views, decode
 from .collection import ImageCollection
+from .grouped_subset import check_apart, split_apart
 from .images import ImageError
 from .index import listing
+from .published_draws import is_draw, read_draw
 
 logger = logging.getLogger(__name__)
 
 SUBSET_FORMAT = "dtrap-subset/1"
 MOST_VALIDATION = 4
 PARTS = ("train", "val")
-EXPECTED = "Expected the subset.json of an all-way run."
+EXPECTED = "Expected the subset.json of an all-way run, or a folder of 2SFS' draws."
 _SUBSET = 10  # first part of the spawn key, different from those of episodes and training streams
 
 Positions = list[list[int]]
@@ -95,6 +97,9 @@ def draw_subset(data: ImageCollection, shot: int, seed: int) -> Subset:
     rngs = [np.random.default_rng(np.random.SeedSequence(seed, spawn_key=(_SUBSET, label))) for label in labels]
     training = data.positions_in("train") if published else data.positions
     train = [rng.permutation(found).tolist() for rng, found in zip(rngs, training, strict=True)]
+    if data.group_of is not None:
+        rng = np.random.default_rng(np.random.SeedSequence(seed, spawn_key=(_SUBSET, len(labels))))
+        return Subset([*labels], *split_apart(data, _pools(data, train, rngs), (shot, held), rng, _read_all(data)))
     if not published:
         train = _readable(data, train, shot + held)
         rest = [np.sort(np.asarray(order[shot + held :], dtype=int)).tolist() for order in train]
@@ -105,6 +110,19 @@ def draw_subset(data: ImageCollection, shot: int, seed: int) -> Subset:
     train = _readable(data, train, shot if all(val) else shot + held)
     val = [own or more for own, more in zip(val, _first(train, held, shot), strict=True)]
     return Subset([*labels], _first(train, shot), val, [found.tolist() for found in data.positions_in("test")])
+
+
+def _pools(data: ImageCollection, train: Positions, rngs: Sequence[np.random.Generator]) -> list[Positions]:
+    """Return the images that training, validation and test are drawn from, in the order of the draw."""
+    if data.index.splits is None:
+        return [train, train, train]
+    val = [rng.permutation(found).tolist() for rng, found in zip(rngs, data.positions_in("val"), strict=True)]
+    val = [own or more for own, more in zip(val, train, strict=True)]
+    return [train, val, [found.tolist() for found in data.positions_in("test")]]
+
+
+def _read_all(data: ImageCollection) -> Callable[[Positions], Positions]:
+    return lambda orders: _readable(data, orders, len(data.index.paths))
 
 
 def _first(orders: Positions, count: int, start: int = 0) -> Positions:
@@ -179,11 +197,15 @@ def read_subset(data: ImageCollection, shot: int, seed: int, path: Path) -> Subs
     train, val = (_readable(data, positions[part], len(index.paths)) for part in PARTS)
     rest = data.positions_in("test") if index.splits is not None else data.positions
     test = [[position for position in of_class.tolist() if position not in used] for of_class in rest]
+    if data.group_of is not None:
+        test = check_apart(data, train, val, test, str(path))
     return Subset([*range(len(index.class_names))], train, val, test)
 
 
-def _chosen_files(data: ImageCollection, shot: int, seed: int, path: Path) -> dict[str, dict[str, Sequence[str]]]:
-    """Return the relative paths by part and class as in the file."""
+def _chosen_files(data: ImageCollection, shot: int, seed: int, path: Path) -> Mapping[str, Mapping[str, Sequence[str]]]:
+    """Return the relative paths by part and class as in the file, or as in a published draw."""
+    if is_draw(path):
+        return read_draw(data, shot, seed, path)
     if not path.is_file():  # a pipe would wait for ever
         what = "is a folder" if path.is_dir() else "is a pipe or device" if path.exists() else "does not exist"
         raise DtrapError(f"subset {path} {what}. {EXPECTED}")

@@ -3,28 +3,36 @@
 from __future__ import annotations
 
 from abc import abstractmethod
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from contextlib import suppress
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import ClassVar, NamedTuple
 
 from ..errors import DtrapError, nearest
+from ..keywords import Unpack
+from .few_shot import AnyShotOptions
 from .findings import COMPLETE, Finding, Findings, counted, missing_images, relative
+from .grouped_draws import note_split_groups
+from .groups import UnusedGroups
 from .index import ImageIndex, first_of, listing
 from .places import is_image, plain_name, unread
 from .published import PublishedDataModule
 from .text_files import read_csv
 from .walk import list_images
 
+EPISODES = 400  # of which `dtrap data check` counts the groups on two sides
 CORRECT = "Correct the row or download the table again"
 
 
 class LabeledRow(NamedTuple):
-    """A usable row: line of the file, name of the image and label."""
+    """A usable row: line of the file, name of the image, label, and its group where the table has it."""
 
     line: int
     name: str
     label: int
+    group: str = ""
 
 
 @dataclass(frozen=True)
@@ -44,8 +52,24 @@ class Table:
     count: int
 
 
-class TableDataModule(PublishedDataModule):
+class AllOptions(AnyShotOptions, total=False):
+    """All arguments of `FewShotDataModule` except `root`."""
+
+    shot: int
+
+
+class PublishedTableDataModule(PublishedDataModule):
     """A published set with a table of labels and folders of images.
+
+    Args:
+        root: Folder of the data set.
+        group: Column that says which images belong together, such as the patient: no such group is on both sides of
+            support and query, of training and test, or of validation. None for the published protocol, which does not
+            look at it.
+        **options: Arguments of `FewShotDataModule`.
+
+    Raises:
+        DtrapError: The data set has no such column.
 
     Attributes:
         tables: Places of the table under the root.
@@ -53,6 +77,8 @@ class TableDataModule(PublishedDataModule):
         image_folders: Places of the images; the first one is the official place.
         ending: What a file's name has in addition to the name in the table.
         classes: Class names.
+        group_column: What `group` may be, and what such a group is called.
+        groups_in: Sentence on the file that has the groups.
         relatives: Tables that are often taken for this set's, by their name in lower case, and what they are.
     """
 
@@ -61,7 +87,16 @@ class TableDataModule(PublishedDataModule):
     image_folders: ClassVar[Sequence[str]]
     ending: ClassVar[str] = ""
     classes: ClassVar[Sequence[str]]
+    group_column: ClassVar[tuple[str, str]]
+    groups_in: ClassVar[str]
     relatives: ClassVar[Mapping[str, str]] = {}
+
+    def __init__(self, root: str | Path, *, group: str | None = None, **options: Unpack[AllOptions]) -> None:
+        super().__init__(root, **options)
+        column = self.group_column[0]
+        if group is not None and _plain(group) != _plain(column):
+            raise DtrapError(f"{self.title}: group is '{group}'; expected {column}, or null to draw without groups.")
+        self.group = group
 
     @abstractmethod
     def find_image_folders(self, table: Path | None) -> list[Path]:
@@ -70,6 +105,10 @@ class TableDataModule(PublishedDataModule):
     @abstractmethod
     def read_rows(self, table: Path, findings: Findings) -> Iterable[LabeledRow]:
         """Read the rows with a label and record the faulty ones."""
+
+    def with_groups(self, rows: list[LabeledRow], table: Path) -> list[LabeledRow]:
+        """Return the rows with the groups that other files next to the table have."""
+        return rows
 
     def read(self, findings: Findings) -> ImageIndex:
         """Read the table and the names of the image files."""
@@ -108,11 +147,50 @@ class TableDataModule(PublishedDataModule):
             roots=tuple(map(str, folders)),
             missing=tuple(absent),
         )
+        index = self._with_groups(index, [row for row in rows if row.name in files], table)
+        if not findings.stop:
+            findings.note(self._split_groups(index))
         if folders:
             title = relative(table, self.root)
             places = {path: f"{title}, line {row.line} ({self.classes[row.label]})" for path, row in absent.items()}
             missing_images(findings, index, self.tree, places)
         return index
+
+    def _with_groups(self, index: ImageIndex, rows: list[LabeledRow], table: Path) -> ImageIndex:
+        """Return the index with the groups of its images, if they are asked for.
+
+        Raises:
+            DtrapError: They are asked for, and no file has them.
+        """
+        groups = [row.group for row in self.with_groups(rows, table)]
+        column, unit = self.group_column
+        if not any(groups):
+            if self.group is not None and rows:
+                raise DtrapError(f"{self.title}: no {column} is known of the images of {table}. {self.groups_in}")
+            return index
+        if self.group is None:
+            self.unused_groups = UnusedGroups(groups, column, unit)
+            return index
+        without = groups.count("")
+        note = (f"{without:,} image(s) have no {column}: each is a group of its own",) if without else ()
+        return replace(index, groups=groups, notes=(*index.notes, *note))
+
+    def _split_groups(self, index: ImageIndex) -> Finding | None:
+        """Return how many groups the default episodes have on two sides, for `dtrap data check`."""
+        if self.unused_groups is None:
+            return None
+        episodes = type(self)(self.root)
+        # Assigned, so that the set is not read again.
+        episodes.index, episodes.unused_groups = index, self.unused_groups
+        several = sum(count > 1 for group, count in Counter(self.unused_groups.of).items() if group)
+        column, unit = self.group_column
+        text = f"{several:,} {unit}s have several images ({column})"
+        with suppress(DtrapError):  # too few images for such episodes
+            note = note_split_groups(
+                episodes, map(episodes.sampler.draw, range(EPISODES)), episodes.description + " episode"
+            )
+            text += f"; {note}" if note else ""
+        return Finding(text) if several else None
 
     def _find_table(self) -> Path | None:
         """Return the table some levels lower or under a name in another case.
@@ -219,3 +297,8 @@ def _check_columns(path: Path, found: Sequence[str], expected: Sequence[str], ot
         raise DtrapError(
             f"{path}: unknown column '{others[0]}'. Expected {', '.join(expected)}. Remove it or use the official file."
         )
+
+
+def _plain(name: str) -> str:
+    """Return the name of a column without case, spaces and underscores: "Patient ID" is patient_id."""
+    return "".join(filter(str.isalnum, name.casefold()))

@@ -4,16 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
 from ..errors import DtrapError
 from .divergence import divergence_remedy
-from .evaluation_metrics import Confidence, KeptScores, Ranking, balanced_metrics, log_probabilities
-from .exact_interval import exact_interval
+from .evaluation_metrics import Confidence, KeptScores, Ranking, evaluation_numbers, log_probabilities
 from .finite import DivergedError, finite_rows
+from .loader_counts import LoaderCounts, flat_loaders
 from .several_processes import Repeats, first_failure, joined, processes, total
 from .tuned_model import Rows, TunedModel
 from .tuners.base import Batch
@@ -27,6 +27,8 @@ class EvaluatedModel(TunedModel):
         ranking: The scores of the last test, where the area under the ROC curve is measured.
         confidence: What the last validation or test says of the class probabilities.
         kept_scores: The scores of the last test with the tuner, where they are wanted.
+        predicts: What `predict_step` returns: "probabilities" [B, W], "scores" [B, 1, W], the logits, or "both scores"
+            [B, 2, W], those with and without the tuner.
         logs_steps: Whether each training step logs its terms, which takes a millisecond or two.
         device_work: Returns the context of what the device computes outside of a batch, so that it can be timed.
     """
@@ -37,9 +39,12 @@ class EvaluatedModel(TunedModel):
         self.ranking = Ranking()
         self.confidence = Confidence()
         self.kept_scores = KeptScores()
+        self.predicts: Literal["probabilities", "scores", "both scores"] = "probabilities"
         self.logs_steps = True
         self.device_work: Callable[[], AbstractContextManager[Any]] = nullcontext
-        self._repeats: Repeats | None = None
+        self._loaders: list[Any] = []
+        self._of_loaders = LoaderCounts()
+        self._repeats: dict[int, Repeats] = {}
         self._failure: DtrapError | None = None
 
     def on_validation_epoch_start(self) -> None:
@@ -50,11 +55,17 @@ class EvaluatedModel(TunedModel):
         self.ranking.start(wanted=False)
         self.confidence.start()
         self.kept_scores.start(kept=False)
-        self._repeats, self._failure = None, None
+        self._repeats, self._failure = {}, None
+        self._begin_loaders("val_dataloaders")
 
-    def validation_step(self, batch: Any, batch_idx: int) -> None:
+    def _begin_loaders(self, name: str) -> None:
+        """Count for each of several loaders, too."""
+        self._loaders = flat_loaders(getattr(self._trainer, name, None))
+        self._of_loaders.start(len(self._loaders), self.confusion)
+
+    def validation_step(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> None:
         """Count predictions in `confusion`."""
-        self._count(self.incoming(batch, "validate"), "val_dataloaders")
+        self._count(self.incoming(batch, "validate"), dataloader_idx)
 
     def on_validation_epoch_end(self) -> None:
         """Log the accuracy in percent and the number of images; see `on_test_epoch_end`."""
@@ -63,14 +74,16 @@ class EvaluatedModel(TunedModel):
     def on_test_epoch_start(self) -> None:
         """Encode the class texts once for the whole test."""
         self.on_validation_epoch_start()
+        self._begin_loaders("test_dataloaders")
         two = len(self.class_prompts.class_names) == 2
         self.ranking.start(wanted=two or getattr(self.data_source, "measures_auroc", False))
+        self._of_loaders.rank(wanted=self.ranking.wanted)
         self.test_predictions = []
-        self.kept_scores.start(kept=not self._zero_shot)
+        self.kept_scores.start(kept=True, zero_shot=self._zero_shot)
 
-    def test_step(self, batch: Any, batch_idx: int) -> None:
+    def test_step(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> None:
         """Count predictions in `confusion` [W, W] (rows true, columns predicted) and append to `test_predictions`."""
-        predicted = self._count(self.incoming(batch, "test"), "test_dataloaders")
+        predicted = self._count(self.incoming(batch, "test"), dataloader_idx)
         if predicted is not None:
             self.test_predictions.append(predicted.cpu())
 
@@ -85,9 +98,40 @@ class EvaluatedModel(TunedModel):
         self._evaluation_texts = None
         self.finish_incoming()
 
-    def predict_step(self, batch: Any, batch_idx: int) -> Tensor:
-        """Return the class probabilities [B, W] of a batch, or of images [B, 3, S, S] alone."""
-        return self.finite_scores(self(self.incoming(batch, "predict")["images"])).softmax(dim=-1)
+    def predict_step(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> Tensor | dict[str, Any]:
+        """Return the class probabilities of a batch, or of images [B, 3, S, S] alone.
+
+        Returns:
+            The probabilities [B, W]. For a batch with `sample_id`, such as those of dtrap's data modules, a dictionary
+            of `sample_id` [B], `probabilities` [B, W], `predicted` [B] (class numbers), `class_names` of the predicted
+            classes, and the `labels` [B] of the batch if it has them. Several views of an image give one row.
+        """
+        taken = self.incoming(batch, "predict")
+        if self.predicts != "probabilities":
+            return self._raw_scores(taken["images"])
+        scores = self._scores(taken)
+        views = len(taken["images"]) // max(len(scores), 1)
+        added = views > 1 and not self._zero_shot
+        probabilities = scores / views if added else self.finite_scores(scores).softmax(dim=-1)
+        if "sample_id" not in taken:
+            return probabilities
+        predicted = probabilities.argmax(dim=-1)
+        names = [self.class_prompts.class_names[number] for number in predicted.tolist()]
+        known = {"labels": batch["labels"][: len(scores)]} if isinstance(batch.get("labels"), Tensor) else {}
+        identities = taken["sample_id"][: len(scores)]
+        found = {"sample_id": identities, "probabilities": probabilities, "predicted": predicted, "class_names": names}
+        return found | known
+
+    def _raw_scores(self, images: Tensor) -> Tensor:
+        """Return the scores [B, 1, W], or [B, 2, W] with those of the zero-shot model, as `predicts` says."""
+        scores = self.finite_scores(self(images))
+        if self.predicts == "scores":
+            return scores[:, None]
+        texts, self._evaluation_texts = self._evaluation_texts, None
+        with self.zero_shot():
+            zero_shot = self.finite_scores(self(images))
+        self._evaluation_texts = texts
+        return torch.stack([scores, zero_shot.to(scores.dtype)], dim=1)
 
     def finite_scores(self, scores: Tensor) -> Tensor:
         """Return scores [B, W], all of which are numbers: others have no highest class.
@@ -116,16 +160,17 @@ class EvaluatedModel(TunedModel):
             )
         raise DivergedError(reason, divergence_remedy(self))
 
-    def _count(self, batch: Batch, loaders: str) -> Tensor | None:
+    def _count(self, batch: Batch, loader: int) -> Tensor | None:
         """Count the predictions of a batch; of several processes each image in one of them.
 
         An error of one process is raised at the end, in all of them: the others would wait for its results.
         """
+        self._of_loaders.current = loader
         if processes(self._trainer) == 1:
             return self._count_predictions(batch)
-        if self._repeats is None:
-            self._repeats = Repeats(getattr(self.trainer, loaders), self.trainer)
-        batch = dict(self._repeats.without(batch))
+        if loader not in self._repeats:
+            self._repeats[loader] = Repeats(self._loaders[loader], self.trainer)
+        batch = dict(self._repeats[loader].without(batch))
         if self._failure is not None or not len(batch["labels"]):
             return None
         try:
@@ -147,8 +192,16 @@ class EvaluatedModel(TunedModel):
         # From the logits: the sum of probabilities may be 0 for a class where its logarithm is a number.
         certain = log_probabilities(logits.unflatten(0, (views, -1))[:added])
         self.confidence.update(certain, labels, predicted)
+        self._of_loaders.update(scores, certain, labels, predicted, views=added)
         self.kept_scores.update(logits if added == views == 1 else certain, labels, rows.sample_id)
         return predicted
+
+    def _scores(self, batch: Batch) -> Tensor:
+        """Return the scores [b, W] of the images of a batch: logits, or the sum of its views' probabilities."""
+        rows = Rows.of(batch)
+        logits = self(batch["images"], rows.ids)
+        views = int(rows.view.max()) + 1 if self.query_views > 1 and rows.view is not None else 1
+        return self._add_views(logits, rows.sample_id, views) if views > 1 else logits
 
     def _add_views(self, logits: Tensor, images: Tensor | None, views: int) -> Tensor:
         """Return scores [b, W] of the images from logits [V*b, W] of their views."""
@@ -175,10 +228,11 @@ class EvaluatedModel(TunedModel):
         if failure is not None:
             raise failure
         self.test_predictions = joined(self.test_predictions, self._trainer)
-        for kept in (self.confidence, self.ranking, self.kept_scores):
+        for kept in (self.confidence, self.ranking, self.kept_scores, *self._of_loaders.kept):
             for name in kept.columns:
                 setattr(kept, name, joined(getattr(kept, name), self._trainer))
-        self.confidence.loss = total(self.confidence.loss, self._trainer)
+        for confidence in (self.confidence, *self._of_loaders.confidences):
+            confidence.loss = total(confidence.loss, self._trainer)
 
     def _log_evaluation(self, name: str) -> None:
         self._evaluation_texts = None
@@ -187,13 +241,9 @@ class EvaluatedModel(TunedModel):
             self._join_processes()
         classes = len(self.class_prompts.class_names)  # the confusion has room for two at least
         counts = self.confusion.compute().cpu()[:classes, :classes]
-        right, images = int(counts.diag().sum()), int(counts.sum())
-        numbers = {"accuracy": float(self._accuracy()), "images": float(images), **balanced_metrics(counts)}
-        if images:
-            numbers["accuracy_low"], numbers["accuracy_high"] = exact_interval(right, images)
-        numbers |= self.confidence.measures(images)
-        if self.ranking.auroc is not None:
-            numbers["auroc"] = self.ranking.auroc
+        numbers = {**evaluation_numbers(counts, self.confidence, self.ranking), "accuracy": float(self._accuracy())}
+        numbers |= self._of_loaders.numbers(classes)
         # Equal in all processes; without `sync_dist` Lightning would warn that they might not be.
         shared = processes(self._trainer) > 1
-        self.log_dict({f"{name}/{key}": value for key, value in numbers.items()}, sync_dist=shared)
+        logged = {f"{name}/{key}": value for key, value in numbers.items()}
+        self.log_dict(logged, sync_dist=shared, add_dataloader_idx=False)

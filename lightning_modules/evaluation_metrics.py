@@ -13,6 +13,8 @@ from torchmetrics.functional.classification import (
     multiclass_recall,
 )
 
+from .exact_interval import exact_interval
+
 CALIBRATION_BINS = 15
 
 
@@ -49,6 +51,24 @@ def balanced_metrics(confusion: Tensor) -> dict[str, float]:
     recall = multiclass_recall(predicted, labels, len(confusion), average="none")[images > 0]
     macro_f1 = multiclass_f1_score(predicted, labels, len(confusion), average="macro")
     return {"balanced_accuracy": 100.0 * float(recall.mean()), "macro_f1": 100.0 * float(macro_f1)}
+
+
+def evaluation_numbers(counts: Tensor, confidence: Confidence, ranking: Ranking) -> dict[str, float]:
+    """Return what is logged of a validation or test: accuracy with its exact interval in percent, and the like.
+
+    Args:
+        counts: Confusion [W, W] on the CPU, rows true classes.
+        confidence: What was kept of the class probabilities.
+        ranking: What was kept for the area under the ROC curve.
+    """
+    right, images = int(counts.diag().sum()), int(counts.sum())
+    numbers = {"accuracy": 100.0 * right / max(images, 1), "images": float(images), **balanced_metrics(counts)}
+    if images:
+        numbers["accuracy_low"], numbers["accuracy_high"] = exact_interval(right, images)
+    numbers |= confidence.measures(images)
+    if ranking.auroc is not None:
+        numbers["auroc"] = ranking.auroc
+    return numbers
 
 
 class Confidence:
@@ -111,18 +131,26 @@ class KeptScores:
         scores: [N, W] of each batch, float32 on the CPU; the softmax of a row are the class probabilities.
         labels: Classes [N] of each batch.
         sample_ids: Identities [N] of the images of each batch.
+        zero_shot_wanted: Whether the scores of a test without the tuner are kept, too. Only in one process.
+        zero_shot_scores: [N, W] of each batch of the last test without the tuner, in its order of the images.
+        zero_shot_ids: Identities [N] of these images.
         columns: Names of the attributes with one row for each image.
     """
 
     columns = ("scores", "labels", "sample_ids")
 
     def __init__(self) -> None:
-        self.wanted = False
+        self.wanted = self.zero_shot_wanted = False
+        self.zero_shot_scores: list[Tensor] = []
+        self.zero_shot_ids: list[Tensor] = []
         self.start(kept=False)
 
-    def start(self, *, kept: bool) -> None:
+    def start(self, *, kept: bool, zero_shot: bool = False) -> None:
         """Begin a validation or test, which is kept if it should be and scores are wanted."""
-        self._kept = kept and self.wanted
+        self._kept = kept and self.wanted and not zero_shot
+        self._zero_shot = kept and self.zero_shot_wanted and zero_shot
+        if self._zero_shot:
+            self.zero_shot_scores, self.zero_shot_ids = [], []
         self.scores: list[Tensor] = []
         self.labels: list[Tensor] = []
         self.sample_ids: list[Tensor] = []
@@ -133,6 +161,14 @@ class KeptScores:
             self.scores.append(scores.detach().cpu().float())
             self.labels.append(labels.cpu())
             self.sample_ids.append(sample_ids[: len(labels)].cpu())
+        if self._zero_shot and sample_ids is not None:
+            self.zero_shot_scores.append(scores.detach().cpu().float())
+            self.zero_shot_ids.append(sample_ids[: len(labels)].cpu())
+
+    def zero_shot_of(self, sample_ids: Tensor) -> Tensor | None:
+        """Return the scores [N, W] of these images in a test without the tuner; None if none was kept of just them."""
+        known = torch.cat(self.zero_shot_ids) if self.zero_shot_ids else sample_ids[:0]
+        return torch.cat(self.zero_shot_scores) if len(known) and torch.equal(known, sample_ids) else None
 
 
 class Ranking:

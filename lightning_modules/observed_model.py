@@ -128,11 +128,19 @@ class ObservedModel(EvaluatedModel):
                 images += len(scores)
         return right, images
 
-    def _scores(self, batch: Batch) -> Tensor:
-        rows = Rows.of(batch)
-        scores = self(batch["images"], rows.ids)
-        views = int(rows.view.max()) + 1 if self.query_views > 1 and rows.view is not None else 1
-        return self._add_views(scores, rows.sample_id, views) if views > 1 else scores
+    def observed_scores(self, batches: Iterable[Any], *, zero_shot: bool = False) -> Tensor:
+        """Return the scores [N, W] of the plain rows of batches in evaluation mode, as a prediction has them.
+
+        Args:
+            batches: Batches as a training step gets them.
+            zero_shot: Whether to use the backbone without the tuner.
+        """
+        scores = []
+        with self._aside(), self.zero_shot() if zero_shot else nullcontext():
+            for batch in batches:
+                taken = self.on_device(plain_part(batch))
+                scores.append(self(taken["images"], Rows.of(taken).ids))
+        return torch.cat(scores)
 
     @contextmanager
     def _aside(self) -> Iterator[None]:

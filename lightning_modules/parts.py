@@ -206,9 +206,11 @@ def _is(kind: Any, base: type) -> bool:
 
 def _make(described: Description, option: str, given: Mapping[str, type]) -> Any:
     path, arguments = described["class_path"], described["init_args"]
-    # Everything in `described` has passed `own_part`, so a mapping with a class path is a part.
+    # Everything in `described` has passed `own_part`, so a mapping with the class path of a part is one. Another class
+    # path is a plain value, such as that of a config of peft.
     for name, value in arguments.items():
-        if isinstance(value, Mapping) and "class_path" in value:
+        nested = value.get("class_path") if isinstance(value, Mapping) else None
+        if nested is not None and (nested in given or own_class(nested, object) is not None):
             arguments[name] = _make(dict(value), f"{option}.{name}", given)
     cls: Any = given.get(path) or own_class(path, object)
     try:

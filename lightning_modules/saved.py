@@ -20,6 +20,7 @@ from ..keywords import plain
 from .backbones.base import Backbone
 from .backbones.checkpoint import digest
 from .backbones.local_files import describe_backbone, is_same, missing_files
+from .backbones.peft_layers import adapter_layers
 from .finite import check_finite
 from .objective import Objective
 from .parts import ForeignClass, describe, own_class, rebuild
@@ -73,8 +74,13 @@ def _weights_hash(backbone: Backbone) -> str:
     """Return type and SHA-256 of a backbone's own weights; computed once, since they are frozen."""
     known = getattr(backbone, "_weights_hash", None)
     if known is None:
-        state = {name.replace(".base_layer.", "."): value for name, value in backbone.state_dict().items()}
-        own = {name: value for name, value in state.items() if ".lora_" not in name and isinstance(value, Tensor)}
+        added = tuple(f"{name}." for name in adapter_layers(backbone))
+        state = {name: value for name, value in backbone.state_dict().items() if isinstance(value, Tensor)}
+        own = {
+            name.replace(".base_layer.", "."): value
+            for name, value in state.items()
+            if not name.startswith(added) or ".base_layer." in name
+        }
         kind = str(next(backbone.parameters()).dtype).removeprefix("torch.")
         known = backbone._weights_hash = f"{kind} {digest(own)}"  # type: ignore[assignment]
     return known

@@ -15,6 +15,7 @@ from torchmetrics.classification import MulticlassConfusionMatrix
 
 from ..errors import DtrapError, check_at_least
 from .backbones.base import Backbone
+from .backbones.peft_layers import adapter_modules
 from .chunking import encode_in_chunks
 from .contracts import check_backbone, check_rows, check_tokens
 from .image_cache import FrozenImageFeatures
@@ -157,10 +158,10 @@ class TunedModel(LightningModule):
 
     def refuse_foreign_adapters(self) -> None:
         """Raise a DtrapError if another tuner's adapters are in the backbone: they would change zero-shot features."""
-        adapters = {id(value) for name, value in self.backbone.named_parameters() if ".lora_" in name}
+        adapters = {id(value) for part in adapter_modules(self.backbone).values() for value in part.parameters(False)}
         if adapters - {id(value) for value in self.tuner.adapter_state().values()}:
             raise DtrapError(
-                f"{self.backbone.identifier} has LoRA adapters of another tuner than {self.tuner.name}, which would "
+                f"{self.backbone.identifier} has adapters of another tuner than {self.tuner.name}, which would "
                 "stay active. Pass the same tuner to both modules, or load the backbone again for this one."
             )
 

@@ -30,12 +30,14 @@ from .adapter_file import LARGEST_VALUE, embedded_card, pack, read_tensors
 from .paths import with_absolute_paths
 from .preprocessing import card_preprocessing, describe_preprocessing, preprocessing_of
 from .run_folder import RESUMES, Row
+from .temperature import LEAST_TEMPERATURE, MOST_TEMPERATURE
 
 CARD_FORMAT = "dtrap-adapter/2"
 CARD_FORMATS = ("dtrap-adapter/1", CARD_FORMAT)
 EXPORT_CARD = "dtrap.json"
 PEFT_WEIGHTS = "adapter_model.safetensors"
 PEFT_PREFIX = "base_model.model."
+PEFT_SHARED = "base_model."  # of matrices that all layers share
 CLASS_FEATURES = "class_features.safetensors"
 CONFIG = "config.yaml"
 LONGEST_NAME = 1_000
@@ -72,6 +74,11 @@ class AdapterCard:
         data: The data module by class and arguments; None if it is not known.
         methods: The methods of the run in its order.
         precision: The Trainer's precision.
+        temperature: What the scores are divided by before their softmax, fitted on held-out images of the run; None
+            where there were none.
+        calibration: What the temperature rests on: `images`, and `cross_entropy_before`, `cross_entropy_after`,
+            `calibration_error_before` and `calibration_error_after` of these images; None without a temperature.
+        rejection: Thresholds that reject images of none of the classes, see `protocol.rejection`; None in old cards.
     """
 
     backbone: str
@@ -94,6 +101,9 @@ class AdapterCard:
     data: dict[str, Any] | None = None
     methods: list[str] = field(default_factory=list)
     precision: str | None = None
+    temperature: float | None = None
+    calibration: dict[str, float] | None = None
+    rejection: dict[str, Any] | None = None
 
     @classmethod
     def of(
@@ -221,6 +231,8 @@ def _decoded(content: Any) -> AdapterCard:
         raise ValueError(f"accuracy is {card.accuracy:g} %")
     if card.logit_scale is not None and not 0 < card.logit_scale <= LARGEST_VALUE:
         raise ValueError(f"logit_scale is {card.logit_scale}")
+    if card.temperature is not None and not LEAST_TEMPERATURE <= card.temperature <= MOST_TEMPERATURE:
+        raise ValueError(f"temperature is {card.temperature}")
     return card
 
 
@@ -251,7 +263,14 @@ def _read_state(path: Path) -> dict[str, Tensor]:
     state, _ = read_tensors(weights_file(path))
     if not path.is_dir():
         return state
-    return {f"model.{name.removeprefix(PEFT_PREFIX).removesuffix('.weight')}": value for name, value in state.items()}
+    return {_in_backbone(name.removesuffix(".weight")): value for name, value in state.items()}
+
+
+def _in_backbone(name: str) -> str:
+    """Return the tuner's name of a value in peft's file."""
+    if name.startswith(PEFT_PREFIX):
+        return f"model.{name.removeprefix(PEFT_PREFIX)}"
+    return name.removeprefix(PEFT_SHARED)
 
 
 def load_adapter(path: Path, module: FewShotClassifier, card: AdapterCard) -> None:

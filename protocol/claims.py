@@ -7,16 +7,37 @@ from typing import Any
 
 from . import measured
 from .measured import Measure
-from .statistics import BINOMIAL, STUDENT, Interval
+from .statistics import BINOMIAL, CORRECTED, CORRECTED_SHORT, STUDENT, Interval
 
 # What stands beside accuracy where it is measured.
 MEASURES = {key: measured.MEASURES[key].title for key in ("balanced_accuracy", "macro_f1", "auroc")}
 NAMED = 3
+TASK, REPEAT = "task", "repeat"  # units of a run over a user's own folder or table: the only one, one of several
 
 
 def counted(number: int, noun: str) -> str:
     """Return such as "1 episode" or "1,125 test images"."""
     return f"{number:,} {noun}{'' if number == 1 else 's'}"
+
+
+def number_of(unit: str, number: int) -> str:
+    """Return the number of a task as it is shown: episodes are counted from 0 as their files, repeats from 1."""
+    return str(number + 1 if unit == REPEAT else number)
+
+
+def of_method(unit: str, row: Mapping[str, Any]) -> str:
+    """Return which task of which method a row is of, such as "episode 3 of 'svl-ra'"."""
+    if unit == TASK:
+        return f"the training of '{row['method']}'"
+    return f"{unit} {number_of(unit, row.get(unit, row['episode']))} of '{row['method']}'"
+
+
+def told_diverged(unit: str, row: Mapping[str, Any]) -> str:
+    """Return the warning about the first row of a method that diverged."""
+    told = f"{of_method(unit, row)} diverged: {row['diverged']}."
+    if unit == TASK:
+        return told
+    return f"{told} Its row is marked and does not count in the mean; others like it are counted at the end."
 
 
 def _all(number: int, noun: str) -> str:
@@ -37,7 +58,7 @@ def percent(interval: Mapping[str, Any] | None, unit: str = "episode", *, said: 
     if not said:
         ends = [_ends(found)] if found.kind == BINOMIAL else []
         return ", ".join([_value(found, unit), *ends, *(["too few"] if found.too_few else [])])
-    notes = [f"95 %, {STUDENT}"] if found.kind == STUDENT else []
+    notes = [f"95 %, {found.kind}"] if found.kind in (STUDENT, CORRECTED) else []
     notes += [f"95 % {_ends(found)}, {BINOMIAL}"] if found.kind == BINOMIAL else []
     notes += [f"{counted(found.count, unit)} are too few"] if found.too_few else []
     return _with_notes(_value(found, unit), notes)
@@ -46,7 +67,8 @@ def percent(interval: Mapping[str, Any] | None, unit: str = "episode", *, said: 
 def so_far(found: Interval, unit: str) -> str:
     """Return a running mean with what it rests on: `51.2 ± 1.9 % (36 episodes, 2,700 test images)`."""
     notes = [f"95 % {_ends(found)}"] if found.kind == BINOMIAL else []
-    notes += [counted(found.count, unit)] if found.kind == STUDENT else []
+    notes += [counted(found.count, unit)] if found.kind in (STUDENT, CORRECTED) else []
+    notes += _corrected(found)
     notes += ["too few"] if found.too_few else []
     notes += [] if found.images is None else [counted(found.images, "test image")]
     return _with_notes(_value(found, unit), notes)
@@ -63,6 +85,10 @@ def _ends(found: Interval) -> str:
     return f"{found.low:.1f} to {found.high:.1f}"
 
 
+def _corrected(found: Interval) -> list[str]:
+    return [CORRECTED_SHORT] if found.kind == CORRECTED else []
+
+
 def _with_notes(value: str, notes: Sequence[str]) -> str:
     return f"{value} ({', '.join(notes)})" if notes else value
 
@@ -76,7 +102,8 @@ def points(interval: Mapping[str, Any] | None) -> str:
     if found.identical:
         return f"identical ({pairs})" if found.mean == 0 else f"{found.mean:+.2f} in {_all(found.count, 'pair')}"
     half_width = "" if found.half_width is None else f" ± {found.half_width:.2f}"
-    return f"{found.mean:+.2f}{half_width} ({pairs}){', too few' if found.too_few else ''}"
+    rests_on = ", ".join([pairs, *_corrected(found)])
+    return f"{found.mean:+.2f}{half_width} ({rests_on}){', too few' if found.too_few else ''}"
 
 
 def written(
@@ -168,7 +195,9 @@ def diverged(method: Mapping[str, Any], unit: str = "episode") -> str:
     faults = method.get("diverged") or []
     if not faults:
         return ""
-    numbers = ", ".join(str(fault[unit]) for fault in faults[:NAMED])
+    if unit == TASK:
+        return f"the training diverged ({faults[0]['reason']})"
+    numbers = ", ".join(number_of(unit, fault[unit]) for fault in faults[:NAMED])
     more = f" and {len(faults) - NAMED} more" if len(faults) > NAMED else ""
     which = f"{unit}{'' if len(faults) == 1 else 's'} {numbers}{more}"
     return f"{len(faults)} diverged and left out ({which}: {faults[0]['reason']})"

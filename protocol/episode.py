@@ -234,9 +234,15 @@ def row_of(
     row["precision"] = str(trainer.precision)
     if tf32:
         row["tf32"] = True
+    if module.tuner.class_weights is not None:
+        row["class_weights"] = dict(zip(data.class_names, module.tuner.class_weights.tolist(), strict=True))
+    if getattr(data, "balanced_batches", False):
+        row["balanced_batches"] = True
     if module.loss_scale.skipped:
         row["skipped_updates"] = module.loss_scale.skipped
     row |= _tested(zero_shot, None if diverged else module, data.class_names)
+    if data.resampled and row["test_images"]:
+        row["resampled"] = row["test_images"] / row["support_images"]
     if zero_shot is not None and data.copied_queries:
         row["copied_test_images"] = data.copied_queries
     row |= {"losses": recorder.losses, "terms": recorder.terms, "seconds": round(recorder.seconds, 3)}

@@ -37,9 +37,23 @@ def check_relevance(settings: ProtocolSettings, modules: Mapping[str, FewShotCla
 
 
 def draw_pictures(
-    folder: RunFolder, settings: ProtocolSettings, module: FewShotClassifier, data: FewShotDataModule, row: Row
+    folder: RunFolder,
+    settings: ProtocolSettings,
+    module: FewShotClassifier,
+    data: FewShotDataModule,
+    row: Row,
+    *,
+    named: bool = True,
 ) -> None:
     """Draw the wanted pictures of an episode that a method was just tested on; none if it diverged.
+
+    Args:
+        folder: The run folder.
+        settings: Which episodes have pictures.
+        module: The method's module.
+        data: The data module, set to the episode.
+        row: The row of the episode.
+        named: Whether the title of a picture names the method, because there are several.
 
     Raises:
         DtrapError: A file cannot be written.
@@ -50,7 +64,7 @@ def draw_pictures(
     if row["episode"] < settings.pictures:
         from .picture import save_episode_picture
 
-        save_episode_picture(folder.pictures / f"{stem}.png", module, data, row)
+        save_episode_picture(folder.pictures / f"{stem}.png", module, data, row, named=named)
     if row["episode"] < settings.relevance:
         from .relevance_picture import save_relevance_picture
 

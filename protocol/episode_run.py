@@ -21,7 +21,8 @@ from .explanation import explained_use
 from .features import FeatureFile
 from .folder_identity import Method
 from .method_names import find_same
-from .predictions import save_predictions
+from .own_scores import OwnScores
+from .predictions import keeps_predictions, save_predictions
 from .progress import EpisodeProgress
 from .references import loss_windows
 from .rehearsal import Loaded, build_modules, rehearse
@@ -75,7 +76,9 @@ class EpisodeRun:
         self.feature_stores = _feature_stores(settings)
         check_relevance(settings, self.modules)
         for module in self.modules.values():
-            module.kept_scores.wanted = settings.save_predictions
+            kept = keeps_predictions(settings, data)
+            module.kept_scores.wanted = kept or settings.pictures > 0 or settings.save_adapters
+            module.kept_scores.zero_shot_wanted = module.kept_scores.wanted and not data.streams
             module.stored_images.stores, module.stored_images.apart = self.feature_stores, True
         self.arguments: dict[str, dict[str, Any]] = {
             method.name: method.trainer_arguments(logger=leads and method is methods[0], folder=folder.path)
@@ -126,7 +129,8 @@ class EpisodeRun:
     def callbacks(self, data: FewShotDataModule) -> list[Callback]:
         """Return the callbacks of the run for a data module's episode."""
         features = [FeatureFile()] if data.episode < self.settings.save_features else []
-        return [FinalLoss(self._windows), *features]
+        scores = [OwnScores()] if self.settings.save_adapters else []
+        return [FinalLoss(self._windows), *features, *scores]
 
     def finish(
         self,
@@ -149,12 +153,14 @@ class EpisodeRun:
         if "diverged" not in row:
             if settings.save_adapters:
                 card = AdapterCard.of(module, data, row, list(self.methods), row["precision"])
+                scores = next((each for each in callbacks if isinstance(each, OwnScores)), None)
+                card = card if scores is None else scores.describe(card, module)
                 save_adapter(folder.adapters / f"{stem}.safetensors", module, card)
-            if settings.save_predictions and data.has_query:
+            if keeps_predictions(settings, data):
                 save_predictions(folder.predictions / f"{stem}.safetensors", module, data)
             if features is not None:
                 features.save(folder.features / f"{stem}.safetensors", row["classes"])
-        draw_pictures(folder, settings, module, data, row)
+        draw_pictures(folder, settings, module, data, row, named=len(self.methods) > 1)
         return row
 
 

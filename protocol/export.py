@@ -1,7 +1,7 @@
 """The formats of `dtrap export`: a tuned model that other programs load without dtrap.
 
 A standalone folder holds the whole model as the backbone's library saves it, and the class text features. A folder in
-peft's form holds the low-rank matrices only.
+peft's form holds the adapters only.
 """
 
 from __future__ import annotations
@@ -9,23 +9,34 @@ from __future__ import annotations
 import copy
 import json
 import re
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
-from peft.tuners.lora import LoraLayer
 from torch import Tensor
 
 from ..errors import DtrapError
+from ..files import to_json_values
 from ..lightning_modules import FewShotClassifier, Objective
 from ..lightning_modules.backbones.base import Backbone, Tower
 from ..lightning_modules.backbones.export import load_plain
+from ..lightning_modules.backbones.peft_layers import adapter_layers
 from ..lightning_modules.losses import normalize
+from ..lightning_modules.parts import describe
 from ..lightning_modules.text_head import ClassPrompts
-from ..lightning_modules.tuners import Tuner
+from ..lightning_modules.tuners import PEFT, Tuner
 from ..parsing import parse_json
 from .adapter_file import check_values, pack, read_tensors
-from .adapters import CLASS_FEATURES, EXPORT_CARD, PEFT_PREFIX, PEFT_WEIGHTS, AdapterCard, card_content
+from .adapters import (
+    CLASS_FEATURES,
+    EXPORT_CARD,
+    PEFT_PREFIX,
+    PEFT_SHARED,
+    PEFT_WEIGHTS,
+    AdapterCard,
+    card_content,
+)
 
 # The standalone form
 
@@ -118,30 +129,61 @@ def load_exported(folder: Path, card: AdapterCard) -> FewShotClassifier:
 # The form of peft
 
 
-def save_peft(module: FewShotClassifier, folder: Path, card: AdapterCard) -> None:
+def save_peft(module: FewShotClassifier, folder: Path, card: AdapterCard) -> AdapterCard:
     """Write adapter_config.json and adapter_model.safetensors with the names of the library's model.
 
+    Returns:
+        The card of these files. For a tuner that starts from the weights (PiSSA) it is that of an equal LoRA.
+
     Raises:
-        DtrapError: The tuner has no low-rank matrices.
+        DtrapError: The tuner has no adapters of peft.
     """
     backbone: Any = module.backbone
-    layers = {name: layer for name, layer in backbone.model.named_modules() if isinstance(layer, LoraLayer)}
+    layers = adapter_layers(backbone.model)
     if not layers:
         raise DtrapError(
             f"the tuner {module.tuner.name} changes the weights themselves, with no low-rank matrices that peft could "
             "load. Use --form plain."
         )
-    (config,) = backbone.peft_config.values()
-    config = copy.copy(config)
+    inner = getattr(module.tuner, "inner", module.tuner)  # of FWT
+    if isinstance(inner, PEFT):
+        config, values, equal = inner.saved_as_peft()
+        if equal is not None:
+            card = _card_of(card, module, equal)
+        state = {_in_library(name): value for name, value in values.items()}
+    else:
+        (config,) = backbone.peft_config.values()
+        config = copy.copy(config)
+        state = {
+            f"{PEFT_PREFIX}{name}.{matrix}.weight": getattr(layer, matrix)[adapter].weight
+            for name, layer in layers.items()
+            for adapter in layer.active_adapters
+            for matrix in ("lora_A", "lora_B")
+        }
     # A regular expression, because peft takes a list as endings: "transformer..." would match "visual.transformer...".
-    config.target_modules = "|".join(re.escape(name) for name in layers)
+    config.target_modules = "|".join(map(re.escape, layers))
+    if getattr(config, "feedforward_modules", None):  # of IA3
+        names = (name.removeprefix("model.") for name in config.feedforward_modules)
+        config.feedforward_modules = "|".join(map(re.escape, names))
     config.inference_mode = True
     config.save_pretrained(str(folder))
-    state = {
-        f"{PEFT_PREFIX}{name}.{matrix}.weight": getattr(layer, matrix)[adapter].weight.detach().cpu().contiguous()
-        for name, layer in layers.items()
-        for adapter in layer.active_adapters
-        for matrix in ("lora_A", "lora_B")
-    }
     path = folder / PEFT_WEIGHTS
     path.write_bytes(pack(state, card_content(card), {"format": "pt"}, str(path)))
+    return card
+
+
+def _in_library(name: str) -> str:
+    """Return the name in peft's file of a value with a name of the backbone; matrices of all layers have no layer."""
+    layer, model, rest = name.partition("model.")
+    return f"{PEFT_PREFIX}{rest}" if model and not layer else f"{PEFT_SHARED}{name}"
+
+
+def _card_of(card: AdapterCard, module: FewShotClassifier, tuner: PEFT) -> AdapterCard:
+    """Return the card with another tuner that has the same features."""
+    outer = module.tuner
+    if outer is not getattr(outer, "inner", outer):
+        raise DtrapError(
+            f"the tuner {outer.name} has no form of peft: its start is part of the weights. Use --form plain."
+        )
+    described = {**card.model, "tuner": describe(tuner)}
+    return replace(card, tuner=tuner.name, settings=to_json_values(tuner.settings), model=described)

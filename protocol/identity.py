@@ -38,8 +38,17 @@ NEUTRAL_TRAINER_FLAGS = {
 }
 # bad_images and small_classes cannot change an episode whose images are all readable, and the fingerprint of the data
 # files says which images there are. A user who follows the advice of an error to skip can therefore resume.
-# The fingerprint covers the content of a subset file, too.
-NEUTRAL_DATA_OPTIONS = {"root", "query_root", "num_workers", "bad_images", "small_classes", "subset", "episode"}
+# The fingerprint covers the content of a subset file, too, and what a table says.
+NEUTRAL_DATA_OPTIONS = {
+    "root",
+    "query_root",
+    "num_workers",
+    "bad_images",
+    "small_classes",
+    "subset",
+    "episode",
+    "table",
+}
 # Callbacks that only measure; a callback of dtrap has its class path with or without its module.
 NEUTRAL_CALLBACKS = {"AlignmentMonitor", "CostMonitor", "NearDomainWarning"}
 NEUTRAL = {
@@ -146,6 +155,8 @@ def default_folder_name(
 def _without_neutral(value: Any, path: tuple[str, ...]) -> Any:
     if path == ("trainer", "callbacks"):
         value = _training_callbacks(value)
+    if path == ("data",):
+        value = _without_repeats(value)
     if isinstance(value, Mapping):
         kept = {str(key): item for key, item in value.items() if not _is_neutral(str(key), path)}
         cleaned = {key: _without_neutral(item, (*path, key)) for key, item in kept.items()}
@@ -153,6 +164,22 @@ def _without_neutral(value: Any, path: tuple[str, ...]) -> Any:
     if isinstance(value, list | tuple):
         return [_without_neutral(item, (*path, "[]")) for item in value]
     return str(value) if isinstance(value, Path) else value
+
+
+def _without_repeats(data: Any) -> Any:
+    """Return the section of the data with the held-out share of repeats instead of their number.
+
+    The first repeat is the single held-out run, and more repeats extend a run as more episodes do.
+    """
+    arguments = data.get("init_args") if isinstance(data, Mapping) else None
+    if not isinstance(arguments, Mapping) or not str(data.get("class_path")).startswith("dtrap."):
+        return data
+    rest = {key: value for key, value in arguments.items() if key != "repeats"}
+    if arguments.get("repeats") is not None and rest.get("held_out") is None:
+        from ..datamodules.held_out import HELD_OUT
+
+        rest["held_out"] = HELD_OUT
+    return {**data, "init_args": rest}
 
 
 def _training_callbacks(value: Any) -> Any:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 # Options that are folders or files whether they exist or not, and those that may be a name instead.
-_PATHS = {"data": ("root", "query_root", "subset"), "protocol": ("folder",)}
+_PATHS = {"data": ("root", "query_root", "subset", "table"), "protocol": ("folder",)}
 _PERHAPS = {"backbone": ("name", "pretrained", "tokenizer", "cache_dir")}
 
 
@@ -24,7 +24,12 @@ def with_absolute_paths(values: dict[str, Any]) -> dict[str, Any]:
             _make_absolute(options, names)
     for options in _options((values.get("model") or {}).get("backbone")):
         for name in _PERHAPS["backbone"]:
-            if isinstance(options.get(name), str) and Path(options[name]).expanduser().exists():
+            given = options.get(name)
+            if not isinstance(given, str):
+                continue
+            path = given.removeprefix("local-dir:")  # open_clip's prefix of a folder, which is known without it, too
+            if Path(path).expanduser().exists():
+                options[name] = path
                 _make_absolute(options, (name,))
     return values
 

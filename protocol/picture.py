@@ -14,8 +14,9 @@ import numpy.typing as npt
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from ..drawing import GREY, HEAD, MARGIN, draw_frame, draw_pixels, draw_text, new_page, save_png
-from .claims import so_far
+from ..drawing import GREY, HEAD, MARGIN, draw_frame, draw_pixels, draw_text, fitted, new_page, save_png
+from .claims import TASK, number_of, so_far
+from .image_results import Guesses, percent
 from .run_folder import RESUMES, Row
 from .summary import mean_of
 
@@ -29,13 +30,22 @@ Images = npt.NDArray[np.floating]
 Labels = npt.NDArray[np.integer] | Sequence[int]
 
 RIGHT, WRONG = "#009e73", "#d55e00"  # Okabe and Ito's green and vermilion, which color-blind readers can distinguish
-CELL, CAPTION, GAP = 0.9, 0.32, 0.3  # inches
+CELL, CAPTION, LINE, GAP = 0.9, 0.32, 0.098, 0.3  # inches
 NAME_WIDTH = 1.5
 MAX_CLASSES, MAX_SHOTS, MAX_QUERIES, QUERY_COLUMNS = 20, 3, 16, 8
 
 
-def save_episode_picture(path: Path, module: FewShotClassifier, data: FewShotDataModule, row: Row) -> None:
+def save_episode_picture(
+    path: Path, module: FewShotClassifier, data: FewShotDataModule, row: Row, *, named: bool = True
+) -> None:
     """Draw the data module's current episode with the predictions of the module's last test into a PNG file.
+
+    Args:
+        path: The file.
+        module: The module; where its scores were kept, the picture has probabilities and the zero-shot prediction.
+        data: The data module, set to the episode.
+        row: The row of the episode.
+        named: Whether the title names the method.
 
     Raises:
         DtrapError: The file cannot be written.
@@ -44,12 +54,16 @@ def save_episode_picture(path: Path, module: FewShotClassifier, data: FewShotDat
     images = visible(support["images"], data)
     images = images.reshape(data.views, -1, *images.shape[1:])
     queries, labels, predictions = images[0, :0], np.empty(0, dtype=int), np.empty(0, dtype=int)
+    tuned = zero_shot = None
     if data.has_query:
         query = data.query()
         queries, labels = visible(query["images"], data), query["labels"].numpy()
         predictions = np.concatenate([part.numpy() for part in module.test_predictions])
+        tuned, zero_shot = _guesses(module, len(labels))
     interval = mean_of([row])
-    accuracy = "" if interval is None else f", {so_far(interval, data.unit)}"
+    accuracy = "" if interval is None else so_far(interval, data.unit)
+    number = "" if data.unit == TASK else f"{data.unit} {number_of(data.unit, row['episode'])}"
+    title = [data.description, number, row["method"] if named or number else "", accuracy]
     figure = episode_figure(
         support_images=images,
         support_labels=support["labels"][: images.shape[1]].numpy(),
@@ -57,9 +71,23 @@ def save_episode_picture(path: Path, module: FewShotClassifier, data: FewShotDat
         query_labels=labels,
         query_predictions=predictions,
         class_names=data.class_names,
-        title=f"{data.description}, episode {row['episode']}, {row['method']}{accuracy}",
+        title=", ".join(part for part in title if part),
+        tuned=tuned,
+        zero_shot=zero_shot,
     )
     save_png(path, figure, RESUMES)
+
+
+def _guesses(module: FewShotClassifier, images: int) -> tuple[Guesses | None, Guesses | None]:
+    """Return what the tuned model and the backbone say of the queries; None where their scores were not kept."""
+    kept = module.kept_scores
+    if sum(map(len, kept.scores)) != images:
+        return None, None
+    scores, ids = (np.concatenate([part.numpy() for part in parts]) for parts in (kept.scores, kept.sample_ids))
+    known = [part.numpy() for part in kept.zero_shot_ids]
+    same = bool(known) and np.array_equal(np.concatenate(known), ids)
+    before = np.concatenate([part.numpy() for part in kept.zero_shot_scores]) if same else None
+    return Guesses.of(scores), None if before is None else Guesses.of(before)
 
 
 def visible(images: Tensor, data: FewShotDataModule) -> Images:
@@ -77,6 +105,8 @@ def episode_figure(
     query_predictions: Labels,
     class_names: Sequence[str],
     title: str,
+    tuned: Guesses | None = None,
+    zero_shot: Guesses | None = None,
 ) -> Figure:
     """Draw one episode: a band per class with its support views and its queries.
 
@@ -91,11 +121,15 @@ def episode_figure(
         query_predictions: [Q] predicted classes.
         class_names: The W names.
         title: First line of the picture.
+        tuned: What the model says of each query, for the probability of the predicted class.
+        zero_shot: What the backbone says of each query without the tuner.
     """
     support_labels, true = np.asarray(support_labels), np.asarray(query_labels)
     predicted = np.asarray(query_predictions)
     full_names = [" ".join(name.replace("_", " ").split()) or name for name in class_names]
     short_names = _distinct(full_names)
+    chances = None if tuned is None else [percent(chance) for chance in tuned.probability]
+    before = None if zero_shot is None else zero_shot.labeled(short_names)
     bands = [
         _Band(
             name=full_names[label],
@@ -103,6 +137,8 @@ def episode_figure(
             queries=np.asarray(query_images)[true == label],
             right=predicted[true == label] == label,
             predicted=[short_names[prediction] for prediction in predicted[true == label]],
+            chances=_of(chances, true == label),
+            before=_of(before, true == label),
         )
         for label in range(min(len(class_names), MAX_CLASSES))
     ]
@@ -111,7 +147,8 @@ def episode_figure(
     width = MARGIN + NAME_WIDTH + views * CELL + (GAP + columns * CELL if columns else 0.0) + MARGIN
     width = max(width, 6.0)
     height = HEAD + sum(band.height for band in bands) + MARGIN
-    figure, axes = new_page(width, height, title, _counts(true, predicted, len(class_names)))
+    shown = fitted(title, width - 2 * MARGIN, 12, "bold")
+    figure, axes = new_page(width, height, shown, _counts(true, predicted, len(class_names)))
     _draw_head(axes, views, columns)
     top = HEAD
     for band in bands:
@@ -129,12 +166,24 @@ class _Band:
     queries: Images
     right: npt.NDArray[np.bool_]
     predicted: list[str]
+    chances: list[str] | None
+    before: list[str] | None
+
+    @property
+    def row(self) -> float:
+        """Height of a row of queries with their captions."""
+        more = (0 if self.chances is None else 1) + (0 if self.before is None else 2)
+        return CELL + CAPTION + more * LINE
 
     @property
     def height(self) -> float:
         shots = min(self.support.shape[1], MAX_SHOTS)
         rows = math.ceil(min(len(self.queries), MAX_QUERIES) / QUERY_COLUMNS)
-        return max(shots * CELL, rows * (CELL + CAPTION), CELL) + GAP / 2
+        return max(shots * CELL, rows * self.row, CELL) + GAP / 2
+
+
+def _of(texts: list[str] | None, chosen: npt.NDArray[np.bool_]) -> list[str] | None:
+    return None if texts is None else [text for text, taken in zip(texts, chosen, strict=True) if taken]
 
 
 def _draw_head(axes: Axes, views: int, columns: int) -> None:
@@ -157,7 +206,7 @@ def _draw_band(axes: Axes, band: _Band, top: float, width: float) -> None:
     left += len(band.support) * CELL + GAP
     for number, image in enumerate(band.queries[:MAX_QUERIES]):
         row, column = divmod(number, QUERY_COLUMNS)
-        x, y = left + column * CELL, top + row * (CELL + CAPTION)
+        x, y = left + column * CELL, top + row * band.row
         if band.right[number]:
             caption, style, frame = band.predicted[number], {"color": GREY}, {"edgecolor": RIGHT, "linewidth": 1.5}
         else:
@@ -165,7 +214,12 @@ def _draw_band(axes: Axes, band: _Band, top: float, width: float) -> None:
             frame = {"edgecolor": WRONG, "linewidth": 3.0}
         _draw_image(axes, image, x, y, **frame)
         x, y = x + (CELL - 0.08) / 2, y + CELL - 0.04
-        draw_text(axes, x, y, "\n".join(_wrapped(caption, 15, 2)), size=6, horizontalalignment="center", **style)
+        lines = _wrapped(caption, 15, 2)
+        draw_text(axes, x, y, "\n".join(lines), size=6, horizontalalignment="center", **style)
+        more = [] if band.chances is None else [band.chances[number]]
+        more += [] if band.before is None else _wrapped(f"zero-shot: {band.before[number]}", 17, 2)
+        y += len(lines) * LINE
+        draw_text(axes, x, y, "\n".join(more), size=6, horizontalalignment="center", color=GREY)
 
 
 def _band_note(band: _Band) -> str:

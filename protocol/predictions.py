@@ -14,17 +14,21 @@ from ..datamodules.few_shot import FewShotDataModule
 from ..datamodules.images import ImageError
 from ..files import write_atomically
 from ..lightning_modules import FewShotClassifier
+from .claims import REPEAT, TASK
 from .run_folder import RESUMES
+from .settings import ProtocolSettings
 
 FORMAT = "dtrap-predictions/1"
 ERRORS, SIDE = 12, 64
+SCORE_BYTES = 8  # of a class of an image, with and without the tuner
 NAME_BYTES = 150  # of a file's name, for the space on the disk
 
 
 def save_predictions(path: Path, module: FewShotClassifier, data: FewShotDataModule) -> None:
     """Write the scores that the module's last test has kept into a safetensors file.
 
-    It holds `scores` [Q, W], whose softmax are the class probabilities, `labels` [Q], `thumbnails` [N, 64, 64, 3] of
+    It holds `scores` [Q, W], whose softmax are the class probabilities, `labels` [Q], where they were kept the
+    `zero_shot_scores` [Q, W] of the backbone without the tuner, `thumbnails` [N, 64, 64, 3] of
     the at most 12 most confident errors and their rows `thumbnail_rows` [N]. The metadata are JSON texts: `class_names`
     and `images`, the names of the files without the place of the data.
 
@@ -32,7 +36,8 @@ def save_predictions(path: Path, module: FewShotClassifier, data: FewShotDataMod
         DtrapError: The file cannot be written.
     """
     kept = module.kept_scores
-    scores, labels, images = torch.cat(kept.scores), torch.cat(kept.labels), torch.cat(kept.sample_ids).tolist()
+    scores, labels, ids = torch.cat(kept.scores), torch.cat(kept.labels), torch.cat(kept.sample_ids)
+    zero_shot, images = kept.zero_shot_of(ids), ids.tolist()
     pictures = {row: thumbnail for row in _errors(scores, labels) if (thumbnail := _thumbnail(data, images[row]))}
     content = {
         "scores": scores.contiguous(),
@@ -43,6 +48,7 @@ def save_predictions(path: Path, module: FewShotClassifier, data: FewShotDataMod
             else np.empty((0, SIDE, SIDE, 3), dtype=np.uint8)
         ),
         "thumbnail_rows": torch.tensor(list(pictures), dtype=torch.int64),
+        **({} if zero_shot is None else {"zero_shot_scores": zero_shot.contiguous()}),
     }
     names = [name_of(data, image) for image in images]
     # ASCII: a byte of a file name that is not UTF-8 becomes an escape.
@@ -50,10 +56,16 @@ def save_predictions(path: Path, module: FewShotClassifier, data: FewShotDataMod
     write_atomically(path, save(content, metadata=metadata), RESUMES)
 
 
+def keeps_predictions(settings: ProtocolSettings, data: FewShotDataModule) -> bool:
+    """Whether a run saves its predictions: as asked for, or else those on a user's own test images."""
+    wanted = data.unit in (TASK, REPEAT) if settings.save_predictions is None else settings.save_predictions
+    return wanted and data.has_query
+
+
 def predictions_bytes(data: FewShotDataModule) -> int:
     """Return about how large the file of the current episode becomes."""
     queries, classes = sum(map(len, data.task.query)), len(data.task.classes)
-    return queries * (4 * classes + 8 + NAME_BYTES) + ERRORS * (3 * SIDE**2 + 8)
+    return queries * (SCORE_BYTES * classes + 8 + NAME_BYTES) + ERRORS * (3 * SIDE**2 + 8)
 
 
 def name_of(data: FewShotDataModule, image: int) -> str:

@@ -35,8 +35,9 @@ class ResultRows:
     "stage": [first, last]} and `seconds`. Where classes differ in their numbers of test images, it has
     `balanced_accuracy` and `macro_f1`; for two classes and ChestX `auroc`; all in percent. `diverged` says why an
     episode has no accuracy. `precision` is that of the training, `tf32` is true where float32 products used TF32, and
-    `skipped_updates` counts updates that overflows in 16-mixed have cost. `episode` and `method` identify a row; this
-    class needs no other key.
+    `skipped_updates` counts updates that overflows in 16-mixed have cost. `class_weights` and
+    `balanced_batches` say how classes were balanced. `resampled` marks a repeat of held-out images: the number of test
+    images per training image. `episode` and `method` identify a row; this class needs no other key.
 
     Args:
         path: The file; it need not exist.
@@ -137,6 +138,7 @@ class RunFolder:
         self.adapters = self.path / "adapters"
         self.predictions = self.path / "predictions"
         self.pictures = self.path / "pictures"
+        self.test = self.path / "test"
         self.features = self.path / "features"
         self.subset = self.path / "subset.json"
         self.checkpoints = self.path / "checkpoints"
@@ -191,6 +193,7 @@ class RunFolder:
             remove_leftovers(self.path, name)
         for folder in (self.adapters, self.predictions, self.features, self.pictures, self.checkpoints):
             remove_leftovers(folder, "episode_*")
+        remove_leftovers(self.test, "*")
         with suppress(OSError):  # it does not exist, or holds a checkpoint
             self.checkpoints.rmdir()
 
@@ -210,7 +213,7 @@ class RunFolder:
             DtrapError: A file cannot be deleted.
         """
         results = (self.results, self.summary, self.subset, self.checkpoints, self.path / "metrics.csv")
-        others = (self.adapters, self.predictions, self.features, self.pictures)
+        others = (self.adapters, self.predictions, self.features, self.pictures, self.test)
         configs = (self.config, *self.path.glob("config.*.yaml"))
         # The identity last: a kill in between must not leave rows without one.
         for path in (*results, *others, *configs, self.identity):

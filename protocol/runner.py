@@ -20,6 +20,7 @@ from ..keywords import Unpack
 from ..lightning_modules import FewShotClassifier
 from ..lightning_modules.finite import DivergedError
 from ..signals import STOP
+from . import claims
 from .checks import check_settings, processes_of
 from .configuration import MethodConfig
 from .device_clock import DeviceSeconds
@@ -38,6 +39,7 @@ from .processes import Processes
 from .progress import EpisodeProgress
 from .rehearsal import Loaded
 from .result import ProtocolResult
+from .result_files import ResultFiles
 from .row_sources import RowsHere
 from .run_folder import Row, RunFolder
 from .saved_files import tell_saved
@@ -45,6 +47,7 @@ from .settings import ProtocolOptions, ProtocolSettings
 from .side_by_side.episodes import EpisodeGroups
 from .space import check_space, sizes_of_files
 from .summary import render, summarize
+from .time_estimate import TimeEstimate
 from .workers.options import check_ray
 
 if TYPE_CHECKING:
@@ -212,7 +215,9 @@ class ProtocolRun:
         say_on_terminal(self.console, f"Reading {self.data.title} …")
         with explained_use([self.data]):
             check_settings(self.methods, self.data, self.settings)
-            self.data.check_images(sorted(set().union(*missing.values())))
+            tasks = sorted(set().union(*missing.values()))
+            self.data.note_split_groups(tasks)
+            self.data.check_images(tasks)
             self.data.setup()
         if not overwrite and self.folder.rows.read():
             self.record.check_data_files()
@@ -246,6 +251,7 @@ class ProtocolRun:
         logger.log_earlier(rows)
         known = self.known()
         progress = EpisodeProgress(self.episodes, self.names, rows=rows, unit=self.data.unit, console=self.console)
+        progress.estimate = TimeEstimate.of(run, missing, known, self.data.unit)
         status = "failed"
         try:
             with self._workers() as pool, progress, cheap_collection():
@@ -315,18 +321,16 @@ class ProtocolRun:
         """Say once for each method that an episode diverged; the summary counts the others."""
         if "diverged" in row and row["method"] not in self._diverged:
             self._diverged.add(row["method"])
-            self._warn(
-                f"{self.data.unit} {row[self.data.unit]} of '{row['method']}' diverged: {row['diverged']}. Its row is "
-                "marked and does not count in the mean; others like it are counted at the end."
-            )
+            self._warn(claims.told_diverged(self.data.unit, row))
 
     def _refuse_all_diverged(self, rows: Sequence[Row]) -> None:
         """Raise a DivergedError if no episode of a method has a result."""
         for name in self.names:
             found = [row for row in rows if row["method"] == name]
             if found and all(row.get("diverged") for row in found):
-                many = f"{len(found)} {self.data.unit}{'' if len(found) == 1 else 's'}"
-                reason = f"'{name}' has no result: {many} of {len(found)} diverged ({found[0]['diverged']})"
+                many = f"{claims.counted(len(found), self.data.unit)} of {len(found)}"
+                which = "the training" if self.data.unit == claims.TASK else many
+                reason = f"'{name}' has no result: {which} diverged ({found[0]['diverged']})"
                 raise DivergedError(reason, "change that and start over with --protocol.overwrite true")
 
     def _repeat(self, rows: Sequence[Row], episode: int, first: str, name: str) -> Row:
@@ -363,15 +367,20 @@ class ProtocolRun:
         """
         rows, summary = self._summarize(complete=complete)
         data = self.data
+        chosen = [row for row in rows if row["method"] in self.names and row["episode"] < self.episodes]
+        files = ResultFiles.of(self.folder, data, self.names, chosen, new=self.begun) if complete else None
         if show:
-            if self.device.total:
+            if files is not None:
+                files.show(self.console)
+            elif self.device.total:
                 self._say(f"{self.device} (see idle_share in summary.json)")
             render(summary, self.console)
         if data.skipped_images:
             copies = sum("the same image as" in reason for _, reason in data.skipped_images)
             kinds = f" ({copies} of them copies of training images)" if copies else ""
             self._say(f"{len(data.skipped_images)} missing or unreadable images left out{kinds}; listed above.")
-        chosen = [row for row in rows if row["method"] in self.names and row["episode"] < self.episodes]
+        for line in files.lines() if files is not None else ():
+            self._say(line)
         if self.settings.save_adapters:
             tell_saved(self.folder.adapters, chosen, self._say, complete=complete)
         if self.settings.save_predictions and data.has_query:

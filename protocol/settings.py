@@ -19,7 +19,7 @@ class ProtocolOptions(TypedDict, total=False):
     pictures: int
     relevance: int
     save_adapters: bool
-    save_predictions: bool
+    save_predictions: bool | None
     save_features: int
     checkpoint_every: int
     workers: int | str | None
@@ -46,7 +46,8 @@ class ProtocolSettings:
         relevance: Number of episodes, counted from the first, for which a picture is saved that shows where in its
             queries the model finds the class texts, before and after the training.
         save_adapters: Save the adapter of every episode.
-        save_predictions: Save the scores of every episode's queries, with small pictures of the worst errors.
+        save_predictions: Save the scores of every episode's queries, with small pictures of the worst errors. null
+            saves those on the test images of an own folder or table.
         save_features: Number of episodes, counted from the first, whose image and text features before and after the
             training are saved.
         checkpoint_every: Steps between two checkpoints of an all-way task; a stopped run resumes at the last one.
@@ -71,7 +72,7 @@ class ProtocolSettings:
     pictures: int = 0
     relevance: int = 0
     save_adapters: bool = False
-    save_predictions: bool = False
+    save_predictions: bool | None = None
     save_features: int = 0
     checkpoint_every: int = 100
     workers: int | str | None = None

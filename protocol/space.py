@@ -13,7 +13,7 @@ from ..datamodules.few_shot import FewShotDataModule
 from ..errors import DtrapError
 from ..lightning_modules import FewShotClassifier
 from .features import feature_bytes
-from .predictions import predictions_bytes
+from .predictions import keeps_predictions, predictions_bytes
 from .run_folder import RunFolder
 from .settings import ProtocolSettings
 
@@ -74,7 +74,7 @@ def sizes_of_files(
 ) -> dict[str, int]:
     """Return about how many bytes the predictions and features of the missing episodes need."""
     own = {name: episodes for name, episodes in missing.items() if name in modules}
-    predictions = settings.save_predictions and data.has_query
+    predictions = keeps_predictions(settings, data)
     kept = {name: sum(episode < settings.save_features for episode in episodes) for name, episodes in own.items()}
     return {
         "predictions": predictions_bytes(data) * sum(map(len, own.values())) if predictions else 0,

@@ -6,10 +6,13 @@ import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import cache
+from typing import Any
 
 from ..lightning_modules.exact_interval import CONFIDENCE, exact_interval
 
 STUDENT, BINOMIAL = "Student's t", "exact binomial"
+CORRECTED = "Nadeau and Bengio's corrected resampled t"
+CORRECTED_SHORT = "corrected resampled t"
 TOO_FEW = (2, 3)  # numbers of values from which a standard deviation says little
 
 
@@ -23,7 +26,8 @@ class Interval:
         count: Number of values (episodes, seeds or pairs).
         low: Lower end of the interval; None without one.
         high: Upper end of the interval; None without one.
-        kind: "Student's t" over the values, "exact binomial" over the test images of one task, or None.
+        kind: "Student's t" over the values, "exact binomial" over the test images of one task, "Nadeau and Bengio's
+            corrected resampled t" over repeats of held-out images, or None.
         images: Number of test images of all values together; None if unknown. Not compared.
     """
 
@@ -63,11 +67,20 @@ class Interval:
         if self.identical:
             return f"{mean} (identical in {self.count}{tested})"
         few = ", too few" if self.too_few else ""
-        return f"{mean} ± {half_width} (95 %, {STUDENT} over {self.count}{few}{tested})"
+        return f"{mean} ± {half_width} (95 %, {self.kind or STUDENT} over {self.count}{few}{tested})"
 
 
-def mean_interval(values: Iterable[float]) -> Interval:
+def mean_interval(values: Iterable[float], resampled: float | None = None) -> Interval:
     """Mean and 95% interval by Student's t, with the standard deviation over n - 1.
+
+    Repeats that hold out other images of the same data depend on each other, and Student's interval would be too
+    narrow. Theirs is the corrected resampled t interval of Nadeau and Bengio, "Inference for the generalization error",
+    Machine Learning 52 (2003): the variance of the mean of J values is (1/J + n_test/n_train) s² instead of s²/J, with
+    J - 1 degrees of freedom.
+
+    Args:
+        values: One value for each episode, seed or repeat.
+        resampled: n_test/n_train, if the values are of repeats; see `resampling_ratio`.
 
     Raises:
         ValueError: There are no values.
@@ -81,8 +94,23 @@ def mean_interval(values: Iterable[float]) -> Interval:
     if count == 1 or numbers.min() == numbers.max():  # the mean of equal values may differ from them in the last bit
         return Interval(float(numbers[0]), 0.0 if count > 1 else None, count)
     mean = float(numbers.mean())
-    half_width = student_quantile(count - 1) * float(numbers.std(ddof=1)) / math.sqrt(count)
-    return Interval(mean, half_width, count, mean - half_width, mean + half_width, STUDENT)
+    factor = 1 / math.sqrt(count) if resampled is None else math.sqrt(1 / count + resampled)
+    half_width = student_quantile(count - 1) * float(numbers.std(ddof=1)) * factor
+    kind = STUDENT if resampled is None else CORRECTED
+    return Interval(mean, half_width, count, mean - half_width, mean + half_width, kind)
+
+
+def resampling_ratio(rows: Iterable[Mapping[str, Any]]) -> float | None:
+    """Return n_test/n_train of rows of repeats, the mean over them; None if no row is one of a repeat.
+
+    A single held-out run has no mark of a repeat; where more repeats were added to it, its numbers of images count.
+    """
+    ratios, marked = [], False
+    for row in rows:
+        marked = marked or row.get("resampled") is not None
+        if row.get("accuracy") is not None and row.get("test_images") and row.get("support_images"):
+            ratios.append(row["test_images"] / row["support_images"])
+    return sum(ratios) / len(ratios) if marked and ratios else None
 
 
 @cache
@@ -104,12 +132,15 @@ def binomial_interval(right: int, images: int) -> Interval:
     return Interval(100.0 * right / images, None, 1, low, high, BINOMIAL, images)
 
 
-def paired_difference(first: Mapping[int, float], second: Mapping[int, float]) -> Interval:
+def paired_difference(
+    first: Mapping[int, float], second: Mapping[int, float], resampled: float | None = None
+) -> Interval:
     """Mean of first - second over the episodes that both have, with its 95% interval.
 
     Args:
         first: Value of each episode, by the episode's number.
         second: The same for another method.
+        resampled: n_test/n_train, if the episodes are repeats; see `mean_interval`.
 
     Raises:
         ValueError: No episode is in both.
@@ -117,4 +148,4 @@ def paired_difference(first: Mapping[int, float], second: Mapping[int, float]) -
     common = sorted(first.keys() & second.keys())
     if not common:
         raise ValueError("a paired difference needs at least one common episode, got none")
-    return mean_interval(first[episode] - second[episode] for episode in common)
+    return mean_interval((first[episode] - second[episode] for episode in common), resampled)

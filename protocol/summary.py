@@ -18,7 +18,7 @@ from . import claims
 from .claims import counted, percent, points
 from .measured import START, TESTED, ZERO_SHOT, measure_of, measured_values
 from .run_folder import Row
-from .statistics import Interval, binomial_interval, mean_interval, paired_difference
+from .statistics import CORRECTED, Interval, binomial_interval, mean_interval, paired_difference, resampling_ratio
 
 # Measures that the second table shows, as far as there are any; the first has those of accuracy.
 SHOWN = ("cross_entropy", "calibration_error", "query.gap_drop")
@@ -42,19 +42,20 @@ def summarize(
         methods: Names of the methods, in the order of the output; differences are the first minus each other.
         episodes: Number of requested episodes.
         support_images: Number of training images of an episode, where the rows do not say it.
-        unit: What an episode is called: "episode", or "seed" in the all-way protocol.
+        unit: What an episode is called: "episode", "seed" in the all-way protocol, or "repeat" of held-out images.
 
     Returns:
         `description`, `unit`, `episodes`, `support_images`, `seconds` (all rows together), `methods` {name:
         `episodes`, `diverged` [...], `support_images`, `test_images`, `test_images_each` [least, most], `classes`,
         `untested_classes`, `accuracy`, `zero_shot_accuracy`, `per_class` {class: `mean`, `episodes`, `images`},
-        `seconds`, and where measured `balanced_accuracy`, `macro_f1`, `auroc` and every other name of `row_measures`},
-        `differences` {name: ...} of accuracies, and `measure_differences` {name: {measure: ...}}. Accuracies, measures
-        and differences are an `Interval` as a dictionary, or None. Diverged episodes count in no mean.
+        `seconds`, of repeats `resampled` (test images per training image), and where measured `balanced_accuracy`,
+        `macro_f1`, `auroc` and every other name of `row_measures`}, `differences` {name: ...} of accuracies, and
+        `measure_differences` {name: {measure: ...}}. Accuracies, measures and differences are an `Interval` as a
+        dictionary, or None. Diverged episodes count in no mean.
     """
     chosen = {name: [row for row in rows if row["method"] == name and row["episode"] < episodes] for name in methods}
     values = {name: measured_values(found) for name, found in chosen.items()}
-    first = values[methods[0]]
+    first, ratio = values[methods[0]], resampling_ratio(row for found in chosen.values() for row in found)
     summaries = {name: _method_summary(chosen[name], unit) for name in methods}
     return {
         "description": description,
@@ -63,8 +64,8 @@ def summarize(
         "support_images": support_images,
         "seconds": sum(summary["seconds"] for summary in summaries.values()),
         "methods": summaries,
-        "differences": {name: _differences(first, values[name]).get("accuracy") for name in methods[1:]},
-        "measure_differences": {name: _differences(first, values[name]) for name in methods[1:]},
+        "differences": {name: _differences(first, values[name], ratio).get("accuracy") for name in methods[1:]},
+        "measure_differences": {name: _differences(first, values[name], ratio) for name in methods[1:]},
     }
 
 
@@ -122,6 +123,7 @@ def difference_lines(summary: Mapping[str, Any]) -> list[str]:
 def _claims(summary: Mapping[str, Any], method: Mapping[str, Any]) -> list[str]:
     done, asked, unit = method["episodes"], summary["episodes"], summary["unit"]
     count = f"{done} of {counted(asked, unit)}" if done < asked else counted(asked, unit)
+    count = "" if unit == claims.TASK and asked == 1 else count
     if done == 0:
         return [count, "no result yet"]
     left_out = claims.diverged(method, unit)
@@ -192,16 +194,20 @@ def _measure_cells(
 
 def _table(summary: Mapping[str, Any]) -> Table:
     methods, unit = summary["methods"], summary["unit"]
-    table = Table(box=box.SIMPLE)
+    corrected = any((method["accuracy"] or {}).get("kind") == CORRECTED for method in methods.values())
+    caption = Text(f"  ±: 95 %, {CORRECTED}") if corrected else None
+    table = Table(box=box.SIMPLE, caption=caption, caption_justify="left")
     table.add_column("method", no_wrap=True)
     beside = [key for key in claims.MEASURES if any(method.get(key) for method in methods.values())]
     first = next(iter(methods))
-    titles = ["accuracy", *(claims.MEASURES[key] for key in beside), "zero-shot", f"{unit}s × images"]
+    weight = "test images" if unit == claims.TASK else f"{unit}s × images"
+    titles = ["accuracy", *(claims.MEASURES[key] for key in beside), "zero-shot", weight]
     for title in [*titles, f"{first} minus this, paired"]:
         table.add_column(Text(title), justify="right", no_wrap=True)
     for name, method in methods.items():
         values = [percent(method.get(key), unit) for key in (*beside, "zero_shot_accuracy")]
-        cells = [name, _accuracy_cell(method, unit), *values, _weight(method), points(summary["differences"].get(name))]
+        difference = points(summary["differences"].get(name))
+        cells = [name, _accuracy_cell(method, unit), *values, _weight(method, unit), difference]
         table.add_row(*(Text(cell) for cell in cells))
     return table
 
@@ -214,11 +220,13 @@ def _accuracy_cell(method: Mapping[str, Any], unit: str) -> str:
     return f"{value} ({', '.join(notes)})" if notes else value
 
 
-def _weight(method: Mapping[str, Any]) -> str:
-    """Episodes and test images of each, such as "15 × 75"."""
+def _weight(method: Mapping[str, Any], unit: str) -> str:
+    """Episodes and test images of each, such as "15 × 75"; of the only task the test images."""
     if method["accuracy"] is None:
         return ""
     episodes, each = str(method["accuracy"]["count"]), method.get("test_images_each")
+    if unit == claims.TASK:
+        return "" if each is None else f"{sum(each) // 2:,}"
     if each is None:
         return episodes
     return f"{episodes} × {each[0]:,}" if each[0] == each[1] else f"{episodes} × {each[0]:,} to {each[1]:,}"
@@ -248,8 +256,15 @@ def _method_summary(rows: Sequence[Row], unit: str) -> dict[str, Any]:
         **_skipped(sound),
         **_measures(sound),
         "per_class": _per_class(sound),
+        **_resampled(sound),
         "seconds": sum(row.get("seconds") or 0.0 for row in rows if "same_as" not in row),
     }
+
+
+def _resampled(rows: Sequence[Row]) -> dict[str, float]:
+    """Test images per training image of repeats, by which the intervals are corrected; empty for episodes."""
+    ratio = resampling_ratio(rows)
+    return {} if ratio is None else {"resampled": ratio}
 
 
 def _skipped(rows: Sequence[Row]) -> dict[str, int]:
@@ -267,7 +282,10 @@ def tested_images(row: Row) -> int | None:
 
 
 def mean_of(rows: Sequence[Row], key: str = "accuracy") -> Interval | None:
-    """Return the mean of an accuracy over rows, with the interval over episodes, or over the images of a single one."""
+    """Return the mean of an accuracy over rows, with the interval over episodes, or over the images of a single one.
+
+    That of repeats is the corrected resampled one.
+    """
     values = [(row[key], tested_images(row)) for row in rows if row.get(key) is not None]
     if not values:
         return None
@@ -276,7 +294,7 @@ def mean_of(rows: Sequence[Row], key: str = "accuracy") -> Interval | None:
     if not others and number and key in ("accuracy", "zero_shot_accuracy"):
         return binomial_interval(round(value / 100 * number), number)
     total = sum(images) if len(images) == len(values) else None
-    return replace(mean_interval(value for value, _ in values), images=total)
+    return replace(mean_interval((value for value, _ in values), resampling_ratio(rows)), images=total)
 
 
 def _interval(rows: Sequence[Row], key: str = "accuracy") -> dict[str, Any] | None:
@@ -320,17 +338,19 @@ def _measures(rows: Sequence[Row]) -> dict[str, Any]:
     """Return the intervals of all measures but accuracies; rows of an earlier version lack some and do not count."""
     tested = {row["episode"]: tested_images(row) for row in rows}
     found: dict[str, Any] = {}
+    ratio = resampling_ratio(rows)
     for name, values in measured_values(rows).items():
         if name not in ("accuracy", "zero_shot_accuracy", *claims.MEASURES):
             images = [number for number in map(tested.get, values) if number]
             whole = len(images) == len(values) and not name.startswith("support.")
-            found[name] = asdict(replace(mean_interval(values.values()), images=sum(images) if whole else None))
+            mean = mean_interval(values.values(), ratio)
+            found[name] = asdict(replace(mean, images=sum(images) if whole else None))
     return found
 
 
 def _differences(
-    first: Mapping[str, Mapping[int, float]], other: Mapping[str, Mapping[int, float]]
+    first: Mapping[str, Mapping[int, float]], other: Mapping[str, Mapping[int, float]], ratio: float | None
 ) -> dict[str, dict[str, Any]]:
     """Return the paired differences of the measures that both methods have in an episode."""
     common = [name for name in first if first[name].keys() & other.get(name, {}).keys()]
-    return {name: asdict(paired_difference(first[name], other[name])) for name in common}
+    return {name: asdict(paired_difference(first[name], other[name], ratio)) for name in common}

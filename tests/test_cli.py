@@ -5,6 +5,7 @@ import subprocess
 import sys
 
 import pytest
+from dtrap.commands import COMMANDS
 from layouts import make_eurosat
 
 
@@ -68,7 +69,7 @@ def test_debug_shows_the_traceback(tmp_path):
     assert "Traceback" in done.stderr
     done = python("-m", "dtrap", "ft", cwd=tmp_path)
     assert done.returncode == 2
-    commands = "expected one of fit, test, predict, export, data, study, report, configs, completion."
+    commands = f"expected one of {', '.join(COMMANDS)}."
     assert done.stderr == f"dtrap: unknown command 'ft'; {commands} Did you mean 'fit'?\n"
 
 

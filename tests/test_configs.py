@@ -123,20 +123,28 @@ def test_every_backbone_is_a_published_one(dtrap, backbone):
 
     chosen = resolved(dtrap, "isic_1shot.yaml", backbone)["model"]["backbone"]
     arguments = chosen["init_args"]
+    name = arguments["name"]
     if chosen["class_path"].endswith("Transformers"):
-        assert arguments["name"] in ("openai/clip-vit-base-patch16", "google/siglip2-base-patch16-224")
-        return
-    if backbone == "backbones/tiny.yaml":
-        assert arguments["name"] == "tiny_clip.json"
-        return
-    assert (arguments["name"], arguments["pretrained"]) in open_clip.list_pretrained()
+        assert name in ("openai/clip-vit-base-patch16", "google/siglip2-base-patch16-224", "geolocal/StreetCLIP")
+    elif backbone == "backbones/tiny.yaml":
+        assert name == "tiny_clip.json"
+    elif name.startswith("hf-hub:"):
+        assert arguments["pretrained"] == "own"
+    elif arguments["pretrained"].startswith("hf-hub:"):
+        assert name in open_clip.list_models()
+        assert arguments["pretrained"].endswith(f"-{name}.pt")
+    else:
+        assert (name, arguments["pretrained"]) in open_clip.list_pretrained()
 
 
-@pytest.mark.parametrize(
-    ("first", "second"),
-    [pair for names in OVERLAYS.values() for pair in permutations(names, 2)],
-    ids=str,
-)
+def pairs_of(folder):
+    """Pairs of overlays; of a folder with many, each one after and before its neighbor in the list."""
+    names = OVERLAYS[folder]
+    around = [*zip(names, [*names[1:], names[0]], strict=True)]
+    return list(permutations(names, 2)) if len(names) < 12 else [*around, *(pair[::-1] for pair in around)]
+
+
+@pytest.mark.parametrize(("first", "second"), [pair for folder in OVERLAYS for pair in pairs_of(folder)], ids=str)
 def test_a_later_overlay_leaves_nothing_of_an_earlier_one(dtrap, first, second):
     """Most overlays of methods are a part: `baseline.yaml` is the plain form of what stands before it."""
     alone = resolved(dtrap, "isic_1shot.yaml", second)
@@ -205,10 +213,10 @@ def test_the_folder_config_serves_a_practitioner(dtrap, tmp_path, tiny_model):
     assert status == 0, err
     assert "broken.jpg" in out
     rows = (tmp_path / "predictions.csv").read_text().splitlines()
-    assert rows[0] == "path,label,cls_00,cls_01,cls_02"
+    assert rows[0] == "path,label,score,runner_up,runner_up_score,cls_00,cls_01,cls_02"
     assert len(rows) == 3
     for row in rows[1:]:
-        _, label, *probabilities = row.split(",")
+        _, label, _, _, _, *probabilities = row.split(",")
         assert sum(map(float, probabilities)) == pytest.approx(1, abs=1e-5)
         assert label == f"cls_0{max(range(3), key=lambda c: float(probabilities[c]))}"
 

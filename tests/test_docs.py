@@ -57,6 +57,7 @@ def run_pages(dtrap, tmp_path, monkeypatch):
                         run_command(line.partition("  #")[0], shorter)
         return "\n".join(printed)
 
+    run.command = lambda line: run_command(line, ())
     yield run
     for title in TITLES:
         sys.modules.pop(Path(title).stem, None)
@@ -97,6 +98,14 @@ def test_add_a_backbone(run_pages):
     assert "full on dual-encoder: trains" in out
 
 
+def test_choose_a_backbone(run_pages, tmp_path):
+    shown = {"/data/EuroSAT": make_eurosat(tmp_path / "data", per_class=4), "backbones/remoteclip": "backbones/tiny"}
+    short = ["--data.shot", 1, "--data.query", 2, "--trainer.max_epochs", 1, "--protocol.episodes", 1]
+    out = run_pages("how-to/choose-a-backbone.md", shown=shown, shorter=short)
+    assert "Published logits of dtrap: agree" in out
+    assert ": the same (" in out
+
+
 def test_use_it_in_a_lightning_project(run_pages, tmp_path):
     shown = {
         '"/data/EuroSAT"': repr(str(make_eurosat(tmp_path / "eurosat", per_class=20))),
@@ -135,6 +144,20 @@ def test_run_a_study(run_pages, tmp_path):
     assert len(list((tmp_path / "runs" / "study_lambda").glob("*/summary.json"))) == 2
 
 
+def test_check_your_own_images_and_cite_what_was_used(run_pages, tmp_path):
+    make_class_folders(tmp_path / "my_photos", ["maple", "oak"], 4)
+    check = TEXTS["how-to/get-and-check-data.md"].replace("/data", str(tmp_path / "my_photos"))
+    own = [line for line in check.splitlines() if line.startswith("dtrap data") and "coop/dtd" not in line]
+    assert len(own) == 4
+    for line in own:
+        run_pages.command(line)
+    out = run_pages("how-to/cite-what-you-used.md", shorter=["--trainer.max_epochs", "2", "--data.query", "2"])
+    assert "images per class" in out
+    assert (tmp_path / "findings.csv").exists()
+    assert (tmp_path / "my_photos.png").exists()
+    assert "@inproceedings{hu2022lora," in out
+
+
 def test_classify_your_own_images_and_take_the_model_along(run_pages, tmp_path):
     for folder in ("my_photos", "my_test_photos", "new_photos"):
         make_class_folders(tmp_path / folder, ["maple", "oak", "birch"], 4)
@@ -143,9 +166,22 @@ def test_classify_your_own_images_and_take_the_model_along(run_pages, tmp_path):
     short = ["--config", "backbones/tiny.yaml", "--trainer.max_epochs", "1", "--protocol.episodes", "1"]
     out = run_pages("how-to/classify-your-own-images.md", "how-to/take-a-model-along.md", shorter=short)
     assert "no held-out images, so no accuracy" in out
-    assert (tmp_path / "predictions.csv").read_text().startswith("path,label,birch,maple,oak\n")
+    assert (tmp_path / "predictions.csv").read_text().startswith("path,label,confidence,runner_up,")
     assert (tmp_path / "my_model" / "class_features.safetensors").exists()
     assert (tmp_path / "my_adapter" / "adapter_model.safetensors").exists()
+
+
+def test_balance_classes(run_pages, tmp_path):
+    make_class_folders(tmp_path / "my_photos", ["maple", "birch", "oak"], [12, 6, 4])
+    (tmp_path / "imbalance.yaml").write_text(
+        (SHIPPED / "studies" / "imbalance.yaml")
+        .read_text()
+        .replace("episodes: 10", "episodes: 2")
+        .replace("max_epochs=100", "max_epochs=1")
+    )
+    short = ["--config", "backbones/tiny.yaml", "--trainer.max_epochs", "1"]
+    out = run_pages("how-to/balance-classes.md", shorter=short)
+    assert "intervals over repeats of held-out images: Nadeau and Bengio's corrected resampled t" in out
 
 
 @pytest.mark.parametrize("page", TEXTS)

@@ -2,76 +2,35 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
 from functools import partial
+from itertools import zip_longest
 from pathlib import Path
 
 from rich import box
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 from rich.text import Text
 
 from ...console import print_table, say
-from ...errors import DtrapError, visible
+from ...errors import DtrapError, check_template, visible
 from ...files import write_atomically
 from ..catalog import SETS, find_set
 from ..findings import Finding, Findings, counted, relative
-from ..folder import FolderDataModule, WrongLevel
+from ..folder import FolderDataModule
 from ..image_check import find_faults, full_fault
 from ..images import open_image
-from ..index import SPLITS, DataNotFound, ImageIndex
+from ..index import DataNotFound, ImageIndex
 from ..pixels import check_value_range
 from ..places import FolderTree, check_no_splits, unread
-from ..published import Published
-from ..walk import list_folders
+from ..walk import list_folders, list_images
+from .fingerprints import bar
+from .own_images import FOLDER, TABLE, TableColumns, inspect_own, read_own
+from .set_report import SetReport, faults_of, notes_of
 
 CASES = 3
-FOLDER = "folder"  # what a user's own class folders are called
 COLUMNS = ("set", "images", "classes", "per class", "found / published", "missing", "unreadable", "verdict")
 NUMBERS = ("images", "classes", "per class", "missing", "unreadable")
-
-
-@dataclass
-class SetReport:
-    """What was found of one set.
-
-    Attributes:
-        name: Its name in the catalog.
-        index: Images that are there and have a label.
-        published: Published numbers.
-        faults: What stops a run, then unreadable images.
-        differences: What differs from the published set, as a part of it does.
-        notes: What else a user should know.
-        unreadable: Number of images that cannot be decoded; None where decoding was not tried.
-    """
-
-    name: str
-    index: ImageIndex
-    published: Published
-    faults: list[Finding]
-    differences: list[Finding]
-    notes: list[Finding]
-    unreadable: int | None = None
-
-    def found(self) -> dict[str, int]:
-        """Return the numbers of images: of each split, or of "all" without a split."""
-        if self.index.splits is None:
-            return {"all": len(self.index.paths)}
-        counts = Counter(self.index.splits)
-        return {split: counts[split] for split in SPLITS if split in counts or split in self.published.images}
-
-    @property
-    def findings(self) -> tuple[tuple[str, list[Finding]], ...]:
-        """All that was found, by its kind."""
-        return ("fault", self.faults), ("differs", self.differences), ("note", self.notes)
-
-    def images_per_class(self) -> dict[str, int]:
-        """Return the number of images of each class, in the order of the labels; a class may have none."""
-        counts = Counter(self.index.labels)
-        return {name: counts[label] for label, name in enumerate(self.index.class_names)}
 
 
 def check(
@@ -83,10 +42,14 @@ def check(
     verbose: bool = False,
     table: Path | None = None,
     value_range: list[float] | None = None,
+    labels: Path | None = None,
+    columns: TableColumns | None = None,
+    template: str = FolderDataModule.default_template,
 ) -> int:
     """Print a table of the sets under a root and what is wrong with them.
 
-    A root without a known set is read as class folders, as `dtrap fit` with folder.yaml does.
+    A root without a known set is read as class folders, as `dtrap fit` with folder.yaml does. Of a user's own images
+    class names and copies are checked as well.
 
     Args:
         root: Folder of one or several sets.
@@ -96,6 +59,9 @@ def check(
         verbose: Whether to list the classes of every set, and all cases instead of the first few.
         table: CSV file for all faults and notes, one row for each file, row or class; None for none.
         value_range: The values [black, white] of images with more than 8 bits; None for those that the files state.
+        labels: Table of the labels of a user's own images under the root; None for class folders or known sets.
+        columns: Columns of that table, where they cannot be found by their names.
+        template: Class prompt with `{}` for the class name, for own images.
 
     Returns:
         1 if there is a fault or a difference from a published set, otherwise 0.
@@ -104,9 +70,13 @@ def check(
         DtrapError: No set was found, or the name is unknown.
     """
     check_value_range(value_range)
-    reports = _read_sets(root, only)
+    check_template("--template", template)
+    reports = _read_sets(root, only) if labels is None else read_own(root, labels, asked=True, columns=columns)
+    own = [report for report in reports if report.name in (FOLDER, TABLE)]
+    for report in own:
+        inspect_own(report, root, console, decode=decode, template=template, value_range=value_range)
     if decode:
-        _decode(reports, root, console, value_range)
+        _decode([report for report in reports if report not in own], root, console, value_range)
     _print_table(reports, console)
     for report in reports:
         _print_findings(report, console, classes=verbose or only is not None, most=None if verbose else CASES)
@@ -130,8 +100,10 @@ def _read_sets(root: Path, only: str | None) -> list[SetReport]:
                 raise DtrapError(
                     f"{error} `dtrap data fetch {only} ROOT` downloads it or says how to get it."
                 ) from None
+    if only is None and len(reports) == 1 and _by_chance(reports[0], root):
+        reports = []
     if not reports and only in (None, FOLDER):
-        reports = _read_folder(root, asked=only == FOLDER)
+        reports = read_own(root, None, asked=only == FOLDER)
     if not reports:
         check_no_splits(root, "root", one_task=True)
     if not reports:
@@ -142,46 +114,31 @@ def _read_sets(root: Path, only: str | None) -> list[SetReport]:
     return reports
 
 
-def _read_folder(root: Path, *, asked: bool) -> list[SetReport]:
-    """Read a user's class folders; nothing where the root has none of images and they were not asked for."""
-    module = FolderDataModule(root)
-    try:
-        index = module.scan()
-    except WrongLevel:
-        raise
-    except DtrapError as error:
-        if not asked:
-            return []
-        return [SetReport(FOLDER, ImageIndex([], [], []), Published(0), [Finding(str(error))], [], [])]
-    report = SetReport(FOLDER, index, Published(0), _faults_of(index, root), [], _notes_of(index))
-    empty = [name for name, count in report.images_per_class().items() if not count]
-    report.faults += filter(None, [counted(empty, "class folder has no image", "class folders have no image")])
-    return [report] if asked or len({*index.labels}) > 1 else []
-
-
-def _faults_of(index: ImageIndex, root: Path) -> list[Finding]:
-    """Return what could not be read while the folders were listed."""
-    cases = [f"{relative(path, root)}: {reason}" for path, reason in index.faults]
-    found = counted(cases, "file or folder cannot be used", "files or folders cannot be used")
-    return [found] if found else []
-
-
-def _notes_of(index: ImageIndex) -> list[Finding]:
-    return [Finding(note) for note in index.notes]
+def _by_chance(report: SetReport, root: Path) -> bool:
+    """Whether a few of a user's own class folders are called like classes of a set; if it may be, a note says so."""
+    classes = sum(1 for count in report.images_per_class().values() if count)
+    if not 0 < classes < report.published.classes / 2:
+        return False
+    used = {relative(path, root).partition("/")[0] for path in report.index.paths}
+    others = [name for name in list_folders(root) if name not in used and list_images(root / name, recursive=True)]
+    text = f"{classes} of its {report.published.classes} classes; are they your own images? Then give --set {FOLDER}"
+    report.notes.append(Finding(text))
+    return len(others) >= classes and len(used) == classes
 
 
 def _write_table(path: Path, reports: Sequence[SetReport]) -> None:
-    """Write a CSV file with the columns set, kind, finding and case."""
+    """Write a CSV file with the columns set, kind, finding, case, and first and second of a pair of images."""
     import pandas as pd  # takes half a second
 
     rows = [
-        {"set": report.name, "kind": kind, "finding": finding.text, "case": case}
+        {"set": report.name, "kind": kind, "finding": finding.text, "case": case, "first": first, "second": second}
         for report in reports
         for kind, findings in report.findings
         for finding in findings
-        for case in finding.cases or [""]
+        for case, (first, second) in zip_longest(finding.cases or [""], finding.files, fillvalue=("", ""))
     ]
-    text = pd.DataFrame(rows, columns=["set", "kind", "finding", "case"]).to_csv(index=False, lineterminator="\n")
+    columns = ["set", "kind", "finding", "case", "first", "second"]
+    text = pd.DataFrame(rows, columns=columns).to_csv(index=False, lineterminator="\n")
     write_atomically(path, text, "or name another file with --csv.")
 
 
@@ -201,8 +158,8 @@ def _read(name: str, tree: FolderTree) -> SetReport:
     except DtrapError as error:
         index = ImageIndex([], [], [])
         findings.faults.append(Finding(str(error)))
-    faults = [*findings.faults, *_faults_of(index, tree.root)]
-    notes = [*findings.notes, *_notes_of(index)]
+    faults = [*findings.faults, *faults_of(index, tree.root)]
+    notes = [*findings.notes, *notes_of(index)]
     report = SetReport(name, index, module.published, faults, findings.differences, notes)
     if index.class_names:
         report.differences += _count_differences(report)
@@ -244,14 +201,12 @@ def find_unreadable(paths: Iterable[str], console: Console, value_range: list[fl
         return full_fault(path, partial(open_image, path, value_range))
 
     ordered = sorted(paths)
-    columns = (TextColumn("decoding"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     found: dict[str, str] = {}
-    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
-        task = progress.add_task("", total=len(ordered))
+    with bar("decoding", len(ordered), console) as progress:
         for path, reason in zip(ordered, find_faults(ordered, test), strict=True):
             if reason:
                 found[path] = reason
-            progress.advance(task)
+            progress.advance(progress.task_ids[0])
     return found
 
 
@@ -293,7 +248,8 @@ def _print_findings(report: SetReport, console: Console, *, classes: bool, most:
             lines += [f"  {kind:5} {finding.text}", *(f"          {case}" for case in shown)]
             if len(shown) < len(finding.cases):
                 lines.append(f"          and {len(finding.cases) - len(shown):,} more")
-    if classes:
+    lines += [f"  {line}" for line in report.lines]
+    if classes and not report.lines:
         lines += ["  images per class", *(f"    {n:>7,}  {name}" for name, n in report.images_per_class().items())]
     for line in [report.name, *lines] if lines else []:
         console.print(Text(visible(line, keep="\n")), soft_wrap=True)

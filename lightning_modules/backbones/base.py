@@ -73,12 +73,13 @@ class Backbone(KeepsArguments, nn.Module, ABC):
     def cuts_text(self) -> bool:
         """Whether `encode_text` takes [P, L] tokens that are cut behind the last of `text_ends`, for the same features.
 
-        So it is in a causal text tower whose feature is read at the end token; False by default.
+        So it is in a causal text tower whose feature is read at the end token, and in one that masks the padding; False
+        by default.
         """
         return False
 
     def text_ends(self, tokens: Tensor) -> Tensor:
-        """Return the position [P] of each prompt's end token, where the feature is read; for models that `cuts_text`.
+        """Return the position [P] of the last token of each prompt that its feature needs; for models that `cuts_text`.
 
         Args:
             tokens: [P, context_length].

@@ -18,8 +18,10 @@ from ...errors import DtrapError
 from ..finite import check_finite
 from .attention import SeparateAttention
 from .base import Backbone
+from .bert_tower import is_bert
 from .hub import TOKENIZER_CONFIG
 from .open_clip import OpenCLIP, find_architecture
+from .peft_layers import merge_adapters
 from .transformers import BILINEAR, Transformers
 
 _QKV = ("q_proj", "k_proj", "v_proj")
@@ -27,19 +29,14 @@ _BICUBIC = 3
 
 
 def merged_state(model: nn.Module) -> dict[str, Tensor]:
-    """Return the state of a model with peft's LoRA layers merged, W + scale * B A; the model is not changed."""
-    from peft.tuners.lora import LoraLayer
-
+    """Return the state of a model with peft's adapters merged, such as W + scale * B A; the model is not changed."""
     merged = copy.deepcopy(model)
-    for name, layer in list(merged.named_modules()):
-        if isinstance(layer, LoraLayer):
-            layer.merge()
-            merged.set_submodule(name, layer.get_base_layer())
+    merge_adapters(merged)
     return merged.state_dict()
 
 
 def plain_state(backbone: Backbone) -> dict[str, Tensor]:
-    """Return the state with the library's names and with LoRA merged; the backbone is not changed.
+    """Return the state with the library's names and with adapters merged; the backbone is not changed.
 
     For open_clip the separate query, key and value layers are fused again where the original layers were.
     """
@@ -133,12 +130,17 @@ def _save_open_clip(backbone: OpenCLIP, folder: Path, name: str, resizing: dict[
         if not config["text_cfg"].get("hf_tokenizer_name"):  # any name makes open_clip read the folder's tokenizer
             cleaning = {"clean": "lower", **(config["text_cfg"].get("tokenizer_kwargs") or {})}
             config["text_cfg"] |= {"hf_tokenizer_name": "tokenizer", "tokenizer_kwargs": cleaning}
+    bert = is_bert(backbone._text_tower)
+    if bert:  # the hub has its config, and the folder, for programs without network
+        backbone._text_tower.config.save_pretrained(folder)
+        config["text_cfg"]["hf_model_pretrained"] = False
     statistics = {"mean": list(backbone.image_mean), "std": list(backbone.image_std)}
     content = {"model_cfg": config, "preprocess_cfg": statistics | resizing}
     (folder / HF_CONFIG_NAME).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
     save_file(plain_state(backbone), folder / HF_SAFE_WEIGHTS_NAME, metadata={"format": "pt"})
     try:
-        open_clip.create_model(f"local-dir:{folder}")
+        # open_clip itself would ask the hub for the config of a BERT tower.
+        OpenCLIP(f"local-dir:{folder}") if bert else open_clip.create_model(f"local-dir:{folder}")
     except (RuntimeError, ValueError, KeyError) as error:
         raise DtrapError(
             f"{backbone.identifier}: open_clip {open_clip.__version__} cannot load the exported model "

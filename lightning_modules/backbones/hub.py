@@ -37,13 +37,13 @@ VOCABULARY = ["tokenizer.json", "vocab.json", "vocab.txt", "spiece.model", "toke
 TOKENIZER_EXTRAS = ["merges.txt", "special_tokens_map.json", "added_tokens.json", "config.json"]
 
 
-_OFFLINE = ContextVar("downloads are off", default=False)
+_OFFLINE: ContextVar[str | None] = ContextVar("why downloads are off", default=None)
 
 
 @contextmanager
-def without_downloads() -> Iterator[None]:
-    """Take a file that is not cached for one that cannot be downloaded."""
-    token = _OFFLINE.set(True)
+def without_downloads(reason: str = "downloads are off") -> Iterator[None]:
+    """Take a file that is not cached for one that cannot be downloaded, for a reason that the error gives."""
+    token = _OFFLINE.set(reason)
     try:
         yield
     finally:
@@ -156,8 +156,8 @@ class HubFiles:
     def _download(self, filenames: list[str], converted: bool) -> Path | None:
         """Return the first of `filenames` that the repository has, or None; raise an error if it does not answer."""
         try:
-            if _OFFLINE.get():
-                raise OSError("downloads are off")
+            if (reason := _OFFLINE.get()) is not None:
+                raise OSError(reason)
             with suppress(EntryNotFoundError):  # this is an answer too
                 require_reachable(self.label, filenames[0])
             found = self._first(filenames, None)

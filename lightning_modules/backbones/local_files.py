@@ -63,11 +63,15 @@ def _paths(backbone: Backbone) -> dict[str, Path]:
     # By name, since importing both libraries takes seconds.
     kinds = {each.__name__ for each in type(backbone).__mro__ if each.__module__.startswith("dtrap.")}
     if "OpenCLIP" in kinds and arguments.keys() >= {"name", "pretrained", "tokenizer"}:
+        from .architectures import FOLDER, OWN
         from .open_clip import find_architecture
 
-        tags, weights = find_architecture(arguments["name"]).tags, arguments["pretrained"]
+        architecture = find_architecture(arguments["name"], arguments.get("cache_dir"))
+        tags, weights = architecture.tags, arguments["pretrained"]
         published = weights is not None and weights.lower().replace("-", "_") in tags
-        found["name"] = _existing(arguments["name"], ".json")
+        published = published or (architecture.files is not None and weights in OWN)
+        name = arguments["name"].removeprefix(FOLDER)
+        found["name"] = _existing(name) if Path(name).expanduser().is_dir() else _existing(name, ".json")
         found["pretrained"] = None if published else _existing(weights)
         found["tokenizer"] = _existing(arguments["tokenizer"])
     elif "Transformers" in kinds:
@@ -77,7 +81,9 @@ def _paths(backbone: Backbone) -> dict[str, Path]:
 
 def checksum(path: Path) -> str:
     """Return the SHA-256 of a file, or of the model files of a folder with their names."""
-    files = [path] if path.is_file() else sorted(f for f in path.iterdir() if f.suffix in _MODEL_FILES and f.is_file())
+    # open_clip's layout has the only weights that may be a torch file; elsewhere such a file is not read.
+    kinds = _MODEL_FILES + ((".bin",) if (path / "open_clip_config.json").is_file() else ())
+    files = [path] if path.is_file() else sorted(f for f in path.iterdir() if f.suffix in kinds and f.is_file())
     sums = [kept_sha256(file) for file in files]
     if path.is_file():
         return sums[0]

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import copy
 import warnings
-from dataclasses import dataclass
+from collections.abc import Mapping
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
 import open_clip
 import torch
-from open_clip.constants import HF_SAFE_WEIGHTS_NAME, HF_WEIGHTS_NAME
 from open_clip.convert import convert_state_dict
 from open_clip.model import convert_to_custom_text_state_dict
 from open_clip.modified_resnet import ModifiedResNet
@@ -20,14 +19,34 @@ from open_clip.transformer import QuickGELU as OpenClipQuickGELU
 from torch import Tensor, nn
 
 from ...errors import DtrapError, nearest
-from ...files import sha256
 from .activations import replace_quick_gelu
+from .architectures import (
+    HUB,
+    OWN,
+    Architecture,
+    Weights,
+    architecture_of,
+    check_activation,
+    find_files,
+    own_weights,
+    published_file,
+    read_architecture,
+    weights_in_hub,
+)
 from .attention import separate_attention
 from .base import Backbone, Tower, square_side
-from .checkpoint import load_weights, read_json, read_weights, without_weights
+from .bert_tower import (
+    config_folder,
+    is_bert,
+    last_positions,
+    separate_bert_attention,
+    text_blocks,
+    word_embedding,
+)
+from .checkpoint import load_weights, read_weights, without_weights
 from .checksums import kept_sha256
 from .evaluation_transform import evaluation_transform
-from .hub import HubFiles, tokenizer_folder
+from .hub import TOKENIZER_CONFIG, FolderFiles, HubFiles, tokenizer_folder
 from .last_block import reading
 from .pooling import (
     behind_blocks,
@@ -37,38 +56,12 @@ from .pooling import (
     reads_class_token,
     reads_end_token,
 )
+from .published import weights_cited
 from .tokenizers import read_tokenizer, token_count
 
 ASSETS = Path(__file__).parents[2] / "assets"
-OPENAI_CACHE = Path("~/.cache/clip")
 TEXT_PARTS = ("text", "transformer", "token_embedding", "positional_embedding", "ln_final", "text_projection")
 WEIGHT_ENDINGS = (".safetensors", ".pt", ".pth", ".bin", ".ckpt")
-
-
-@dataclass(frozen=True)
-class Architecture:
-    """A model config of open_clip: its name, content, image preprocessing and published weights by tag."""
-
-    name: str
-    config: dict[str, Any]
-    preprocess: dict[str, Any]
-    tags: dict[str, dict[str, Any]]
-
-
-@dataclass(frozen=True)
-class Weights:
-    """The source of weights; `published` is open_clip's entry for them, None for your own file."""
-
-    label: str
-    path: Path | None
-    published: dict[str, Any] | None
-
-    @property
-    def verified(self) -> bool:
-        """Whether the file has the checksum of a file that OpenAI published."""
-        if self.path is None or self.published is None or self.path.suffix != ".pt":
-            return False
-        return sha256(self.path) in self.published["url"]
 
 
 class OpenCLIP(Backbone):
@@ -77,9 +70,11 @@ class OpenCLIP(Backbone):
     Args:
         name: Name of an open_clip model, path of a JSON model config in open_clip's format (`model_cfg` and
             `preprocess_cfg`, or the content of `model_cfg`), or name of a config in the package's assets, such as
-            "tiny_clip.json".
+            "tiny_clip.json". "hf-hub:OWNER/NAME" is a repository of the hub in open_clip's layout, "local-dir:FOLDER"
+            such a folder; their weights are next to their config.
         pretrained: Tag of published weights, which are downloaded; path of a safetensors or torch file; name of a file
-            in the package's assets; or None for random weights from torch's global generator.
+            in the package's assets; a file in the hub, "hf-hub:OWNER/NAME/FILE"; or None for random weights from
+            torch's global generator. "own", or the default, means the weights next to the config.
         tokenizer: Folder of a tokenizer in transformers' format (tokenizer.json, tokenizer_config.json). None uses the
             model's own: CLIP's is part of open_clip, others are downloaded for the first prompt.
         cache_dir: Cache folder for downloads; None follows HF_HOME.
@@ -91,6 +86,13 @@ class OpenCLIP(Backbone):
 
     model: Any
 
+    libraries = ("open_clip_torch",)
+
+    @classmethod
+    def cited(cls, arguments: Mapping[str, Any]) -> tuple[str, ...]:
+        """Return the keys of the references of the model and its weights."""
+        return weights_cited(arguments)
+
     def __init__(
         self,
         name: str = "ViT-B-16-quickgelu",
@@ -100,7 +102,7 @@ class OpenCLIP(Backbone):
         cache_dir: str | None = None,
     ) -> None:
         super().__init__()
-        architecture = find_architecture(name)
+        architecture = find_architecture(name, cache_dir)
         if tokenizer is not None and not Path(tokenizer).expanduser().is_dir():
             raise DtrapError(
                 f"Tokenizer '{tokenizer}' is not a folder. Set --model.backbone.tokenizer to a folder with "
@@ -108,28 +110,30 @@ class OpenCLIP(Backbone):
             )
         weights = find_weights(architecture, pretrained, cache_dir)
         if weights.path is None:
-            self.model = _build(architecture)
+            self.model = _build(architecture, cache_dir)
             warnings.warn("The backbone has random weights (pretrained: null): expect chance accuracy.", stacklevel=2)
         else:
-            self.model = without_weights(partial(_build, architecture))
+            self.model = without_weights(partial(_build, architecture, cache_dir))
             _load(self.model, weights.path, weights.verified, architecture.name)
         self.identifier = f"{architecture.name}/{weights.label}"
         self.image_size = square_side(self.model.visual.image_size, architecture.name)
         transform = _evaluation_transform(architecture, weights)
         self.image_mean, self.image_std = transform["mean"], transform["std"]
         self.image_resize, self.image_interpolation = transform["resize_mode"], transform["interpolation"]
-        self.context_length = self._text_tower.context_length
+        text_config, bert = architecture.config["text_cfg"], is_bert(self._text_tower)
+        # A BERT tower itself says how many positions it has; the model was trained with fewer.
+        self.context_length = text_config.get("context_length", 77) if bert else self._text_tower.context_length
         self.feature_dim = architecture.config["embed_dim"]
         self.logit_bias = self.model.logit_bias.item() if getattr(self.model, "logit_bias", None) is not None else None
         parts: dict[Tower, str] = {"vision": "visual", "text": "text" if hasattr(self.model, "text") else "transformer"}
         self._attention_layers = {
-            tower: [f"model.{part}.{name}" for name in separate_attention(self.model.get_submodule(part))]
+            tower: [f"model.{part}.{name}" for name in _separate(self.model.get_submodule(part))]
             for tower, part in parts.items()
         }
         replace_quick_gelu(self.model, OpenClipQuickGELU)
         self._last_blocks = {"vision": prepare_last_block(self.blocks("vision"))}
         self._last_blocks["text"] = prepare_last_block(self.blocks("text"))
-        self._text_config = architecture.config["text_cfg"]
+        self._text_config, self._files = text_config, architecture.files
         self._tokenizer_folder, self._cache_dir = tokenizer, cache_dir
         self.requires_grad_(False)
         self.eval()
@@ -142,7 +146,7 @@ class OpenCLIP(Backbone):
 
     def encode_text(self, tokens: Tensor) -> Tensor:
         """See `Backbone.encode_text`."""
-        if not self.cuts_text or tokens.shape[1] == self.context_length:
+        if not self.cuts_text or tokens.shape[1] == self.context_length or is_bert(self._text_tower):
             return self.model.encode_text(tokens, normalize=False)
         tower, ends = self._text_tower, self.text_ends(tokens)
         with reading(self._last_blocks["text"], (tower.transformer, tower.ln_final), ends):
@@ -151,11 +155,12 @@ class OpenCLIP(Backbone):
     @property
     def cuts_text(self) -> bool:
         """See `Backbone.cuts_text`."""
-        return reads_end_token(self._text_tower)
+        return is_bert(self._text_tower) or reads_end_token(self._text_tower)
 
     def text_ends(self, tokens: Tensor) -> Tensor:
         """See `Backbone.text_ends`."""
-        return end_positions(self._text_tower, tokens)
+        tower = self._text_tower
+        return last_positions(tower, tokens) if is_bert(tower) else end_positions(tower, tokens)
 
     def tokenize(self, prompts: list[str]) -> Tensor:
         """See `Backbone.tokenize`; text is cleaned and padded as in the model's training."""
@@ -179,12 +184,14 @@ class OpenCLIP(Backbone):
     @property
     def token_embedding(self) -> nn.Module:
         """See `Backbone.token_embedding`."""
-        return self._text_tower.token_embedding
+        tower = self._text_tower
+        return word_embedding(tower) if is_bert(tower) else tower.token_embedding
 
     def blocks(self, tower: Tower) -> list[nn.Module]:
         """See `Backbone.blocks`."""
+        text = self._text_tower
         if tower == "text":
-            return list(self._text_tower.transformer.resblocks)
+            return text_blocks(text) if is_bert(text) else list(text.transformer.resblocks)
         visual = self.model.visual
         if hasattr(visual, "transformer"):
             return list(visual.transformer.resblocks)
@@ -240,6 +247,8 @@ class OpenCLIP(Backbone):
         if self._tokenizer_folder is not None:
             options = {"clean": "whitespace" if repo else "lower"} | options
             return read_tokenizer(Path(self._tokenizer_folder).expanduser(), options)
+        if isinstance(self._files, FolderFiles) and self._files.on_disk([TOKENIZER_CONFIG]) is not None:
+            return read_tokenizer(self._files.folder, options)
         remedy = (
             f"Download https://huggingface.co/{repo} on a machine with network (tokenizer.json, tokenizer_config.json) "
             "and set --model.backbone.tokenizer to its folder, or set HF_HOME to a cache that has it."
@@ -248,15 +257,21 @@ class OpenCLIP(Backbone):
         return read_tokenizer(tokenizer_folder(files), options)
 
 
-def find_architecture(name: str) -> Architecture:
+def find_architecture(name: str, cache_dir: str | None = None) -> Architecture:
     """Return the model config of an open_clip name, a JSON file, or a JSON file in the package's assets.
+
+    "hf-hub:OWNER/NAME" is a repository of the hub in open_clip's layout; "local-dir:FOLDER", or the path of such a
+    folder, is the same on this machine.
 
     Raises:
         DtrapError: The name or file does not exist, or the file is not a model config.
     """
     for path in (Path(name).expanduser(), ASSETS / name):
         if path.suffix == ".json" and path.is_file():
-            return _read_architecture(path)
+            return read_architecture(path)
+    files = find_files(name, cache_dir)
+    if files is not None:
+        return architecture_of(files)
     builtin = name.replace("/", "-")
     config = None if ":" in name else open_clip.get_model_config(builtin)
     if config is None:
@@ -281,16 +296,20 @@ def find_weights(architecture: Architecture, pretrained: str | None, cache_dir: 
     """
     if pretrained is None:
         return Weights("random", None, None)
+    if architecture.files is not None and pretrained in OWN:
+        return own_weights(architecture.files)
+    if pretrained.startswith(HUB):
+        return Weights(*weights_in_hub(pretrained, cache_dir), None)
     tag = pretrained.lower().replace("-", "_")
     if tag in architecture.tags:
-        _check_activation(architecture, architecture.tags[tag], pretrained)
-        return Weights(tag, _published_file(architecture, tag, cache_dir), architecture.tags[tag])
+        check_activation(architecture, architecture.tags[tag], pretrained)
+        return Weights(tag, published_file(architecture, tag, cache_dir), architecture.tags[tag])
     for path in (Path(pretrained).expanduser(), ASSETS / pretrained):
         if path.is_file():
             checksum = kept_sha256(path)
             published = next((entry for entry in architecture.tags.values() if checksum in entry["url"]), None)
             if published is not None:
-                _check_activation(architecture, published, pretrained)
+                check_activation(architecture, published, pretrained)
             return Weights(f"{path.stem}-{checksum[:8]}", path, published)
     raise _unknown_weights(architecture, pretrained)
 
@@ -312,56 +331,14 @@ def _unknown_weights(architecture: Architecture, pretrained: str) -> DtrapError:
     )
 
 
-def _read_architecture(path: Path) -> Architecture:
-    content = read_json(path, "Expected a model config of open_clip.")
-    config, preprocess = content.get("model_cfg", content), content.get("preprocess_cfg", {})
-    missing = [key for key in ("embed_dim", "vision_cfg", "text_cfg") if key not in config]
-    if missing:
-        raise DtrapError(f"{path}: not a model config of open_clip; {', '.join(missing)} missing.")
-    if not all(isinstance(part, dict) for part in (config, config["vision_cfg"], config["text_cfg"], preprocess)):
-        raise DtrapError(f"{path}: not a model config of open_clip; its sections are names with values. Correct it.")
-    if "bpe_path" in (config["text_cfg"].get("tokenizer_kwargs") or {}):  # it would be opened, whatever it is
-        raise DtrapError(f"{path}: bpe_path is not read. Give a tokenizer: --model.backbone.tokenizer FOLDER.")
-    return Architecture(path.stem, config, preprocess, {})
-
-
-def _check_activation(architecture: Architecture, published: dict[str, Any], pretrained: str) -> None:
-    """Raise a DtrapError if the weights were trained with another activation: features would be silently wrong."""
-    trained, built = (bool(config.get("quick_gelu")) for config in (published, architecture.config))
-    if trained != built:
-        activations = {True: "QuickGELU", False: "GELU"}
-        right = architecture.name.removesuffix("-quickgelu") + ("-quickgelu" if trained else "")
-        raise DtrapError(
-            f"Weights '{pretrained}' were trained with {activations[trained]}, but '{architecture.name}' has "
-            f"{activations[built]}. Use --model.backbone.name {right}."
-        )
-
-
-def _published_file(architecture: Architecture, tag: str, cache_dir: str | None) -> Path:
-    published = architecture.tags[tag]
-    repo, _, filename = published["hf_hub"].rpartition("/")
-    filenames = [filename] if filename else [HF_SAFE_WEIGHTS_NAME, HF_WEIGHTS_NAME]
-    if filename.endswith((".bin", ".pth")):
-        filenames.insert(0, f"{filename[:-4]}.safetensors")
-    url = published["url"]
-    openai = Path(cache_dir or OPENAI_CACHE).expanduser() / url.rpartition("/")[2]
-    if "openaipublic" in url and openai.is_file() and sha256(openai) in url:
-        return openai
-    remedy = (
-        f"Download {filenames[0]} from https://huggingface.co/{repo} on a machine with network and set "
-        "--model.backbone.pretrained to its path, or set HF_HOME to a cache that has it."
-    )
-    return HubFiles(repo, remedy, cache_dir, f"Weights '{tag}' of '{architecture.name}' are").require(filenames)
-
-
-def _build(architecture: Architecture) -> nn.Module:
+def _build(architecture: Architecture, cache_dir: str | None = None) -> nn.Module:
     """Build the model with random weights, without downloading a tower's own pre-trained weights."""
     config = copy.deepcopy(architecture.config)
-    if "hf_model_name" in config["text_cfg"]:
-        raise DtrapError(
-            f"'{architecture.name}': its text tower is {config['text_cfg']['hf_model_name']} (transformers), which is "
-            "not supported. Use a model with open_clip's own text tower, such as ViT-B-16-quickgelu."
-        )
+    text = config["text_cfg"]
+    if text.get("hf_model_name"):
+        folder = config_folder(text, architecture.files, cache_dir, architecture.name)
+        text |= {"hf_model_name": folder, "hf_model_pretrained": False}
+        config["custom_text"] = True  # open_clip's configs of such models do not say so
     config["vision_cfg"]["timm_model_pretrained"] = False
     model_class = open_clip.CLIP
     if config.pop("custom_text", False):
@@ -375,9 +352,15 @@ def _build(architecture: Architecture) -> nn.Module:
         ) from error
 
 
+def _separate(tower: nn.Module) -> list[str]:
+    return separate_bert_attention(tower) if is_bert(tower) else separate_attention(tower)
+
+
 def _load(model: nn.Module, path: Path, verified: bool, name: str) -> None:
     """Load weights, also in older layouts."""
     weights = convert_state_dict(model, read_weights(path, trust_torchscript=verified))
+    # Files of older versions of transformers have this buffer, which is no weight.
+    weights = {name: value for name, value in weights.items() if not name.endswith("embeddings.position_ids")}
     if "positional_embedding" in weights and not hasattr(model, "positional_embedding"):
         weights = convert_to_custom_text_state_dict(weights)
     expected = model.state_dict()

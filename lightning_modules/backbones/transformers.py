@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import re
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
 from pathlib import Path
@@ -28,6 +28,7 @@ from .checkpoint import load_weights, read_json, read_weights, without_weights
 from .checksums import kept_sha256
 from .hub import TOKENIZER_CONFIG, VOCABULARY, FolderFiles, HubFiles, ModelFiles, tokenizer_folder
 from .last_block import reading
+from .published import weights_cited
 
 WEIGHTS = ["model.safetensors", "model.safetensors.index.json"]
 PREPROCESSOR = ["preprocessor_config.json", "processor_config.json"]
@@ -73,6 +74,13 @@ class Transformers(Backbone):
     """
 
     model: Any
+
+    libraries = ("transformers",)
+
+    @classmethod
+    def cited(cls, arguments: Mapping[str, Any]) -> tuple[str, ...]:
+        """Return the keys of the references of the model and its weights."""
+        return weights_cited(arguments)
 
     def __init__(
         self,
@@ -279,17 +287,26 @@ def _checksum(paths: list[Path]) -> str:
     return hashlib.sha256("".join(kept_sha256(path) for path in paths).encode()).hexdigest()[:8]
 
 
-def _load(model: nn.Module, files: ModelFiles) -> list[Path]:
-    """Load weights from one safetensors file, or from those that an index names; return these files."""
+def weight_files(files: ModelFiles) -> list[Path]:
+    """Return the safetensors file of the weights, or those that an index names.
+
+    Raises:
+        DtrapError: A file is missing, or not cached and not downloadable.
+    """
     path = files.require(WEIGHTS, converted=True)
-    paths = [path]
-    if path.suffix == ".json":
-        shards = set(read_json(path).get("weight_map", {}).values())
-        paths = [files.require([shard], converted=True) for shard in sorted(shards)]
+    if path.suffix != ".json":
+        return [path]
+    shards = set(read_json(path).get("weight_map", {}).values())
+    return [files.require([shard], converted=True) for shard in sorted(shards)]
+
+
+def _load(model: nn.Module, files: ModelFiles) -> list[Path]:
+    """Load weights; return their files."""
+    paths = weight_files(files)
     tensors = {name: value for part in paths for name, value in read_weights(part).items()}
     # Older files contain these buffers, which the models no longer have.
     tensors = {name: value for name, value in tensors.items() if not name.endswith("position_ids")}
-    load_weights(model, tensors, path=path, target="config.json", remedy="Use both files of the same model.")
+    load_weights(model, tensors, path=paths[0], target="config.json", remedy="Use both files of the same model.")
     return paths
 
 

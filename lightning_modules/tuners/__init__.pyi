@@ -9,6 +9,7 @@ from .linear_head import LinearHead as LinearHead
 from .lora import LoRA as LoRA
 from .lpp import LPPlusPlus as LPPlusPlus
 from .maple import MaPLe as MaPLe
+from .peft_family import PEFT as PEFT
 from .stepspt import StepSPT as StepSPT
 from .tip_adapter import TipAdapter as TipAdapter
 from .tip_adapter import TipAdapterF as TipAdapterF

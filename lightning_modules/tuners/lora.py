@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from math import sqrt
-from typing import Literal
+from typing import Any, Literal
 
 from peft import LoraConfig, inject_adapter_in_model
 from peft.tuners.lora import LoraLayer
@@ -13,12 +13,13 @@ from torch import Generator, Tensor, nn
 
 from ...errors import DtrapError, check_at_least, check_number, check_one_of
 from ..backbones.base import Backbone, Tower
+from ..backbones.peft_layers import adapter_layers
 from ..chunking import RowDropout
 from .base import ENCODERS, Tuner, attach_once, draw
 from .stacked import StackedLinear, stacked_parameter
+from .target_layers import PROJECTIONS, chosen_attention
 
 _ADAPTER = "default"
-_LAYERS = {"q": "q_proj", "k": "k_proj", "v": "v_proj", "o": "out_proj"}
 
 
 class LoRA(Tuner):
@@ -40,6 +41,13 @@ class LoRA(Tuner):
     name = "lora"
     merges_into_backbone = True
     side_by_side = True
+    references = ("hu2022lora", "kalajdzievski2023rslora")
+    libraries = ("peft",)
+
+    @classmethod
+    def cited(cls, arguments: Mapping[str, Any]) -> tuple[str, ...]:
+        """Return the keys of the references; that of rsLoRA only with its scale."""
+        return cls.references if arguments.get("rslora", True) else cls.references[:1]
 
     def __init__(
         self,
@@ -54,7 +62,7 @@ class LoRA(Tuner):
         super().__init__()
         check_one_of("LoRA: encoder", encoder, ENCODERS)
         for projection in projections:
-            check_one_of("LoRA: an entry of projections", projection, _LAYERS)
+            check_one_of("LoRA: an entry of projections", projection, PROJECTIONS)
         check_at_least("LoRA: rank", rank, 1)
         check_number("LoRA: alpha", alpha, above=0)
         if not 0 <= dropout < 1:
@@ -81,16 +89,16 @@ class LoRA(Tuner):
             DtrapError: The settings choose no layer or a block that does not exist, this tuner is attached to another
                 backbone, or the backbone has adapters of another tuner.
         """
-        adapted = {module for module in backbone.modules() if isinstance(module, LoraLayer)}
+        adapted = adapter_layers(backbone)
         if adapted:
             raise DtrapError(
                 f"LoRA: {backbone.identifier} already has {len(adapted)} layers adapted by another tuner, which would "
                 "stay active. Pass the same tuner to both modules, or load the backbone again for this one."
             )
         targets = [
-            f"{layer}.{_LAYERS[projection]}"
+            f"{layer}.{PROJECTIONS[projection]}"
             for tower in sorted(self.trains)
-            for layer in self._chosen(backbone, tower)
+            for layer in chosen_attention("LoRA", backbone, tower, self.blocks)
             for projection in self.projections
         ]
         if not targets:
@@ -110,23 +118,6 @@ class LoRA(Tuner):
         # peft's dropout would draw other masks for a batch in chunks.
         for position, layer in enumerate(self._layers.values()):
             layer.lora_dropout[_ADAPTER] = RowDropout(self.dropout, position)
-
-    def _chosen(self, backbone: Backbone, tower: Tower) -> list[str]:
-        layers = backbone.attention_layers(tower)
-        if not layers:
-            raise DtrapError(
-                f"LoRA: the {tower} tower of {backbone.identifier} has no attention blocks to adapt (a ResNet?). "
-                "Use another encoder setting or a transformer backbone."
-            )
-        if self.blocks is None:
-            return layers
-        wrong = [number for number in self.blocks if not -len(layers) <= number < len(layers)]
-        if wrong:
-            raise DtrapError(
-                f"LoRA: block {wrong[0]} does not exist; the {tower} tower has the blocks 0 to {len(layers) - 1}. "
-                "Give some of these: --model.tuner.blocks [0]"
-            )
-        return [layers[number] for number in sorted({number % len(layers) for number in self.blocks})]
 
     def reset(self, seed: int, num_classes: int) -> None:
         """Draw A from kaiming-uniform(a=sqrt 5) and set B to zero."""

@@ -49,6 +49,7 @@ class MaPLe(DasslTraining, Tuner):
     """
 
     name = "maple"
+    references = ("khattak2023maple",)
     own_prompts = True
     learning_rate = 3.5e-3
     trains: frozenset[Tower] = frozenset({"vision", "text"})
@@ -207,7 +208,8 @@ def _with_rows(tokens: Tensor, rows: Tensor, first: int) -> Tensor:
 
 def _repeated(rows: Tensor, tokens: Tensor) -> Tensor:
     """Repeat rows [n, C] for each batch element of tokens [B, T, C], in their type: [B, n, C]."""
-    return rows.to(tokens.dtype).expand(len(tokens), -1, -1)
+    # `shape`, not `len`: an exported graph has any number of images.
+    return rows.to(tokens.dtype).expand(tokens.shape[0], -1, -1)
 
 
 def _replace(rows: Tensor, first: int) -> Hook:

@@ -137,19 +137,23 @@ def _accuracy(task: Task, labels: Mapping[Any, str], order: Sequence[str]) -> It
     values = {labels[entry.key]: entry.values.get("accuracy", {}) for entry in task.entries}
     if any(len(own) > 1 for own in values.values()):
         series = {name: (list(own), list(own.values())) for name, own in values.items()}
-        yield accuracy_per_episode(series, unit=task.unit, order=order)
+        ratio = next((entry.resampled for entry in task.entries if entry.resampled is not None), None)
+        yield accuracy_per_episode(series, unit=task.unit, order=order, resampled=ratio)
 
 
 def _difference_section(comparison: Comparison, labels: Mapping[Any, str]) -> Section:
     section = Section("differences", "Paired differences, episode by episode")
     found: dict[str, list[float]] = {}
+    ratios: dict[str, float | None] = {}
     several = len(comparison.tasks) > 1
     for difference in differences(comparison):
         ours, theirs = (entry.values.get("accuracy", {}) for entry in (difference.first, difference.other))
         common = sorted(ours.keys() & theirs.keys()) if difference.paired else []
         if len(common) > 1:
             name = f"{labels[difference.first.key]} minus {labels[difference.other.key]}"
-            found[f"{difference.other.task.title}: {name}" if several else name] = [ours[n] - theirs[n] for n in common]
+            name = f"{difference.other.task.title}: {name}" if several else name
+            found[name] = [ours[n] - theirs[n] for n in common]
+            ratios[name] = difference.first.resampled
     if not found:
         section.missing = (
             "No two methods have common episodes. --protocol.compare methods/baseline.yaml of dtrap fit runs another "
@@ -157,7 +161,8 @@ def _difference_section(comparison: Comparison, labels: Mapping[Any, str]) -> Se
         )
         return section
     names = list(found)
-    section.charts.append(difference_distribution({name: found[name] for name in names[:MOST_LABELS]}, order=names))
+    shown = {name: found[name] for name in names[:MOST_LABELS]}
+    section.charts.append(difference_distribution(shown, order=names, resampled=ratios))
     if len(names) > MOST_LABELS:
         section.notes.append(
             f"The first {MOST_LABELS} of {len(names)} differences are drawn; the table has all of them."

@@ -8,7 +8,7 @@ from functools import cached_property
 from typing import Any
 
 from ..run_folder import Row
-from ..statistics import Interval
+from ..statistics import Interval, resampling_ratio
 from ..summary import tested_images
 from .runs import Method, Run
 
@@ -110,6 +110,11 @@ class Entry:
     def test_images(self) -> int | None:
         """Number of test images of the rows that did not diverge; None if one does not say it."""
         return tested(self.sound)
+
+    @cached_property
+    def resampled(self) -> float | None:
+        """Test images per training image, if the episodes are repeats of held-out images."""
+        return resampling_ratio(self.sound)
 
     @cached_property
     def classes(self) -> tuple[int | None, list[str]]:

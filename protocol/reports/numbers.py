@@ -6,7 +6,16 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from ..statistics import STUDENT, Interval, binomial_interval, mean_interval, paired_difference, student_quantile
+from ..statistics import (
+    CORRECTED,
+    STUDENT,
+    Interval,
+    binomial_interval,
+    mean_interval,
+    paired_difference,
+    resampling_ratio,
+    student_quantile,
+)
 from ..summary import tested_images
 from .merging import Comparison, Entry, Task
 
@@ -44,12 +53,12 @@ def _interval_of(entry: Entry, measure: str) -> Interval | None:
     if not values:
         return None
     if measure not in ACCURACIES:
-        return mean_interval(values.values())
+        return mean_interval(values.values(), entry.resampled)
     ((key, value), *others) = values.items()
     images = tested_images(entry.rows[key])
     if not others and images:
         return binomial_interval(round(value / 100 * images), images)
-    return replace(mean_interval(values.values()), images=entry.test_images)
+    return replace(mean_interval(values.values(), entry.resampled), images=entry.test_images)
 
 
 def measures_of(entries: Sequence[Entry]) -> list[str]:
@@ -64,27 +73,41 @@ def difference(first: Entry, other: Entry, measures: Sequence[str]) -> Differenc
     for name in measures:
         ours, theirs = first.values.get(name, {}), other.values.get(name, {})
         if paired and ours.keys() & theirs.keys():
-            found[name] = paired_difference(ours, theirs)
+            found[name] = paired_difference(ours, theirs, resampling_ratio([*first.sound, *other.sound]))
         elif not paired and ours and theirs:
-            found[name] = unpaired_difference(list(ours.values()), list(theirs.values()))
+            found[name] = unpaired_difference(
+                list(ours.values()), list(theirs.values()), (first.resampled, other.resampled)
+            )
             counts[name] = len(ours), len(theirs)
     return Difference(first, other, found, paired, counts)
 
 
-def unpaired_difference(first: Sequence[float], second: Sequence[float]) -> Interval:
-    """Difference of the means of two independent samples with Welch's 95 % interval; without one for a single value."""
+def unpaired_difference(
+    first: Sequence[float], second: Sequence[float], resampled: tuple[float | None, float | None] = (None, None)
+) -> Interval:
+    """Difference of the means of two independent samples with Welch's 95 % interval; without one for a single value.
+
+    Args:
+        first: Values of the first sample.
+        second: Values of the second sample.
+        resampled: n_test/n_train of each, if its values are of repeats, for the corrected variance of their mean.
+    """
     import numpy as np
 
     ours, theirs = np.asarray(first, dtype=np.float64), np.asarray(second, dtype=np.float64)
     mean = float(ours.mean() - theirs.mean())
     if min(len(ours), len(theirs)) < 2:
         return Interval(mean, None, min(len(ours), len(theirs)))
-    parts = [float(sample.var(ddof=1)) / len(sample) for sample in (ours, theirs)]
+    parts = [
+        float(sample.var(ddof=1)) * (1 / len(sample) + (ratio or 0.0))
+        for sample, ratio in zip((ours, theirs), resampled, strict=True)
+    ]
     if sum(parts) == 0:
         return Interval(mean, 0.0, min(len(ours), len(theirs)))
     freedom = sum(parts) ** 2 / sum(p**2 / (len(s) - 1) for p, s in zip(parts, (ours, theirs), strict=True))
     half_width = student_quantile(freedom) * math.sqrt(sum(parts))
-    return Interval(mean, half_width, min(len(ours), len(theirs)), mean - half_width, mean + half_width, STUDENT)
+    kind = STUDENT if resampled == (None, None) else CORRECTED
+    return Interval(mean, half_width, min(len(ours), len(theirs)), mean - half_width, mean + half_width, kind)
 
 
 def differences(comparison: Comparison) -> list[Difference]:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..claims import MEASURES, counted
 from ..measured import measure_of
-from ..statistics import BINOMIAL, STUDENT, TOO_FEW, Interval
+from ..statistics import BINOMIAL, CORRECTED, STUDENT, TOO_FEW, Interval
 from .merging import Comparison, Entry, Task
 from .numbers import Difference, best_entry, difference, differences, interval_of, measures_of, set_means
 from .tables import Cell, TextTable
@@ -71,7 +71,8 @@ def difference_table(comparison: Comparison) -> TextTable | None:
         + [Cell(difference_text(entry, name)) for name in names]
         for entry in found
     ]
-    notes = ["95 % intervals (Student's t) of the mean difference over the episodes that both have (pairs)."]
+    kinds = dict.fromkeys(STUDENT if entry.first.resampled is None else CORRECTED for entry in found)
+    notes = [f"95 % intervals ({' or '.join(kinds)}) of the mean difference over the episodes that both have (pairs)."]
     if not all(entry.paired for entry in found):
         notes.append(
             "Unpaired: the two are on different episodes (another seed, other data files or other numbers of images), "
@@ -93,6 +94,8 @@ def measure_tables(comparison: Comparison) -> list[TextTable]:
     few = [name for name in names if not _of_monitor(name)]
     labels, tables = comparison.labels(), []
     note = "Means with their 95 % intervals. [n]: number of episodes or seeds that have the measure."
+    if any(entry.resampled is not None for entry in comparison.entries):
+        note += f" Over repeats: {CORRECTED}."
     if few:
         rows = [
             [Cell(entry.task.title), Cell(labels[entry.key])]
@@ -126,6 +129,7 @@ def _monitor_table(task: Task, names: Sequence[str], labels: Mapping[Any, str], 
     head = ["measure", "unit", *(labels[entry.key] for entry in entries)]
     head += [f"{labels[entries[0].key]} minus {labels[other.key]}" for other in entries[1:]]
     notes = ["Means with their 95 % intervals over the episodes [n]; differences are paired."]
+    notes += [f"Intervals: {CORRECTED}."] if entries[0].resampled is not None else []
     title = f"Alignment{' before the end' if key == BEFORE else ''}: {task.title}"
     return TextTable(title, head, rows, notes, texts=2, key=f"{key}-{task.title}")
 
@@ -248,8 +252,12 @@ def _interval(found: Interval) -> str:
 def _notes(comparison: Comparison, best: dict[Task, Entry | None]) -> list[str]:
     """What the intervals are, what means over sets are, what is best, and the classes that no accuracy covers."""
     found = [interval_of(entry, "accuracy") for entry in comparison.entries]
-    kinds = [kind for kind in (STUDENT, BINOMIAL) if any(f is not None and f.kind == kind for f in found)]
-    signs = {STUDENT: f"±: {STUDENT} over episodes or seeds", BINOMIAL: f"a to b: {BINOMIAL} over the test images"}
+    kinds = [kind for kind in (STUDENT, CORRECTED, BINOMIAL) if any(f is not None and f.kind == kind for f in found)]
+    signs = {
+        STUDENT: f"±: {STUDENT} over episodes or seeds",
+        CORRECTED: f"±: {CORRECTED} over repeats of held-out images",
+        BINOMIAL: f"a to b: {BINOMIAL} over the test images",
+    }
     notes = [f"95 % intervals. {'; '.join(signs[kind] for kind in kinds)}."] if kinds else []
     for of_method in set_means(comparison).values():
         images = [[entry.test_images for entry in entries] for _, entries in of_method.values()]

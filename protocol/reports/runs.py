@@ -149,7 +149,7 @@ def _text(value: Any, what: str) -> str:
 
 
 def _summary(folder: Path, summary: Any) -> Run:
-    unit = "seed" if summary.get("unit") == "seed" else "episode"
+    unit = summary["unit"] if summary.get("unit") in ("seed", "repeat") else "episode"
     asked = int(number(summary["episodes"]))
     description = _text(summary["description"], "the description")
     run = Run(folder, description, _text(summary.get("protocol", ""), "the protocol"), unit, asked, None)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from ..claims import counted
 from ..identity import name_part
 from ..measured import Measure, measure_of, measured_values
-from ..statistics import BINOMIAL, TOO_FEW, paired_difference
+from ..statistics import BINOMIAL, CORRECTED, STUDENT, TOO_FEW, paired_difference, resampling_ratio
 from .tables import Cell, TextTable
 
 if TYPE_CHECKING:
@@ -60,11 +60,13 @@ def part_tables(results: StudyResults, part: StudyPart) -> Iterator[TextTable]:
         title = f"{_title(part)}: {measure.title}{f' ({unit})' if unit else ''}"
         best = _best(part, name, measure)
         notes = ["Means with their 95 % intervals. [n]: number of episodes or seeds. " + _marks(best), *_states(own)]
+        corrected = any(line["kind"] == CORRECTED for line in own)
+        notes += [f"Intervals over repeats of held-out images: {CORRECTED}."] if corrected else []
         yield _table(part, own, own_means, measure, title, notes, best)
         if part.compare is not None and any(line["pairs"] for line in own) and not name.startswith("zero_shot_"):
             unit = f" ({measure.difference_unit})" if measure.difference_unit else ""
             title = f"{_title(part)}: {measure.title} minus {part.compare}, paired{unit}"
-            yield _table(part, own, own_means, measure, title, _difference_notes(measure), skip=part.compare)
+            yield _table(part, own, own_means, measure, title, _difference_notes(measure, corrected), skip=part.compare)
 
 
 def _table(
@@ -162,8 +164,9 @@ def _needed(line: Line | None) -> str:
     return f"{line['needed_1']:,} / {line['needed_05']:,}"
 
 
-def _difference_notes(measure: Measure) -> list[str]:
-    notes = ["Means of the differences over common episodes with their 95 % intervals (Student's t)."]
+def _difference_notes(measure: Measure, corrected: bool) -> list[str]:
+    kind = CORRECTED if corrected else STUDENT
+    notes = [f"Means of the differences over common episodes with their 95 % intervals ({kind})."]
     if measure.difference_unit == "points":
         notes.append(f"{NEEDED}: episodes in all for such an interval, from the variance of the pairs so far.")
     return notes
@@ -182,15 +185,16 @@ def _best(part: StudyPart, name: str, measure: Measure) -> dict[str, str]:
             continue
         best = max(values, key=lambda arm: sign * sum(values[arm].values()) / len(values[arm]))
         others = [own for arm, own in values.items() if arm != best]
-        if all(_is_above(values[best], own, sign) for own in others):
+        ratio = resampling_ratio(row for rows in cell.rows.values() for row in rows)
+        if all(_is_above(values[best], own, sign, ratio) for own in others):
             found[cell.name] = best
     return found
 
 
-def _is_above(first: Mapping[int, float], other: Mapping[int, float], sign: int) -> bool:
+def _is_above(first: Mapping[int, float], other: Mapping[int, float], sign: int, ratio: float | None) -> bool:
     if not first.keys() & other.keys():
         return False
-    found = paired_difference(first, other)
+    found = paired_difference(first, other, ratio)
     ends = (found.low, found.high)
     return None not in ends and not found.too_few and min(sign * end for end in ends if end is not None) > 0
 

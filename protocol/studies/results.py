@@ -9,7 +9,14 @@ from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
 
 from ..measured import measure_of, measured_values
-from ..statistics import Interval, binomial_interval, mean_interval, paired_difference, student_quantile
+from ..statistics import (
+    Interval,
+    binomial_interval,
+    mean_interval,
+    paired_difference,
+    resampling_ratio,
+    student_quantile,
+)
 from ..summary import tested_images
 from .needed import episodes_needed
 from .published import MEAN, PAPER_SETS, published_values, set_key
@@ -95,6 +102,7 @@ def _lines(part: StudyPart) -> list[dict[str, Any]]:
     lines = []
     for cell in part.cells:
         values = {arm: measured_values(cell.rows[arm]) for arm in part.arms}
+        ratio = resampling_ratio(row for arm in part.arms for row in cell.rows[arm])
         for arm in part.arms:
             images = {row["episode"]: tested_images(row) for row in cell.rows[arm]}
             for measure in part.measures:
@@ -103,8 +111,8 @@ def _lines(part: StudyPart) -> list[dict[str, Any]]:
                 lines.append(
                     {
                         **_place(part, cell, arm, measure),
-                        **_interval_columns(_interval(own, measure, images)),
-                        **_difference_columns(own, base, measure),
+                        **_interval_columns(_interval(own, measure, images, ratio)),
+                        **_difference_columns(own, base, measure, ratio),
                         **_published(part, cell, arm, measure, set_key(cell.axes.get(SETS))),
                         "episodes": len(cell.rows[arm]),
                         "asked": cell.asked,
@@ -123,14 +131,16 @@ def _place(part: StudyPart, cell: StudyCell, arm: str, measure: str) -> dict[str
     return what | axes | {"arm": arm, "measure": measure}
 
 
-def _interval(values: Mapping[int, float], measure: str, images: Mapping[int, int | None]) -> Interval | None:
+def _interval(
+    values: Mapping[int, float], measure: str, images: Mapping[int, int | None], ratio: float | None
+) -> Interval | None:
     """Return the mean over episodes; of a single accuracy, the exact interval over its test images."""
     if not values:
         return None
     known = [number for episode in values if (number := images.get(episode)) is not None]
     if len(values) == 1 and known and known[0] > 0 and measure in ("accuracy", "zero_shot_accuracy"):
         return binomial_interval(round(next(iter(values.values())) / 100 * known[0]), known[0])
-    return replace(mean_interval(values.values()), images=sum(known) if len(known) == len(values) else None)
+    return replace(mean_interval(values.values(), ratio), images=sum(known) if len(known) == len(values) else None)
 
 
 def _interval_columns(found: Interval | None) -> dict[str, Any]:
@@ -138,14 +148,17 @@ def _interval_columns(found: Interval | None) -> dict[str, Any]:
     return empty if found is None else empty | asdict(found)
 
 
-def _difference_columns(own: Mapping[int, float], base: Mapping[int, float], measure: str) -> dict[str, Any]:
+def _difference_columns(
+    own: Mapping[int, float], base: Mapping[int, float], measure: str, ratio: float | None
+) -> dict[str, Any]:
     common = sorted(own.keys() & base.keys())
     found = dict.fromkeys(("difference", "difference_half_width", *WANTED)) | {"pairs": len(common)}
     if not common:
         return found
-    interval = paired_difference(own, base)
+    interval = paired_difference(own, base, ratio)
     found |= {"difference": interval.mean, "difference_half_width": interval.half_width}
-    if measure_of(measure).difference_unit == "points":
+    # More repeats of the same images do not make the interval as narrow as one likes.
+    if measure_of(measure).difference_unit == "points" and ratio is None:
         differences = [own[episode] - base[episode] for episode in common]
         found |= {name: episodes_needed(differences, wanted) for name, wanted in WANTED.items()}
     return found

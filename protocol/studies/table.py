@@ -16,7 +16,7 @@ from rich.text import Text
 from ...console import print_table, say
 from ..claims import counted
 from ..measured import Measure, measure_of
-from ..statistics import BINOMIAL, TOO_FEW
+from ..statistics import BINOMIAL, CORRECTED, TOO_FEW
 from .needed import FEWEST_PAIRS
 from .published import PAPER, PUBLISHED
 from .recorded import FAILED, MISSING, SETS, UNFINISHED, StudyCell, StudyPart
@@ -282,7 +282,7 @@ def _needed(line: Line, measure: Measure) -> str:
     if measure.difference_unit != "points" or not line["pairs"] or line["cell"] == "":
         return ""
     if line["needed_1"] is None:
-        return "" if line["difference_half_width"] == 0 else "too few"
+        return "" if line["difference_half_width"] == 0 or line["kind"] == CORRECTED else "too few"
     return f"{line['needed_1']:,} / {line['needed_05']:,}"
 
 
@@ -291,6 +291,8 @@ def _notes(part: StudyPart, lines: Sequence[Line]) -> Iterator[str]:
     table = PUBLISHED.get(part.published or "")
     if table is not None and (not table.values or any(line["published"] is not None for line in lines)):
         yield f"{table.label}: {PAPER}; {table.title}. {table.note}"
+    if any(line["kind"] == CORRECTED for line in lines):
+        yield f"intervals over repeats of held-out images: {CORRECTED}"
     if any(line["needed_1"] is not None for line in lines):
         yield (
             "needed: episodes for a 95 % interval of ± 1 and ± 0.5 points of the difference, from the variance seen; "

@@ -7,7 +7,7 @@ from typing import Any
 
 from ..claims import counted
 from ..measured import measure_of, measured_values
-from ..statistics import Interval, binomial_interval, mean_interval, paired_difference
+from ..statistics import Interval, binomial_interval, mean_interval, paired_difference, resampling_ratio
 from .recorded import StudyCell, StudyPart
 
 NEAR_DOMAIN = "near_domain"
@@ -60,7 +60,8 @@ def _side(difference: Interval, sign: int) -> str:
 
 def _difference(cell: StudyCell, arm: str, compare: str, name: str) -> Interval | None:
     own, base = (measured_values(cell.rows[each]).get(name, {}) for each in (arm, compare))
-    return paired_difference(own, base) if own.keys() & base.keys() else None
+    ratio = resampling_ratio(row for each in (arm, compare) for row in cell.rows[each])
+    return paired_difference(own, base, ratio) if own.keys() & base.keys() else None
 
 
 def _near_lines(part: StudyPart, arm: str) -> list[str]:

@@ -13,6 +13,7 @@ from typing import Any
 from rich.console import Console
 
 from ...datamodules.few_shot import FewShotDataModule
+from ..claims import TASK, number_of
 from ..configuration import MethodConfig
 from ..device_clock import DeviceSeconds
 from ..episode import cheap_collection, without_expected_warnings
@@ -47,7 +48,9 @@ class Item:
     checkpoint: bytes | None = None
 
     def __str__(self) -> str:
-        return f"{self.unit} {', '.join(map(str, self.episodes))} of '{self.method}'"
+        if self.unit == TASK:
+            return f"the training of '{self.method}'"
+        return f"{self.unit} {', '.join(number_of(self.unit, each) for each in self.episodes)} of '{self.method}'"
 
 
 @dataclass

@@ -5,52 +5,18 @@ import json
 import re
 import subprocess
 import sys
+import warnings
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 import yaml
-from dtrap.datamodules.views import Preprocessing
-from dtrap.lightning_modules import FewShotClassifier, Objective
-from dtrap.lightning_modules.backbones import OpenCLIP, Transformers
-from dtrap.lightning_modules.tuners import FullFineTuning, LoRA
-from dtrap.protocol.adapters import AdapterCard, save_adapter
+from dtrap.lightning_modules.backbones import OpenCLIP
+from dtrap.lightning_modules.tuners import PEFT, FullFineTuning, LoRA
+from exported_runs import export, pixels_of, predicted, save_run, small_backbones
 from PIL import Image
 from safetensors.torch import load_file, save_file
-
-CLASSES = ["dog", "cat", "photo"]
-TOWER = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2}
-WORDS = ["<pad>", "<eos>", "<unk>", "a", "photo", "of", "dog", "cat", "."]
-
-
-def save_tokenizer(folder):
-    from tokenizers import Tokenizer, models, pre_tokenizers, processors
-    from transformers import PreTrainedTokenizerFast
-
-    tokenizer = Tokenizer(models.WordLevel({word: i for i, word in enumerate(WORDS)}, unk_token="<unk>"))
-    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
-    tokenizer.post_processor = processors.TemplateProcessing(single="$A <eos>", special_tokens=[("<eos>", 1)])
-    special = {"pad_token": "<pad>", "eos_token": "<eos>", "unk_token": "<unk>"}
-    PreTrainedTokenizerFast(tokenizer_object=tokenizer, **special).save_pretrained(folder)
-
-
-def save_transformers(folder, family):
-    """A random CLIP or SigLIP as transformers itself saves it."""
-    from transformers import CLIPConfig, CLIPModel, SiglipConfig, SiglipModel
-
-    config_class, model_class = {"clip": (CLIPConfig, CLIPModel), "siglip": (SiglipConfig, SiglipModel)}[family]
-    text = {**TOWER, "vocab_size": 16, "max_position_embeddings": 12, "eos_token_id": 1, "pad_token_id": 0}
-    vision = {**TOWER, "image_size": 32, "patch_size": 16}
-    own = {"projection_dim": 8} if family == "clip" else {}
-    text |= {"projection_size": 16} if family == "siglip" else {}
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        model = model_class(config_class(text_config=text, vision_config=vision, **own))
-        for parameter in model.parameters():
-            torch.nn.init.normal_(parameter, std=0.3)
-    model.save_pretrained(folder)
-    save_tokenizer(folder)
 
 
 @pytest.fixture(params=["open_clip", "clip", "siglip"])
@@ -61,42 +27,7 @@ def library(request):
 @pytest.fixture(scope="module")
 def backbones(tiny_clip_files, tmp_path_factory):
     """Class and init args of a small backbone of each kind."""
-    config, checkpoint = tiny_clip_files
-    folders = {family: tmp_path_factory.mktemp(family) for family in ("clip", "siglip")}
-    for family, folder in folders.items():
-        save_transformers(folder, family)
-    return {
-        "open_clip": (OpenCLIP, {"name": str(config), "pretrained": str(checkpoint)}),
-        **{family: (Transformers, {"name": str(folder)}) for family, folder in folders.items()},
-    }
-
-
-def save_run(folder, backbone, tuner_arguments, tuner_class=LoRA, descriptions=None):
-    """A run folder with a config and one adapter of random values: the tuned module and the adapter's path."""
-    backbone_class, arguments = backbone
-    tuner = tuner_class(**tuner_arguments)
-    module = FewShotClassifier(
-        backbone_class(**arguments), tuner, Objective(logit_scale=50.0), descriptions=descriptions
-    )
-    module.set_classes(CLASSES)
-    module.start_task(1)
-    generator = torch.Generator().manual_seed(1)
-    with torch.no_grad():
-        for value in module.tuner.adapter_state().values():
-            value.add_(torch.randn(value.shape, generator=generator) * 0.1)
-    model = {
-        "backbone": {"class_path": f"dtrap.lightning_modules.backbones.{backbone_class.__name__}"},
-        "tuner": {"class_path": f"dtrap.lightning_modules.tuners.{tuner_class.__name__}", "init_args": tuner_arguments},
-        "objective": {"class_path": "dtrap.lightning_modules.Objective", "init_args": {"logit_scale": 50.0}},
-    }
-    model["backbone"]["init_args"] = arguments
-    model |= {"descriptions": "nowhere.yaml"} if descriptions is not None else {}
-    folder.mkdir()
-    (folder / "config.yaml").write_text(yaml.safe_dump({"model": model}))
-    adapter = folder / "adapters" / "tuned.safetensors"
-    card = AdapterCard(module.backbone.identifier, tuner.name, CLASSES, "a photo of a {}.", "test", 1, 0, "svl-ra")
-    save_adapter(adapter, module, card)
-    return module, adapter
+    return small_backbones(tiny_clip_files, tmp_path_factory.mktemp)
 
 
 @pytest.fixture
@@ -113,25 +44,6 @@ def pictures(tmp_path):
         coarse = Image.fromarray(rng.integers(0, 256, (5, 6, 3), dtype=np.uint8))
         coarse.resize(size, Image.Resampling.BICUBIC).save(folder / f"{number}.png")
     return folder
-
-
-def pixels_of(pictures, module):
-    preprocessing = Preprocessing.of(module.backbone)
-    return torch.stack([preprocessing.to_tensor(Image.open(path)) for path in sorted(pictures.glob("*.png"))])
-
-
-def export(dtrap, adapter, output, *words):
-    status, out, err = dtrap("export", "--adapter", adapter, "--output", output, *words)
-    assert status == 0, err
-    return out
-
-
-def predicted(dtrap, saved, pictures, tmp_path):
-    """Probabilities of the pictures as `dtrap predict` writes them."""
-    status, _, err = dtrap("predict", "--adapter", saved, "--images", pictures, "--output", "p.csv")
-    assert status == 0, err
-    rows = [line.split(",")[2:] for line in (tmp_path / "p.csv").read_text().splitlines()[1:]]
-    return torch.tensor([[float(value) for value in row] for row in rows])
 
 
 START = """
@@ -290,8 +202,12 @@ def saved(backbones, tmp_path):
         ("full", [], ["full", "not empty", "--output"]),
         ("file.txt", [], ["file.txt is a file"]),
         ("file.txt/deeper", [], ["deeper", "cannot write", "--output"]),
-        ("new", ["--form", "onnx"], ["form", "onnx", "plain", "peft"]),
-        ("new", ["--model.tuner", "dtrap.lightning_modules.tuners.CoOp"], ["coop", "cannot be exported", "prompt"]),
+        ("new", ["--form", "torch"], ["form", "torch", "plain", "peft", "onnx"]),
+        (
+            "new",
+            ["--model.tuner", "dtrap.lightning_modules.tuners.CoOp"],
+            ["coop", "cannot be exported", "prompt", "--form onnx"],
+        ),
         ("new", ["--model.tuner.rank", "3"], ["trained with rank", "here it is 3"]),
     ],
 )
@@ -384,3 +300,65 @@ def test_ten_lines_of_transformers_classify_a_picture(dtrap, run, library, pictu
     header, *_, last = (line.split(",")[2:] for line in (tmp_path / "p.csv").read_text().splitlines())
     expected = dict(zip(header, map(float, last), strict=True))
     assert probabilities == pytest.approx(expected, abs=1e-4)
+
+
+PEFT_CASES = [
+    ("open_clip", "both", {"class_path": "peft.LoraConfig", "init_args": {"r": 2, "use_dora": True}}),
+    ("clip", "vision", {"class_path": "peft.LoraConfig", "init_args": {"r": 2, "init_lora_weights": "pissa"}}),
+    ("siglip", "both", {"class_path": "peft.VeraConfig", "init_args": {"r": 4}}),
+    ("clip", "text", {"class_path": "peft.IA3Config", "init_args": {}}),
+    ("open_clip", "text", {"class_path": "peft.OFTConfig", "init_args": {"r": 0, "oft_block_size": 8}}),
+]
+
+
+@pytest.mark.parametrize(("library", "encoder", "config"), PEFT_CASES)
+def test_every_kind_of_adapter_is_exported_as_lora_is(dtrap, backbones, pictures, tmp_path, library, encoder, config):
+    from peft import PeftModel
+    from transformers import AutoModel
+
+    settings = {"config": config, "encoder": encoder, "targets": ["q", "v", "mlp"]}
+    module, adapter = save_run(tmp_path / "run", backbones[library], settings, PEFT)
+    export(dtrap, adapter, "plain")
+    export(dtrap, adapter, "peft", "--form", "peft")
+    export(dtrap, "peft", "again")
+    expected = predicted(dtrap, adapter, pictures, tmp_path)
+    pixels, tokens = pixels_of(pictures, module), module.class_prompts.tokens
+    with torch.no_grad():
+        own, zero_shot = module(pixels), None
+        with module.zero_shot():
+            zero_shot = module(pixels)
+    assert (own.softmax(dim=-1) - expected).abs().max() <= 1e-5
+    assert (own - zero_shot).abs().max() > 0.01
+    for saved in ("plain", "peft", "again"):
+        assert (predicted(dtrap, saved, pictures, tmp_path) - expected).abs().max() <= 1e-5
+    if library == "open_clip":
+        base = OpenCLIP(**backbones["open_clip"][1]).model
+    else:
+        base = AutoModel.from_pretrained(backbones[library][1]["name"]).eval()
+    with warnings.catch_warnings():
+        warnings.filterwarnings("error", message=".*missing.*|.*unexpected.*|.*not load.*")
+        model = PeftModel.from_pretrained(base, tmp_path / "peft").base_model.model
+    with torch.no_grad():
+        if library == "open_clip":
+            found, right = (model.encode_image(pixels), model.encode_text(tokens)), None
+        else:
+            found = model.get_image_features(pixel_values=pixels), model.get_text_features(input_ids=tokens)
+        right = module.backbone.encode_image(pixels), module.backbone.encode_text(tokens)
+    for a, b in zip(found, right, strict=True):
+        assert (getattr(a, "pooler_output", a) - b).abs().max() <= 2e-6 * b.abs().max()
+
+
+def test_a_card_names_no_class_but_those_of_peft(dtrap, backbones, pictures, tmp_path):
+    """The class path in a card comes from a stranger: it is looked up in peft's table, never imported."""
+    settings = {"config": {"class_path": "peft.VeraConfig", "init_args": {"r": 4}}}
+    _, adapter = save_run(tmp_path / "run", backbones["open_clip"], settings, PEFT)
+    card = json.loads(adapter.with_suffix(".json").read_text())
+    assert card["model"]["tuner"]["init_args"]["config"] == settings["config"]
+    content = adapter.read_bytes()
+    adapter.write_bytes(content.replace(b"peft.VeraConfig", b"os.VeraConfig  "))
+    adapter.with_suffix(".json").unlink()
+    (tmp_path / "run" / "config.yaml").unlink()
+    status, _, err = dtrap("predict", "--adapter", adapter, "--images", pictures)
+    assert status == 2
+    assert "os.VeraConfig" in err
+    assert "Traceback" not in err

@@ -219,16 +219,6 @@ def test_a_class_without_a_test_image_is_said(tmp_path, folder_root, caplog):
     assert folder(folder_root, held_out=0.5).untested_classes == []
 
 
-@pytest.mark.parametrize("stray", [False, True])
-def test_parts_of_a_split_are_no_classes(tmp_path, stray):
-    for part in ("train", "val", "test"):
-        make_class_folders(tmp_path / part, ["cat", "dog"], 2)
-        if stray:
-            picture(0).save(tmp_path / part / "overview.png")
-    with pytest.raises(DtrapError, match=r"no classes.*--data\.root .*train --data\.query_root .*test$"):
-        folder(tmp_path).setup()
-
-
 def test_two_files_for_one_row_of_a_table_are_said(tmp_path, caplog):
     root = make_isic(tmp_path / "isic", per_class=2)
     name = "ISIC2018_Task3_Training_Input/ISIC_0000000"

@@ -27,6 +27,8 @@ CONSTANT = {
 REFUSED = {
     ("open_clip CLIP ResNet", "LoRA, vision"): NO_BLOCKS,
     ("open_clip CLIP ResNet", "LoRA, both"): NO_BLOCKS,
+    ("open_clip CLIP ResNet", "DoRA with MLPs"): NO_BLOCKS,
+    ("open_clip CLIP ResNet", "VeRA, both"): NO_BLOCKS,
     ("open_clip CLIP ResNet", "MaPLe"): NO_BLOCKS,
     ("open_clip CLIP ResNet", "FWT around LoRA"): NO_BLOCKS,
 }

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from ....lightning_modules.exact_interval import CONFIDENCE
+from ...statistics import CORRECTED, STUDENT
 from .chart import Chart, Table
 from .drawing import NARROW, Look, Sheet, looks, say_empty, styled
 from .words import Numbers, clean, counted, interval_of, mean_text, number, numbers, sentences, unique
@@ -19,7 +20,11 @@ PLOT_HEIGHT = 170.0
 
 @styled
 def accuracy_per_episode(
-    series: Mapping[str, tuple[Any, Any]], *, unit: str = "episode", order: Sequence[str] | None = None
+    series: Mapping[str, tuple[Any, Any]],
+    *,
+    unit: str = "episode",
+    order: Sequence[str] | None = None,
+    resampled: float | None = None,
 ) -> Chart:
     """Draw the accuracy of each episode as a point, and the running mean with Student's 95% interval as a line.
 
@@ -27,10 +32,11 @@ def accuracy_per_episode(
         series: For each method the numbers of its episodes and their accuracies in percent.
         unit: What an episode is called.
         order: All methods of the page, for the same colors in all charts.
+        resampled: n_test/n_train of repeats of held-out images, whose interval is the corrected resampled one.
     """
     drawn = dict(zip(unique(series), (_sorted(*values) for values in series.values()), strict=True))
     styles = dict(zip(drawn, looks(series, order).values(), strict=True))
-    means = {name: interval_of(values) for name, (_, values, _) in drawn.items()}
+    means = {name: interval_of(values, resampled) for name, (_, values, _) in drawn.items()}
     texts = {name: mean_text(found, noun=unit) for name, found in means.items()}
     shown = dict(list(drawn.items())[:MOST_METHODS])
     sheet = Sheet(NARROW, PLOT_HEIGHT + 50 + 14 * len(shown))
@@ -39,19 +45,19 @@ def accuracy_per_episode(
     for name, (episodes, values, _) in shown.items():
         if len(values):
             many = sum(len(numbers) for _, numbers, _ in shown.values()) > MOST_POINTS
-            _draw(axes, episodes, values, styles[name], rasterized=many)
+            _draw(axes, episodes, values, styles[name], many, resampled)
     _scale(axes, [values for _, values, _ in shown.values()])
     axes.set_xlabel(unit)
     axes.set_ylabel("accuracy (%)")
     missing = sum(gone for _, _, gone in drawn.values())
     hidden = len(drawn) - len(shown)
-    title = f"Accuracy per {unit}"
+    title, kind = f"Accuracy per {unit}", STUDENT if resampled is None else CORRECTED
     alt = sentences(
         f"Points: accuracy in percent of each {unit}. Lines: running mean with its 95 % interval",
         *(_sentence(name, values, texts[name]) for name, (_, values, _) in drawn.items()),
     )
     note = sentences(
-        f"Points are {unit}s, the line is the mean of all {unit}s so far, the band its 95 % interval (Student's t)",
+        f"Points are {unit}s, the line is the mean of all {unit}s so far, the band its 95 % interval ({kind})",
         f"{counted(missing, 'value')} missing and left out" if missing else "",
         f"The first {MOST_METHODS} of {len(drawn)} methods are drawn" if hidden else "",
     )
@@ -60,8 +66,11 @@ def accuracy_per_episode(
     return Chart(title, sheet.svg(alt), alt, note, table)
 
 
-def running_mean(values: Numbers) -> tuple[Numbers, Numbers]:
-    """Return the mean of the first 1, 2, … n values and the half widths of Student's interval; the first is NaN."""
+def running_mean(values: Numbers, resampled: float | None = None) -> tuple[Numbers, Numbers]:
+    """Return the mean of the first 1, 2, … n values and the half widths of Student's interval; the first is NaN.
+
+    Those of repeats, where `resampled` is n_test/n_train, are of the corrected resampled interval.
+    """
     from scipy.special import stdtrit  # the quantile alone: scipy.stats takes longer to import
 
     count = np.arange(1, len(values) + 1)
@@ -70,7 +79,9 @@ def running_mean(values: Numbers) -> tuple[Numbers, Numbers]:
     squares = np.maximum(np.cumsum(shifted**2) - count * mean**2, 0)
     half_width = np.full(len(values), np.nan)
     freedom = count[1:] - 1
-    half_width[1:] = stdtrit(freedom, (1 + CONFIDENCE) / 2) * np.sqrt(squares[1:] / freedom / count[1:])
+    half_width[1:] = stdtrit(freedom, (1 + CONFIDENCE) / 2) * np.sqrt(
+        squares[1:] / freedom * (1 / count[1:] + (resampled or 0.0))
+    )
     return mean + values[:1], half_width
 
 
@@ -85,11 +96,11 @@ def _sorted(episodes: Any, values: Any) -> tuple[Numbers, Numbers, int]:
     return places[turn], found[turn], int((~sound).sum())
 
 
-def _draw(axes: Any, episodes: Numbers, values: Numbers, look: Look, rasterized: bool) -> None:
+def _draw(axes: Any, episodes: Numbers, values: Numbers, look: Look, rasterized: bool, ratio: float | None) -> None:
     size = 3.2 if len(values) <= 100 else 2.4
     alpha = 0.55 if len(values) <= 100 else 0.35
     axes.plot(episodes, values, **{**look.point, "markersize": size}, alpha=alpha, rasterized=rasterized, zorder=1.5)
-    mean, half_width = running_mean(values)
+    mean, half_width = running_mean(values, ratio)
     # as many places as the screen can show; the last is the mean of the legend
     kept = np.unique(np.linspace(0, len(values) - 1, min(len(values), 120)).round().astype(int))
     axes.plot(episodes[kept], mean[kept], **look.line)

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 from matplotlib.axes import Axes
 
+from ...statistics import CORRECTED, STUDENT, Interval
 from .chart import Chart, Table
 from .drawing import INK, MUTED, NARROW, TEXT, Look, Sheet, fitted_line, looks, say_empty, styled
 from .words import Numbers, counted, interval_of, mean_text, number, numbers, present, sentences, unique
@@ -18,7 +19,12 @@ MOST_BARS, MOST_LABELS = 40, 12
 
 @styled
 def difference_distribution(
-    differences: Mapping[str, Any], *, unit: str = "points", noun: str = "pair", order: Sequence[str] | None = None
+    differences: Mapping[str, Any],
+    *,
+    unit: str = "points",
+    noun: str = "pair",
+    order: Sequence[str] | None = None,
+    resampled: Mapping[str, float | None] | None = None,
 ) -> Chart:
     """Draw the paired differences of each label as bars over one scale, with their mean and its 95% interval below.
 
@@ -27,26 +33,30 @@ def difference_distribution(
         unit: Unit of the differences.
         noun: What a pair is called.
         order: All labels of the page, for the same colors in all charts.
+        resampled: n_test/n_train of those labels whose pairs are repeats of held-out images.
     """
     found = dict(zip(unique(differences), (present(values) for values in differences.values()), strict=True))
     missing = sum(np.size(numbers(values)) for values in differences.values()) - sum(map(len, found.values()))
     styles = dict(zip(found, looks(differences, order).values(), strict=True))
-    texts = {name: mean_text(interval_of(values), 2, noun, sign=True) for name, values in found.items()}
+    ratios = [(resampled or {}).get(label) for label in differences]
+    intervals = {name: interval_of(values, ratio) for (name, values), ratio in zip(found.items(), ratios, strict=True)}
+    texts = {name: mean_text(intervals[name], 2, noun, sign=True) for name in found}
     shown = dict(list(found.items())[:MOST_LABELS])
     sheet = Sheet(NARROW, 44 + ROW * max(1, len(shown)))
     axes = sheet.axes(10, 4, NARROW - 20, sheet.height - 42, ylim=(max(1, len(shown)), 0))
     axes.set_yticks([])
     axes.spines["left"].set_visible(False)
     axes.set_xlabel(f"paired difference ({unit})")
-    _scale(axes, shown)
+    _scale(axes, shown, [intervals[name] for name in shown])
     for row, (name, values) in enumerate(shown.items()):
-        _draw(axes, row, name, values, styles[name], texts[name])
+        _draw(axes, row, name, values, styles[name], texts[name], intervals[name])
     alt = sentences(
         f"Bars: how often each difference in {unit} occurs; below, the mean with its 95 % interval",
         *(_sentence(name, values, texts[name]) for name, values in found.items()),
     )
+    kinds = dict.fromkeys(STUDENT if ratio is None else CORRECTED for ratio in ratios) or [STUDENT]
     note = sentences(
-        "Bars count the pairs, the dot is their mean, the line its 95 % interval (Student's t)",
+        f"Bars count the pairs, the dot is their mean, the line its 95 % interval ({' or '.join(kinds)})",
         f"{counted(missing, 'value')} missing and left out" if missing else "",
         f"The first {MOST_LABELS} of {len(found)} are drawn" if len(found) > len(shown) else "",
     )
@@ -73,23 +83,21 @@ def bars(values: Numbers) -> tuple[Numbers, Numbers, float]:
     return places * width, counts.astype(float), float(width)
 
 
-def _scale(axes: Axes, shown: Mapping[str, Numbers]) -> None:
+def _scale(axes: Axes, shown: Mapping[str, Numbers], intervals: Sequence[Interval | None]) -> None:
     every = np.concatenate([np.empty(0), *shown.values()])
     if len(every) == 0:
         say_empty(axes)
         return
-    intervals = [interval_of(values) for values in shown.values()]
     ends = [end for found in intervals if found is not None for end in (found.low, found.high) if end is not None]
     low, high = min(0, every.min(), *ends, 0), max(0, every.max(), *ends, 0)
     room = 0.06 * (high - low) or 1.0
     axes.set_xlim(low - room, high + room)
 
 
-def _draw(axes: Axes, row: int, name: str, values: Numbers, look: Look, text: str) -> None:
+def _draw(axes: Axes, row: int, name: str, values: Numbers, look: Look, text: str, found: Interval | None) -> None:
     width = NARROW - 20
     axes.text(0, row + 0.03, fitted_line(name, width * 0.55), transform=axes.get_yaxis_transform(), va="top", size=TEXT)
     axes.text(1, row + 0.03, text, transform=axes.get_yaxis_transform(), va="top", ha="right", color=MUTED)
-    found = interval_of(values)
     if found is None:
         return
     centers, heights, thick = bars(values)

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from ...statistics import Interval, mean_interval
+from ...statistics import CORRECTED, CORRECTED_SHORT, Interval, mean_interval
 
 Numbers = npt.NDArray[np.float64]
 
@@ -45,10 +45,15 @@ def present(values: Any) -> Numbers:
     return found[np.isfinite(found)]
 
 
-def interval_of(values: Any) -> Interval | None:
-    """Return the mean of the finite values with its interval; None if there is none."""
+def interval_of(values: Any, resampled: float | None = None) -> Interval | None:
+    """Return the mean of the finite values with its interval; None if there is none.
+
+    Args:
+        values: The values.
+        resampled: n_test/n_train, if they are of repeats of held-out images.
+    """
     found = present(values)
-    return mean_interval(found.tolist()) if len(found) else None
+    return mean_interval(found.tolist(), resampled) if len(found) else None
 
 
 def clean(name: object, longest: int = LONGEST_NAME) -> str:
@@ -102,7 +107,8 @@ def mean_text(found: Interval | None, digits: int = 1, noun: str = "value", *, s
     if found.half_width is None:
         return f"{mean} ({count}, no interval)"
     few = ", too few" if found.too_few else ""
-    return f"{mean} ± {number(found.half_width, digits)} ({count}{few})"
+    kind = f", {CORRECTED_SHORT}" if found.kind == CORRECTED else ""
+    return f"{mean} ± {number(found.half_width, digits)} ({count}{kind}{few})"
 
 
 def listed(words: Sequence[str], most: int = NAMED) -> str:

@@ -1,0 +1,91 @@
+"""One task over all classes and images, with the images to test on held out, from a split or from a second folder."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from ..errors import DtrapError
+from .episode import Task
+from .held_out import hold_out, hold_out_groups
+from .index import listing
+from .sampler import CLASSES, EpisodeSampler
+
+if TYPE_CHECKING:
+    from .folder import FolderDataModule
+
+
+class OneTaskSampler(EpisodeSampler):
+    """One task over all classes and images; with `repeats`, one task for each draw of the held-out images.
+
+    Args:
+        data: The images. Those to train on, to validate on and to test on are its `own_positions`,
+            `validation_positions` and `query_positions`, of each class.
+        seed: Seed of the views and of what is held out.
+        batch_size: Support rows of a training step; None for all of them.
+        drop_last: Whether an incomplete last mini-batch of an epoch is dropped.
+    """
+
+    data: FolderDataModule
+
+    def __init__(self, data: FolderDataModule, seed: int, batch_size: int | None, drop_last: bool) -> None:
+        super().__init__(data, way=2, shot=1, query=0, seed=seed, batch_size=batch_size, drop_last=drop_last)
+        self.tasks = data.repeats or 1
+        self.description = "one task" if data.repeats is None else f"{data.repeats} x held-out {data.held_out}"
+        self.unit = "task" if data.repeats is None else "repeat"
+        # Of images that have a split, the index says whether there are some to test on: see FolderDataModule.
+        self.has_query = data.query_root is not None or data.held_out is not None
+
+    def draw(self, number: int) -> Task:
+        """Return all classes; support and query images as the folders, the splits or the held-out share say."""
+        data, own = self.data, self.data.own_positions
+        usable = data.large_classes([len(found) for found in own], 1, "for the support")
+        if len(usable) < 2:
+            raise DtrapError(
+                f"{data.root} has images of {len(usable)} class(es); expected 2 or more folders of images."
+            )
+        images, validation = [own[label] for label in usable], data.validation_positions
+        query = [data.query_positions[label].tolist() for label in usable]
+        if data.held_out is not None:
+            query = self._held_out(number, images)
+        # All images of the class but those held out, in the order of the index.
+        support = [
+            np.setdiff1d(found, held, assume_unique=True).tolist() for found, held in zip(images, query, strict=True)
+        ]
+        held_back = None if validation is None else [validation[label].tolist() for label in usable]
+        task = Task(usable, support, query, spare=[[] for _ in usable], validation=held_back)
+        self._check(task)
+        return task
+
+    def row_order(self, rng: np.random.Generator, labels: np.ndarray) -> np.ndarray:
+        """Return the rows of an epoch; with `balanced_batches` drawn with replacement, each class equally often."""
+        if not self.data.balanced_batches:
+            return super().row_order(rng, labels)
+        counts = np.bincount(labels)
+        chances = 1 / counts[labels]
+        return rng.choice(len(labels), size=len(labels), p=chances / chances.sum())
+
+    def _held_out(self, number: int, images: Sequence[np.ndarray]) -> list[list[int]]:
+        groups, share = self.data.index.groups, self.data.held_out or 0
+        rng = self.generator(number, CLASSES)
+        if groups is None:
+            return hold_out(images, share, rng)
+        return hold_out_groups(images, groups, share, rng)
+
+    def _check(self, task: Task) -> None:
+        """Say which classes have no test image; raise a DtrapError where none has."""
+        data, names = self.data, self.data.index.class_names
+        if not data.has_query:
+            return
+        untested = [names[label] for label, query in zip(task.classes, task.query, strict=True) if not query]
+        if not any(task.query):
+            counts = [len(found) for found in data.own_positions]
+            raise DtrapError(
+                f"held_out {data.held_out} leaves no query image: the classes under {data.root} have {min(counts)} to "
+                f"{max(counts)} images{'' if data.index.groups is None else ' in groups'}. Raise it, or give a "
+                "query_root."
+            )
+        if untested:
+            data.warn_once(f"no test image, so the accuracy does not cover them: {listing(untested)}")
