@@ -112,8 +112,19 @@ def test_use_it_in_a_lightning_project(run_pages, tmp_path):
         '"ViT-B-16-quickgelu", "openai"': '"tiny_clip.json", "tiny_clip.safetensors"',
         "Trainer(max_epochs=250,": "Trainer(logger=False, accelerator='cpu', max_epochs=1,",
         "Trainer(max_epochs=10,": "Trainer(logger=False, accelerator='cpu', max_epochs=1,",
+        "root: /data/EuroSAT": f"root: {tmp_path / 'eurosat'}",
+        "name: ViT-B-16-quickgelu, pretrained: openai": "name: tiny_clip.json, pretrained: tiny_clip.safetensors",
+        "max_epochs: 100": "max_epochs: 2\n  accelerator: cpu",
     }
     run_pages("how-to/use-it-in-a-lightning-project.md", shown=shown)
+    assert (tmp_path / "best" / "best.ckpt").exists()
+
+
+def test_add_a_plug_in(run_pages):
+    short = ["--trainer.max_epochs", "1", "--data.query", "2", "--protocol.episodes", "1"]
+    out = run_pages("how-to/add-a-plug-in.md", shorter=[*short, "--trainer.callbacks", "null"])
+    assert "named-lora on tiny_clip/" in out
+    assert "when it was saved" in out
 
 
 def test_compare_methods_and_read_the_rows(run_pages, tmp_path, capsys):
