@@ -155,6 +155,23 @@ def test_run_a_study(run_pages, tmp_path):
     assert len(list((tmp_path / "runs" / "study_lambda").glob("*/summary.json"))) == 2
 
 
+def test_log_runs(run_pages, tmp_path, monkeypatch):
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    short = ["--trainer.max_epochs", "2", "--data.query", "2", "--protocol.episodes", "1"]
+    run_pages("how-to/log-runs.md", shorter=short)
+    assert "figures/losses" in (tmp_path / "workspace.json").read_text()
+    assert list(tmp_path.glob("runs/*/wandb/offline-run-*"))
+    assert list(tmp_path.glob("runs/*/tensorboard/*"))
+
+
+def test_run_a_sweep(run_pages, tmp_path):
+    out = run_pages("how-to/run-a-sweep.md", shorter=["--trainer.max_epochs=2", "--protocol.episodes=1"])
+    assert "Rank and learning rate on the demo" in out
+    (folder,) = (path.name for path in tmp_path.glob("runs/shapes*"))
+    # The page's name, and the words that make the run shorter.
+    assert "_tuner.rank-4_learning-rate-0.001" in folder
+
+
 def test_check_your_own_images_and_cite_what_was_used(run_pages, tmp_path):
     make_class_folders(tmp_path / "my_photos", ["maple", "oak"], 4)
     check = TEXTS["how-to/get-and-check-data.md"].replace("/data", str(tmp_path / "my_photos"))
