@@ -130,6 +130,7 @@ def _dispatch(words: list[str]) -> int:
 
 
 def _list_configs(rest: list[str]) -> int:
+    from .commands.plug_ins import plug_in_lines
     from .configs import config_text, shipped_configs, title_of
 
     if rest and rest[0] not in ("-h", "--help"):
@@ -139,6 +140,9 @@ def _list_configs(rest: list[str]) -> int:
     width = max(map(len, names)) + 2
     for name in names:
         print(f"{name:{width}}{title_of(name)}")
+    lines = plug_in_lines()
+    if lines:
+        print("", "installed plug-ins:", *(f"  {line}" for line in lines), sep="\n")
     return 0
 
 

@@ -59,6 +59,14 @@ class OneTaskSampler(EpisodeSampler):
         self._check(task)
         return task
 
+    def row_order(self, rng: np.random.Generator, labels: np.ndarray) -> np.ndarray:
+        """Return the rows of an epoch; with `balanced_batches` drawn with replacement, each class equally often."""
+        if not self.data.balanced_batches:
+            return super().row_order(rng, labels)
+        counts = np.bincount(labels)
+        chances = 1 / counts[labels]
+        return rng.choice(len(labels), size=len(labels), p=chances / chances.sum())
+
     def _held_out(self, number: int, images: Sequence[np.ndarray]) -> list[list[int]]:
         groups, share = self.data.index.groups, self.data.held_out or 0
         rng = self.generator(number, CLASSES)

@@ -234,6 +234,10 @@ def row_of(
     row["precision"] = str(trainer.precision)
     if tf32:
         row["tf32"] = True
+    if module.tuner.class_weights is not None:
+        row["class_weights"] = dict(zip(data.class_names, module.tuner.class_weights.tolist(), strict=True))
+    if getattr(data, "balanced_batches", False):
+        row["balanced_batches"] = True
     if module.loss_scale.skipped:
         row["skipped_updates"] = module.loss_scale.skipped
     row |= _tested(zero_shot, None if diverged else module, data.class_names)

@@ -9,11 +9,14 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn
 from rich.text import Text
 
+from ..console import say
 from .claims import REPEAT, TASK, so_far
 from .run_folder import Row
 from .summary import mean_of, tested_images
+from .time_estimate import TimeEstimate
 
 SECONDS_BETWEEN_LINES = 30.0
+ONE_OF_MANY = 0.1  # share of a training up to which its first step says nothing of the others
 
 
 class EpisodeProgress:
@@ -47,7 +50,8 @@ class EpisodeProgress:
         self.accuracy_title = methods[0] if named else "accuracy"
         self.total = episodes * len(methods)
         self.console, self.clock = console or Console(), clock
-        self.earlier = self.finished = len(earlier)
+        self.finished = self._finished_earlier = len(earlier)
+        self.earlier: float = self.finished
         self.tested: list[Row] = []
         self.diverged = 0
         self.accuracy = ""
@@ -56,6 +60,8 @@ class EpisodeProgress:
         self.fraction, self.together = 0.0, 1
         self.testing = ""
         self.last_line = ""
+        self.estimate: TimeEstimate | None = None
+        self._start: tuple[float, float] | None = None  # when the first step was done, and its share
         columns = (BarColumn(), TextColumn("{task.description}", markup=False))
         self.bar = Progress(*columns, console=self.console, refresh_per_second=4, disable=not self.console.is_terminal)
 
@@ -76,14 +82,26 @@ class EpisodeProgress:
         elif self.last_line and self.text() != self.last_line:
             self._print_line()
 
-    def begin(self, episode: int, together: int = 1) -> None:
+    def begin(self, episode: int, together: int = 1, method: str | None = None) -> None:
         """Start an episode (numbered from 0) of one method, or several side by side from this one on."""
         self.episode, self.together = episode, together
+        if self.estimate is not None and method is not None:
+            self.estimate.begin(method, together)
         self._show()
+
+    def resume(self, fraction: float) -> None:
+        """Begin the training of an episode, of which this fraction was done in an earlier start."""
+        self.earlier += fraction
+        self.fraction += fraction
+        if self.estimate is not None:
+            self.estimate.resumed(fraction)
 
     def advance(self, fraction: float) -> None:
         """Add a fraction of the current method-episode."""
+        if self._start is None and self.finished == self._finished_earlier and fraction < ONE_OF_MANY:
+            self._start = self.clock(), fraction
         self.fraction, self.testing = min(self.fraction + fraction, self.together), ""
+        self._say(None if self.estimate is None else self.estimate.advanced(fraction))
         self._show()
 
     def share(self, fraction: float) -> None:
@@ -94,6 +112,8 @@ class EpisodeProgress:
     def test(self, done: int, batches: int) -> None:
         """Show the number of finished test batches; they do not count for the fraction."""
         self.testing = f"test batch {done}/{batches}" if done < batches else ""
+        if self.estimate is not None:
+            self.estimate.tested()
         self._show()
 
     def finish(self, row: Row) -> None:
@@ -101,6 +121,7 @@ class EpisodeProgress:
         self.finished += 1
         self.together = max(self.together - 1, 1)
         self.fraction, self.testing = max(self.fraction - 1, 0.0), ""
+        self._say(None if self.estimate is None else self.estimate.finished(row))
         self._count([row])
         self._show()
 
@@ -136,11 +157,19 @@ class EpisodeProgress:
         return self.finished + self.fraction
 
     def remaining_seconds(self) -> float | None:
-        """Return the remaining time at the mean speed of this process; None before any progress and at the end."""
+        """Return the remaining time at the mean speed of this process; None before any progress and at the end.
+
+        In the first episode it is the speed of the steps after the first one, which comes after tests and decoding.
+        """
         here = self.finished - self.earlier + self.fraction
         left = self.total - self.finished - self.fraction
         if here <= 0 or left <= 0:
             return None
+        if self._start is not None and self.finished == self._finished_earlier:
+            began, before = self._start
+            rate = (self.clock() - began) / (here - before) if here > before else None
+            # Each task has tests, and encodes its images, before the end of its first step.
+            return None if rate is None else rate * left + (began - self.started) * int(left)
         return (self.clock() - self.started) / here * left
 
     def _count(self, rows: Iterable[Row]) -> None:
@@ -153,6 +182,14 @@ class EpisodeProgress:
                 self.tested.append({**numbers, "test_images": tested_images(row)})
         interval = mean_of(self.tested)
         self.accuracy = "" if interval is None else so_far(interval, self.unit)
+
+    def looked(self, worker: object, method: str, share: float, tasks: int) -> None:
+        """Time the tasks of a worker, see `TimeEstimate.looked`."""
+        self._say(None if self.estimate is None else self.estimate.looked(worker, method, share, tasks))
+
+    def _say(self, line: str | None) -> None:
+        if line is not None:
+            say(self.console, line)
 
     def _show(self) -> None:
         if not self.bar.disable:

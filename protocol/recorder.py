@@ -53,6 +53,7 @@ class EpisodeRecorder(Callback):
         total = max(int(trainer.estimated_stepping_batches), 1)
         self._share = 1 / total
         self._chosen = evenly_spaced(total)
+        self.progress.resume(min(trainer.global_step / total, 1.0))
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         """Read the number of the step: with manual optimization a batch may step several optimizers."""

@@ -47,6 +47,7 @@ from .settings import ProtocolOptions, ProtocolSettings
 from .side_by_side.episodes import EpisodeGroups
 from .space import check_space, sizes_of_files
 from .summary import render, summarize
+from .time_estimate import TimeEstimate
 from .workers.options import check_ray
 
 if TYPE_CHECKING:
@@ -250,6 +251,7 @@ class ProtocolRun:
         logger.log_earlier(rows)
         known = self.known()
         progress = EpisodeProgress(self.episodes, self.names, rows=rows, unit=self.data.unit, console=self.console)
+        progress.estimate = TimeEstimate.of(run, missing, known, self.data.unit)
         status = "failed"
         try:
             with self._workers() as pool, progress, cheap_collection():

@@ -151,9 +151,22 @@ def test_classify_your_own_images_and_take_the_model_along(run_pages, tmp_path):
     short = ["--config", "backbones/tiny.yaml", "--trainer.max_epochs", "1", "--protocol.episodes", "1"]
     out = run_pages("how-to/classify-your-own-images.md", "how-to/take-a-model-along.md", shorter=short)
     assert "no held-out images, so no accuracy" in out
-    assert (tmp_path / "predictions.csv").read_text().startswith("path,label,birch,maple,oak\n")
+    assert (tmp_path / "predictions.csv").read_text().startswith("path,label,confidence,runner_up,")
     assert (tmp_path / "my_model" / "class_features.safetensors").exists()
     assert (tmp_path / "my_adapter" / "adapter_model.safetensors").exists()
+
+
+def test_balance_classes(run_pages, tmp_path):
+    make_class_folders(tmp_path / "my_photos", ["maple", "birch", "oak"], [12, 6, 4])
+    (tmp_path / "imbalance.yaml").write_text(
+        (SHIPPED / "studies" / "imbalance.yaml")
+        .read_text()
+        .replace("episodes: 10", "episodes: 2")
+        .replace("max_epochs=100", "max_epochs=1")
+    )
+    short = ["--config", "backbones/tiny.yaml", "--trainer.max_epochs", "1"]
+    out = run_pages("how-to/balance-classes.md", shorter=short)
+    assert "intervals over repeats of held-out images: Nadeau and Bengio's corrected resampled t" in out
 
 
 @pytest.mark.parametrize("page", TEXTS)

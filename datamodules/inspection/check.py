@@ -25,7 +25,7 @@ from ..pixels import check_value_range
 from ..places import FolderTree, check_no_splits, unread
 from ..walk import list_folders, list_images
 from .fingerprints import bar
-from .own_images import FOLDER, TABLE, inspect_own, read_own
+from .own_images import FOLDER, TABLE, TableColumns, inspect_own, read_own
 from .set_report import SetReport, faults_of, notes_of
 
 CASES = 3
@@ -43,6 +43,7 @@ def check(
     table: Path | None = None,
     value_range: list[float] | None = None,
     labels: Path | None = None,
+    columns: TableColumns | None = None,
     template: str = FolderDataModule.default_template,
 ) -> int:
     """Print a table of the sets under a root and what is wrong with them.
@@ -59,6 +60,7 @@ def check(
         table: CSV file for all faults and notes, one row for each file, row or class; None for none.
         value_range: The values [black, white] of images with more than 8 bits; None for those that the files state.
         labels: Table of the labels of a user's own images under the root; None for class folders or known sets.
+        columns: Columns of that table, where they cannot be found by their names.
         template: Class prompt with `{}` for the class name, for own images.
 
     Returns:
@@ -69,7 +71,7 @@ def check(
     """
     check_value_range(value_range)
     check_template("--template", template)
-    reports = _read_sets(root, only) if labels is None else read_own(root, labels, asked=True)
+    reports = _read_sets(root, only) if labels is None else read_own(root, labels, asked=True, columns=columns)
     own = [report for report in reports if report.name in (FOLDER, TABLE)]
     for report in own:
         inspect_own(report, root, console, decode=decode, template=template, value_range=value_range)

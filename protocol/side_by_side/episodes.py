@@ -94,7 +94,7 @@ class EpisodeGroups:
         while left:
             chosen = left[: self.sizes[name]]
             if len(chosen) == 1:
-                progress.begin(chosen[0])
+                progress.begin(chosen[0], method=name)
                 # Without others, it is the data module's own episode, which may have been decoded ahead.
                 data = None if self.largest == 1 else self._source(chosen[0])
                 yield self.run.run(name, progress, rows, append, data)
@@ -103,7 +103,7 @@ class EpisodeGroups:
             done, lost = self._together(name, chosen, progress, append)
             yield from done
             for episode in lost:
-                progress.begin(episode)
+                progress.begin(episode, method=name)
                 yield self.run.run(name, progress, rows, append, self._source(episode))
             finished = {row["episode"] for row in done} | set(lost)
             left = [episode for episode in left if episode not in finished]
@@ -115,7 +115,7 @@ class EpisodeGroups:
 
         Without room in the memory there may be neither; fewer are side by side from then on.
         """
-        progress.begin(episodes[0], len(episodes))
+        progress.begin(episodes[0], len(episodes), name)
         self.run.clock.begin()
         more = [self.run.callbacks(self._source(episode)) for episode in episodes]
         done: list[Row] = []

@@ -92,6 +92,8 @@ class RowsOfWorkers:
         methods = [replace(m) if isinstance(m, MethodConfig) else m for m in self.run.methods.values()]
         self._add = self.pool.add(RunJob(methods, self.data, replace(self.run.settings, workers=None)))
         self.progress.begin(next(iter(self._open)))
+        if self.progress.estimate is not None:
+            self.progress.estimate.workers = self.pool.count
         try:
             self.groups.choose(self._missing, measured=False)
             for group, _ in self.groups.groups(list(self._open)):
@@ -177,6 +179,10 @@ class RowsOfWorkers:
         self._shares = {number: share for number, share in self._shares.items() if number in running}
         if running:
             self.progress.share(sum(self._shares.values()))
+        for number, task in running.items():
+            if number in self._shares and isinstance(task.item, Item):
+                item = task.item
+                self.progress.looked((number, item.episodes), item.method, self._shares[number], len(item.episodes))
 
     def _collect(self) -> None:
         """Take what the workers have reported; write the checkpoints of tasks that still run."""

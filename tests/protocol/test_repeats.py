@@ -125,7 +125,7 @@ def test_a_run_and_its_report_name_the_interval_everywhere(dtrap, tmp_path, tiny
         assert method["test_images_each"] == [7, 7]
         if len(set(values)) > 1:
             assert method["accuracy"]["half_width"] == pytest.approx(corrected(values, ratio))
-    (first, second), ((_other, difference),) = accuracies.values(), summary["differences"].items()
+    (first, second), (difference,) = accuracies.values(), summary["differences"].values()
     pairs = [ours - theirs for ours, theirs in zip(first, second, strict=True)]
     assert difference["half_width"] == pytest.approx(corrected(pairs, ratio))
     assert f"± {difference['half_width']:.2f} (4 pairs, corrected resampled t)" in out
