@@ -41,7 +41,9 @@ class DrawnImage(NamedTuple):
 
 def is_draw(path: Path) -> bool:
     """Whether a `subset` is a published draw: a folder of such files, one of them, or a pickle, which is refused."""
-    if path.is_dir() or path.suffix.lower() in (".jsonl", *PICKLES):
+    if path.is_dir():
+        return any(file.suffix.lower() in (".jsonl", *PICKLES) for file in path.iterdir())
+    if path.suffix.lower() in (".jsonl", *PICKLES):
         return True
     if not path.is_file():
         return False

@@ -57,6 +57,7 @@ def run_pages(dtrap, tmp_path, monkeypatch):
                         run_command(line.partition("  #")[0], shorter)
         return "\n".join(printed)
 
+    run.command = lambda line: run_command(line, ())
     yield run
     for title in TITLES:
         sys.modules.pop(Path(title).stem, None)
@@ -141,6 +142,20 @@ def test_run_a_study(run_pages, tmp_path):
     assert "2 cells: 0 of 8 rows done, 8 missing." in out
     assert "Two weights of SVL" in out
     assert len(list((tmp_path / "runs" / "study_lambda").glob("*/summary.json"))) == 2
+
+
+def test_check_your_own_images_and_cite_what_was_used(run_pages, tmp_path):
+    make_class_folders(tmp_path / "my_photos", ["maple", "oak"], 4)
+    check = TEXTS["how-to/get-and-check-data.md"].replace("/data", str(tmp_path / "my_photos"))
+    own = [line for line in check.splitlines() if line.startswith("dtrap data") and "coop/dtd" not in line]
+    assert len(own) == 4
+    for line in own:
+        run_pages.command(line)
+    out = run_pages("how-to/cite-what-you-used.md", shorter=["--trainer.max_epochs", "2", "--data.query", "2"])
+    assert "images per class" in out
+    assert (tmp_path / "findings.csv").exists()
+    assert (tmp_path / "my_photos.png").exists()
+    assert "@inproceedings{hu2022lora," in out
 
 
 def test_classify_your_own_images_and_take_the_model_along(run_pages, tmp_path):
