@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import yaml
 from dtrap.configs import SHIPPED, find_config
-from layouts import make_class_folders, make_eurosat, picture
+from layouts import make_chestx, make_class_folders, make_eurosat, make_isic, picture
 
 ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"
@@ -215,6 +215,18 @@ def test_balance_classes(run_pages, tmp_path):
     short = ["--config", "backbones/tiny.yaml", "--trainer.max_epochs", "1"]
     out = run_pages("how-to/balance-classes.md", shorter=short)
     assert "intervals over repeats of held-out images: Nadeau and Bengio's corrected resampled t" in out
+
+
+def test_label_images_with_a_table(run_pages, tmp_path, caplog):
+    make_class_folders(tmp_path / "my_photos", ["birch", "maple", "oak"], 4)
+    isic = make_isic(tmp_path / "isic", per_class=24)
+    lesions = [f"HAM_{label}{n // 2},ISIC_00{label:02d}{n:03d}" for label in range(7) for n in range(24)]
+    (isic / "HAM10000_metadata.csv").write_text("\n".join(["lesion_id,image_id", *lesions]) + "\n")
+    shown = {"/data/ISIC": isic, "/data/ChestX": make_chestx(tmp_path / "chestx", per_class=20)}
+    short = ["--config", "backbones/tiny.yaml", "--trainer.max_epochs", "1", "--protocol.episodes", "1"]
+    out = run_pages("how-to/label-images-with-a-table.md", shown=shown, shorter=short)
+    assert "trained on 9 images, tested on 3" in out
+    assert "column 'patient_id' is not used" in caplog.text
 
 
 @pytest.mark.parametrize("page", TEXTS)
