@@ -13,21 +13,24 @@ from importlib import import_module
 from ..errors import DtrapError, visible
 from ..files import printable
 from ..signals import STOP
+from .own_modules import begin
 
 COMMANDS = {
     "fit": "train and test on every episode; print mean and 95% interval",
     "test": "test saved adapters again",
-    "predict": "classify a folder of images with a saved adapter",
+    "predict": "classify images with a saved adapter",
     "export": "write the tuned model for open_clip, transformers, peft or onnxruntime",
     "data": "check or show the data sets under a folder, or download one",
     "study": "run many data sets, settings and methods from one small file",
     "report": "show the results of several runs or a study in tables and on a page",
+    "cite": "print BibTeX of what runs used",
+    "dashboard": "build a workspace of W&B for the runs of a project",
     "configs": "list the shipped configs, or print one",
     "doctor": "look at the installation, the device and the weights on this machine",
     "completion": "print a script that completes commands, options and configs in a shell",
 }
 LONG_HELP = ("fit", "test", "predict", "export")  # too many options for one page
-LIGHT = ("data", "study", "report", "completion")  # they need no torch, or import it themselves
+LIGHT = ("data", "study", "report", "dashboard", "completion")  # they need no torch, or import it themselves
 
 
 def run(command: str, arguments: list[str]) -> int:
@@ -42,6 +45,7 @@ def run(command: str, arguments: list[str]) -> int:
                 f"'{visible(argument)}' is not UTF-8, as configs and results are. Rename it, or make a link and give "
                 "that: ln -s FOLDER photos"
             )
+    begin()
     if logging.lastResort is not None:  # the handler of warnings where the program sets up none
         logging.lastResort.setFormatter(_Printable())
     with importing():

@@ -26,7 +26,9 @@ from ..protocol.onnx_graph import GRAPH
 from ..protocol.precision import FULL, HALF, canonical, device_of
 from ..protocol.processes import on_one_device
 from .found import Values, card_precision, values_of_card, values_of_config
+from .own_modules import make_importable
 from .parser import DtrapCLI
+from .plug_ins import words_in_full
 
 
 @dataclass(frozen=True)
@@ -76,6 +78,7 @@ def find_adapters(arguments: list[str], command: str, console: Console) -> list[
     Raises:
         DtrapError: A mistake in the config or the command line, or a folder without adapters or with too many.
     """
+    arguments = words_in_full(arguments)
     unused = [word.partition("=")[0] for word in arguments if word.startswith("--data")]
     if unused and command != "test":
         raise DtrapError(
@@ -88,6 +91,7 @@ def find_adapters(arguments: list[str], command: str, console: Console) -> list[
     if given.config or not given.adapter:
         cli = DtrapCLI(arguments, command)
         return [SavedAdapter(path, read_card(path), cli) for path in _paths(Path(cli.config.adapter), command)]
+    make_importable(word.rpartition("=")[2] for word in arguments)  # before the card: it may name what is given
     parsed: dict[str, DtrapCLI] = {}
     saved = []
     for path in _paths(Path(given.adapter), command):

@@ -12,6 +12,7 @@ from rich.console import Console
 from ..configs import shipped_configs
 from ..console import CommandParser
 from . import COMMANDS, LONG_HELP
+from .dashboard import dashboard_parser
 from .data import data_parser
 from .doctor import doctor_parser
 from .study import study_parser
@@ -28,6 +29,7 @@ _dtrap_configs() {{
   _files
 }}
 """
+_PARSERS = {"data": data_parser, "study": study_parser, "dashboard": dashboard_parser}
 _CONFIG_NAMES = {"bash": "_dtrap_configs", "zsh": "_dtrap_configs"}
 _PARSERS = {"data": data_parser, "study": study_parser, "doctor": doctor_parser}
 _OWN_OPTIONS = {

@@ -14,13 +14,17 @@ from typing import Any
 import yaml
 from jsonargparse import get_loader, set_loader
 
-from ..configs import find_config
+from ..configs import find_config, is_shipped
 from ..errors import DtrapError, expected_one_of
 from ..parsing import parse_yaml, read_yaml
+from .agent_words import agent_words
+from .own_modules import make_importable, texts_in
+from .plug_ins import values_in_full, words_in_full
+from .predict_options import OPTIONS as PREDICT_OPTIONS
 
 CONFIG_OPTIONS = ("--config", "-c")
 SECTIONS = ("data", "model", "trainer", "stage_switch", "protocol")
-OPTIONS = ("seed_everything", "adapter", "images", "output", "form", "escape_formulas")
+OPTIONS = ("seed_everything", "adapter", "output", "form", *PREDICT_OPTIONS)
 
 
 def find_configs(arguments: list[str]) -> list[str]:
@@ -31,23 +35,30 @@ def find_configs(arguments: list[str]) -> list[str]:
             before the config that chooses it.
     """
     words: list[str] = []
-    for word in arguments:
+    for word in words_in_full(agent_words(arguments)):
         words += word.split("=", 1) if word.startswith(("--config=", "-c=")) else [word]
     data_chosen = False
+    named, folders = [word.rpartition("=")[2] for word in words], []
     for place, (option, word) in enumerate(pairwise(["", *words])):
         _check_regular(word)
         if option in CONFIG_OPTIONS:
             words[place] = find_config(word)
             content = _sections(words[place], word)
+            if not is_shipped(words[place]):  # a config that was found is written to a folder of ours, too
+                named += texts_in(content)
+                folders.append(Path(words[place]).parent)
             _check_order(words[: place - 1], word, content, data_chosen=data_chosen)
             data_chosen = data_chosen or _chooses_data(content)
         elif not option.startswith("-") and re.match(r"-[a-z]{2}", word):  # argparse reads -config as -c onfig
             raise DtrapError(f"{word}: an option begins with two dashes. Did you mean -{word}?")
+    make_importable(named, folders)
     return words
 
 
 def bound_yaml() -> None:
     """Let jsonargparse refuse values and files of an option, not only configs, whose aliases stand for too many values.
+
+    It also lets a config name a plug-in shortly.
 
     Raises:
         DtrapError: From the parser; its own loader would take hours and all memory.
@@ -63,7 +74,7 @@ def _load_bounded(load: Callable[[str], Any], stream: str) -> Any:
             parse_yaml(stream)
         except ValueError as error:
             raise DtrapError(f"not readable as YAML ({error}): {stream[:60]!r}. Write the values out.") from error
-    return load(stream)
+    return values_in_full(load(stream))
 
 
 def _check_regular(word: str) -> None:

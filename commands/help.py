@@ -10,6 +10,7 @@ import yaml
 
 from ..configs import config_text, shipped_configs
 from ..errors import DtrapError, nearest
+from .plug_ins import GROUPS, plug_in_lines, plug_ins
 
 FIT = """usage: dtrap fit --config NAME [--config NAME ...] [--OPTION VALUE ...]
 
@@ -44,13 +45,17 @@ Test saved adapters again on the queries of their episodes.
   --trainer.accelerator A    cpu or gpu (default: auto)
 """
 
-PREDICT = """usage: dtrap predict --adapter PATH --images FOLDER [--output FILE] [--OPTION VALUE ...]
+PREDICT = """usage: dtrap predict --adapter PATH --images PATH [PATH ...] [--output FILE] [--OPTION VALUE ...]
 
-Classify a folder of images with a saved adapter; write a CSV with path, label and one probability per class.
+Classify images with a saved adapter; write a CSV with path, label, confidence, runner-up and one probability per class.
 
   --adapter PATH             an adapter (.safetensors), or a folder that `dtrap export` wrote
-  --images FOLDER            the images; subfolders are searched, too
+  --images PATH [PATH ...]   images, folders with their subfolders, patterns ('photos/*.jpg'), tables with a column path
   --output FILE              the CSV file (default: predictions.csv)
+  --overwrite                replace that file if it exists
+  --unsure X                 label images with a lower confidence than X, such as 0.6, as unsure
+  --reject RATE              label images that are like none of the classes as rejected, such as 0.05
+  --sort-into FOLDER         copy the images into a folder of each label
 
   --config NAME              the run's config, if it is not found next to the adapter
   --trainer.accelerator A    cpu or gpu (default: auto)
@@ -87,7 +92,9 @@ def help_page(command: str) -> str:
         return f"{PAGES[command]}\n`dtrap {command} --help all` lists all options.\n"
     tuners = [name[7:-5] for name in shipped_configs() if name.startswith("tuners/")]
     half = len(tuners) // 2
-    return FIT + _TOPICS.format(tuners=f"{', '.join(tuners[:half])},\n{' ' * 41}{', '.join(tuners[half:])}")
+    page = FIT + _TOPICS.format(tuners=f"{', '.join(tuners[:half])},\n{' ' * 41}{', '.join(tuners[half:])}")
+    lines = plug_in_lines()
+    return page + "".join(["\nInstalled plug-ins:\n" if lines else "", *(f"  {line}\n" for line in lines)])
 
 
 def help_topic(command: str, topic: str) -> str:
@@ -139,6 +146,11 @@ def _component(command: str, topic: str) -> tuple[type, str]:
         if class_name.lower() in topics:
             topics.setdefault(alias, topics[class_name.lower()])
     name = topic.lower().removesuffix(".yaml")
+    found = [each for each in plug_ins() if name in map(str.lower, each.names) and name not in topics]
+    for each in found:
+        loaded = each.load()
+        if inspect.isclass(loaded):
+            return loaded, GROUPS[each.group][0]
     if name not in topics:
         raise DtrapError(
             f"no help for '{topic}'.{nearest(name, topics)} Expected all, a section such as model, a data set such as "

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -20,14 +21,10 @@ from .usage_examples import usage_example
 
 MODEL_CARD = "README.md"
 NOT_KNOWN = "not known to dtrap"
-# Licenses of published weights, by the start of the tag (open_clip) or of the name (transformers).
+# Licenses of published weights, by the tag (open_clip) or by the start of the name (transformers).
 _OF_TAGS = {
-    "openai": "mit",
-    "laion": "mit",
-    "datacomp": "mit",
-    "commonpool": "mit",
-    "webli": "apache-2.0",
-    "meta": "apache-2.0",
+    r"openai|(laion|datacomp|commonpool)[a-z0-9]*_[a-z0-9_.]+": "mit",
+    r"webli|meta": "apache-2.0",
 }
 _OF_NAMES = {"google/siglip": "apache-2.0"}
 
@@ -64,9 +61,9 @@ def row_of_run(adapter: Path, card: AdapterCard) -> Row | None:
 def weights_license(identifier: str) -> str | None:
     """Return the license of published weights by the backbone's identifier; None if it is not known."""
     name, _, tag = identifier.lower().rpartition("/")
-    for start, found in _OF_TAGS.items():
+    for pattern, found in _OF_TAGS.items():
         # A name with another slash is of a hub, whose weights anybody can publish.
-        if tag.startswith(start) and name and "/" not in name and ":" not in name:
+        if re.fullmatch(pattern, tag) and name and "/" not in name and ":" not in name:
             return found
     return next((found for start, found in _OF_NAMES.items() if identifier.lower().startswith(start)), None)
 

@@ -27,6 +27,8 @@ from ..lightning_modules import FewShotClassifier
 from ..lightning_modules.backbones import Backbone
 from ..lightning_modules.tuners import Tuner
 from .given_configs import CONFIG_OPTIONS
+from .own_modules import hidden_file, import_fault
+from .plug_ins import GROUPS, plug_ins
 
 _NOISE = re.compile(
     r"Does not validate against any of|Subtypes:|Errors:$|Expected a <class 'NoneType'>|Given value|^$|"
@@ -102,6 +104,9 @@ def explain(error: Exception, parser: ArgumentParser, words: Sequence[str] = ())
     found = re.findall(r'Parser key "([^"]*)"', text)
     key = _whole_key(found)
     files = [path for option, path in pairwise(words) if option in CONFIG_OPTIONS]
+    fault = _import_fault(text, key)
+    if fault is not None:
+        return fault + _place("class_path", files)
     for pattern, message_of in _KINDS:
         match = re.search(pattern, text, re.DOTALL)
         if match:
@@ -188,17 +193,36 @@ def _no_value(match: re.Match[str], text: str, key: str, parser: ArgumentParser)
     return f"{option} has no value: expected one argument, as in {option} {'NAME' if 'config' in option else 'VALUE'}."
 
 
+def _import_fault(text: str, key: str) -> str | None:
+    """Return the message for a class whose module cannot be imported; None for another mistake."""
+    found = re.findall(r"given class_path '([\w.]+)'", text)
+    if key.rstrip("+") in _BASES:
+        found += re.findall(r"Given value: ([\w.]+)\s*$", text, re.MULTILINE)
+        found += re.findall(r"class_path['\"]?[=:]\s*['\"]([\w.]+)['\"]", text)
+    offered = {each.class_path: each for each in plug_ins()}
+    faults = (
+        offered[path].fault if path in offered else import_fault(path)
+        for path in dict.fromkeys(found)
+        if "." in path.strip(".")
+    )
+    fault = next((fault for fault in faults if fault is not None), None)
+    return None if fault is None else f"--{key}: {fault}"
+
+
 def _no_attribute(match: re.Match[str], text: str, key: str, parser: ArgumentParser) -> str:
     module, name = match.group(1), match.group(2)
     package = _import(module)
     # dir: a package that resolves its names lazily does not hold them yet.
     classes = [each for each in dir(package) if inspect.isclass(getattr(package, each, None))]
-    return f"--{key}: {module} has no class {name}.{nearest(name, classes)}{_class_help(key, parser)}"
+    return (
+        f"--{key}: {module} has no class {name}.{nearest(name, classes)}{hidden_file(module)}{_class_help(key, parser)}"
+    )
 
 
 def _no_class(match: re.Match[str], text: str, key: str, parser: ArgumentParser) -> str:
     name, base = match.group(1).strip()[:120], _BASES.get(key.rstrip("+"))
     classes = [class_.__name__ for class_ in _subclasses(base)]
+    classes += [each.name for each in plug_ins() if GROUPS[each.group][0] == key.rstrip("+")]
     listed = f" Known: {', '.join(classes)}." if base and base.__module__.startswith("dtrap") else ""
     return f"--{key}: unknown class '{name}'.{nearest(name, classes)} Expected a class name or path.{listed}"
 

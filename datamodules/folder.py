@@ -49,6 +49,7 @@ class FolderOptions(AnyShotOptions, total=False):
     held_out: float | None
     repeats: int | None
     split_folders: bool
+    balanced_batches: bool
     class_names: dict[str, str] | None
 
 
@@ -77,6 +78,8 @@ class FolderDataModule(FewShotDataModule):
             `held_out` the share is 0.2.
         split_folders: Whether folders called train, val and test that have class folders are splits; False takes all
             folders under the root as classes.
+        balanced_batches: One task with a `batch_size`: rows of mini-batches are drawn with replacement such that all
+            classes come equally often, instead of each row once in an epoch.
         class_names: Class names of folders whose name is not the class name, such as `cls_03`.
         **options: Further arguments of `FewShotDataModule`; `way`, `query`, `episode`, `all_way` and `subset` need a
             `shot`.
@@ -100,6 +103,7 @@ class FolderDataModule(FewShotDataModule):
         held_out: float | None = None,
         repeats: int | None = None,
         split_folders: bool = True,
+        balanced_batches: bool = False,
         class_names: dict[str, str] | None = None,
         **options: Unpack[AnyShotOptions],
     ) -> None:
@@ -109,11 +113,13 @@ class FolderDataModule(FewShotDataModule):
         self.names_of_folders = {str(key): name for key, name in (class_names or {}).items()}
         self.query_root = None if query_root is None else Path(query_root).expanduser()
         self.held_out = HELD_OUT if repeats is not None and held_out is None else held_out
+        self.balanced_batches = balanced_batches
         self.repeats, self.split_folders, self.resampled = repeats, split_folders, repeats is not None
         self._check_protocol(shot, options)
         if shot is None:
             self.shot = 0  # all images
-            self.sampler = OneTaskSampler(self, self.seed, self.batch_size, self.drop_last)
+            shots = options.get("validation_shots", 0)
+            self.sampler = OneTaskSampler(self, self.seed, self.batch_size, self.drop_last, shots)
             self.unit = self.sampler.unit
 
     def _check_protocol(self, shot: int | None, options: Mapping[str, Any]) -> None:
@@ -125,6 +131,11 @@ class FolderDataModule(FewShotDataModule):
             check_at_least("repeats", self.repeats, 1)
         if self.held_out is not None and not 0 < self.held_out < 1:
             raise DtrapError(f"held_out is {self.held_out}; expected a share between 0 and 1, such as 0.2.")
+        if self.balanced_batches and (shot is not None or self.batch_size is None):
+            raise DtrapError(
+                "balanced_batches is for mini-batches of one task over all images: without a batch size every step has "
+                "all images. Give --data.batch_size 32 --model.objective.relation_source current, without shot."
+            )
         what = "repeats" if self.repeats is not None else "held_out"
         if self.held_out is not None and self.query_root is not None:
             raise DtrapError(f"query_root and {what} are both given; remove one of them.")

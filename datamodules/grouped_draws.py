@@ -115,18 +115,20 @@ def note_split_groups(data: ImageCollection, tasks: Iterable[Task], unit: str) -
     unused = data.unused_groups
     if unused is None:
         return ""
-    split, groups, queries, all_ = 0, 0, 0, 0
-    count = 0
+    count, split, queries, all_ = 0, 0, 0, 0
     for task in tasks:
         count += 1
         support = {unused.of[image] for images in task.support for image in images} - {""}
         tested = [unused.of[image] for images in task.query for image in images]
         shared = [group for group in tested if group in support]
-        split, groups = split + bool(shared), groups + len(set(shared))
+        split += bool(shared)
         queries, all_ = queries + len(shared), all_ + len(tested)
     if not split:
         return ""
+    one_task = not getattr(data, "fixed_numbers", True)
+    sides, tests = ("the training and the test images", "test images") if one_task else ("support and query", "queries")
+    tasks_ = f"in {split:,} of {count:,} {unit}{'s' * (count > 1)} " if count > 1 else ""
     return (
-        f"in {split:,} of {count:,} {unit}{'s' * (count > 1)} a {unused.unit} is in both support and query "
-        f"({queries:,} of {all_:,} queries); {OPTION} {unused.option} keeps them apart"
+        f"{tasks_}a {unused.unit} is in both {sides} ({queries:,} of {all_:,} {tests}); {OPTION} {unused.option} keeps "
+        "them apart"
     )

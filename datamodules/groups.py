@@ -77,8 +77,7 @@ def draw_apart(sides: Sequence[Side], group_of: np.ndarray, rng: np.random.Gener
         owners = _dealt(sides, group_of, homes, rng)
     if owners is None:
         return None
-    free = np.flatnonzero(homes.any(0) & (owners < 0))  # for what replaces unreadable images
-    owners[free] = np.where(homes[:, free], rng.random((len(sides), len(free))), -1).argmax(0)
+    _share_rest(owners, sides, group_of, homes, rng)
     chosen, rest = [], []
     for number, side in enumerate(sides):
         arrays = [np.asarray(order, dtype=np.int64) for order in side.orders]
@@ -86,6 +85,28 @@ def draw_apart(sides: Sequence[Side], group_of: np.ndarray, rng: np.random.Gener
         chosen.append([images[:count] for images, count in zip(own, side.counts, strict=True)])
         rest.append([images[count:] for images, count in zip(own, side.counts, strict=True)])
     return Apart(chosen, rest)
+
+
+def _share_rest(
+    owners: np.ndarray, sides: Sequence[Side], group_of: np.ndarray, homes: np.ndarray, rng: np.random.Generator
+) -> None:
+    """Give groups that no side needs to the sides in turn, class by class, to replace unreadable images.
+
+    The side that has the fewest images to spare comes first.
+    """
+    for label in range(len(sides[0].orders)):
+        arrays = [np.asarray(side.orders[label], dtype=np.int64) for side in sides]
+        found = np.unique(group_of[np.concatenate(arrays)])
+        free = rng.permutation(found[owners[found] < 0])
+        if not len(free):
+            continue
+        spare = [
+            int((owners[group_of[order]] == number).sum()) - side.counts[label]
+            for number, (order, side) in enumerate(zip(arrays, sides, strict=True))
+        ]
+        turn = np.argsort(spare, kind="stable")[np.arange(len(free)) % len(sides)]
+        able = homes[turn, free]
+        owners[free] = np.where(able, turn, homes[:, free].argmax(0))
 
 
 def _homes(sides: Sequence[Side], group_of: np.ndarray) -> np.ndarray:

@@ -285,12 +285,17 @@ class EpisodeSampler(TaskSampler):
         if self.batch_size is None:
             return FullBatches([episode.support_share(self.share)] * steps, episode.preprocessing)
 
-        def order(epoch: int, rows: int) -> np.ndarray:
-            return self.generator(episode.number, BATCHES, epoch).permutation(rows)
-
         done, size = partial(batches_done, self.data), self.batch_size
-        share = self.share
-        return MiniBatches(episode.support(), size, order, episode.preprocessing, self.drop_last, done, share)
+        share, support = self.share, episode.support()
+
+        def order(epoch: int, rows: int) -> np.ndarray:
+            return self.row_order(self.generator(episode.number, BATCHES, epoch), support["labels"].numpy())
+
+        return MiniBatches(support, size, order, episode.preprocessing, self.drop_last, done, share)
+
+    def row_order(self, rng: np.random.Generator, labels: np.ndarray) -> np.ndarray:
+        """Return the numbers of the rows of one epoch of mini-batches, given the label of each row."""
+        return rng.permutation(len(labels))
 
     def support_batches(self, episode: Episode) -> Batches:
         """Return the support batch."""

@@ -143,7 +143,7 @@ class TableDataModule(FolderDataModule):
     def _without_table_copies(self, index: ImageIndex) -> ImageIndex:
         """Note images that are there twice; those of other splits that are training images too may be left out."""
         tested = self.held_out is not None or index.splits is not None
-        if not tested and len(index.paths) > MOST_COMPARED:
+        if not self.compares_files or (not tested and len(index.paths) > MOST_COMPARED):
             return index
         support = len(index.paths) if index.splits is None else index.splits.count("train")
         skips = self.bad_images == "skip"

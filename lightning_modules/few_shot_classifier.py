@@ -14,7 +14,8 @@ from torch import Tensor
 from ..errors import DtrapError, check_number, check_one_of
 from .backbones.base import Backbone
 from .batch_checks import check_tuner_batches, read_batch_kind, warn_unstated
-from .callback_checks import check_callbacks, refuse_rate_finder
+from .callback_checks import check_callbacks, refuse_rate_finder, warn_of_old_lightning
+from .class_balance import balance_classes, check_class_weights
 from .contracts import check_loss
 from .data_parallel import SharedBatch, prepare_processes, warn_batch_norms
 from .divergence import DivergenceWatch
@@ -62,6 +63,9 @@ class FewShotClassifier(ObservedModel):
         plain_views: "reuse" takes the plain rows from the same forward pass. "encode" encodes the plain images a second
             time with other dropout masks, as the authors' code does; no difference with a frozen image tower.
         start_seed: Seed of the tuner's start in every task; None uses each episode's own.
+        class_weights: Weights of classes with different numbers of training images in the cross-entropy: "balanced"
+            gives all classes the same weight together; a number in (0, 1) is beta of the effective number of images
+            (see `class_balance.class_weights`); None weighs all images alike.
 
     Raises:
         DtrapError: Options that exclude each other or have no valid value; also the errors of `TunedModel`.
@@ -83,7 +87,9 @@ class FewShotClassifier(ObservedModel):
         descriptions: str | dict[str, list[str]] | None = None,
         final_rate: float | None = None,
         random_words: int | None = None,
+        class_weights: Literal["balanced"] | float | None = None,
     ) -> None:
+        warn_of_old_lightning()
         super().__init__(backbone, tuner, objective, template, descriptions, image_chunk, text_chunk, random_words)
         if optimizer is not None and learning_rate is not None:
             raise DtrapError(f"learning_rate is {learning_rate}, but an optimizer is given too; set its init_args.lr.")
@@ -101,11 +107,12 @@ class FewShotClassifier(ObservedModel):
         if final_rate is not None:
             check_number("final_rate", final_rate, least=0)
         check_one_of("plain_views", plain_views, ("reuse", "encode"))
+        check_class_weights(class_weights, self.tuner)
         self.learning_rate = learning_rate
         self.own_optimizer = optimizer
         self.own_lr_scheduler = lr_scheduler
         self.final_rate = final_rate
-        self.plain_views, self.start_seed = plain_views, start_seed
+        self.plain_views, self.start_seed, self.class_weights = plain_views, start_seed, class_weights
         self.automatic_optimization = not self.tuner.trains_itself
         self._rows: Rows | None = None
         self._shared: SharedBatch | None = None
@@ -165,6 +172,7 @@ class FewShotClassifier(ObservedModel):
         Raises:
             DtrapError: The tuner's schedule needs the length of the run, which is unknown.
         """
+        balance_classes(self)
         self.prepare_task()
         parameters = self.tuner.trained_parameters()
         if not parameters:
@@ -201,7 +209,8 @@ class FewShotClassifier(ObservedModel):
             self._full_batch = read_batch_kind(self)
             return
         self.trainer.should_stop = True
-        given = {"learning_rate": self.learning_rate, "optimizer": self.own_optimizer}
+        given: dict[str, Any] = {"learning_rate": self.learning_rate, "optimizer": self.own_optimizer}
+        given["class_weights"] = self.class_weights
         unused = [name for name, value in given.items() if value is not None]
         unused += ["L_ad and L_ra"] if self.objective.suppresses else []
         if unused:

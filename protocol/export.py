@@ -161,7 +161,10 @@ def save_peft(module: FewShotClassifier, folder: Path, card: AdapterCard) -> Ada
             for matrix in ("lora_A", "lora_B")
         }
     # A regular expression, because peft takes a list as endings: "transformer..." would match "visual.transformer...".
-    config.target_modules = "|".join(re.escape(name) for name in layers)
+    config.target_modules = "|".join(map(re.escape, layers))
+    if getattr(config, "feedforward_modules", None):  # of IA3
+        names = (name.removeprefix("model.") for name in config.feedforward_modules)
+        config.feedforward_modules = "|".join(map(re.escape, names))
     config.inference_mode = True
     config.save_pretrained(str(folder))
     path = folder / PEFT_WEIGHTS

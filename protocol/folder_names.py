@@ -124,7 +124,8 @@ def _options(
     main: Method, reference: Mapping[str, Any], unnamed: set[tuple[str, ...]] | None = None
 ) -> list[tuple[tuple[str, ...], Any]]:
     """Return the options that differ from a reference, by path, without those that the name says otherwise."""
-    found = changes(identity(reference), identity(main.values), {})
+    settings = identity(main.values)
+    found = changes(_aligned(identity(reference), settings), settings, {})
     return [(path, new) for path, new in map(_path_and_value, found) if _counts(path, new, main, unnamed or set())]
 
 
@@ -140,7 +141,13 @@ def _counts(path: tuple[str, ...], new: Any, main: Method, unnamed: set[tuple[st
         return not main.default_precision and new is not None
     if path == ("data", "init_args", "test_preprocessing"):
         return new is not None
-    return len(path) > 1 or new is not None
+    return len(path) > 1
+
+
+def _aligned(old: Any, new: Mapping[str, Any]) -> dict[str, Any]:
+    """Return settings with an empty mapping where the new ones have a part that they lack, so that options differ."""
+    found = dict(old) if isinstance(old, Mapping) else {}
+    return found | {key: _aligned(found.get(key), value) for key, value in new.items() if isinstance(value, Mapping)}
 
 
 def _plain_reference(main: Method) -> dict[str, Any]:
@@ -180,9 +187,13 @@ def _overlay_piece(name: str) -> str:
 
 def _piece(path: tuple[str, ...], value: Any) -> str:
     """Return `tuner.rank-4` for an option: sections that are implied are left out."""
-    words = [word for word in path if word != "init_args"]
+    words = [word for word in path if word not in ("init_args", "class_path")]
     words = words[1:] if words[0] in ("model", "trainer") and len(words) > 1 else words
-    return f"{'.'.join(words).replace('_', '-')}-{_flat(_text(value))}"
+    return f"{'.'.join(words).replace('_', '-')}-{_flat(_value(path, value))}"
+
+
+def _value(path: tuple[str, ...], value: Any) -> str:
+    return _text(value).rpartition(".")[2] if path[-1] == "class_path" else _text(value)
 
 
 def _text(value: Any) -> str:

@@ -35,9 +35,9 @@ class ResultRows:
     "stage": [first, last]} and `seconds`. Where classes differ in their numbers of test images, it has
     `balanced_accuracy` and `macro_f1`; for two classes and ChestX `auroc`; all in percent. `diverged` says why an
     episode has no accuracy. `precision` is that of the training, `tf32` is true where float32 products used TF32, and
-    `skipped_updates` counts updates that overflows in 16-mixed have cost. `resampled` marks a repeat of held-out
-    images: the number of test images per training image. `episode` and `method` identify a row; this class needs no
-    other key.
+    `skipped_updates` counts updates that overflows in 16-mixed have cost. `class_weights` and
+    `balanced_batches` say how classes were balanced. `resampled` marks a repeat of held-out images: the number of test
+    images per training image. `episode` and `method` identify a row; this class needs no other key.
 
     Args:
         path: The file; it need not exist.

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import csv
+import io
 from collections.abc import Iterable, Iterator, Sequence
 from functools import partial
 from itertools import zip_longest
@@ -25,7 +27,7 @@ from ..pixels import check_value_range
 from ..places import FolderTree, check_no_splits, unread
 from ..walk import list_folders, list_images
 from .fingerprints import bar
-from .own_images import FOLDER, TABLE, inspect_own, read_own
+from .own_images import FOLDER, TABLE, TableColumns, inspect_own, read_own
 from .set_report import SetReport, faults_of, notes_of
 
 CASES = 3
@@ -43,6 +45,7 @@ def check(
     table: Path | None = None,
     value_range: list[float] | None = None,
     labels: Path | None = None,
+    columns: TableColumns | None = None,
     template: str = FolderDataModule.default_template,
 ) -> int:
     """Print a table of the sets under a root and what is wrong with them.
@@ -59,6 +62,7 @@ def check(
         table: CSV file for all faults and notes, one row for each file, row or class; None for none.
         value_range: The values [black, white] of images with more than 8 bits; None for those that the files state.
         labels: Table of the labels of a user's own images under the root; None for class folders or known sets.
+        columns: Columns of that table, where they cannot be found by their names.
         template: Class prompt with `{}` for the class name, for own images.
 
     Returns:
@@ -69,7 +73,7 @@ def check(
     """
     check_value_range(value_range)
     check_template("--template", template)
-    reports = _read_sets(root, only) if labels is None else read_own(root, labels, asked=True)
+    reports = _read_sets(root, only) if labels is None else read_own(root, labels, asked=True, columns=columns)
     own = [report for report in reports if report.name in (FOLDER, TABLE)]
     for report in own:
         inspect_own(report, root, console, decode=decode, template=template, value_range=value_range)
@@ -126,18 +130,15 @@ def _by_chance(report: SetReport, root: Path) -> bool:
 
 def _write_table(path: Path, reports: Sequence[SetReport]) -> None:
     """Write a CSV file with the columns set, kind, finding, case, and first and second of a pair of images."""
-    import pandas as pd  # takes half a second
-
-    rows = [
-        {"set": report.name, "kind": kind, "finding": finding.text, "case": case, "first": first, "second": second}
-        for report in reports
-        for kind, findings in report.findings
-        for finding in findings
-        for case, (first, second) in zip_longest(finding.cases or [""], finding.files, fillvalue=("", ""))
-    ]
-    columns = ["set", "kind", "finding", "case", "first", "second"]
-    text = pd.DataFrame(rows, columns=columns).to_csv(index=False, lineterminator="\n")
-    write_atomically(path, text, "or name another file with --csv.")
+    text = io.StringIO()
+    table = csv.writer(text, lineterminator="\n")  # pandas cannot hold names that are not UTF-8
+    table.writerow(["set", "kind", "finding", "case", "first", "second"])
+    for report in reports:
+        for kind, findings in report.findings:
+            for finding in findings:
+                cases = zip_longest(finding.cases or [""], finding.files, fillvalue=("", ""))
+                table.writerows([report.name, kind, finding.text, case, *files] for case, files in cases)
+    write_atomically(path, text.getvalue(), "or name another file with --csv.")
 
 
 def _read(name: str, tree: FolderTree) -> SetReport:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,7 +18,9 @@ from ...drawing import GREY, HEAD, MARGIN, draw_frame, draw_pixels, draw_text, f
 from ...errors import DtrapError
 from .. import FewShotDataModule, Preprocessing
 from ..catalog import find_set
+from ..folder import FolderDataModule
 from ..images import ImageError
+from ..index import SPLITS
 from ..views import draw_views
 
 IMAGES_PER_CLASS, CLASSES_PER_PART, MAX_PARTS_PER_ROW = 4, 40, 5
@@ -36,11 +39,13 @@ class ClassImages:
         name: The class name, as in a prompt.
         count: Number of its images.
         images: Some of them; None for one that cannot be read.
+        splits: Numbers of images in the splits of a user's own images, such as "10 train, 5 test".
     """
 
     name: str
     count: int
     images: Sequence[Image.Image | None]
+    splits: str = ""
 
 
 @dataclass(frozen=True)
@@ -75,9 +80,35 @@ def show(name: str, root: Path, output: Path, seed: int, console: Console) -> in
     Raises:
         DtrapError: The name is unknown, the set is not under the root or has no image, or the file cannot be written.
     """
+    check_png(output)
+    return _write(find_set(name)(root, bad_images="skip", small_classes="skip", seed=seed), output, console)
+
+
+def show_own(data: FolderDataModule, output: Path, console: Console) -> int:
+    """Write the contact sheet of a user's own images.
+
+    Args:
+        data: The images; its seed chooses those that are shown, and the views.
+        output: The PNG file.
+        console: Where the path of the file is printed.
+
+    Raises:
+        DtrapError: There is no image that can be read, or the file cannot be written.
+    """
+    check_png(output)
+    data.compares_files = False
+    return _write(data, output, console)
+
+
+def check_png(output: Path) -> None:
+    """Raise a DtrapError unless the file is called like a PNG picture."""
     if output.suffix.lower() != ".png":
         raise DtrapError(f"--output {output}: expected a name that ends in .png.")
-    sheet = make_sheet(find_set(name)(root, bad_images="skip", small_classes="skip", seed=seed), seed)
+
+
+def _write(data: FewShotDataModule, output: Path, console: Console) -> int:
+    """Draw the sheet and print where it is."""
+    sheet = make_sheet(data, data.seed)
     save_png(output, sheet_figure(sheet), "or name another file with --output.")
     console.print(f"{sheet.title}: {output}", soft_wrap=True, markup=False)
     return 0
@@ -96,7 +127,7 @@ def make_sheet(data: FewShotDataModule, seed: int) -> Sheet:
         chosen = rng.choice(positions, size=min(IMAGES_PER_CLASS, len(positions)), replace=False)
         images = [_load(data, int(position)) for position in chosen]
         readable += [int(number) for number, image in zip(chosen, images, strict=True) if image is not None]
-        classes.append(ClassImages(_readable(name), len(positions), images))
+        classes.append(ClassImages(_readable(name), len(positions), images, _splits(data, positions)))
     if not readable:
         raise DtrapError(f"{data}: no image can be read. Run dtrap data check {data.root}.")
     support = int(rng.choice(readable))
@@ -161,6 +192,14 @@ def sheet_figure(sheet: Sheet) -> Figure:
     return figure
 
 
+def _splits(data: FewShotDataModule, positions: Iterable[int]) -> str:
+    """Return the numbers of a class's images in each split of a user's own images."""
+    if not data.own_images or data.index.splits is None:
+        return ""
+    counts = Counter(data.index.splits[position] for position in positions)
+    return ", ".join(f"{counts[split]:,} {split}" for split in SPLITS if split in counts)
+
+
 def _draw_views(axes: Axes, sheet: Sheet, top: float, width: float) -> None:
     draw_text(axes, MARGIN, top, fitted(sheet.views_title, width - 2 * MARGIN, 9, "bold"), size=9, weight="bold")
     plain = np.asarray(sheet.views[0])
@@ -178,7 +217,8 @@ def _draw_part(axes: Axes, part: Sequence[ClassImages], left: float, top: float,
         x, y = left + column * (BLOCK_WIDTH + BETWEEN), top + row * BLOCK_HEIGHT
         _on_line(axes, x, y + 0.12, fitted(shown.name, BLOCK_WIDTH, 8, "bold"), size=8, weight="bold")
         count = f"{shown.count:,} image{'' if shown.count == 1 else 's'}" if shown.count else "no image"
-        _on_line(axes, x, y + 0.27, count, size=7, color=GREY)
+        count += f": {shown.splits}" if shown.splits else ""
+        _on_line(axes, x, y + 0.27, fitted(count, BLOCK_WIDTH, 7), size=7, color=GREY)
         for place, image in enumerate(shown.images):
             _draw_image(axes, image, x + place * (CELL + SPACE), y + NAME_HEIGHT, CELL)
 

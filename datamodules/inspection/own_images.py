@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any, TypedDict
 
 from rich.console import Console
 
@@ -13,6 +14,7 @@ from ..findings import Finding, counted, relative
 from ..folder import FolderDataModule, WrongLevel
 from ..index import SPLITS, ImageIndex
 from ..published import Published
+from ..table import TableDataModule
 from .class_names import check_class_names
 from .copies import copy_findings
 from .fingerprints import Fingerprint, fingerprints
@@ -24,18 +26,26 @@ _UNEQUAL = 10  # ratio of the largest class and the smallest
 _SIZES_SHOWN = 5
 
 
-def own_data(root: Path, table: Path | None) -> FolderDataModule:
-    """Return the data module of class folders or of a table; what is wrong is left to the check."""
+class TableColumns(TypedDict, total=False):
+    """Arguments of `TableDataModule` that name columns; absent for those that it finds itself."""
+
+    path_column: str
+    label_column: str
+    split_column: str
+    group: str
+
+
+def own_data(root: Path, table: Path | None, **options: Any) -> FolderDataModule:
+    """Return the data module of class folders or of a table; unusable images and small classes do not stop it."""
+    common: dict[str, Any] = {"bad_images": "skip", "small_classes": "skip", **options}
     if table is None:
-        return FolderDataModule(root, bad_images="skip", small_classes="skip")
-    from ..table import TableDataModule
-
-    return TableDataModule(root, table=table, bad_images="skip", small_classes="skip")
+        return FolderDataModule(root, **common)
+    return TableDataModule(root, table=table, **common)
 
 
-def read_own(root: Path, table: Path | None, *, asked: bool) -> list[SetReport]:
+def read_own(root: Path, table: Path | None, *, asked: bool, columns: TableColumns | None = None) -> list[SetReport]:
     """Read a user's images; nothing where a root has no class folders and they were not asked for."""
-    module = own_data(root, table)
+    module = own_data(root, table, **(columns or {}))
     module.compares_files = False  # the check says more about copies
     name = FOLDER if table is None else TABLE
     try:
@@ -49,11 +59,12 @@ def read_own(root: Path, table: Path | None, *, asked: bool) -> list[SetReport]:
     report = SetReport(name, index, Published(0), faults_of(index, root), [], notes_of(index))
     absent = [relative(path, root) for path in index.missing]
     empty = [name for name, count in report.images_per_class().items() if not count]
+    what = ("folder", "folders") if table is None else ("name", "names")
     report.faults += filter(
         None,
         [
             counted(absent, "image is named but does not exist", "images are named but do not exist"),
-            counted(empty, "class folder has no image", "class folders have no image"),
+            counted(empty, f"class {what[0]} has no image", f"class {what[1]} have no image"),
         ],
     )
     return [report] if asked or len({*index.labels}) > 1 else []

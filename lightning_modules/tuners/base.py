@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import inspect
-import math
-import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass
-from functools import partial, wraps
+from functools import wraps
 from typing import Any, Protocol, TypeVar
 
 import torch
@@ -25,6 +23,7 @@ from ..backbones.base import Backbone, Tower
 from ..chunking import encode_in_chunks
 from ..contracts import check_rows
 from ..text_head import ClassPrompts, average_prompts
+from .dassl import DasslTraining as DasslTraining
 
 Batch = dict[str, Tensor]
 ENCODERS: dict[str, tuple[Tower, ...]] = {"vision": ("vision",), "text": ("text",), "both": ("vision", "text")}
@@ -98,6 +97,9 @@ class Tuner(KeepsArguments, nn.Module, ABC):
         own_prompts: Whether it builds the class prompts itself, from the class names alone.
         chooses: Whether to call `choose` if there is a validation split.
         least_rows: Least number of rows of a training batch.
+        weighs_classes: Whether its own `classification_loss` or `own_step` takes `class_weights`, as `cross_entropy`
+            does.
+        class_weights: Weight [W] of each class of the task; None for equal ones. Set before a fit.
         merges_into_backbone: Whether it changes weights of the backbone only, so that it can be exported.
         side_by_side: Whether several episodes can be trained in one step: with copies of the tuner if both towers are
             frozen, otherwise with `stacked`.
@@ -112,6 +114,8 @@ class Tuner(KeepsArguments, nn.Module, ABC):
     own_prompts: bool = False
     chooses: bool = False
     least_rows: int = 1
+    weighs_classes: bool = False
+    class_weights: Tensor | None = None
     merges_into_backbone: bool = False
     side_by_side: bool = False
     _attached_to: tuple[Backbone, ...] = ()  # in a tuple, so that the backbone is not a submodule of the tuner
@@ -132,6 +136,12 @@ class Tuner(KeepsArguments, nn.Module, ABC):
         names = inspect.signature(type(self).__init__).parameters
         values = {name: getattr(self, name) for name in names if hasattr(self, name)}
         return {name: value for name, value in values.items() if not isinstance(value, Tensor | nn.Module)}
+
+    @property
+    def takes_class_weights(self) -> bool:
+        """Whether `class_weights` have an effect: the loss is this class's, or says that it `weighs_classes`."""
+        own = type(self).classification_loss is not Tuner.classification_loss or self.trains_itself
+        return self.weighs_classes or not own
 
     @abstractmethod
     def attach(self, backbone: Backbone) -> None:
@@ -269,7 +279,13 @@ class Tuner(KeepsArguments, nn.Module, ABC):
         """Return the scalar loss that L_ad and L_ra are added to; by default L_vlm, the cross-entropy of `logits`."""
         logits = self.logits(image_features, text_features, logit_scale)
         check_rows(f"{type(self).__name__}.logits", logits, len(labels), "images", len(text_features))
-        return nn.functional.cross_entropy(logits, labels)
+        return self.cross_entropy(logits, labels)
+
+    def cross_entropy(self, logits: Tensor, labels: Tensor) -> Tensor:
+        """Return the cross-entropy of logits [B, W], its mean over rows weighed by `class_weights` if there are any."""
+        weights = self.class_weights
+        weights = None if weights is None else weights.to(logits.device, logits.dtype)
+        return nn.functional.cross_entropy(logits, labels, weight=weights)
 
     def own_step(self, module: SteppedModule, batch: Batch) -> dict[str, Tensor]:
         """Make one step of a tuner that `trains_itself`; return the terms with their "total"."""
@@ -288,34 +304,6 @@ class Tuner(KeepsArguments, nn.Module, ABC):
     def scheduler(self, optimizer: Optimizer, total_steps: int, steps_per_epoch: int) -> LRScheduler | None:
         """Return a cosine over eight times the run down to 1e-6, stepped every step, as in the authors' code."""
         return torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, T_max=8 * total_steps, eta_min=1e-6)
-
-
-class DasslTraining:
-    """Optimizer and schedule of CoOp's code, which runs on Dassl, and of the methods whose code is built on it."""
-
-    def optimizer(self, parameters: list[nn.Parameter], learning_rate: float) -> Optimizer:
-        """Return SGD with momentum 0.9 and weight decay 5e-4, also on biases."""
-        return torch.optim.SGD(parameters, lr=learning_rate, momentum=0.9, weight_decay=5e-4)
-
-    def scheduler(self, optimizer: Optimizer, total_steps: int, steps_per_epoch: int) -> LRScheduler:
-        """Return CoOp's schedule, stepped every step but changing per epoch: one epoch at 1e-5, then a cosine.
-
-        With E epochs in total, epoch e >= 1 has the rate lr / 2 * (1 + cos(pi * (e - 1) / E)). The cosine starts after
-        the warm-up but spans all E epochs, so it never reaches 0 (Dassl's schedule, as CoOp uses it).
-        """
-        epochs = max(-(-total_steps // steps_per_epoch), 1)
-        if epochs == 1:
-            warnings.warn(
-                "the whole training of 1 epoch is the warm-up at the rate 1e-5, so that almost nothing is trained. Set "
-                "--trainer.max_epochs 2 or more.",
-                stacklevel=2,
-            )
-
-        def factor(rate: float, step: int) -> float:
-            epoch = step // steps_per_epoch
-            return 1e-5 / rate if epoch == 0 else 0.5 * (1 + math.cos(math.pi * (epoch - 1) / epochs))
-
-        return torch.optim.lr_scheduler.LambdaLR(optimizer, [partial(factor, g["lr"]) for g in optimizer.param_groups])
 
 
 class _ClassHead(Tuner):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -73,7 +73,11 @@ class FeatureWiseTransformation(nn.Module):
 
 def _of_inner(name: str) -> Any:
     """A method or attribute of FWT that is the inner tuner's own."""
-    return property(lambda fwt: getattr(fwt.inner, name), doc=f"`{name}` of the inner tuner.")
+    return property(
+        lambda fwt: getattr(fwt.inner, name),
+        lambda fwt, value: setattr(fwt.inner, name, value),
+        doc=f"`{name}` of the inner tuner.",
+    )
 
 
 class FWT(Tuner):
@@ -91,6 +95,13 @@ class FWT(Tuner):
         DtrapError: The tuner does not train the image tower, so that the layers would have no effect on it, or it makes
             its own steps, which bypass the layers.
     """
+
+    references = ("tseng2020fwt",)
+
+    @classmethod
+    def cited(cls, arguments: Mapping[str, Any]) -> tuple[str, ...]:
+        """Return the keys of the references, those of LoRA too where no other tuner is given."""
+        return cls.references if arguments.get("tuner") else (*cls.references, "hu2022lora", "kalajdzievski2023rslora")
 
     def __init__(self, tuner: Tuner | None = None) -> None:
         super().__init__()

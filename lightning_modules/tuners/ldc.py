@@ -9,7 +9,6 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Generator, Tensor, nn
-from torch.nn import functional
 from torch.nn.utils import skip_init
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import CosineAnnealingLR, LRScheduler
@@ -69,6 +68,8 @@ class LDC(Tuner):
     """
 
     name = "ldc"
+    references = ("li2025ldc",)
+    weighs_classes = True
     chooses = True
     least_rows = 2  # batch norms
     learning_rate = 1e-4
@@ -203,9 +204,9 @@ class LDC(Tuner):
             )
         clip, mlp, deconfused, _, total = self.branch_logits(image_features, text_features, logit_scale)
         return {
-            "ce_mlp": functional.cross_entropy(mlp, labels),
-            "ce_ada": functional.cross_entropy(deconfused, labels),
-            "ce_total": functional.cross_entropy(total, labels),
+            "ce_mlp": self.cross_entropy(mlp, labels),
+            "ce_ada": self.cross_entropy(deconfused, labels),
+            "ce_total": self.cross_entropy(total, labels),
             "l1_mlp": (mlp - clip).abs().mean(),
             "l1_ada": (deconfused - clip).abs().mean(),
         }

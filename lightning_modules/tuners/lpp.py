@@ -62,7 +62,8 @@ class LPPlusPlus(_ClassHead):
     Wc starts from the sum of each class's rows, b is uniform in +-1/sqrt(D), and alpha is 250 * the mean over the
     classes of the mean f.t of the class's rows. The step size of Wc and b is 4 N / lambda_max(F^T F), with momentum
     0.9. That of alpha is N / (4 max_k sum_i (f_i.t_k)^2). alpha moves in every `alpha_every`-th step only, along the
-    sum of its gradients since the start, as in the authors' code, which never clears them.
+    sum of its gradients since the start, as in the authors' code, which never clears them. With class weights, a row
+    counts by its weight in both step sizes.
 
     The rate (`learning_rate`, 1 by default) multiplies both derived step sizes. The authors keep the iteration that is
     best on a validation split, the last one of equals: `dtrap.callbacks.KeepBest(ties="last")`.
@@ -82,6 +83,7 @@ class LPPlusPlus(_ClassHead):
     """
 
     name = "lpp"
+    references = ("huang2024lpp",)
     needs_task = True
     learning_rate = 1.0
     side_by_side = True
@@ -117,6 +119,9 @@ class LPPlusPlus(_ClassHead):
             own_class = (membership * similarities).sum(dim=0) / membership.sum(dim=0)
             self.weight.copy_(membership.T @ features)
             self.alpha.fill_(float(250 * own_class.nanmean()))  # nan for a class without images
+            if self.class_weights is not None:  # both bounds are of the loss, in which a row counts by its weight
+                rows = self.class_weights.to(features).sqrt()[task.labels, None]
+                features, similarities = rows * features, rows * similarities
             largest = torch.linalg.eigvalsh(features.T @ features)[-1]
             self.weight_step.copy_(4 * len(features) / largest)
             self.alpha_step.copy_(len(features) / (4 * similarities.square().sum(dim=0).max()))

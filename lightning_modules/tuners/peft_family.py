@@ -44,6 +44,7 @@ class PEFT(Tuner):
     """
 
     merges_into_backbone = True
+    libraries = ("peft",)
 
     def __init__(
         self,
@@ -63,6 +64,7 @@ class PEFT(Tuner):
         self.targets = list(targets)
         self.blocks = None if blocks is None else list(blocks)
         self.name = f"peft-{short_name(make_config(self.config, target_modules=['none']))}"
+        self._chosen: tuple[list[str], list[str]] = [], []
         self._layers: dict[str, nn.Module] = {}
         self._paths: dict[str, tuple[nn.Module, str]] = {}
         self._trained: list[str] = []
@@ -87,6 +89,7 @@ class PEFT(Tuner):
                 f"PEFT: {backbone.identifier} already has {len(adapted)} layers adapted by another tuner, which would "
                 "stay active. Pass the same tuner to both modules, or load the backbone again for this one."
             )
+        self._chosen = self._targets(backbone)
         self._inject(backbone, 0)
 
     def _targets(self, backbone: Backbone) -> tuple[list[str], list[str]]:
@@ -103,9 +106,9 @@ class PEFT(Tuner):
             raise DtrapError(f"PEFT: {backbone.identifier} has no Linear layers for the targets {self.targets}.")
         return names, last
 
-    def peft_config(self, backbone: Backbone) -> PeftConfig:
-        """Return the config with the names of the layers of this backbone."""
-        names, last = self._targets(backbone)
+    def peft_config(self) -> PeftConfig:
+        """Return the config with the names of the layers of the attached backbone."""
+        names, last = self._chosen
         return make_config(self.config, target_modules=names, feedforward_modules=last)
 
     def _inject(self, backbone: Backbone, seed: int) -> None:
@@ -114,7 +117,7 @@ class PEFT(Tuner):
         Raises:
             DtrapError: peft cannot adapt a layer, or the type changes weights in a way that cannot be undone.
         """
-        config: Any = self.peft_config(backbone)
+        config: Any = self.peft_config()
         # Where the shared random matrices are saved with the adapter, they can be the episode's own.
         if getattr(config, "save_projection", False) and "projection_prng_key" not in self.config["init_args"]:
             config.projection_prng_key = seed
@@ -242,7 +245,7 @@ class PEFT(Tuner):
         Where a start is subtracted, A and B are those of a LoRA of twice the rank, and the equal tuner is that LoRA;
         otherwise it is None.
         """
-        config, state = self.peft_config(self._attached_to[0]), self.adapter_state()
+        config, state = self.peft_config(), self.adapter_state()
         tuner = None
         if any(name.endswith(f".{_START}") for name in state):
             layer: Any = next(iter(self._layers.values()))
@@ -252,7 +255,8 @@ class PEFT(Tuner):
             tuner = PEFT(
                 {"class_path": "peft.LoraConfig", "init_args": arguments}, self.encoder, self.targets, self.blocks
             )
-            config = tuner.peft_config(self._attached_to[0])
+            tuner._chosen = self._chosen
+            config = tuner.peft_config()
             state = _joined(state)
         values = {}
         for name, value in state.items():

@@ -52,6 +52,8 @@ class StepSPT(Tuner):
     """
 
     name = "stepspt"
+    references = ("xu2024stepspt",)
+    weighs_classes = True
     transductive = True
     needs_task = True
     trains_itself = True
@@ -201,7 +203,7 @@ class StepSPT(Tuner):
             features = self._encode(module, [images[rows] for rows in batches])
         found = []
         for rows, part in zip(batches, features.split(_INTERNAL_BATCH), strict=True):
-            loss = F.cross_entropy(self.logits(part, part, 1.0), labels[rows])
+            loss = self.cross_entropy(self.logits(part, part, 1.0), labels[rows])
             optimizer.zero_grad()
             module.manual_backward(loss)
             optimizer.step()

@@ -71,6 +71,8 @@ def _of_module(module: FewShotClassifier, arguments: Mapping[str, Any]) -> str |
         return f"{type(module).__name__} is a module of its own"
     if not tuner.side_by_side:
         return f"the tuner {tuner.name} cannot train several episodes in one step"
+    if module.class_weights is not None:
+        return "each episode has class weights of its own (--model.class_weights)"
     if tuner.trains_itself or tuner.transductive:
         return f"the tuner {tuner.name} makes steps of its own"
     parameters = tuner.trained_parameters()

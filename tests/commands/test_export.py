@@ -5,6 +5,7 @@ import json
 import re
 import subprocess
 import sys
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +13,7 @@ import pytest
 import torch
 import yaml
 from dtrap.lightning_modules.backbones import OpenCLIP
-from dtrap.lightning_modules.tuners import FullFineTuning, LoRA
+from dtrap.lightning_modules.tuners import PEFT, FullFineTuning, LoRA
 from exported_runs import export, pixels_of, predicted, save_run, small_backbones
 from PIL import Image
 from safetensors.torch import load_file, save_file
@@ -299,3 +300,65 @@ def test_ten_lines_of_transformers_classify_a_picture(dtrap, run, library, pictu
     header, *_, last = (line.split(",")[2:] for line in (tmp_path / "p.csv").read_text().splitlines())
     expected = dict(zip(header, map(float, last), strict=True))
     assert probabilities == pytest.approx(expected, abs=1e-4)
+
+
+PEFT_CASES = [
+    ("open_clip", "both", {"class_path": "peft.LoraConfig", "init_args": {"r": 2, "use_dora": True}}),
+    ("clip", "vision", {"class_path": "peft.LoraConfig", "init_args": {"r": 2, "init_lora_weights": "pissa"}}),
+    ("siglip", "both", {"class_path": "peft.VeraConfig", "init_args": {"r": 4}}),
+    ("clip", "text", {"class_path": "peft.IA3Config", "init_args": {}}),
+    ("open_clip", "text", {"class_path": "peft.OFTConfig", "init_args": {"r": 0, "oft_block_size": 8}}),
+]
+
+
+@pytest.mark.parametrize(("library", "encoder", "config"), PEFT_CASES)
+def test_every_kind_of_adapter_is_exported_as_lora_is(dtrap, backbones, pictures, tmp_path, library, encoder, config):
+    from peft import PeftModel
+    from transformers import AutoModel
+
+    settings = {"config": config, "encoder": encoder, "targets": ["q", "v", "mlp"]}
+    module, adapter = save_run(tmp_path / "run", backbones[library], settings, PEFT)
+    export(dtrap, adapter, "plain")
+    export(dtrap, adapter, "peft", "--form", "peft")
+    export(dtrap, "peft", "again")
+    expected = predicted(dtrap, adapter, pictures, tmp_path)
+    pixels, tokens = pixels_of(pictures, module), module.class_prompts.tokens
+    with torch.no_grad():
+        own, zero_shot = module(pixels), None
+        with module.zero_shot():
+            zero_shot = module(pixels)
+    assert (own.softmax(dim=-1) - expected).abs().max() <= 1e-5
+    assert (own - zero_shot).abs().max() > 0.01
+    for saved in ("plain", "peft", "again"):
+        assert (predicted(dtrap, saved, pictures, tmp_path) - expected).abs().max() <= 1e-5
+    if library == "open_clip":
+        base = OpenCLIP(**backbones["open_clip"][1]).model
+    else:
+        base = AutoModel.from_pretrained(backbones[library][1]["name"]).eval()
+    with warnings.catch_warnings():
+        warnings.filterwarnings("error", message=".*missing.*|.*unexpected.*|.*not load.*")
+        model = PeftModel.from_pretrained(base, tmp_path / "peft").base_model.model
+    with torch.no_grad():
+        if library == "open_clip":
+            found, right = (model.encode_image(pixels), model.encode_text(tokens)), None
+        else:
+            found = model.get_image_features(pixel_values=pixels), model.get_text_features(input_ids=tokens)
+        right = module.backbone.encode_image(pixels), module.backbone.encode_text(tokens)
+    for a, b in zip(found, right, strict=True):
+        assert (getattr(a, "pooler_output", a) - b).abs().max() <= 2e-6 * b.abs().max()
+
+
+def test_a_card_names_no_class_but_those_of_peft(dtrap, backbones, pictures, tmp_path):
+    """The class path in a card comes from a stranger: it is looked up in peft's table, never imported."""
+    settings = {"config": {"class_path": "peft.VeraConfig", "init_args": {"r": 4}}}
+    _, adapter = save_run(tmp_path / "run", backbones["open_clip"], settings, PEFT)
+    card = json.loads(adapter.with_suffix(".json").read_text())
+    assert card["model"]["tuner"]["init_args"]["config"] == settings["config"]
+    content = adapter.read_bytes()
+    adapter.write_bytes(content.replace(b"peft.VeraConfig", b"os.VeraConfig  "))
+    adapter.with_suffix(".json").unlink()
+    (tmp_path / "run" / "config.yaml").unlink()
+    status, _, err = dtrap("predict", "--adapter", adapter, "--images", pictures)
+    assert status == 2
+    assert "os.VeraConfig" in err
+    assert "Traceback" not in err

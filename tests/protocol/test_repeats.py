@@ -116,6 +116,9 @@ def test_a_run_and_its_report_name_the_interval_everywhere(dtrap, tmp_path, tiny
     assert status == 0, err
     folder = tmp_path / "run"
     accuracies = of_file(folder)
+    logged = (folder / "metrics.csv").read_text().splitlines()[0].split(",")
+    assert {"accuracy_corrected_interval", "accuracy_corrected_low", "accuracy_mean"} <= {*logged}
+    assert "accuracy_interval" not in logged
     assert [len(found) for found in accuracies.values()] == [4, 4]
     summary = json.loads((folder / "summary.json").read_text())
     ratio = 7 / 14  # of 8, 7 and 6 images 3, 2 and 2 are held out
@@ -125,7 +128,7 @@ def test_a_run_and_its_report_name_the_interval_everywhere(dtrap, tmp_path, tiny
         assert method["test_images_each"] == [7, 7]
         if len(set(values)) > 1:
             assert method["accuracy"]["half_width"] == pytest.approx(corrected(values, ratio))
-    (first, second), ((_other, difference),) = accuracies.values(), summary["differences"].items()
+    (first, second), (difference,) = accuracies.values(), summary["differences"].values()
     pairs = [ours - theirs for ours, theirs in zip(first, second, strict=True)]
     assert difference["half_width"] == pytest.approx(corrected(pairs, ratio))
     assert f"± {difference['half_width']:.2f} (4 pairs, corrected resampled t)" in out
