@@ -160,7 +160,8 @@ def _difference_section(comparison: Comparison, labels: Mapping[Any, str]) -> Se
             ratios[name] = difference.first.resampled
     if not found:
         section.missing = (
-            f"No two methods have {'several common tasks' if own else 'common episodes'}. --protocol.compare methods/baseline.yaml of dtrap fit runs another "
+            f"No two methods have {'several common tasks' if own else 'common episodes'}. --protocol.compare "
+            "methods/baseline.yaml of dtrap fit runs another "
             "method on the same ones."
         )
         return section
@@ -237,7 +238,7 @@ def _losses(task: Task, labels: Mapping[Any, str], order: Sequence[str]) -> Iter
             found[labels[entry.key]] = {"step": same[0]["step"], **means, "stage": same[0].get("stage")}
             counts.add(len(same))
     if found:
-        yield loss_curves(found, order=order, episodes=counts.pop() if len(counts) == 1 else None)
+        yield loss_curves(found, order=order, episodes=counts.pop() if len(counts) == 1 else None, unit=task.unit)
 
 
 def _mean(lists: Sequence[Sequence[float | None]]) -> list[float | None]:

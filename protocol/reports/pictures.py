@@ -81,7 +81,8 @@ def feature_section(comparison: Comparison) -> Section:
                     faults.append(f"{path} is left out: {str(error)[:LONGEST_TEXT]}")
     section.notes = faults
     if not section.charts:
-        section.missing = "No features are saved. --protocol.save_features 2 of dtrap fit keeps those of two episodes."
+        kept = "1 of dtrap fit keeps them" if are_own(comparison) else "2 of dtrap fit keeps those of two episodes"
+        section.missing = f"No features are saved. --protocol.save_features {kept}."
     return section
 
 
@@ -118,9 +119,7 @@ def picture_section(comparison: Comparison) -> Section:
     return section
 
 
-def _drawn(
-    comparison: Comparison, labels: Mapping[Any, str]
-) -> Iterator[tuple[Path, Callable[[Path], Picture]]]:
+def _drawn(comparison: Comparison, labels: Mapping[Any, str]) -> Iterator[tuple[Path, Callable[[Path], Picture]]]:
     """Yield each picture of the run folders with the function that reads it; sheets of test images come first."""
     entries = [(task, entry) for task in comparison.tasks for entry in task.entries]
     for task, entry in entries:
