@@ -131,12 +131,12 @@ def _dispatch(words: list[str]) -> int:
 
 def _list_configs(rest: list[str]) -> int:
     from .commands.plug_ins import plug_in_lines
-    from .configs import config_text, shipped_configs, title_of
+    from .configs import SWEEP, config_text, shipped_configs, title_of
 
     if rest and rest[0] not in ("-h", "--help"):
         print(config_text(rest[0]), end="")
         return 0
-    names = shipped_configs()
+    names = [*shipped_configs(), SWEEP]
     width = max(map(len, names)) + 2
     for name in names:
         print(f"{name:{width}}{title_of(name)}")

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from .errors import DtrapError, expected_one_of
 
@@ -51,9 +51,18 @@ class KeepsArguments:
 
     Attributes:
         given_arguments: What the constructor was called with, by name, with the defaults of its own signature.
+        references: Keys of the class's references in assets/references.bib.
+        libraries: Packages of other projects that it stands on and that are to be cited.
     """
 
     given_arguments: dict[str, Any]
+    references: ClassVar[tuple[str, ...]] = ()
+    libraries: ClassVar[tuple[str, ...]] = ()
+
+    @classmethod
+    def cited(cls, arguments: Mapping[str, Any]) -> tuple[str, ...]:
+        """Return the keys of the references of an object with these arguments, for `dtrap cite`."""
+        return cls.references
 
     # Not in `__init__`: a subclass from another project need not pass on what it was called with.
     def __new__(cls, *arguments: Any, **keywords: Any) -> Any:

@@ -18,11 +18,12 @@ from .own_modules import begin
 COMMANDS = {
     "fit": "train and test on every episode; print mean and 95% interval",
     "test": "test saved adapters again",
-    "predict": "classify a folder of images with a saved adapter",
+    "predict": "classify images with a saved adapter",
     "export": "write the tuned model for open_clip, transformers, peft or onnxruntime",
     "data": "check or show the data sets under a folder, or download one",
     "study": "run many data sets, settings and methods from one small file",
     "report": "show the results of several runs or a study in tables and on a page",
+    "cite": "print BibTeX of what runs used",
     "dashboard": "build a workspace of W&B for the runs of a project",
     "configs": "list the shipped configs, or print one",
     "doctor": "look at the installation, the device and the weights on this machine",

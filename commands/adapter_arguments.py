@@ -27,8 +27,8 @@ from ..protocol.precision import FULL, HALF, canonical, device_of
 from ..protocol.processes import on_one_device
 from .found import Values, card_precision, values_of_card, values_of_config
 from .own_modules import make_importable
-from .plug_ins import words_in_full
 from .parser import DtrapCLI
+from .plug_ins import words_in_full
 
 
 @dataclass(frozen=True)

@@ -17,12 +17,14 @@ from jsonargparse import get_loader, set_loader
 from ..configs import find_config, is_shipped
 from ..errors import DtrapError, expected_one_of
 from ..parsing import parse_yaml, read_yaml
+from .agent_words import agent_words
 from .own_modules import make_importable, texts_in
 from .plug_ins import values_in_full, words_in_full
+from .predict_options import OPTIONS as PREDICT_OPTIONS
 
 CONFIG_OPTIONS = ("--config", "-c")
 SECTIONS = ("data", "model", "trainer", "stage_switch", "protocol")
-OPTIONS = ("seed_everything", "adapter", "images", "output", "form", "escape_formulas")
+OPTIONS = ("seed_everything", "adapter", "output", "form", *PREDICT_OPTIONS)
 
 
 def find_configs(arguments: list[str]) -> list[str]:
@@ -33,7 +35,7 @@ def find_configs(arguments: list[str]) -> list[str]:
             before the config that chooses it.
     """
     words: list[str] = []
-    for word in words_in_full(arguments):
+    for word in words_in_full(agent_words(arguments)):
         words += word.split("=", 1) if word.startswith(("--config=", "-c=")) else [word]
     data_chosen = False
     named, folders = [word.rpartition("=")[2] for word in words], []

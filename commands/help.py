@@ -45,13 +45,17 @@ Test saved adapters again on the queries of their episodes.
   --trainer.accelerator A    cpu or gpu (default: auto)
 """
 
-PREDICT = """usage: dtrap predict --adapter PATH --images FOLDER [--output FILE] [--OPTION VALUE ...]
+PREDICT = """usage: dtrap predict --adapter PATH --images PATH [PATH ...] [--output FILE] [--OPTION VALUE ...]
 
-Classify a folder of images with a saved adapter; write a CSV with path, label and one probability per class.
+Classify images with a saved adapter; write a CSV with path, label, confidence, runner-up and one probability per class.
 
   --adapter PATH             an adapter (.safetensors), or a folder that `dtrap export` wrote
-  --images FOLDER            the images; subfolders are searched, too
+  --images PATH [PATH ...]   images, folders with their subfolders, patterns ('photos/*.jpg'), tables with a column path
   --output FILE              the CSV file (default: predictions.csv)
+  --overwrite                replace that file if it exists
+  --unsure X                 label images with a lower confidence than X, such as 0.6, as unsure
+  --reject RATE              label images that are like none of the classes as rejected, such as 0.05
+  --sort-into FOLDER         copy the images into a folder of each label
 
   --config NAME              the run's config, if it is not found next to the adapter
   --trainer.accelerator A    cpu or gpu (default: auto)

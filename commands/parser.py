@@ -26,6 +26,7 @@ from . import importing
 from .given_configs import bound_yaml, find_configs
 from .parser_errors import explain
 from .plug_ins import load_plug_ins
+from .predict_options import add_options
 from .shipped_reference import shipped_reference
 
 
@@ -104,16 +105,7 @@ class DtrapCLI(LightningCLI):
                 "--private", type=bool, default=True, help="Whether a repository that --push creates is private"
             )
         if self.command == "predict":
-            parser.add_argument(
-                "--images", type=str, required=True, help="Folder of images; subfolders are searched, too"
-            )
-            parser.add_argument("--output", type=str, default="predictions.csv", help="CSV file to write")
-            parser.add_argument(
-                "--escape_formulas",
-                type=bool,
-                default=True,
-                help="Put ' before names that begin with = + - @ in the CSV: a spreadsheet would compute them",
-            )
+            add_options(parser)
 
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
         """Parse into `self.config`; raise a DtrapError with a short message for a mistake."""
@@ -135,7 +127,7 @@ class DtrapCLI(LightningCLI):
 _DESCRIPTIONS = {
     "fit": "Train and test on every episode of a few-shot task; write a row for each, and the mean with its interval.",
     "test": "Test saved adapters again on the queries of their episodes.",
-    "predict": "Classify a folder of images with a saved adapter; write a CSV.",
+    "predict": "Classify images with a saved adapter; write a CSV.",
     "export": "Write the tuned model as a folder that open_clip, transformers, peft or onnxruntime can load without "
     "dtrap.",
 }

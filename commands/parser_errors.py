@@ -199,7 +199,12 @@ def _import_fault(text: str, key: str) -> str | None:
     if key.rstrip("+") in _BASES:
         found += re.findall(r"Given value: ([\w.]+)\s*$", text, re.MULTILINE)
         found += re.findall(r"class_path['\"]?[=:]\s*['\"]([\w.]+)['\"]", text)
-    faults = (import_fault(path) for path in dict.fromkeys(found) if "." in path.strip("."))
+    offered = {each.class_path: each for each in plug_ins()}
+    faults = (
+        offered[path].fault if path in offered else import_fault(path)
+        for path in dict.fromkeys(found)
+        if "." in path.strip(".")
+    )
     fault = next((fault for fault in faults if fault is not None), None)
     return None if fault is None else f"--{key}: {fault}"
 

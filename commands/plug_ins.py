@@ -55,15 +55,25 @@ class PlugIn:
 
     def load(self) -> Any:
         """Import the class; None with a warning if that fails."""
+        found, fault = self._resolved()
+        if fault is not None:
+            warnings.warn(fault, stacklevel=2)
+        return found
+
+    @property
+    def fault(self) -> str | None:
+        """Why it cannot be imported; None if it can."""
+        return self._resolved()[1]
+
+    def _resolved(self) -> tuple[Any, str | None]:
         try:
-            return resolve_name(self.class_path)
+            return resolve_name(self.class_path), None
         except Exception as error:  # whatever somebody's module raises
-            warnings.warn(
-                f"the plug-in {self.name} of {self.package} cannot be imported and is left out ({type(error).__name__}: "
-                f"{first_line(error)}). Update or uninstall {self.package.split()[0]}.",
-                stacklevel=2,
+            reason = f"{type(error).__name__}: {first_line(error)}"
+            return None, (
+                f"the plug-in {self.name} of {self.package} cannot be imported ({reason}). Update or uninstall "
+                f"{self.package.split()[0]}."
             )
-            return None
 
 
 def plug_ins() -> list[PlugIn]:

@@ -15,11 +15,16 @@ from ..errors import DtrapError, nearest
 from .coop import COOP_CONFIGS
 
 SHIPPED = Path(__file__).parent
+SWEEP = "sweep.yaml"  # for wandb, not for --config
 
 
 def shipped_configs() -> list[str]:
     """Return the names of all shipped configs of a run, those of data sets first, then by folder."""
-    files = [path.relative_to(SHIPPED).as_posix() for path in SHIPPED.rglob("*.yaml") if path.parent.name != "studies"]
+    files = [
+        path.relative_to(SHIPPED).as_posix()
+        for path in SHIPPED.rglob("*.yaml")
+        if path.parent.name != "studies" and path.name != SWEEP
+    ]
     return sorted([*files, *COOP_CONFIGS], key=lambda name: (name.count("/"), name))
 
 

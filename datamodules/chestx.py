@@ -37,6 +37,7 @@ class ChestXDataModule(PublishedTableDataModule):
     """
 
     title = "ChestX"
+    references = ("wang2017chestxray8", "guo2020broader")
     measures_auroc = True
     published = Published(7)
     published_rows: ClassVar[int] = 112_120

@@ -93,6 +93,7 @@ class CropDiseaseDataModule(PublishedDataModule):
     """
 
     title = "CropDisease"
+    references = ("mohanty2016plant", "guo2020broader")
     published = Published(38, all=43_456)
 
     def read(self, findings: Findings) -> ImageIndex:

@@ -52,6 +52,7 @@ class EuroSATDataModule(PublishedDataModule):
     """
 
     title = "EuroSAT"
+    references = ("helber2019eurosat", "guo2020broader")
     published = Published(10, all=27_000)
 
     def read(self, findings: Findings) -> ImageIndex:

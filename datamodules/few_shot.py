@@ -63,7 +63,8 @@ class FewShotDataModule(ImageCollection):
         all_way: All classes, `shot` images of each and the whole test split, one task per seed, instead of episodes.
             Then `way`, `query`, `views`, `seed`, `batch_size` and `validation_shots` have no effect and keep their
             defaults.
-        subset: All-way: a JSON file with the images of every seed, as written by a run. None to draw them.
+        subset: All-way: a JSON file with the images of every seed, as written by a run, or a folder of 2SFS' few-shot
+            draws. None to draw them.
         **options: Arguments of `ImageCollection`.
 
     Attributes:

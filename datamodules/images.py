@@ -11,7 +11,7 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 from ..errors import DtrapError
 from ..files import open_file
 from .formats import formats_for, why_unknown
-from .pixels import Warn, check_pages, read_depth, read_sixteen_bits, to_rgb
+from .pixels import Depth, Warn, check_pages, read_depth, read_sixteen_bits, to_rgb
 
 
 class ImageError(DtrapError):
@@ -53,6 +53,34 @@ def open_image(
         raise
     except Exception as error:  # Pillow's decoders raise OSError, SyntaxError, ValueError, struct.error, ...
         raise ImageError(f"Image {name} cannot be read: {error}.") from error
+
+
+def convert_image(
+    image: Image.Image, name: str, value_range: Sequence[float] | None = None, warn: Warn | None = None
+) -> Image.Image:
+    """Return a picture in memory as `open_image` returns that of a file; the picture itself is not changed.
+
+    Args:
+        image: The picture.
+        name: What messages call it.
+        value_range: As for `open_image`.
+        warn: As for `open_image`.
+
+    Raises:
+        ImageError: It cannot be decoded, or has values of an unknown range.
+    """
+    say = warn or _warn
+    try:
+        check_pages(image, name, say)
+        file = str(getattr(image, "filename", ""))
+        depth = read_depth(image, file) if os.path.isfile(file) else Depth()
+        image.load()
+        picture = read_sixteen_bits(image, depth, file, value_range) if depth.color else image
+        return to_rgb(ImageOps.exif_transpose(picture), depth, value_range, lambda text: say(text, name))
+    except MemoryError:
+        raise
+    except Exception as error:  # as in `open_image`
+        raise ImageError(f"{name} cannot be read: {error}.") from error
 
 
 def _warn(text: str, such_as: str) -> None:

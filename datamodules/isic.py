@@ -43,6 +43,7 @@ class ISICDataModule(PublishedTableDataModule):
     """
 
     title = "ISIC"
+    references = ("tschandl2018ham10000", "codella2019isic", "guo2020broader")
     published = Published(7, all=10_015)
     tables = tuple(str(Path(f, g, f"{_GROUND_TRUTH}.csv")) for f in _FOLDERS for g in (_GROUND_TRUTH, ""))
     other_tables = _METADATA

@@ -17,13 +17,14 @@ from .collection import ImageCollection
 from .grouped_subset import check_apart, split_apart
 from .images import ImageError
 from .index import listing
+from .published_draws import is_draw, read_draw
 
 logger = logging.getLogger(__name__)
 
 SUBSET_FORMAT = "dtrap-subset/1"
 MOST_VALIDATION = 4
 PARTS = ("train", "val")
-EXPECTED = "Expected the subset.json of an all-way run."
+EXPECTED = "Expected the subset.json of an all-way run, or a folder of 2SFS' draws."
 _SUBSET = 10  # first part of the spawn key, different from those of episodes and training streams
 
 Positions = list[list[int]]
@@ -201,8 +202,10 @@ def read_subset(data: ImageCollection, shot: int, seed: int, path: Path) -> Subs
     return Subset([*range(len(index.class_names))], train, val, test)
 
 
-def _chosen_files(data: ImageCollection, shot: int, seed: int, path: Path) -> dict[str, dict[str, Sequence[str]]]:
-    """Return the relative paths by part and class as in the file."""
+def _chosen_files(data: ImageCollection, shot: int, seed: int, path: Path) -> Mapping[str, Mapping[str, Sequence[str]]]:
+    """Return the relative paths by part and class as in the file, or as in a published draw."""
+    if is_draw(path):
+        return read_draw(data, shot, seed, path)
     if not path.is_file():  # a pipe would wait for ever
         what = "is a folder" if path.is_dir() else "is a pipe or device" if path.exists() else "does not exist"
         raise DtrapError(f"subset {path} {what}. {EXPECTED}")

@@ -1,8 +1,10 @@
-"""Unlabeled images for `dtrap predict`."""
+"""Unlabeled images for `dtrap predict` and `dtrap.Classifier`."""
 
 from __future__ import annotations
 
+import copy
 import logging
+import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -12,28 +14,29 @@ from torch.utils.data import DataLoader, Dataset
 
 from ..errors import DtrapError
 from .batches import Batch, collate, read_item
-from .images import open_image
+from .given_images import GivenImages, find_images
+from .images import convert_image, open_image
 from .index import no_folder
 from .pixels import check_value_range
 from .views import Preprocessing
-from .walk import left_out_line, walk
 
 logger = logging.getLogger(__name__)
 
 
 class UnlabeledImages(Dataset[dict[str, Any]]):
-    """All images in a folder and its sub-folders, sorted by path.
+    """All images in a folder and its sub-folders, sorted by path, or images that were given in another way.
 
     An item is a dictionary of `images` [3, S, S] (normalized) and `index` (position in `paths`), or of
     `index` and `fault` (the reason) where the file cannot be read.
 
     Args:
-        folder: Where the images are.
+        folder: Where the images are, or what `find_images` has found.
         preprocessing: Input size, normalization and resizing, as in the training.
         value_range: The values [black, white] of images with more than 8 bits, as in the training.
 
     Attributes:
-        paths: Path of each image.
+        given: The images, and where they come from.
+        paths: Path of each image; a name such as "image 1" of one that is no file.
         unreadable: (path, reason) of the files that `batches` left out so far.
         faults: (path, reason) of folders that cannot be read, broken links and the like.
         left_out: Line on the files that are not images, such as "20 files left out: 12 .dcm, 8 .svg"; may be empty.
@@ -43,20 +46,21 @@ class UnlabeledImages(Dataset[dict[str, Any]]):
     """
 
     def __init__(
-        self, folder: str | Path, preprocessing: Preprocessing, value_range: list[float] | None = None
+        self,
+        folder: str | os.PathLike[str] | GivenImages,
+        preprocessing: Preprocessing,
+        value_range: list[float] | None = None,
     ) -> None:
         check_value_range(value_range)
-        folder = Path(folder).expanduser()
-        if not folder.is_dir():
-            raise DtrapError(f"{folder} {no_folder(folder)}. Give the folder of the new images, --images FOLDER.")
-        found = walk(folder)
-        self.paths, self.left_out, self.faults = found.images, left_out_line(found.left_out), found.faults
-        if not self.paths:
-            because = self.left_out or "; ".join(f"{path}: {reason}" for path, reason in self.faults[:3])
-            raise DtrapError(
-                f"No image files in {folder} or its sub-folders{because and f' ({because})'}. Give another one: "
-                "--images FOLDER."
-            )
+        if not isinstance(folder, GivenImages):
+            folder = Path(folder).expanduser()
+            if not folder.is_dir():
+                raise DtrapError(f"{folder} {no_folder(folder)}. Give the folder of the new images, --images FOLDER.")
+            folder = find_images(folder)
+        self.given = folder
+        self.paths = [image.name for image in folder.images]
+        self._sources = [image.source for image in folder.images]
+        self.left_out, self.faults = folder.left_out_line, folder.faults
         self.preprocessing, self.value_range = preprocessing, value_range
         self.unreadable: list[tuple[str, str]] = []
         self._warned: set[str] = set()
@@ -67,8 +71,17 @@ class UnlabeledImages(Dataset[dict[str, Any]]):
     def __getitem__(self, index: int) -> dict[str, Any]:
         return read_item({"index": index}, lambda: self.preprocessing.to_tensor(self._open(index)))
 
+    def part(self, start: int, end: int) -> UnlabeledImages:
+        """Return a data set of the images from `start` up to `end`."""
+        part = copy.copy(self)
+        part.paths, part._sources, part.unreadable = self.paths[start:end], self._sources[start:end], []
+        return part
+
     def _open(self, index: int) -> Image.Image:
-        return open_image(self.paths[index], self.value_range, self._warn_once)
+        source = self._sources[index]
+        if isinstance(source, Image.Image):
+            return convert_image(source, self.paths[index], self.value_range, self._warn_once)
+        return open_image(source, self.value_range, self._warn_once)
 
     def _warn_once(self, text: str, such_as: str) -> None:
         if text not in self._warned:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -27,6 +27,8 @@ class EvaluatedModel(TunedModel):
         ranking: The scores of the last test, where the area under the ROC curve is measured.
         confidence: What the last validation or test says of the class probabilities.
         kept_scores: The scores of the last test with the tuner, where they are wanted.
+        predicts: What `predict_step` returns: "probabilities" [B, W], "scores" [B, 1, W], the logits, or "both scores"
+            [B, 2, W], those with and without the tuner.
         logs_steps: Whether each training step logs its terms, which takes a millisecond or two.
         device_work: Returns the context of what the device computes outside of a batch, so that it can be timed.
     """
@@ -37,6 +39,7 @@ class EvaluatedModel(TunedModel):
         self.ranking = Ranking()
         self.confidence = Confidence()
         self.kept_scores = KeptScores()
+        self.predicts: Literal["probabilities", "scores", "both scores"] = "probabilities"
         self.logs_steps = True
         self.device_work: Callable[[], AbstractContextManager[Any]] = nullcontext
         self._loaders: list[Any] = []
@@ -104,6 +107,8 @@ class EvaluatedModel(TunedModel):
             classes, and the `labels` [B] of the batch if it has them. Several views of an image give one row.
         """
         taken = self.incoming(batch, "predict")
+        if self.predicts != "probabilities":
+            return self._raw_scores(taken["images"])
         scores = self._scores(taken)
         views = len(taken["images"]) // max(len(scores), 1)
         added = views > 1 and not self._zero_shot
@@ -116,6 +121,17 @@ class EvaluatedModel(TunedModel):
         identities = taken["sample_id"][: len(scores)]
         found = {"sample_id": identities, "probabilities": probabilities, "predicted": predicted, "class_names": names}
         return found | known
+
+    def _raw_scores(self, images: Tensor) -> Tensor:
+        """Return the scores [B, 1, W], or [B, 2, W] with those of the zero-shot model, as `predicts` says."""
+        scores = self.finite_scores(self(images))
+        if self.predicts == "scores":
+            return scores[:, None]
+        texts, self._evaluation_texts = self._evaluation_texts, None
+        with self.zero_shot():
+            zero_shot = self.finite_scores(self(images))
+        self._evaluation_texts = texts
+        return torch.stack([scores, zero_shot.to(scores.dtype)], dim=1)
 
     def finite_scores(self, scores: Tensor) -> Tensor:
         """Return scores [B, W], all of which are numbers: others have no highest class.

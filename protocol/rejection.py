@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 from torch import Tensor
 
 from ..errors import DtrapError, check_one_of, expected_one_of
 
 RATES = (0.01, 0.02, 0.05, 0.1, 0.2)
+Similarity = Literal["tuned", "zero_shot"]
 KINDS = ("tuned", "zero_shot")
-DEFAULT_KIND = "tuned"
+DEFAULT_KIND: Similarity = "tuned"
 _DECIMALS = 1e6
 
 

@@ -213,10 +213,10 @@ def test_the_folder_config_serves_a_practitioner(dtrap, tmp_path, tiny_model):
     assert status == 0, err
     assert "broken.jpg" in out
     rows = (tmp_path / "predictions.csv").read_text().splitlines()
-    assert rows[0] == "path,label,cls_00,cls_01,cls_02"
+    assert rows[0] == "path,label,score,runner_up,runner_up_score,cls_00,cls_01,cls_02"
     assert len(rows) == 3
     for row in rows[1:]:
-        _, label, *probabilities = row.split(",")
+        _, label, _, _, _, *probabilities = row.split(",")
         assert sum(map(float, probabilities)) == pytest.approx(1, abs=1e-5)
         assert label == f"cls_0{max(range(3), key=lambda c: float(probabilities[c]))}"
 

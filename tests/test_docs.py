@@ -57,6 +57,7 @@ def run_pages(dtrap, tmp_path, monkeypatch):
                         run_command(line.partition("  #")[0], shorter)
         return "\n".join(printed)
 
+    run.command = lambda line: run_command(line, ())
     yield run
     for title in TITLES:
         sys.modules.pop(Path(title).stem, None)
@@ -111,8 +112,19 @@ def test_use_it_in_a_lightning_project(run_pages, tmp_path):
         '"ViT-B-16-quickgelu", "openai"': '"tiny_clip.json", "tiny_clip.safetensors"',
         "Trainer(max_epochs=250,": "Trainer(logger=False, accelerator='cpu', max_epochs=1,",
         "Trainer(max_epochs=10,": "Trainer(logger=False, accelerator='cpu', max_epochs=1,",
+        "root: /data/EuroSAT": f"root: {tmp_path / 'eurosat'}",
+        "name: ViT-B-16-quickgelu, pretrained: openai": "name: tiny_clip.json, pretrained: tiny_clip.safetensors",
+        "max_epochs: 100": "max_epochs: 2\n  accelerator: cpu",
     }
     run_pages("how-to/use-it-in-a-lightning-project.md", shown=shown)
+    assert (tmp_path / "best" / "best.ckpt").exists()
+
+
+def test_add_a_plug_in(run_pages):
+    short = ["--trainer.max_epochs", "1", "--data.query", "2", "--protocol.episodes", "1"]
+    out = run_pages("how-to/add-a-plug-in.md", shorter=[*short, "--trainer.callbacks", "null"])
+    assert "named-lora on tiny_clip/" in out
+    assert "when it was saved" in out
 
 
 def test_compare_methods_and_read_the_rows(run_pages, tmp_path, capsys):
@@ -143,6 +155,20 @@ def test_run_a_study(run_pages, tmp_path):
     assert len(list((tmp_path / "runs" / "study_lambda").glob("*/summary.json"))) == 2
 
 
+def test_check_your_own_images_and_cite_what_was_used(run_pages, tmp_path):
+    make_class_folders(tmp_path / "my_photos", ["maple", "oak"], 4)
+    check = TEXTS["how-to/get-and-check-data.md"].replace("/data", str(tmp_path / "my_photos"))
+    own = [line for line in check.splitlines() if line.startswith("dtrap data") and "coop/dtd" not in line]
+    assert len(own) == 4
+    for line in own:
+        run_pages.command(line)
+    out = run_pages("how-to/cite-what-you-used.md", shorter=["--trainer.max_epochs", "2", "--data.query", "2"])
+    assert "images per class" in out
+    assert (tmp_path / "findings.csv").exists()
+    assert (tmp_path / "my_photos.png").exists()
+    assert "@inproceedings{hu2022lora," in out
+
+
 def test_classify_your_own_images_and_take_the_model_along(run_pages, tmp_path):
     for folder in ("my_photos", "my_test_photos", "new_photos"):
         make_class_folders(tmp_path / folder, ["maple", "oak", "birch"], 4)
@@ -151,9 +177,22 @@ def test_classify_your_own_images_and_take_the_model_along(run_pages, tmp_path):
     short = ["--config", "backbones/tiny.yaml", "--trainer.max_epochs", "1", "--protocol.episodes", "1"]
     out = run_pages("how-to/classify-your-own-images.md", "how-to/take-a-model-along.md", shorter=short)
     assert "no held-out images, so no accuracy" in out
-    assert (tmp_path / "predictions.csv").read_text().startswith("path,label,birch,maple,oak\n")
+    assert (tmp_path / "predictions.csv").read_text().startswith("path,label,confidence,runner_up,")
     assert (tmp_path / "my_model" / "class_features.safetensors").exists()
     assert (tmp_path / "my_adapter" / "adapter_model.safetensors").exists()
+
+
+def test_balance_classes(run_pages, tmp_path):
+    make_class_folders(tmp_path / "my_photos", ["maple", "birch", "oak"], [12, 6, 4])
+    (tmp_path / "imbalance.yaml").write_text(
+        (SHIPPED / "studies" / "imbalance.yaml")
+        .read_text()
+        .replace("episodes: 10", "episodes: 2")
+        .replace("max_epochs=100", "max_epochs=1")
+    )
+    short = ["--config", "backbones/tiny.yaml", "--trainer.max_epochs", "1"]
+    out = run_pages("how-to/balance-classes.md", shorter=short)
+    assert "intervals over repeats of held-out images: Nadeau and Bengio's corrected resampled t" in out
 
 
 @pytest.mark.parametrize("page", TEXTS)

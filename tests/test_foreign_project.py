@@ -7,6 +7,7 @@ import textwrap
 import pytest
 import torch
 import yaml
+from dtrap.errors import DtrapError
 from layouts import make_eurosat
 
 CLI = """
@@ -229,9 +230,10 @@ def test_early_stopping_and_keep_best_from_yaml(project):
     assert keep.accuracies.index(max(keep.accuracies)) == keep.best
     assert len(keep.accuracies) == keep.best + 3
     assert float(stopper.best_score) == max(keep.accuracies)
-    with pytest.raises(Exception, match=r"monitors val/accuracy.*--data\.validation_shots"):
-        words = ["--data.validation_shots", "0", "--trainer.default_root_dir", "other"]
-        command_line("cli").main(["fit", "--config", "model.yaml", "--config", "stopping.yaml", *words])
+    words = ["fit", "--config", "model.yaml", "--config", "stopping.yaml", "--data.validation_shots", "0"]
+    again = command_line("cli").main
+    with pytest.raises(DtrapError, match=r"monitors val/accuracy.*--data\.validation_shots"):
+        again([*words, "--trainer.default_root_dir", "other"])
 
 
 def test_our_module_with_a_strangers_data_and_their_module_with_ours(project, monkeypatch):
@@ -258,8 +260,9 @@ def test_our_module_with_a_strangers_data_and_their_module_with_ours(project, mo
           accelerator: cpu
           max_epochs: 2
           enable_progress_bar: false
-          logger: false
-          default_root_dir: theirs
+          logger:
+            class_path: lightning.pytorch.loggers.CSVLogger
+            init_args: {save_dir: their_logs}
           callbacks:
             - class_path: lightning.pytorch.callbacks.ModelCheckpoint
               init_args: {monitor: val/loss, dirpath: theirs, filename: best}

@@ -88,13 +88,14 @@ def test_predictions_have_no_formulas_unless_asked_for(dtrap, hostile, tmp_path)
     assert status == 0, err
     assert "\x1b" not in out + err
     header, *rows = table(tmp_path / "predictions.csv")
-    assert header == ["path", "label", *ESCAPED]
+    assert header == ["path", "label", "score", "runner_up", "runner_up_score", *ESCAPED]
     assert sorted(row[0] for row in rows) == ["'-new/1.png", "'-new/caf\\udce9.png"]
-    assert {row[1] for row in rows} <= set(header[2:])
-    assert all(float(cell) >= 0 for row in rows for cell in row[2:])
-    status, _, err = dtrap("predict", "--adapter", hostile, "--images=-new", "--escape_formulas", "false")
+    assert {cell for row in rows for cell in (row[1], row[3])} <= set(header[5:])
+    assert all(float(cell) >= 0 for row in rows for cell in row[5:])
+    words = ["--overwrite", "--escape_formulas", "false"]
+    status, _, err = dtrap("predict", "--adapter", hostile, "--images=-new", *words)
     assert status == 0, err
-    assert table(tmp_path / "predictions.csv")[0][2:] == NAMES
+    assert table(tmp_path / "predictions.csv")[0][5:] == NAMES
 
 
 def test_a_hostile_card_is_shown_escaped(dtrap, hostile):

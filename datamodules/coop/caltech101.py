@@ -20,6 +20,7 @@ class Caltech101DataModule(CoOpDataModule):
     """
 
     title = "Caltech101"
+    references = ("feifei2004caltech", "zhou2022coop")
     folders = ("caltech-101", "Caltech101", "caltech101")
     split_file = "split_zhou_Caltech101.json"
     image_folder = "101_ObjectCategories"

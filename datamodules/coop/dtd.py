@@ -17,6 +17,7 @@ class DTDDataModule(CoOpDataModule):
     """
 
     title = "DTD"
+    references = ("cimpoi2014dtd", "zhou2022coop")
     default_template = "{} texture."
     folders = ("dtd", "DTD", "dtd/dtd")
     split_file = "split_zhou_DescribableTextures.json"

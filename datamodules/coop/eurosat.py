@@ -19,6 +19,7 @@ class CoOpEuroSATDataModule(CoOpDataModule):
     """
 
     title = "EuroSAT (CoOp)"
+    references = ("helber2019eurosat", "zhou2022coop")
     default_template = "a centered satellite photo of {}."
     folders = ("eurosat", "EuroSAT")
     split_file = "split_zhou_EuroSAT.json"

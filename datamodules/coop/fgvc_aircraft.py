@@ -24,6 +24,7 @@ class FGVCAircraftDataModule(CoOpDataModule):
     """
 
     title = "FGVCAircraft"
+    references = ("maji2013aircraft", "zhou2022coop")
     default_template = "a photo of a {}, a type of aircraft."
     folders = ("fgvc_aircraft", "FGVCAircraft", "fgvc-aircraft-2013b/data")
     signs = ("variants.txt", "images_variant_train.txt")

@@ -24,6 +24,7 @@ class Flowers102DataModule(CoOpDataModule):
     """
 
     title = "Flowers102"
+    references = ("nilsback2008flowers", "zhou2022coop")
     default_template = "a photo of a {}, a type of flower."
     folders = ("oxford_flowers", "Flower102", "flowers-102")
     split_file = "split_zhou_OxfordFlowers.json"

@@ -17,6 +17,7 @@ class Food101DataModule(CoOpDataModule):
     """
 
     title = "Food101"
+    references = ("bossard2014food", "zhou2022coop")
     default_template = "a photo of {}, a type of food."
     folders = ("food-101", "Food101")
     split_file = "split_zhou_Food101.json"

@@ -43,6 +43,7 @@ class ImageNetDataModule(CoOpDataModule):
     """
 
     title = "ImageNet"
+    references = ("russakovsky2015imagenet", "zhou2022coop")
     folders = ("imagenet", "ImageNet")
     signs = ("classnames.txt", "ILSVRC/Data/CLS-LOC", "Data/CLS-LOC")
     published = Published(1000, train=1_281_167, test=50_000)

@@ -24,6 +24,7 @@ class OxfordPetsDataModule(CoOpDataModule):
     """
 
     title = "OxfordPets"
+    references = ("parkhi2012pets", "zhou2022coop")
     default_template = "a photo of a {}, a type of pet."
     folders = ("oxford_pets", "OxfordPets", "oxford-iiit-pet")
     split_file = "split_zhou_OxfordPets.json"

@@ -24,6 +24,7 @@ class StanfordCarsDataModule(CoOpDataModule):
     """
 
     title = "StanfordCars"
+    references = ("krause2013cars", "zhou2022coop")
     folders = ("stanford_cars", "StanfordCars")
     split_file = "split_zhou_StanfordCars.json"
     image_folder = ""

@@ -27,6 +27,7 @@ class SUN397DataModule(CoOpDataModule):
     """
 
     title = "SUN397"
+    references = ("xiao2010sun", "zhou2022coop")
     folders = ("sun397", "SUN397")
     split_file = "split_zhou_SUN397.json"
     image_folder = "SUN397"

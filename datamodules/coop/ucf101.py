@@ -27,6 +27,7 @@ class UCF101DataModule(CoOpDataModule):
     """
 
     title = "UCF101"
+    references = ("soomro2012ucf101", "zhou2022coop")
     default_template = "a photo of a person doing {}."
     folders = ("ucf101", "UCF101")
     split_file = "split_zhou_UCF101.json"

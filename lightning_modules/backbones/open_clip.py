@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import warnings
+from collections.abc import Mapping
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
@@ -55,6 +56,7 @@ from .pooling import (
     reads_class_token,
     reads_end_token,
 )
+from .published import weights_cited
 from .tokenizers import read_tokenizer, token_count
 
 ASSETS = Path(__file__).parents[2] / "assets"
@@ -83,6 +85,13 @@ class OpenCLIP(Backbone):
     """
 
     model: Any
+
+    libraries = ("open_clip_torch",)
+
+    @classmethod
+    def cited(cls, arguments: Mapping[str, Any]) -> tuple[str, ...]:
+        """Return the keys of the references of the model and its weights."""
+        return weights_cited(arguments)
 
     def __init__(
         self,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import re
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
 from pathlib import Path
@@ -28,6 +28,7 @@ from .checkpoint import load_weights, read_json, read_weights, without_weights
 from .checksums import kept_sha256
 from .hub import TOKENIZER_CONFIG, VOCABULARY, FolderFiles, HubFiles, ModelFiles, tokenizer_folder
 from .last_block import reading
+from .published import weights_cited
 
 WEIGHTS = ["model.safetensors", "model.safetensors.index.json"]
 PREPROCESSOR = ["preprocessor_config.json", "processor_config.json"]
@@ -73,6 +74,13 @@ class Transformers(Backbone):
     """
 
     model: Any
+
+    libraries = ("transformers",)
+
+    @classmethod
+    def cited(cls, arguments: Mapping[str, Any]) -> tuple[str, ...]:
+        """Return the keys of the references of the model and its weights."""
+        return weights_cited(arguments)
 
     def __init__(
         self,

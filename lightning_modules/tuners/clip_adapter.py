@@ -27,6 +27,7 @@ class CLIPAdapter(DasslTraining, Tuner):
     """
 
     name = "clip-adapter"
+    references = ("gao2024clipadapter",)
     learning_rate = 2e-3
     side_by_side = True
     trains: frozenset[Tower] = frozenset()  # the adapter is applied to the output of a frozen tower

@@ -119,6 +119,7 @@ class CoOp(DasslTraining, Tuner):
     """
 
     name = "coop"
+    references = ("zhou2022coop",)
     own_prompts = True
     learning_rate = 2e-3
     side_by_side = True

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -95,6 +95,13 @@ class FWT(Tuner):
         DtrapError: The tuner does not train the image tower, so that the layers would have no effect on it, or it makes
             its own steps, which bypass the layers.
     """
+
+    references = ("tseng2020fwt",)
+
+    @classmethod
+    def cited(cls, arguments: Mapping[str, Any]) -> tuple[str, ...]:
+        """Return the keys of the references, those of LoRA too where no other tuner is given."""
+        return cls.references if arguments.get("tuner") else (*cls.references, "hu2022lora", "kalajdzievski2023rslora")
 
     def __init__(self, tuner: Tuner | None = None) -> None:
         super().__init__()

@@ -68,6 +68,7 @@ class LDC(Tuner):
     """
 
     name = "ldc"
+    references = ("li2025ldc",)
     weighs_classes = True
     chooses = True
     least_rows = 2  # batch norms

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from math import sqrt
-from typing import Literal
+from typing import Any, Literal
 
 from peft import LoraConfig, inject_adapter_in_model
 from peft.tuners.lora import LoraLayer
@@ -41,6 +41,13 @@ class LoRA(Tuner):
     name = "lora"
     merges_into_backbone = True
     side_by_side = True
+    references = ("hu2022lora", "kalajdzievski2023rslora")
+    libraries = ("peft",)
+
+    @classmethod
+    def cited(cls, arguments: Mapping[str, Any]) -> tuple[str, ...]:
+        """Return the keys of the references; that of rsLoRA only with its scale."""
+        return cls.references if arguments.get("rslora", True) else cls.references[:1]
 
     def __init__(
         self,

@@ -83,6 +83,7 @@ class LPPlusPlus(_ClassHead):
     """
 
     name = "lpp"
+    references = ("huang2024lpp",)
     needs_task = True
     learning_rate = 1.0
     side_by_side = True

@@ -49,6 +49,7 @@ class MaPLe(DasslTraining, Tuner):
     """
 
     name = "maple"
+    references = ("khattak2023maple",)
     own_prompts = True
     learning_rate = 3.5e-3
     trains: frozenset[Tower] = frozenset({"vision", "text"})

@@ -44,6 +44,7 @@ class PEFT(Tuner):
     """
 
     merges_into_backbone = True
+    libraries = ("peft",)
 
     def __init__(
         self,

@@ -52,6 +52,7 @@ class StepSPT(Tuner):
     """
 
     name = "stepspt"
+    references = ("xu2024stepspt",)
     weighs_classes = True
     transductive = True
     needs_task = True

@@ -46,6 +46,7 @@ class TipAdapter(Tuner):
     """
 
     name = "tip-adapter"
+    references = ("zhang2022tipadapter",)
     needs_task = True
     trains: frozenset[Tower] = frozenset()
     keys: Tensor

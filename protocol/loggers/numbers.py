@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from ..claims import MEASURES
 from ..measured import TESTED, ZERO_SHOT, is_measure, measure_of, row_measures
 from ..run_folder import Row
+from ..statistics import CORRECTED
 from ..summary import SHOWN, summarize, tested_images
 
 AVERAGED = ("accuracy", "zero_shot_accuracy", *MEASURES)
@@ -22,6 +23,7 @@ PARTS = {
     "episodes": "count",
     "images": "images",
 }
+ENDS = ("interval", "low", "high")  # named "corrected" where they are Nadeau and Bengio's
 SHORT = ("mean", "interval", "episodes")  # parts of measures other than accuracies
 GAPS = ("modality_gap", "centroid_gap", "distribution_gap", "relative_modality_gap")
 
@@ -63,7 +65,8 @@ class Numbers:
             for part in parts if interval is not None else ():
                 value = interval[PARTS[part]]
                 if value is not None and not (part == "interval" and value == 0):  # 0 of identical values: no interval
-                    means[f"{key}_{part}{self.ending(name)}"] = value
+                    corrected = part in ENDS and interval["kind"] == CORRECTED
+                    means[f"{key}_{'corrected_' * corrected}{part}{self.ending(name)}"] = value
         for name, method in summary["methods"].items():
             for key in ("diverged", "untested_classes"):
                 if method[key]:

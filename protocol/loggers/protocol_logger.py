@@ -36,8 +36,9 @@ class ProtocolLogger:
     names of the main method's numbers have no ending, so that runs of different methods share a chart: `accuracy`,
     `zero_shot_accuracy` and what goes with them, `test_images`, `seconds`, and each loss at the stage boundary and
     at the end (`L_vlm_boundary`, `L_vlm_end`). Of each accuracy the running `..._mean`, its 95% interval (half width
-    `..._interval`, ends `..._low` and `..._high`) and the numbers of `..._episodes` and test `..._images` that it rests
-    on; of the cross-entropy and the other measures shown on the console mean, half width and episodes. A name has "_"
+    `..._interval`, ends `..._low` and `..._high`; over repeats of held-out images `..._corrected_interval` and so on)
+    and the numbers of `..._episodes` and test `..._images` that it rests on; of the cross-entropy and the other
+    measures shown on the console mean, half width and episodes. A name has "_"
     for the "@" of `row_measures`. `diverged` counts the diverged episodes so far, which are in no mean. The names of
     the other methods' numbers end with `/NAME`, as do the paired `difference`, main minus other, and the same of the
     measures (`cross_entropy_difference`). Accuracies are in percent. `idle_share` is that of the time since this start

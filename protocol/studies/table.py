@@ -282,7 +282,7 @@ def _needed(line: Line, measure: Measure) -> str:
     if measure.difference_unit != "points" or not line["pairs"] or line["cell"] == "":
         return ""
     if line["needed_1"] is None:
-        return "" if line["difference_half_width"] == 0 else "too few"
+        return "" if line["difference_half_width"] == 0 or line["kind"] == CORRECTED else "too few"
     return f"{line['needed_1']:,} / {line['needed_05']:,}"
 
 

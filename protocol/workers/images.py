@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -30,9 +29,9 @@ PARTS_OF_A_WORKER = 4  # so that a slow worker delays the end less
 
 @dataclass
 class Labeled:
-    """Class probabilities [N, W] of the readable images of a part, and the others with the reasons."""
+    """Scores of the readable images of a part, as `predict_step` returns them, and the others with the reasons."""
 
-    probabilities: list[Tensor] = field(default_factory=list)
+    scores: list[Tensor] = field(default_factory=list)
     unreadable: list[tuple[str, str]] = field(default_factory=list)
 
 
@@ -48,20 +47,35 @@ class Part:
 
 
 def label(
-    module: FewShotClassifier, images: UnlabeledImages, trainer: dict[str, Any], *, progress: bool = False
+    module: FewShotClassifier,
+    images: UnlabeledImages,
+    trainer: dict[str, Any],
+    *,
+    zero_shot: bool = False,
+    batch_size: int = BATCH_SIZE,
+    progress: bool = False,
 ) -> Labeled:
-    """Label images in this process.
+    """Compute the scores of images in this process.
 
     Args:
         module: The model.
         images: The images.
         trainer: The Trainer's arguments.
+        zero_shot: Whether to return the scores without the tuner, too.
+        batch_size: Most images of a batch.
         progress: Whether to show Lightning's bar.
+
+    Returns:
+        Scores [B, 1, W] of each batch, or [B, 2, W] with and without the tuner.
     """
-    with without_expected_warnings():
-        labels = episode_trainer(trainer, [], progress=progress)
-        with explained_use([*callbacks_of(labels), *parts_of(module)]), tf32_allowed(labels):
-            batches: Any = labels.predict(module, images.batches(BATCH_SIZE))
+    before, module.predicts = module.predicts, "both scores" if zero_shot else "scores"
+    try:
+        with without_expected_warnings():
+            labels = episode_trainer(trainer, [], progress=progress)
+            with explained_use([*callbacks_of(labels), *parts_of(module)]), tf32_allowed(labels):
+                batches: Any = labels.predict(module, images.batches(batch_size))
+    finally:
+        module.predicts = before
     return Labeled(list(batches or []), list(images.unreadable))
 
 
@@ -75,6 +89,7 @@ class LabelJob:
         config: The parsed config of its model.
         trainer: The Trainer's arguments.
         images: All images.
+        zero_shot: Whether to return the scores without the tuner, too.
     """
 
     adapter: Path
@@ -82,6 +97,7 @@ class LabelJob:
     config: Any
     trainer: dict[str, Any]
     images: UnlabeledImages
+    zero_shot: bool = False
 
     def begin(self, worker: Worker) -> Callable[[Part], Labeled]:
         """Load the model."""
@@ -92,10 +108,8 @@ class LabelJob:
             load_adapter(self.adapter, module, self.card)
 
         def run(part: Part) -> Labeled:
-            images = copy.copy(self.images)
-            images.paths, images.unreadable = self.images.paths[part.start : part.end], []
-            labeled = label(module, images, self.trainer)
-            return replace(labeled, probabilities=[batch.cpu() for batch in labeled.probabilities])
+            labeled = label(module, self.images.part(part.start, part.end), self.trainer, zero_shot=self.zero_shot)
+            return replace(labeled, scores=[batch.cpu() for batch in labeled.scores])
 
         return run
 
@@ -129,11 +143,13 @@ def label_with(pool: WorkerPool, job: LabelJob, warn: Callable[[str], None]) -> 
         found[finished.item.start] = finished.outcome.value
     ordered = [found[part.start] for part in parts]
     return Labeled(
-        [batch for labeled in ordered for batch in labeled.probabilities],
+        [batch for labeled in ordered for batch in labeled.scores],
         [fault for labeled in ordered for fault in labeled.unreadable],
     )
 
 
-def concatenated(labeled: Labeled, classes: int) -> Tensor:
-    """Return the probabilities [N, W] of all images."""
-    return torch.cat(labeled.probabilities) if labeled.probabilities else torch.empty(0, classes)
+def concatenated(labeled: Labeled, classes: int, *, zero_shot: bool = False) -> Tensor:
+    """Return the scores [N, 1 or 2, W] of all images in float64 on the CPU."""
+    if not labeled.scores:
+        return torch.empty(0, 2 if zero_shot else 1, classes, dtype=torch.float64)
+    return torch.cat([batch.cpu() for batch in labeled.scores]).double()

@@ -59,11 +59,11 @@ def test_predictions_are_those_of_the_tuned_model(dtrap, fitted, root, tmp_path)
     assert status == 0, err
     assert "40 images labeled: p.csv" in out
     header, *lines = (tmp_path / "p.csv").read_text().splitlines()
-    assert header.split(",")[2:] == row["classes"]
+    assert header.split(",")[5:] == row["classes"]
     labels = {tuple(line.split(",")[:2]) for line in lines}
     assert len(labels) == 40
     assert {label for _, label in labels} <= set(row["classes"])
-    assert all(sum(map(float, line.split(",")[2:])) == pytest.approx(1, abs=1e-4) for line in lines)
+    assert all(sum(map(float, line.split(",")[5:])) == pytest.approx(1, abs=1e-4) for line in lines)
 
 
 def test_unreadable_images_are_listed_and_the_others_predicted(dtrap, fitted, tmp_path):
@@ -77,7 +77,7 @@ def test_unreadable_images_are_listed_and_the_others_predicted(dtrap, fitted, tm
     assert "1 image could not be read" in out
     assert "empty.jpg" in out
     (new / "deeper" / "SOUND.PNG").unlink()
-    status, _, _ = dtrap("predict", "--adapter", adapter, "--images", new)
+    status, _, _ = dtrap("predict", "--adapter", adapter, "--images", new, "--overwrite")
     assert status == 1
 
 
@@ -133,10 +133,10 @@ def test_an_exported_folder_is_tested_and_predicts_like_its_adapter(dtrap, fitte
     assert ("zero-shot " in out) == (form == "peft")
     tables = []
     for saved in (adapter, "exported"):
-        status, _, err = dtrap("predict", "--adapter", saved, "--images", root, "--output", "p.csv")
+        status, _, err = dtrap("predict", "--adapter", saved, "--images", root, "--output", "p.csv", "--overwrite")
         assert status == 0, err
         lines = (tmp_path / "p.csv").read_text().splitlines()[1:]
-        tables.append([[float(value) for value in line.split(",")[2:]] for line in lines])
+        tables.append([[float(value) for value in line.split(",")[5:]] for line in lines])
     assert tables[1] == [pytest.approx(probabilities, abs=1e-5) for probabilities in tables[0]]
 
 

@@ -158,10 +158,10 @@ def test_rows_and_identity_say_the_weights_and_a_run_without_them_warns(dtrap, t
     words = ["--config", "folder.yaml", "--config", "tuners/linear_head.yaml", "--data.root", root, *tiny_model]
     words += ["--trainer.max_epochs", 1, "--data.views", 1, "--protocol.folder", "run"]
     with pytest.warns(UserWarning, match=r"'cls_00' has 12 training images, 'cls_02' 2\..*--model\.class_weights bal"):
-        status, out, err = dtrap("fit", *words)
+        status, _, err = dtrap("fit", *words)
     assert status == 0, err
     assert "class_weights" not in (tmp_path / "run" / "results.jsonl").read_text()
-    status, out, err = dtrap("fit", *words, "--model.class_weights", "0.9")
+    status, _, err = dtrap("fit", *words, "--model.class_weights", "0.9")
     assert status == 2
     assert "model.class_weights" in err
     with warnings.catch_warnings():

@@ -59,7 +59,7 @@ def with_card(path, change):
 
 
 def predict(dtrap, adapter, *words):
-    return dtrap("predict", "--adapter", adapter, "--images", "new", "--output", "p.csv", *words)
+    return dtrap("predict", "--adapter", adapter, "--images", "new", "--output", "p.csv", "--overwrite", *words)
 
 
 def test_a_file_alone_predicts_as_in_its_run(dtrap, run, mailed, tmp_path):

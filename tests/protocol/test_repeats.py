@@ -116,6 +116,9 @@ def test_a_run_and_its_report_name_the_interval_everywhere(dtrap, tmp_path, tiny
     assert status == 0, err
     folder = tmp_path / "run"
     accuracies = of_file(folder)
+    logged = (folder / "metrics.csv").read_text().splitlines()[0].split(",")
+    assert {"accuracy_corrected_interval", "accuracy_corrected_low", "accuracy_mean"} <= {*logged}
+    assert "accuracy_interval" not in logged
     assert [len(found) for found in accuracies.values()] == [4, 4]
     summary = json.loads((folder / "summary.json").read_text())
     ratio = 7 / 14  # of 8, 7 and 6 images 3, 2 and 2 are held out
