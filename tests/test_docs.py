@@ -249,7 +249,12 @@ def dotted(values, start=""):
 
 def test_every_option_that_a_page_names_exists(dtrap):
     known = set(OWN_OPTIONS)
-    for names in ("folder.yaml", "class_folders_1shot.yaml all_way/clip_lora.yaml", "isic_1shot.yaml tuners/coop.yaml"):
+    for names in (
+        "folder.yaml",
+        "table.yaml",
+        "class_folders_1shot.yaml all_way/clip_lora.yaml",
+        "isic_1shot.yaml tuners/coop.yaml",
+    ):
         words = [word for name in names.split() for word in ("--config", name)]
         status, out, err = dtrap("fit", *words, "--data.root", "somewhere", "--print_config")
         assert status == 0, err
