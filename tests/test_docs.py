@@ -175,7 +175,9 @@ def test_classify_your_own_images_and_take_the_model_along(run_pages, tmp_path):
     for number, path in enumerate(sorted((tmp_path / "my_test_photos").rglob("*.jpg"))):
         picture(9000 + number).save(path)  # images of the training would be refused
     short = ["--config", "backbones/tiny.yaml", "--trainer.max_epochs", "1", "--protocol.episodes", "1"]
-    out = run_pages("how-to/classify-your-own-images.md", "how-to/take-a-model-along.md", shorter=short)
+    pages = ("classify-your-own-images", "test-on-your-own-images", "take-a-model-along")
+    out = run_pages(*(f"how-to/{page}.md" for page in pages), shorter=short)
+    assert "runs/my_first/test/wrong_or_unsure.png" in out
     assert "no held-out images, so no accuracy" in out
     assert (tmp_path / "predictions.csv").read_text().startswith("path,label,confidence,runner_up,")
     assert (tmp_path / "my_model" / "class_features.safetensors").exists()
