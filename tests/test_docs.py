@@ -193,8 +193,9 @@ def test_classify_your_own_images_and_take_the_model_along(run_pages, tmp_path):
         picture(9000 + number).save(path)  # images of the training would be refused
     short = ["--config", "backbones/tiny.yaml", "--trainer.max_epochs", "1", "--protocol.episodes", "1"]
     (tmp_path / "list.csv").write_text("path,label\nmy_test_photos/oak/oak_1.jpg,oak\n")
-    pages = ["classify-your-own-images", "label-new-images", "take-a-model-along"]
+    pages = ["classify-your-own-images", "test-on-your-own-images", "label-new-images", "take-a-model-along"]
     out = run_pages(*(f"how-to/{page}.md" for page in pages), shorter=short)
+    assert "runs/my_first/test/wrong_or_unsure.png" in out
     assert "Accuracy: " in out
     assert "calibration error of the confidences" in out
     assert (tmp_path / "sorted").is_dir()
