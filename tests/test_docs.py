@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import yaml
 from dtrap.configs import SHIPPED, find_config
-from layouts import make_class_folders, make_eurosat, picture
+from layouts import make_chestx, make_class_folders, make_eurosat, make_isic, picture
 
 ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"
@@ -108,7 +108,7 @@ def test_choose_a_backbone(run_pages, tmp_path):
 
 def test_use_it_in_a_lightning_project(run_pages, tmp_path):
     shown = {
-        '"/data/EuroSAT"': repr(str(make_eurosat(tmp_path / "eurosat", per_class=20))),
+        '"/data/EuroSAT"': repr(str(make_eurosat(tmp_path / "eurosat", per_class=24))),
         '"ViT-B-16-quickgelu", "openai"': '"tiny_clip.json", "tiny_clip.safetensors"',
         "Trainer(max_epochs=250,": "Trainer(logger=False, accelerator='cpu', max_epochs=1,",
         "Trainer(max_epochs=10,": "Trainer(logger=False, accelerator='cpu', max_epochs=1,",
@@ -153,6 +153,23 @@ def test_run_a_study(run_pages, tmp_path):
     assert "2 cells: 0 of 8 rows done, 8 missing." in out
     assert "Two weights of SVL" in out
     assert len(list((tmp_path / "runs" / "study_lambda").glob("*/summary.json"))) == 2
+
+
+def test_log_runs(run_pages, tmp_path, monkeypatch):
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    short = ["--trainer.max_epochs", "2", "--data.query", "2", "--protocol.episodes", "1"]
+    run_pages("how-to/log-runs.md", shorter=short)
+    assert "figures/losses" in (tmp_path / "workspace.json").read_text()
+    assert list(tmp_path.glob("runs/*/wandb/offline-run-*"))
+    assert list(tmp_path.glob("runs/*/tensorboard/*"))
+
+
+def test_run_a_sweep(run_pages, tmp_path):
+    out = run_pages("how-to/run-a-sweep.md", shorter=["--trainer.max_epochs=2", "--protocol.episodes=1"])
+    assert "Rank and learning rate on the demo" in out
+    (folder,) = (path.name for path in tmp_path.glob("runs/shapes*"))
+    # The page's name, and the words that make the run shorter.
+    assert "_tuner.rank-4_learning-rate-0.001" in folder
 
 
 def test_check_your_own_images_and_cite_what_was_used(run_pages, tmp_path):
@@ -200,6 +217,18 @@ def test_balance_classes(run_pages, tmp_path):
     assert "intervals over repeats of held-out images: Nadeau and Bengio's corrected resampled t" in out
 
 
+def test_label_images_with_a_table(run_pages, tmp_path, caplog):
+    make_class_folders(tmp_path / "my_photos", ["birch", "maple", "oak"], 4)
+    isic = make_isic(tmp_path / "isic", per_class=24)
+    lesions = [f"HAM_{label}{n // 2},ISIC_00{label:02d}{n:03d}" for label in range(7) for n in range(24)]
+    (isic / "HAM10000_metadata.csv").write_text("\n".join(["lesion_id,image_id", *lesions]) + "\n")
+    shown = {"/data/ISIC": isic, "/data/ChestX": make_chestx(tmp_path / "chestx", per_class=20)}
+    short = ["--config", "backbones/tiny.yaml", "--trainer.max_epochs", "1", "--protocol.episodes", "1"]
+    out = run_pages("how-to/label-images-with-a-table.md", shown=shown, shorter=short)
+    assert "trained on 9 images, tested on 3" in out
+    assert "column 'patient_id' is not used" in caplog.text
+
+
 @pytest.mark.parametrize("page", TEXTS)
 def test_every_config_that_a_page_names_is_shipped(page):
     own = TITLES | {"config.yaml", "config.NAME.yaml", "NAME.yaml", "one.yaml", "two.yaml"}
@@ -220,7 +249,12 @@ def dotted(values, start=""):
 
 def test_every_option_that_a_page_names_exists(dtrap):
     known = set(OWN_OPTIONS)
-    for names in ("folder.yaml", "class_folders_1shot.yaml all_way/clip_lora.yaml", "isic_1shot.yaml tuners/coop.yaml"):
+    for names in (
+        "folder.yaml",
+        "table.yaml",
+        "class_folders_1shot.yaml all_way/clip_lora.yaml",
+        "isic_1shot.yaml tuners/coop.yaml",
+    ):
         words = [word for name in names.split() for word in ("--config", name)]
         status, out, err = dtrap("fit", *words, "--data.root", "somewhere", "--print_config")
         assert status == 0, err
