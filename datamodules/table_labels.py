@@ -48,6 +48,15 @@ def read_labels(table: UserTable, columns: Columns, names: Mapping[str, str]) ->
     if numeric:
         cells = [numbers.get(cell, cell) if isinstance(cell, str) else cell for cell in cells]
         values = {*numbers.values()}
+    alone = {value for value in values if "|" not in value or value in names}
+    several = {value: [part.strip() for part in value.split("|")] for value in values - alone}
+    wrong = {
+        value: _WrongRow(f"several labels: {listing(parts, 4)}; expected one, or a name for '{value}' in class_names")
+        for value, parts in several.items()
+        if alone.intersection(parts)
+    }
+    cells = [wrong.get(cell, cell) for cell in cells]
+    values -= wrong.keys()
     order = sorted(values, key=int) if numeric else sorted(values)
     given, notes = _given_names(table, columns, names, order, cells, numeric)
     name_of = {value: given.get(value, value) for value in order}
@@ -59,9 +68,6 @@ def read_labels(table: UserTable, columns: Columns, names: Mapping[str, str]) ->
         for name, count in merged.items()
         if count > 1
     ]
-    several = [value for value in order if "|" in value and name_of[value] == value]
-    if several:
-        notes.append(f"{table.title}: a label with | is a class of its own: {listing(several, 3)}")
     label_of = {value: class_names.index(name) for value, name in name_of.items()}
     of = [cell.reason if isinstance(cell, _WrongRow) else label_of.get(cell, "no label") for cell in cells]
     return Labels(of, class_names, tuple(map(visible, notes)))
