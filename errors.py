@@ -119,3 +119,13 @@ def visible(text: str, keep: str = "") -> str:
         else character.encode("unicode_escape", "surrogatepass").decode("ascii")
         for character in text
     )
+
+
+def check_lightning(trainer: object) -> None:
+    """Raise a DtrapError for a Trainer of the package pytorch_lightning, which takes its own classes only."""
+    if type(trainer).__module__.partition(".")[0] == "pytorch_lightning":
+        raise DtrapError(
+            "dtrap's data modules are those of lightning.pytorch, and this Trainer is of pytorch_lightning: "
+            "write `from lightning.pytorch import Trainer`, or pass the loaders: trainer.fit(model, "
+            "data.train_dataloader())."
+        )

@@ -13,7 +13,7 @@ import numpy as np
 from lightning.pytorch import LightningDataModule
 from PIL import Image
 
-from ..errors import DtrapError, check_at_least, check_one_of, check_template, visible
+from ..errors import DtrapError, check_at_least, check_lightning, check_one_of, check_template, visible
 from ..keywords import KeepsArguments
 from .ahead import held_back
 from .groups import UnusedGroups, numbered
@@ -240,6 +240,12 @@ class ImageCollection(KeepsArguments, LightningDataModule, ABC):
         if text not in self._warned:
             self._warned.add(text)
             logger.warning("%s: %s%s", self.title, text, f" (found in {such_as})" if such_as else "")
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        """Refuse the Trainer of another package, which would fail without saying why."""
+        if name == "trainer":
+            check_lightning(value)
+        super().__setattr__(name, value)
 
     def __getstate__(self) -> dict[str, Any]:
         """Pickle everything except the Trainer, which spawned workers cannot receive."""

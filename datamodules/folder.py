@@ -118,7 +118,8 @@ class FolderDataModule(FewShotDataModule):
         self._check_protocol(shot, options)
         if shot is None:
             self.shot = 0  # all images
-            self.sampler = OneTaskSampler(self, self.seed, self.batch_size, self.drop_last)
+            shots = options.get("validation_shots", 0)
+            self.sampler = OneTaskSampler(self, self.seed, self.batch_size, self.drop_last, shots)
             self.unit = self.sampler.unit
 
     def _check_protocol(self, shot: int | None, options: Mapping[str, Any]) -> None:

@@ -11,7 +11,7 @@ from ..errors import DtrapError
 from .episode import Task
 from .held_out import hold_out, hold_out_groups
 from .index import listing
-from .sampler import CLASSES, EpisodeSampler
+from .sampler import CLASSES, OTHER, EpisodeSampler
 
 if TYPE_CHECKING:
     from .folder import FolderDataModule
@@ -26,12 +26,25 @@ class OneTaskSampler(EpisodeSampler):
         seed: Seed of the views and of what is held out.
         batch_size: Support rows of a training step; None for all of them.
         drop_last: Whether an incomplete last mini-batch of an epoch is dropped.
+        validation_shots: Images of each class, or of its validation split, to validate on; 0 for the whole split. Those
+            of a class without a split are taken from the training images, of which at least one remains.
     """
 
     data: FolderDataModule
 
-    def __init__(self, data: FolderDataModule, seed: int, batch_size: int | None, drop_last: bool) -> None:
-        super().__init__(data, way=2, shot=1, query=0, seed=seed, batch_size=batch_size, drop_last=drop_last)
+    def __init__(
+        self, data: FolderDataModule, seed: int, batch_size: int | None, drop_last: bool, validation_shots: int = 0
+    ) -> None:
+        super().__init__(
+            data,
+            way=2,
+            shot=1,
+            query=0,
+            seed=seed,
+            batch_size=batch_size,
+            drop_last=drop_last,
+            validation_shots=validation_shots,
+        )
         self.tasks = data.repeats or 1
         self.description = "one task" if data.repeats is None else f"{data.repeats} x held-out {data.held_out}"
         self.unit = "task" if data.repeats is None else "repeat"
@@ -55,9 +68,44 @@ class OneTaskSampler(EpisodeSampler):
             np.setdiff1d(found, held, assume_unique=True).tolist() for found, held in zip(images, query, strict=True)
         ]
         held_back = None if validation is None else [validation[label].tolist() for label in usable]
+        if self.validation_shots:
+            support, held_back = self._validation(number, support, held_back)
         task = Task(usable, support, query, spare=[[] for _ in usable], validation=held_back)
         self._check(task)
         return task
+
+    @property
+    def validates(self) -> bool:
+        """Whether there is a validation loader: validation images are asked for, or the images have such a split."""
+        return self.validation_shots > 0 or self.data.validation_positions is not None
+
+    def _validation(
+        self, number: int, support: list[list[int]], split: list[list[int]] | None
+    ) -> tuple[list[list[int]], list[list[int]]]:
+        """Return what remains to train on, and `validation_shots` images of each class to validate on.
+
+        Raises:
+            DtrapError: No image can be spared.
+        """
+        rng, shots = self.generator(number, OTHER, *b"validation"), self.validation_shots
+        if split is not None:
+            return support, [np.sort(rng.permutation(found)[:shots]).tolist() for found in split]
+        images, groups = [np.asarray(found) for found in support], self.data.index.groups
+        most = [min(shots, len(found) - 1) for found in images]
+        if groups is None:
+            chosen = [
+                np.sort(rng.permutation(found)[:count]).tolist() for found, count in zip(images, most, strict=True)
+            ]
+        else:
+            share = shots * len(images) / max(sum(map(len, images)), 1)
+            chosen = hold_out_groups(images, groups, min(share, 0.9), rng)
+        if not any(chosen):
+            raise DtrapError(
+                f"{self.data.title}: no image can be spared for validation (validation_shots is {shots}). Add images, "
+                "or leave --data.validation_shots out."
+            )
+        rest = [[each for each in found if each not in set(held)] for found, held in zip(support, chosen, strict=True)]
+        return rest, chosen
 
     def row_order(self, rng: np.random.Generator, labels: np.ndarray) -> np.ndarray:
         """Return the rows of an epoch; with `balanced_batches` drawn with replacement, each class equally often."""

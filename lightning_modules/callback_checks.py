@@ -2,11 +2,23 @@
 
 from __future__ import annotations
 
+import sys
+import warnings
 from typing import Any
 
 from lightning.pytorch.callbacks import LearningRateFinder
 
 from ..errors import DtrapError
+
+
+def warn_of_old_lightning() -> None:
+    """Warn where the package pytorch_lightning is in use: its Trainer refuses a module without saying why."""
+    if "pytorch_lightning" in sys.modules:
+        warnings.warn(
+            "pytorch_lightning is imported, whose Trainer does not take dtrap's modules: write `from lightning.pytorch "
+            "import Trainer`. The losses, Objective and StageSwitch work with both.",
+            stacklevel=3,
+        )
 
 
 def check_callbacks(module: Any, trainer: Any, datamodule: Any) -> None:

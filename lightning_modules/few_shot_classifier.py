@@ -14,7 +14,7 @@ from torch import Tensor
 from ..errors import DtrapError, check_number, check_one_of
 from .backbones.base import Backbone
 from .batch_checks import check_tuner_batches, read_batch_kind, warn_unstated
-from .callback_checks import check_callbacks, refuse_rate_finder
+from .callback_checks import check_callbacks, refuse_rate_finder, warn_of_old_lightning
 from .class_balance import balance_classes, check_class_weights
 from .contracts import check_loss
 from .data_parallel import SharedBatch, prepare_processes, warn_batch_norms
@@ -89,6 +89,7 @@ class FewShotClassifier(ObservedModel):
         random_words: int | None = None,
         class_weights: Literal["balanced"] | float | None = None,
     ) -> None:
+        warn_of_old_lightning()
         super().__init__(backbone, tuner, objective, template, descriptions, image_chunk, text_chunk, random_words)
         if optimizer is not None and learning_rate is not None:
             raise DtrapError(f"learning_rate is {learning_rate}, but an optimizer is given too; set its init_args.lr.")

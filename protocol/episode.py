@@ -66,7 +66,12 @@ def without_expected_warnings() -> Iterator[None]:
 
 
 def episode_trainer(
-    arguments: dict[str, Any], callbacks: list[Callback], *, progress: bool = False, several: bool = False
+    arguments: dict[str, Any],
+    callbacks: list[Callback],
+    *,
+    progress: bool = False,
+    several: bool = False,
+    validates: bool = True,
 ) -> Trainer:
     """Return a Trainer that is bound to one device and writes neither logs nor checkpoints itself.
 
@@ -75,6 +80,7 @@ def episode_trainer(
         callbacks: Callbacks in addition to those of the config.
         progress: Whether Lightning shows its progress bar.
         several: Whether the arguments may ask for several devices.
+        validates: Whether anything reads what a validation says; if not, there is none.
 
     Raises:
         DtrapError: Lightning refuses an argument, or with it an episode would run on several devices, train nothing, or
@@ -88,6 +94,7 @@ def episode_trainer(
         "logger": False,
         "enable_checkpointing": any(isinstance(callback, Checkpoint) for callback in callbacks),
         "enable_progress_bar": progress,
+        **({} if validates else {"limit_val_batches": 0}),
         "enable_model_summary": False,
         "plugins": [*_as_list(arguments.get("plugins")), *environment] or None,
         # Copies: what a callback such as EarlyStopping has seen of one episode must not reach the next.
@@ -193,7 +200,8 @@ def run_episode(
             callbacks += [SeededSteps(data.episode_seed("step")), checkpoint]
             found = agreed(lambda: checkpoint.found)
             resumed = {"ckpt_path": checkpoint.path, "weights_only": True} if found else {}
-        trainer = episode_trainer(arguments, callbacks, several=data.streams)
+        validates = not data.validates or module.tuner.chooses or bool(arguments.get("callbacks"))
+        trainer = episode_trainer(arguments, callbacks, several=data.streams, validates=validates)
         give_rows(callbacks_of(trainer), [row for row in rows if row["episode"] == data.episode])
         try:
             parts = [*callbacks_of(trainer), *parts_of(module), data]

@@ -109,7 +109,11 @@ def threshold_of(card: Mapping[str, Any] | None, rate: float, kind: str, name: o
     try:
         rates, images, source = [float(each) for each in card["rates"]], int(card["images"]), str(card["source"])
         values = None if kind not in card else [float(value) for value in card[kind]]
-        if images < 1 or len(values or rates) != len(rates) or not all(map(math.isfinite, [*rates, *(values or [])])):
+        if (
+            images < 1
+            or len(rates if values is None else values) != len(rates)
+            or not all(map(math.isfinite, [*rates, *(values or [])]))
+        ):
             raise ValueError("numbers that do not belong together")
     except (KeyError, TypeError, ValueError) as error:
         raise DtrapError(f"{name}: the card's thresholds are not as dtrap writes them ({error}).") from error

@@ -1,5 +1,6 @@
 """Small backbones, and run folders with one adapter of random values, for tests of what is exported."""
 
+import pandas as pd
 import torch
 import yaml
 from dtrap.datamodules.views import Preprocessing
@@ -96,7 +97,11 @@ def export(dtrap, adapter, output, *words):
 
 def predicted(dtrap, saved, pictures, tmp_path):
     """Probabilities of the pictures as `dtrap predict` writes them."""
-    status, _, err = dtrap("predict", "--adapter", saved, "--images", pictures, "--output", "p.csv")
+    return torch.tensor(predicted_table(dtrap, saved, pictures, tmp_path).to_numpy(), dtype=torch.float32)
+
+
+def predicted_table(dtrap, saved, pictures, tmp_path):
+    """The same with a column for each class."""
+    status, _, err = dtrap("predict", "--adapter", saved, "--images", pictures, "--output", "p.csv", "--overwrite")
     assert status == 0, err
-    rows = [line.split(",")[2:] for line in (tmp_path / "p.csv").read_text().splitlines()[1:]]
-    return torch.tensor([[float(value) for value in row] for row in rows])
+    return pd.read_csv(tmp_path / "p.csv").iloc[:, 5:]  # after path, label, score, runner-up and its score

@@ -108,12 +108,23 @@ def test_choose_a_backbone(run_pages, tmp_path):
 
 def test_use_it_in_a_lightning_project(run_pages, tmp_path):
     shown = {
-        '"/data/EuroSAT"': repr(str(make_eurosat(tmp_path / "eurosat", per_class=20))),
+        '"/data/EuroSAT"': repr(str(make_eurosat(tmp_path / "eurosat", per_class=24))),
         '"ViT-B-16-quickgelu", "openai"': '"tiny_clip.json", "tiny_clip.safetensors"',
         "Trainer(max_epochs=250,": "Trainer(logger=False, accelerator='cpu', max_epochs=1,",
         "Trainer(max_epochs=10,": "Trainer(logger=False, accelerator='cpu', max_epochs=1,",
+        "root: /data/EuroSAT": f"root: {tmp_path / 'eurosat'}",
+        "name: ViT-B-16-quickgelu, pretrained: openai": "name: tiny_clip.json, pretrained: tiny_clip.safetensors",
+        "max_epochs: 100": "max_epochs: 2\n  accelerator: cpu",
     }
     run_pages("how-to/use-it-in-a-lightning-project.md", shown=shown)
+    assert (tmp_path / "best" / "best.ckpt").exists()
+
+
+def test_add_a_plug_in(run_pages):
+    short = ["--trainer.max_epochs", "1", "--data.query", "2", "--protocol.episodes", "1"]
+    out = run_pages("how-to/add-a-plug-in.md", shorter=[*short, "--trainer.callbacks", "null"])
+    assert "named-lora on tiny_clip/" in out
+    assert "when it was saved" in out
 
 
 def test_compare_methods_and_read_the_rows(run_pages, tmp_path, capsys):
@@ -144,6 +155,23 @@ def test_run_a_study(run_pages, tmp_path):
     assert len(list((tmp_path / "runs" / "study_lambda").glob("*/summary.json"))) == 2
 
 
+def test_log_runs(run_pages, tmp_path, monkeypatch):
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    short = ["--trainer.max_epochs", "2", "--data.query", "2", "--protocol.episodes", "1"]
+    run_pages("how-to/log-runs.md", shorter=short)
+    assert "figures/losses" in (tmp_path / "workspace.json").read_text()
+    assert list(tmp_path.glob("runs/*/wandb/offline-run-*"))
+    assert list(tmp_path.glob("runs/*/tensorboard/*"))
+
+
+def test_run_a_sweep(run_pages, tmp_path):
+    out = run_pages("how-to/run-a-sweep.md", shorter=["--trainer.max_epochs=2", "--protocol.episodes=1"])
+    assert "Rank and learning rate on the demo" in out
+    (folder,) = (path.name for path in tmp_path.glob("runs/shapes*"))
+    # The page's name, and the words that make the run shorter.
+    assert "_tuner.rank-4_learning-rate-0.001" in folder
+
+
 def test_check_your_own_images_and_cite_what_was_used(run_pages, tmp_path):
     make_class_folders(tmp_path / "my_photos", ["maple", "oak"], 4)
     check = TEXTS["how-to/get-and-check-data.md"].replace("/data", str(tmp_path / "my_photos"))
@@ -164,9 +192,14 @@ def test_classify_your_own_images_and_take_the_model_along(run_pages, tmp_path):
     for number, path in enumerate(sorted((tmp_path / "my_test_photos").rglob("*.jpg"))):
         picture(9000 + number).save(path)  # images of the training would be refused
     short = ["--config", "backbones/tiny.yaml", "--trainer.max_epochs", "1", "--protocol.episodes", "1"]
-    out = run_pages("how-to/classify-your-own-images.md", "how-to/take-a-model-along.md", shorter=short)
+    (tmp_path / "list.csv").write_text("path,label\nmy_test_photos/oak/oak_1.jpg,oak\n")
+    pages = ["classify-your-own-images", "label-new-images", "take-a-model-along"]
+    out = run_pages(*(f"how-to/{page}.md" for page in pages), shorter=short)
+    assert "Accuracy: " in out
+    assert "calibration error of the confidences" in out
+    assert (tmp_path / "sorted").is_dir()
     assert "no held-out images, so no accuracy" in out
-    assert (tmp_path / "predictions.csv").read_text().startswith("path,label,confidence,runner_up,")
+    assert (tmp_path / "predictions.csv").read_text().startswith("path,label,score,runner_up,")
     assert (tmp_path / "my_model" / "class_features.safetensors").exists()
     assert (tmp_path / "my_adapter" / "adapter_model.safetensors").exists()
 
@@ -216,7 +249,12 @@ def dotted(values, start=""):
 
 def test_every_option_that_a_page_names_exists(dtrap):
     known = set(OWN_OPTIONS)
-    for names in ("folder.yaml", "class_folders_1shot.yaml all_way/clip_lora.yaml", "isic_1shot.yaml tuners/coop.yaml"):
+    for names in (
+        "folder.yaml",
+        "table.yaml",
+        "class_folders_1shot.yaml all_way/clip_lora.yaml",
+        "isic_1shot.yaml tuners/coop.yaml",
+    ):
         words = [word for name in names.split() for word in ("--config", name)]
         status, out, err = dtrap("fit", *words, "--data.root", "somewhere", "--print_config")
         assert status == 0, err

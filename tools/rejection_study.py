@@ -1,6 +1,6 @@
 """Measure how well `--reject` finds images of none of the classes: classes that a classifier has not seen.
 
-    python tools/rejection_study.py FOLDER [FOLDER ...] --repeats 5
+    python tools/rejection_study.py FOLDER [FOLDER ...] --repeats 4 [-- OPTIONS OF dtrap fit]
 
 Each folder has one folder per class. A repeat draws half of the classes; a classifier is tuned on a third of their
 images, its thresholds come from another third, and the last third and all images of the other classes are predicted.
@@ -15,6 +15,7 @@ import contextlib
 import io
 import os
 import random
+import sys
 import tempfile
 from collections import defaultdict
 from pathlib import Path
@@ -119,8 +120,9 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folders", nargs="+", type=Path)
     parser.add_argument("--repeats", type=int, default=5)
-    parser.add_argument("options", nargs="*", help="after --: options of dtrap fit")
-    given = parser.parse_args()
+    words = sys.argv[1:]
+    own = words.index("--") if "--" in words else len(words)
+    given, options = parser.parse_args(words[:own]), words[own + 1 :]
     os.environ.setdefault("OMP_NUM_THREADS", "1")
     for each in given.folders:
-        run(each, given.repeats, given.options or ["--config", "backbones/tiny.yaml", "--trainer.max_epochs", "10"])
+        run(each, given.repeats, options or ["--config", "backbones/tiny.yaml", "--trainer.max_epochs", "10"])

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import csv
+import io
 from collections.abc import Iterable, Iterator, Sequence
 from functools import partial
 from itertools import zip_longest
@@ -128,18 +130,15 @@ def _by_chance(report: SetReport, root: Path) -> bool:
 
 def _write_table(path: Path, reports: Sequence[SetReport]) -> None:
     """Write a CSV file with the columns set, kind, finding, case, and first and second of a pair of images."""
-    import pandas as pd  # takes half a second
-
-    rows = [
-        {"set": report.name, "kind": kind, "finding": finding.text, "case": case, "first": first, "second": second}
-        for report in reports
-        for kind, findings in report.findings
-        for finding in findings
-        for case, (first, second) in zip_longest(finding.cases or [""], finding.files, fillvalue=("", ""))
-    ]
-    columns = ["set", "kind", "finding", "case", "first", "second"]
-    text = pd.DataFrame(rows, columns=columns).to_csv(index=False, lineterminator="\n")
-    write_atomically(path, text, "or name another file with --csv.")
+    text = io.StringIO()
+    table = csv.writer(text, lineterminator="\n")  # pandas cannot hold names that are not UTF-8
+    table.writerow(["set", "kind", "finding", "case", "first", "second"])
+    for report in reports:
+        for kind, findings in report.findings:
+            for finding in findings:
+                cases = zip_longest(finding.cases or [""], finding.files, fillvalue=("", ""))
+                table.writerows([report.name, kind, finding.text, case, *files] for case, files in cases)
+    write_atomically(path, text.getvalue(), "or name another file with --csv.")
 
 
 def _read(name: str, tree: FolderTree) -> SetReport:

@@ -66,7 +66,7 @@ def test_a_module_next_to_a_given_config_runs_resumes_and_predicts(dtrap, tmp_pa
 def test_one_in_the_current_folder_is_named_by_an_option(dtrap, tmp_path):
     write(tmp_path, "mine_b")
     words = [*SHORT, "--protocol.folder", "run", "--model.tuner", "mine_b.Mine", "--model.tuner.rank", 3]
-    status, out, err = dtrap("fit", *words, "--protocol.save_adapters", "true")
+    status, _, err = dtrap("fit", *words, "--protocol.save_adapters", "true")
     assert status == 0, err
     [adapter] = (tmp_path / "run" / "adapters").glob("*.safetensors")
     status, _, err = dtrap("test", "--adapter", adapter, "--model.tuner", "mine_b.Mine")

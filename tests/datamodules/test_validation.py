@@ -295,3 +295,45 @@ def test_one_task_over_a_folder_has_the_loaders_too(folder_root):
     data = FolderDataModule(folder_root)
     assert list(data.val_dataloader()) == []
     assert not is_overridden("val_dataloader", data)
+    shots = FolderDataModule(folder_root, held_out=0.3, validation_shots=1)
+    plain = FolderDataModule(folder_root, held_out=0.3)
+    assert shots.task.query == plain.task.query
+    for support, before, validation in zip(shots.task.support, plain.task.support, shots.task.validation, strict=True):
+        assert sorted(support + validation) == before
+        assert len(support) >= 1
+    assert max(map(len, shots.task.validation)) == 1
+    assert ids(shots.val_dataloader()) == [each for found in shots.task.validation for each in found]
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_a_validation_folder_is_validated_on(tmp_path, tiny_backbone):
+    for split, numbers in (("train", (0, 1)), ("val", (2, 3, 4)), ("test", (5,))):
+        for label, name in enumerate(("maple", "oak")):
+            (tmp_path / split / name).mkdir(parents=True)
+            for number in numbers:
+                picture(100 * label + number).save(tmp_path / split / name / f"{number}.png")
+    data = FolderDataModule(tmp_path)
+    trainer = Trainer(callbacks=[keep := KeepBest()], **QUIET)
+    trainer.fit(FewShotClassifier(tiny_backbone, LoRA(rank=2)), datamodule=data)
+    assert len(keep.accuracies) == 2
+    assert {data.path_of(each).parts[-3] for each in ids(data.val_dataloader())} == {"val"}
+    assert len(ids(data.val_dataloader())) == 6
+    fewer = FolderDataModule(tmp_path, validation_shots=2)
+    assert len(ids(fewer.val_dataloader())) == 4
+    assert fewer.task.support == data.task.support
+
+
+def test_a_run_validates_only_where_something_reads_it(dtrap, tmp_path, monkeypatch):
+    steps = []
+    original = FewShotClassifier.validation_step
+    monkeypatch.setattr(
+        FewShotClassifier, "validation_step", lambda *words: [steps.append(words[-1]), original(*words)][1]
+    )
+    words = ["--config", "demo.yaml", "--protocol.episodes", "1", "--trainer.max_epochs", "3", "--data.query", "2"]
+    words += ["--protocol.compare", "null", "--data.validation_shots", "2", "--trainer.num_sanity_val_steps", "0"]
+    accuracies = []
+    for number, callbacks in enumerate(("null", "[{class_path: dtrap.callbacks.KeepBest}]")):
+        status, _, err = dtrap("fit", *words, "--trainer.callbacks", callbacks, "--protocol.folder", f"run{number}")
+        assert status == 0, err
+        accuracies.append(len(steps))
+    assert accuracies == [0, 3]

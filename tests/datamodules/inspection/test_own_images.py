@@ -1,6 +1,7 @@
 """`dtrap data check` and `show` of a user's own images: copies, class names, sizes and tables."""
 
 import csv
+import os
 import shutil
 from pathlib import Path
 
@@ -164,3 +165,12 @@ def test_no_false_alarm_on_real_images_and_copies_of_them_are_found():
     for folder, ending in (("EuroSAT", "jpg"), ("ChestX", "png")):
         paths = sorted(REAL.joinpath(folder).rglob(f"*.{ending}"))[::2]
         assert list(near_copies([fingerprint(str(path)) for path in paths])) == []
+
+
+def test_names_that_are_not_utf8_are_in_the_csv(dtrap, photos, tmp_path):
+    image = photos / "maple" / "0.png"
+    shutil.copy(image, os.fsencode(photos / "oak") + b"/\xe9.png")
+    status, out, err = dtrap("data", "check", photos, "--csv", tmp_path / "found.csv")
+    assert (status, err) == (1, "")
+    assert "oak/\\udce9.png (the same content)" in out
+    assert [row["second"] for row in rows(tmp_path / "found.csv") if row["first"]] == ["oak/\\udce9.png"]
