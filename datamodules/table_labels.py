@@ -40,8 +40,9 @@ def read_labels(table: UserTable, columns: Columns, names: Mapping[str, str]) ->
     Raises:
         DtrapError: A name is given for a label that is not there, or two classes have the same name for a model.
     """
-    texts = _one_hot(table, columns.labels) if len(columns.labels) > 1 else table.frame[columns.labels[0]].tolist()
-    cells = [normal(text) if isinstance(text, str) else text for text in texts]
+    one_hot = len(columns.labels) > 1
+    texts = _one_hot(table, columns.labels) if one_hot else table.frame[columns.labels[0]].tolist()
+    cells: list[str | _WrongRow] = [normal(text) if isinstance(text, str) else text for text in texts]
     values = {cell for cell in cells if isinstance(cell, str) and cell}
     numbers = {value: number_of(value) for value in values}
     numeric = bool(values) and all(re.fullmatch(r"-?\d+", number) for number in numbers.values())
@@ -55,7 +56,7 @@ def read_labels(table: UserTable, columns: Columns, names: Mapping[str, str]) ->
         for value, parts in several.items()
         if alone.intersection(parts)
     }
-    cells = [wrong.get(cell, cell) for cell in cells]
+    cells = [wrong[cell] if cell in wrong else cell for cell in cells]
     values -= wrong.keys()
     order = sorted(values, key=int) if numeric else sorted(values)
     given, notes = _given_names(table, columns, names, order, cells, numeric)
