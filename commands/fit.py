@@ -12,6 +12,7 @@ from rich.console import Console
 from ..console import say
 from ..errors import DtrapError
 from ..lightning_modules.finite import DivergedError
+from ..protocol.claims import in_words_of
 from ..protocol.configuration import build_data
 from ..protocol.launchers import check_one_process
 from ..protocol.processes import asks_for_several, follows
@@ -53,6 +54,11 @@ def fit(arguments: list[str], console: Console) -> int:
         if not follows():
             print(f"dtrap: {error}", file=sys.stderr)
         return 1
+    except DtrapError as error:
+        told = in_words_of(run.data.unit, str(error))
+        if told == str(error):
+            raise
+        raise DtrapError(told) from error
     return 0
 
 

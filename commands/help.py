@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import re
+import textwrap
 from typing import Any
 
 import yaml
@@ -91,8 +92,7 @@ def help_page(command: str) -> str:
     if command != "fit":
         return f"{PAGES[command]}\n`dtrap {command} --help all` lists all options.\n"
     tuners = [name[7:-5] for name in shipped_configs() if name.startswith("tuners/")]
-    half = len(tuners) // 2
-    page = FIT + _TOPICS.format(tuners=f"{', '.join(tuners[:half])},\n{' ' * 41}{', '.join(tuners[half:])}")
+    page = FIT + _TOPICS.format(tuners=textwrap.fill(", ".join(tuners), 120 - 41).replace("\n", "\n" + " " * 41))
     lines = plug_in_lines()
     return page + "".join(["\nInstalled plug-ins:\n" if lines else "", *(f"  {line}\n" for line in lines)])
 

@@ -116,7 +116,7 @@ class DtrapCLI(LightningCLI):
         seed = self.config.get("seed_everything")
         if seed not in (None, False):
             raise DtrapError(
-                f"seed_everything is {seed}, but everything random in an episode is drawn from --data.seed. Leave it "
+                f"seed_everything is {seed}, but everything random is drawn from --data.seed. Leave it "
                 f"out and give --data.seed {seed}."
             )
 

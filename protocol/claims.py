@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -30,6 +31,18 @@ def of_method(unit: str, row: Mapping[str, Any]) -> str:
     if unit == TASK:
         return f"the training of '{row['method']}'"
     return f"{unit} {number_of(unit, row.get(unit, row['episode']))} of '{row['method']}'"
+
+
+def in_words_of(unit: str, message: str) -> str:
+    """Return a message for a run of this unit: a user's own folder has no episodes, but the parts of a run say so.
+
+    Names of options stay, such as `--protocol.episodes`.
+    """
+    if unit not in (TASK, REPEAT):
+        return message
+    noun = "training" if unit == TASK else unit
+    changed = re.sub(r"(?<![\w./_-])(an) episode(?![\w_])", f"a {noun}", message)
+    return re.sub(r"(?<![\w./_-])episode(s?)(?![\w_])", rf"{noun}\1", changed)
 
 
 def told_diverged(unit: str, row: Mapping[str, Any]) -> str:

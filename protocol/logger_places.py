@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -27,3 +28,5 @@ def place_loggers(trainer: Any, folder: Path) -> None:
         unplaced = options.get("save_dir") in (*HERE, MLRUNS, f"./{MLRUNS}")
         if kind == "MLFlowLogger" and options.get("tracking_uri") is None and unplaced:
             options["save_dir"] = str(folder.absolute() / MLRUNS)
+            # Since 3.13 MLflow refuses folders, its only store without a database, unless it is told otherwise.
+            os.environ.setdefault("MLFLOW_ALLOW_FILE_STORE", "true")

@@ -30,7 +30,7 @@ from .explanation import explained_use
 from .folder_identity import FolderIdentity, Method
 from .folder_names import default_run_folder
 from .following import follow
-from .loggers import ProtocolLogger, run_facts
+from .loggers import ProtocolLogger, in_sweep, run_logger
 from .method_names import find_same
 from .module_method import ModuleMethod
 from .precision import lines_about, settle_precision
@@ -203,6 +203,8 @@ class ProtocolRun:
             else:
                 if self.data.root.exists():  # without the data the result is shown, with other data it is not
                     self.record.check_data_files()
+                if in_sweep():  # the agent's own W&B run has nothing yet
+                    self._logger(self.main.trainer_arguments(folder=self.folder.path)["logger"]).log_finished()
                 self._say(f"Already finished: {self.folder.path} (use --protocol.overwrite true to start over)")
             result = self._finish(complete=True, show=show)
             if team is not None:
@@ -304,18 +306,8 @@ class ProtocolRun:
         return None if found is None else self._append({**found, "method": name})
 
     def _logger(self, configured: Any) -> ProtocolLogger:
-        data, shot = self.data, [f"{self.data.shot}-shot"] if self.data.fixed_numbers else []
-        return ProtocolLogger(
-            configured,
-            self.folder,
-            {method.name: method.values for method in self.methods},
-            self._warn,
-            data.description,
-            [data.title, *shot, self.main.backbone, self.main.tuner_name, *self.names],
-            facts=run_facts(self.methods, data, self.episodes),
-            log_paths=self.settings.log_paths,
-            unit=data.unit,
-        )
+        parts = self.folder, self.methods, self.data, self.settings, self.episodes, self._warn
+        return run_logger(configured, *parts)
 
     def _warn_diverged(self, row: Row) -> None:
         """Say once for each method that an episode diverged; the summary counts the others."""

@@ -35,8 +35,8 @@ class ProtocolSettings:
     Args:
         episodes: Number of episodes. The authors use 800 for 1-shot and 400 for 5-shot. Data with fewer tasks (a
             folder has one, the all-way protocol one per seed) run all of theirs.
-        folder: Run folder. null creates one under `runs`, named after data set, way, shot, backbone, tuner, method and
-            seed.
+        folder: Run folder. null creates one under `runs`, named after data set, way, shot, backbone, tuner, method,
+            seed and what else differs from the shipped config.
         overwrite: Delete the results in the folder and start over instead of resuming.
         compare: One overlay by name or path, or several as in "[methods/baseline.yaml, methods/paper.yaml]". Each
             runs as a further method on the same episodes.

@@ -1,5 +1,6 @@
 """Small backbones, and run folders with one adapter of random values, for tests of what is exported."""
 
+import pandas as pd
 import torch
 import yaml
 from dtrap.datamodules.views import Preprocessing
@@ -55,7 +56,7 @@ def small_backbones(tiny_clip_files, new_folder):
     }
 
 
-def save_run(folder, backbone, tuner_arguments, tuner_class=LoRA, descriptions=None, temperature=None):
+def save_run(folder, backbone, tuner_arguments, tuner_class=LoRA, descriptions=None):
     """A run folder with a config and one adapter of random values: the tuned module and the adapter's path."""
     backbone_class, arguments = backbone
     tuner = tuner_class(**tuner_arguments)
@@ -79,7 +80,6 @@ def save_run(folder, backbone, tuner_arguments, tuner_class=LoRA, descriptions=N
     (folder / "config.yaml").write_text(yaml.safe_dump({"model": model}))
     adapter = folder / "adapters" / "tuned.safetensors"
     card = AdapterCard(module.backbone.identifier, tuner.name, CLASSES, "a photo of a {}.", "test", 1, 0, "svl-ra")
-    card.temperature = temperature
     save_adapter(adapter, module, card)
     return module, adapter
 
@@ -97,7 +97,11 @@ def export(dtrap, adapter, output, *words):
 
 def predicted(dtrap, saved, pictures, tmp_path):
     """Probabilities of the pictures as `dtrap predict` writes them."""
+    return torch.tensor(predicted_table(dtrap, saved, pictures, tmp_path).to_numpy(), dtype=torch.float32)
+
+
+def predicted_table(dtrap, saved, pictures, tmp_path):
+    """The same with a column for each class."""
     status, _, err = dtrap("predict", "--adapter", saved, "--images", pictures, "--output", "p.csv", "--overwrite")
     assert status == 0, err
-    rows = [line.split(",")[-len(CLASSES) :] for line in (tmp_path / "p.csv").read_text().splitlines()[1:]]
-    return torch.tensor([[float(value) for value in row] for row in rows])
+    return pd.read_csv(tmp_path / "p.csv").iloc[:, 5:]  # after path, label, score, runner-up and its score

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import yaml
 from dtrap.configs import SHIPPED, find_config
-from layouts import make_class_folders, make_eurosat, picture
+from layouts import make_chestx, make_class_folders, make_eurosat, make_isic, picture
 
 ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"
@@ -108,7 +108,7 @@ def test_choose_a_backbone(run_pages, tmp_path):
 
 def test_use_it_in_a_lightning_project(run_pages, tmp_path):
     shown = {
-        '"/data/EuroSAT"': repr(str(make_eurosat(tmp_path / "eurosat", per_class=20))),
+        '"/data/EuroSAT"': repr(str(make_eurosat(tmp_path / "eurosat", per_class=24))),
         '"ViT-B-16-quickgelu", "openai"': '"tiny_clip.json", "tiny_clip.safetensors"',
         "Trainer(max_epochs=250,": "Trainer(logger=False, accelerator='cpu', max_epochs=1,",
         "Trainer(max_epochs=10,": "Trainer(logger=False, accelerator='cpu', max_epochs=1,",
@@ -155,6 +155,23 @@ def test_run_a_study(run_pages, tmp_path):
     assert len(list((tmp_path / "runs" / "study_lambda").glob("*/summary.json"))) == 2
 
 
+def test_log_runs(run_pages, tmp_path, monkeypatch):
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    short = ["--trainer.max_epochs", "2", "--data.query", "2", "--protocol.episodes", "1"]
+    run_pages("how-to/log-runs.md", shorter=short)
+    assert "figures/losses" in (tmp_path / "workspace.json").read_text()
+    assert list(tmp_path.glob("runs/*/wandb/offline-run-*"))
+    assert list(tmp_path.glob("runs/*/tensorboard/*"))
+
+
+def test_run_a_sweep(run_pages, tmp_path):
+    out = run_pages("how-to/run-a-sweep.md", shorter=["--trainer.max_epochs=2", "--protocol.episodes=1"])
+    assert "Rank and learning rate on the demo" in out
+    (folder,) = (path.name for path in tmp_path.glob("runs/shapes*"))
+    # The page's name, and the words that make the run shorter.
+    assert "_tuner.rank-4_learning-rate-0.001" in folder
+
+
 def test_check_your_own_images_and_cite_what_was_used(run_pages, tmp_path):
     make_class_folders(tmp_path / "my_photos", ["maple", "oak"], 4)
     check = TEXTS["how-to/get-and-check-data.md"].replace("/data", str(tmp_path / "my_photos"))
@@ -176,8 +193,9 @@ def test_classify_your_own_images_and_take_the_model_along(run_pages, tmp_path):
         picture(9000 + number).save(path)  # images of the training would be refused
     short = ["--config", "backbones/tiny.yaml", "--trainer.max_epochs", "1", "--protocol.episodes", "1"]
     (tmp_path / "list.csv").write_text("path,label\nmy_test_photos/oak/oak_1.jpg,oak\n")
-    pages = ["classify-your-own-images", "label-new-images", "take-a-model-along"]
+    pages = ["classify-your-own-images", "test-on-your-own-images", "label-new-images", "take-a-model-along"]
     out = run_pages(*(f"how-to/{page}.md" for page in pages), shorter=short)
+    assert "runs/my_first/test/wrong_or_unsure.png" in out
     assert "Accuracy: " in out
     assert "calibration error of the confidences" in out
     assert (tmp_path / "sorted").is_dir()
@@ -198,6 +216,18 @@ def test_balance_classes(run_pages, tmp_path):
     short = ["--config", "backbones/tiny.yaml", "--trainer.max_epochs", "1"]
     out = run_pages("how-to/balance-classes.md", shorter=short)
     assert "intervals over repeats of held-out images: Nadeau and Bengio's corrected resampled t" in out
+
+
+def test_label_images_with_a_table(run_pages, tmp_path, caplog):
+    make_class_folders(tmp_path / "my_photos", ["birch", "maple", "oak"], 4)
+    isic = make_isic(tmp_path / "isic", per_class=24)
+    lesions = [f"HAM_{label}{n // 2},ISIC_00{label:02d}{n:03d}" for label in range(7) for n in range(24)]
+    (isic / "HAM10000_metadata.csv").write_text("\n".join(["lesion_id,image_id", *lesions]) + "\n")
+    shown = {"/data/ISIC": isic, "/data/ChestX": make_chestx(tmp_path / "chestx", per_class=20)}
+    short = ["--config", "backbones/tiny.yaml", "--trainer.max_epochs", "1", "--protocol.episodes", "1"]
+    out = run_pages("how-to/label-images-with-a-table.md", shown=shown, shorter=short)
+    assert "trained on 9 images, tested on 3" in out
+    assert "column 'patient_id' is not used" in caplog.text
 
 
 @pytest.mark.parametrize("page", TEXTS)

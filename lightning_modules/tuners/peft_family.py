@@ -24,6 +24,7 @@ _ADAPTER, _START = "default", "start"
 _FROM_WEIGHTS = ("pissa", "olora")
 # For type checkers and saved files: plain values only.
 Config = dict[str, str | dict[str, bool | int | float | str | list[str] | None]]
+DORA: Config = {"class_path": "peft.LoraConfig", "init_args": {"use_dora": True, "r": 16, "lora_alpha": 16}}
 
 
 class PEFT(Tuner):
@@ -34,7 +35,8 @@ class PEFT(Tuner):
     zero-shot features are those of the untouched backbone.
 
     Args:
-        config: A config of peft as class path and arguments, without the target modules; or an object of peft.
+        config: A config of peft as class path and arguments, without the target modules; or an object of peft. None
+            means DoRA of rank 16.
         encoder: The towers with adapters.
         targets: The layers of each block: q, k, v and o of the attention, and mlp.
         blocks: Numbers of the blocks of each tower with adapters, negative ones from the end; None means all.
@@ -48,7 +50,7 @@ class PEFT(Tuner):
 
     def __init__(
         self,
-        config: Config,
+        config: Config | None = None,
         encoder: Literal["vision", "text", "both"] = "vision",
         targets: Sequence[Literal["q", "k", "v", "o", "mlp"]] = ("q", "k", "v"),
         blocks: Sequence[int] | None = None,
@@ -59,7 +61,7 @@ class PEFT(Tuner):
             check_one_of("PEFT: an entry of targets", target, (*PROJECTIONS, MLP))
         if not targets:
             raise DtrapError("PEFT: targets is empty; choose at least one of q, k, v, o and mlp.")
-        self.config = described(config)
+        self.config = described(DORA if config is None else config)
         self.encoder = encoder
         self.targets = list(targets)
         self.blocks = None if blocks is None else list(blocks)

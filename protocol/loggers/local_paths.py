@@ -11,7 +11,7 @@ from typing import Any
 # A drive, a share, a home folder or a file's address, on whatever system the value was written.
 _ABSOLUTE = re.compile(r"([A-Za-z]:[\\/]|\\\\|/|~|\.{1,2}[\\/]|file:)")
 _WITHIN = re.compile(
-    r"(?:(?<=[\s'\"=,;(\[{])|(?<=\w:))(?:~|\.{1,2})?[\\/][^\s'\",;)\]}]+|\b[A-Za-z]:[\\/][^\s'\",;)\]}]+"
+    r"(?:(?<=[\s'\"=,;(\[{])|(?<=file:))(?:~|\.{1,2})?[\\/][^\s'\",;)\]}]+|\b[A-Za-z]:[\\/][^\s'\",;)\]}]+"
 )
 _LEFT_OUT = object()
 

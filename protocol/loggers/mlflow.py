@@ -19,7 +19,8 @@ from .target import Target
 
 # By default MLflow tries a server that cannot be reached for several minutes, in each call.
 BOUNDS = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2", "MLFLOW_HTTP_REQUEST_TIMEOUT": "15"}
-NOT_ALLOWED = re.compile(r"[^\w/. -]+", re.ASCII)
+# A store of files has one for each name, so that `lambda` and `lambda/baseline` exclude each other.
+NOT_ALLOWED = re.compile(r"[^\w. -]+", re.ASCII)
 
 
 class MlflowTarget(Target):
@@ -48,7 +49,7 @@ class MlflowTarget(Target):
 
     def log(self, metrics: Mapping[str, float], content: Content) -> None:
         """Log the numbers of an episode, and pictures and tables as artifacts."""
-        super().log({NOT_ALLOWED.sub("_", name): value for name, value in metrics.items()}, content)
+        super().log({_name(name): value for name, value in metrics.items()}, content)
         self._write(content, int(metrics["episode"]))
 
     def close(self, means: Mapping[str, float], content: Content) -> None:
@@ -84,12 +85,17 @@ class MlflowTarget(Target):
         return None
 
 
+def _name(name: str) -> str:
+    """Return a name of a metric or parameter that MLflow allows: `accuracy.baseline` for `accuracy/baseline`."""
+    return NOT_ALLOWED.sub("_", name.replace("/", "."))
+
+
 def _flat(value: Mapping[str, Any], beginning: str = "") -> dict[str, Any]:
     """Return the values of nested mappings by names that MLflow allows."""
     found: dict[str, Any] = {}
     for key, item in value.items():
-        name = NOT_ALLOWED.sub("_", f"{beginning}{key}")
-        found |= _flat(item, f"{name}/") if isinstance(item, Mapping) else {name: item}
+        name = _name(f"{beginning}{key}")
+        found |= _flat(item, f"{name}.") if isinstance(item, Mapping) else {name: item}
     return found
 
 

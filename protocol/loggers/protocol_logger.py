@@ -111,6 +111,11 @@ class ProtocolLogger:
         finished = [{row["episode"] for row in rows if row["method"] == method} for method in self.methods]
         self._log_all(rows, sorted(set.intersection(*finished)), earlier=True)
 
+    def log_finished(self) -> None:
+        """Log the rows of a run that is finished, for a logger that has nothing of it yet."""
+        self.log_earlier(self.folder.rows.read())
+        self.finish("success")
+
     def log_episode(
         self, rows: Sequence[Row], episode: int, idle_share: float | None = None, *, last: bool = False
     ) -> None:

@@ -105,10 +105,10 @@ class WandbTarget(Target):
         if "*" in name:  # a pattern for W&B
             return
         summary, goal = "last" if is_summary(name) else "none", goal_of(name)
-        self.wandb_run.define_metric(name, step_metric="episode", summary=summary)
+        definition = self.wandb_run.define_metric(name, step_metric="episode", summary=summary)
         if goal is not None:
             with suppress(Exception):
-                _publish_goal(self.wandb_run, name, summary, goal)
+                _publish_goal(definition, name, summary, goal)
 
     def _attempt_media(self, content: Content) -> dict[str, Any]:
         """Return tables and pictures as W&B takes them; without them the numbers are still logged."""
@@ -131,7 +131,7 @@ def _media(content: Content) -> dict[str, Any]:
     return found
 
 
-def _publish_goal(run: Any, name: str, summary: str, goal: str) -> None:
+def _publish_goal(definition: Any, name: str, summary: str, goal: str) -> None:
     """Add the goal to the definition of a metric."""
     from wandb.proto.wandb_internal_pb2 import MetricRecord
 
@@ -140,7 +140,12 @@ def _publish_goal(run: Any, name: str, summary: str, goal: str) -> None:
     setattr(record.summary, summary, True)
     record.goal = getattr(MetricRecord, f"GOAL_{goal.upper()}")
     # Private: W&B's records and its pages know goals, but `define_metric` has lost its argument for them.
-    run._backend.interface._publish_metric(record)
+    definition._callback(record)
+
+
+def in_sweep() -> bool:
+    """Whether the agent of a sweep has started this process."""
+    return bool(os.environ.get("WANDB_SWEEP_ID"))
 
 
 def complete_wandb(

@@ -23,6 +23,7 @@ from .charts import (
 )
 from .merging import Comparison, Entry, Task
 from .numbers import differences, interval_of
+from .own_images import are_own, class_tables
 
 if TYPE_CHECKING:
     from pandas import DataFrame
@@ -73,7 +74,7 @@ def chart_sections(comparison: Comparison, studies: Sequence[StudyResults]) -> l
         _per_task(
             comparison,
             "accuracy",
-            "Accuracy per episode",
+            "Accuracy" if are_own(comparison) else "Accuracy per episode",
             lambda task: _accuracy(task, labels, order),
             "No run has held-out images, so there is no accuracy.",
         ),
@@ -122,6 +123,8 @@ def _per_task(
         section.notes.append(
             f"{most} of {len(comparison.tasks)} tasks are drawn; dtrap report RUN --html FILE draws those of one run."
         )
+    if key == "classes":
+        section.tables += class_tables(comparison, comparison.labels())
     return section
 
 
@@ -142,7 +145,8 @@ def _accuracy(task: Task, labels: Mapping[Any, str], order: Sequence[str]) -> It
 
 
 def _difference_section(comparison: Comparison, labels: Mapping[Any, str]) -> Section:
-    section = Section("differences", "Paired differences, episode by episode")
+    own = are_own(comparison)
+    section = Section("differences", "Paired differences" if own else "Paired differences, episode by episode")
     found: dict[str, list[float]] = {}
     ratios: dict[str, float | None] = {}
     several = len(comparison.tasks) > 1
@@ -156,7 +160,8 @@ def _difference_section(comparison: Comparison, labels: Mapping[Any, str]) -> Se
             ratios[name] = difference.first.resampled
     if not found:
         section.missing = (
-            "No two methods have common episodes. --protocol.compare methods/baseline.yaml of dtrap fit runs another "
+            f"No two methods have {'several common tasks' if own else 'common episodes'}. --protocol.compare "
+            "methods/baseline.yaml of dtrap fit runs another "
             "method on the same ones."
         )
         return section
@@ -233,7 +238,7 @@ def _losses(task: Task, labels: Mapping[Any, str], order: Sequence[str]) -> Iter
             found[labels[entry.key]] = {"step": same[0]["step"], **means, "stage": same[0].get("stage")}
             counts.add(len(same))
     if found:
-        yield loss_curves(found, order=order, episodes=counts.pop() if len(counts) == 1 else None)
+        yield loss_curves(found, order=order, episodes=counts.pop() if len(counts) == 1 else None, unit=task.unit)
 
 
 def _mean(lists: Sequence[Sequence[float | None]]) -> list[float | None]:

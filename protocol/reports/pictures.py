@@ -7,8 +7,9 @@ import io
 import json
 import os
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,12 +21,13 @@ from ..studies.folder import STUDY_JSON
 from .charts import feature_map
 from .figures import Section
 from .merging import Comparison, Entry, Task
+from .own_images import are_own, place_of, sheets
 from .runs import LONGEST_TEXT, Method, is_within
 
 if TYPE_CHECKING:
     from .charts import Chart
 
-WIDEST, MOST_PIXELS = 900, 40_000_000
+WIDEST, WIDEST_SHEET, MOST_PIXELS = 900, 1300, 40_000_000
 LARGEST_PICTURE, LARGEST_TENSORS = 32 << 20, 256 << 20
 MOST_PICTURES, MOST_ERRORS, MOST_MAPS = 8, 6, 2
 PICTURE_BYTES = 1_500_000  # of all pictures together, so that the page stays small
@@ -74,41 +76,40 @@ def feature_section(comparison: Comparison) -> Section:
                 break
             for episode, path in _files(entry, "features", ".safetensors")[:1]:
                 try:
-                    section.charts.append(_map(path, f"{task.title}, {labels[entry.key]}, {task.unit} {episode}"))
+                    section.charts.append(_map(path, place_of(task, labels[entry.key], episode)))
                 except (OSError, ValueError, KeyError, TypeError, IndexError) as error:
                     faults.append(f"{path} is left out: {str(error)[:LONGEST_TEXT]}")
     section.notes = faults
     if not section.charts:
-        section.missing = "No features are saved. --protocol.save_features 2 of dtrap fit keeps those of two episodes."
+        kept = "1 of dtrap fit keeps them" if are_own(comparison) else "2 of dtrap fit keeps those of two episodes"
+        section.missing = f"No features are saved. --protocol.save_features {kept}."
     return section
 
 
 def picture_section(comparison: Comparison) -> Section:
     """Return pictures of episodes, and the worst errors of the first saved predictions."""
-    section = Section("episodes", "Episodes and worst errors")
+    own = are_own(comparison)
+    section = Section("episodes", "Test images" if own else "Episodes and worst errors")
     labels, rest = comparison.labels(), PICTURE_BYTES
     left_out = 0
-    for task in comparison.tasks:
-        for entry in task.entries:
-            for episode, path in _files(entry, "pictures", ".png"):
-                if len(section.pictures) == MOST_PICTURES or rest <= 0:
-                    left_out += 1
-                    continue
-                try:
-                    picture = _picture(
-                        path, f"{task.title}, {labels[entry.key]}, {task.unit} {episode}", entry, episode
-                    )
-                except (OSError, ValueError) as error:
-                    section.notes.append(f"{path} is left out: {str(error)[:LONGEST_TEXT]}")
-                    continue
-                section.pictures.append(picture)
-                rest -= len(picture.source)
+    for path, read in _drawn(comparison, labels):
+        if len(section.pictures) == MOST_PICTURES or rest <= 0:
+            left_out += 1
+            continue
+        try:
+            picture = read(path)
+        except (OSError, ValueError) as error:
+            section.notes.append(f"{path} is left out: {str(error)[:LONGEST_TEXT]}")
+            continue
+        section.pictures.append(picture)
+        rest -= len(picture.source)
     errors = list(_errors(comparison.tasks, labels, section.notes))
     section.pictures += errors
     missing = []
     if not any(isinstance(found, Picture) for found in section.pictures):
-        missing.append("No episode has a picture. --protocol.pictures 3 of dtrap fit draws three.")
-    if not errors:
+        one = "There is no picture. --protocol.pictures 1 of dtrap fit draws one."
+        missing.append(one if own else "No episode has a picture. --protocol.pictures 3 of dtrap fit draws three.")
+    if not errors and not own:
         missing.append(
             "No predictions are saved. --protocol.save_predictions true of dtrap fit keeps the worst errors."
         )
@@ -116,6 +117,20 @@ def picture_section(comparison: Comparison) -> Section:
         section.notes.append(f"{left_out} more pictures are in the run folders.")
     section.missing = " ".join(missing)
     return section
+
+
+def _drawn(comparison: Comparison, labels: Mapping[Any, str]) -> Iterator[tuple[Path, Callable[[Path], Picture]]]:
+    """Yield each picture of the run folders with the function that reads it; sheets of test images come first."""
+    entries = [(task, entry) for task in comparison.tasks for entry in task.entries]
+    for task, entry in entries:
+        title = f"{task.title}, {labels[entry.key]}: wrong and least certain test images"
+        alt = f"{title}. The file test_images.csv next to the picture has the same in words."
+        for path in sheets(entry):
+            yield path, partial(_read_png, alt=alt, caption=title, widest=WIDEST_SHEET)
+    for task, entry in entries:
+        for episode, path in _files(entry, "pictures", ".png"):
+            title = place_of(task, labels[entry.key], episode)
+            yield path, partial(_picture, title=title, entry=entry, episode=episode)
 
 
 def _files(entry: Entry, folder: str, ending: str) -> list[tuple[int, Path]]:
@@ -145,11 +160,17 @@ def _origin(source: Method, row: Row) -> tuple[Path, str]:
 
 
 def _picture(path: Path, title: str, entry: Entry, episode: int) -> Picture:
+    """Return the picture of an episode."""
+    row = next((row for row in entry.rows.values() if row["episode"] == episode), {})
+    accuracy = "" if row.get("accuracy") is None else f" The accuracy is {row['accuracy']:.1f} percent."
+    alt = f"Support images and queries of {title}, each query with its predicted class.{accuracy}"
+    return _read_png(path, alt, title, WIDEST)
+
+
+def _read_png(path: Path, alt: str, caption: str, widest: int) -> Picture:
     """Return a PNG file as a smaller JPEG picture that Pillow has written anew."""
     from PIL import Image
 
-    row = next((row for row in entry.rows.values() if row["episode"] == episode), {})
-    accuracy = "" if row.get("accuracy") is None else f" The accuracy is {row['accuracy']:.1f} percent."
     with open_file(path) as file:
         content = file.read(LARGEST_PICTURE + 1)
     if len(content) > LARGEST_PICTURE:
@@ -163,10 +184,9 @@ def _picture(path: Path, title: str, entry: Entry, episode: int) -> Picture:
             image = opened.convert("RGB")
         except (SyntaxError, EOFError, Image.DecompressionBombError, MemoryError) as error:
             raise ValueError(f"not a PNG picture ({error})") from error
-    if image.width > WIDEST:
-        image = image.resize((WIDEST, max(1, round(image.height * WIDEST / image.width))), Image.Resampling.LANCZOS)
-    alt = f"Support images and queries of {title}, each query with its predicted class.{accuracy}"
-    return _encoded(image, alt, title, quality=72)
+    if image.width > widest:
+        image = image.resize((widest, max(1, round(image.height * widest / image.width))), Image.Resampling.LANCZOS)
+    return _encoded(image, alt, caption, quality=72)
 
 
 def _encoded(image: Any, alt: str, caption: str, quality: int) -> Picture:
@@ -190,7 +210,7 @@ def _errors(tasks: Sequence[Task], labels: Mapping[Any, str], notes: list[str]) 
                     continue
                 if pictures:
                     shown += 1
-                    yield Errors(f"{task.title}, {labels[entry.key]}, {task.unit} {episode}: worst errors", pictures)
+                    yield Errors(f"{place_of(task, labels[entry.key], episode)}: worst errors", pictures)
 
 
 def _thumbnails(path: Path) -> Iterator[Picture]:

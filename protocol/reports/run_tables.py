@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from ..claims import MEASURES, counted
+from ..claims import MEASURES, TASK, counted
 from ..measured import measure_of
 from ..statistics import BINOMIAL, CORRECTED, STUDENT, TOO_FEW, Interval
 from .merging import Comparison, Entry, Task
@@ -93,7 +93,8 @@ def measure_tables(comparison: Comparison) -> list[TextTable]:
     names = [name for name in names if not name.startswith("accuracy@")]
     few = [name for name in names if not _of_monitor(name)]
     labels, tables = comparison.labels(), []
-    note = "Means with their 95 % intervals. [n]: number of episodes or seeds that have the measure."
+    tasks = "tasks" if all(task.unit == TASK for task in comparison.tasks) else "episodes or seeds"
+    note = f"Means with their 95 % intervals. [n]: number of {tasks} that have the measure."
     if any(entry.resampled is not None for entry in comparison.entries):
         note += f" Over repeats: {CORRECTED}."
     if few:
@@ -218,6 +219,8 @@ def _weight(entry: Entry) -> str:
     images, episodes, unit = entry.test_images, len(rows), entry.task.unit
     if images is None:  # of an earlier version
         return counted(episodes, unit) if complete(entry) else ""
+    if unit == TASK and episodes == 1:
+        return f"{images:,} images"
     if images % episodes == 0:
         return f"{episodes} × {images // episodes:,} images"
     return f"{counted(episodes, unit)}, {images:,} images"

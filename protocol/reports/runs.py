@@ -149,7 +149,9 @@ def _text(value: Any, what: str) -> str:
 
 
 def _summary(folder: Path, summary: Any) -> Run:
-    unit = summary["unit"] if summary.get("unit") in ("seed", "repeat") else "episode"
+    unit = summary["unit"] if summary.get("unit") in ("seed", "repeat", "task") else "episode"
+    if summary.get("protocol") == "one task":  # a run of an earlier version calls it an episode
+        unit = "task"
     asked = int(number(summary["episodes"]))
     description = _text(summary["description"], "the description")
     run = Run(folder, description, _text(summary.get("protocol", ""), "the protocol"), unit, asked, None)

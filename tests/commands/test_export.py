@@ -14,7 +14,7 @@ import torch
 import yaml
 from dtrap.lightning_modules.backbones import OpenCLIP
 from dtrap.lightning_modules.tuners import PEFT, FullFineTuning, LoRA
-from exported_runs import CLASSES, export, pixels_of, predicted, save_run, small_backbones
+from exported_runs import export, pixels_of, predicted, predicted_table, save_run, small_backbones
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
@@ -296,9 +296,7 @@ def test_ten_lines_of_transformers_classify_a_picture(dtrap, run, library, pictu
     capsys.readouterr()
     exec(SNIPPET, {})
     probabilities = ast.literal_eval(capsys.readouterr().out)
-    dtrap("predict", "--adapter", adapter, "--images", pictures, "--output", "p.csv")
-    header, *_, last = (line.split(",")[-len(CLASSES) :] for line in (tmp_path / "p.csv").read_text().splitlines())
-    expected = dict(zip(header, map(float, last), strict=True))
+    expected = predicted_table(dtrap, adapter, pictures, tmp_path).iloc[-1].to_dict()
     assert probabilities == pytest.approx(expected, abs=1e-4)
 
 

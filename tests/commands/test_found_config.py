@@ -142,7 +142,7 @@ def test_an_exported_folder_is_read_in_the_same_way(dtrap, received):
     for form in ("plain", "peft"):
         assert dtrap("export", "--adapter", adapter, "--output", form, "--form", form)[0] == 0
         (Path(form) / "config.yaml").write_text(yaml.safe_dump({"data": EVIL, "model": {"tuner": EVIL}}))
-        status, _, err = dtrap("predict", "--adapter", form, "--images", "new")
+        status, _, err = dtrap("predict", "--adapter", form, "--images", "new", "--overwrite")
         assert status == 0, err
         status, _, err = dtrap("test", "--adapter", form)
         assert status == 2

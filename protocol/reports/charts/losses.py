@@ -28,7 +28,11 @@ class Course(NamedTuple):
 
 @styled
 def loss_curves(
-    terms: Mapping[str, Mapping[str, Any]], *, order: Sequence[str] | None = None, episodes: int | None = None
+    terms: Mapping[str, Mapping[str, Any]],
+    *,
+    order: Sequence[str] | None = None,
+    episodes: int | None = None,
+    unit: str = "episode",
 ) -> Chart:
     """Draw each term of the loss over the steps, one panel a term, on a log scale where it is positive.
 
@@ -37,6 +41,7 @@ def loss_curves(
             the first step of the suppressed stage and the first one after it.
         order: All methods of the page, for the same colors in all charts.
         episodes: Number of episodes that the curves are means of.
+        unit: What an episode is called.
     """
     found = dict(zip(unique(terms), map(_course, terms.values()), strict=True))
     styles = dict(zip(found, looks(terms, order).values(), strict=True))
@@ -63,7 +68,7 @@ def loss_curves(
     note = sentences(
         "Shaded: the suppressed stage, where the terms L_ad and L_ra act; its end is the switch",
         "Log scale where all values are positive",
-        "" if episodes is None else f"Means over {counted(episodes, 'episode')}",
+        "" if episodes is None else f"Means over {counted(episodes, unit)}",
         f"The first {MOST_METHODS} of {len(found)} methods are drawn" if len(found) > len(shown) else "",
     )
     return Chart("Loss", sheet.svg(alt), alt, note)
