@@ -56,7 +56,7 @@ def small_backbones(tiny_clip_files, new_folder):
     }
 
 
-def save_run(folder, backbone, tuner_arguments, tuner_class=LoRA, descriptions=None):
+def save_run(folder, backbone, tuner_arguments, tuner_class=LoRA, descriptions=None, temperature=None):
     """A run folder with a config and one adapter of random values: the tuned module and the adapter's path."""
     backbone_class, arguments = backbone
     tuner = tuner_class(**tuner_arguments)
@@ -80,6 +80,7 @@ def save_run(folder, backbone, tuner_arguments, tuner_class=LoRA, descriptions=N
     (folder / "config.yaml").write_text(yaml.safe_dump({"model": model}))
     adapter = folder / "adapters" / "tuned.safetensors"
     card = AdapterCard(module.backbone.identifier, tuner.name, CLASSES, "a photo of a {}.", "test", 1, 0, "svl-ra")
+    card.temperature = temperature
     save_adapter(adapter, module, card)
     return module, adapter
 
