@@ -56,7 +56,7 @@ def read_labels(table: UserTable, columns: Columns, names: Mapping[str, str]) ->
         for value, parts in several.items()
         if alone.intersection(parts)
     }
-    cells = [wrong.get(cell, cell) for cell in cells]
+    cells = [wrong[cell] if cell in wrong else cell for cell in cells]  # noqa: SIM401 (types of the two differ)
     values -= wrong.keys()
     order = sorted(values, key=int) if numeric else sorted(values)
     given, notes = _given_names(table, columns, names, order, cells, numeric)
