@@ -213,6 +213,8 @@ class RunFolder:
             DtrapError: A file cannot be deleted.
         """
         results = (self.results, self.summary, self.subset, self.checkpoints, self.path / "metrics.csv")
+        # What the loggers have: without it TensorBoard would take new episodes for logged ones.
+        results = (*results, self.path / "logged.json", self.path / "tensorboard")
         others = (self.adapters, self.predictions, self.features, self.pictures, self.test)
         configs = (self.config, *self.path.glob("config.*.yaml"))
         # The identity last: a kill in between must not leave rows without one.
