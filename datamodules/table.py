@@ -160,9 +160,9 @@ class TableDataModule(FolderDataModule):
             self.unused_groups = UnusedGroups(index.groups, quote(option), unit)
             several = sum(count > 1 for group, count in Counter(index.groups).items() if group)
             note = (
-                f"column '{option}' is not used: {several:,} of them have several images; --data.group {quote(option)} "
+                f"column '{option}' is not used: {several:,} of its values have several images; --data.group "
+                f"{quote(option)} keeps the images of each together"
             )
-            note += "keeps the images of each together"
             return replace(index, groups=None, notes=(*index.notes, *([visible(note)] if several else ())))
         without = index.groups.count("")
         notes = [f"{without:,} rows have no {columns.group}: each is a group of its own"] if without else []

@@ -40,14 +40,24 @@ def read_labels(table: UserTable, columns: Columns, names: Mapping[str, str]) ->
     Raises:
         DtrapError: A name is given for a label that is not there, or two classes have the same name for a model.
     """
-    texts = _one_hot(table, columns.labels) if len(columns.labels) > 1 else table.frame[columns.labels[0]].tolist()
-    cells = [normal(text) if isinstance(text, str) else text for text in texts]
+    one_hot = len(columns.labels) > 1
+    texts = _one_hot(table, columns.labels) if one_hot else table.frame[columns.labels[0]].tolist()
+    cells: list[str | _WrongRow] = [normal(text) if isinstance(text, str) else text for text in texts]
     values = {cell for cell in cells if isinstance(cell, str) and cell}
     numbers = {value: number_of(value) for value in values}
     numeric = bool(values) and all(re.fullmatch(r"-?\d+", number) for number in numbers.values())
     if numeric:
         cells = [numbers.get(cell, cell) if isinstance(cell, str) else cell for cell in cells]
         values = {*numbers.values()}
+    alone = {value for value in values if "|" not in value or value in names}
+    several = {value: [part.strip() for part in value.split("|")] for value in values - alone}
+    wrong = {
+        value: _WrongRow(f"several labels: {listing(parts, 4)}; expected one, or a name for '{value}' in class_names")
+        for value, parts in several.items()
+        if alone.intersection(parts)
+    }
+    cells = [wrong.get(cell, cell) for cell in cells]
+    values -= wrong.keys()
     order = sorted(values, key=int) if numeric else sorted(values)
     given, notes = _given_names(table, columns, names, order, cells, numeric)
     name_of = {value: given.get(value, value) for value in order}
@@ -59,9 +69,6 @@ def read_labels(table: UserTable, columns: Columns, names: Mapping[str, str]) ->
         for name, count in merged.items()
         if count > 1
     ]
-    several = [value for value in order if "|" in value and name_of[value] == value]
-    if several:
-        notes.append(f"{table.title}: a label with | is a class of its own: {listing(several, 3)}")
     label_of = {value: class_names.index(name) for value, name in name_of.items()}
     of = [cell.reason if isinstance(cell, _WrongRow) else label_of.get(cell, "no label") for cell in cells]
     return Labels(of, class_names, tuple(map(visible, notes)))

@@ -23,5 +23,5 @@ def tell_saved(folder: Path, rows: Sequence[Row], say: Callable[[str], None], *,
     if len(without) < len(rows):
         say(f"{folder.name.capitalize()}: {folder}")
     if without and complete:
-        which = "this run" if len(without) == len(rows) else f"{len(without)} of {len(rows)} tasks"
+        which = "this run" if len(without) == len(rows) else f"{len(without)} of {len(rows)} episodes"
         say(f"Warning: {which} saved no {folder.name}; use --protocol.overwrite true to run it again and save them.")

@@ -73,7 +73,7 @@ def test_a_trained_tuner_gives_the_probabilities_of_torch_for_any_number_of_imag
 @pytest.fixture
 def exported(dtrap, backbones, pictures, tmp_path):
     """A text-side tuner's adapter and its ONNX folder."""
-    _, adapter = save_run(tmp_path / "run", backbones["open_clip"], {"context_tokens": 2}, CoOp)
+    _, adapter = save_run(tmp_path / "run", backbones["open_clip"], {"context_tokens": 2}, CoOp, temperature=2.5)
     said = export(dtrap, adapter, "graph", "--form", "onnx")
     assert "within" in said
     return adapter, tmp_path / "graph"
@@ -116,7 +116,7 @@ def test_the_metadata_says_what_a_program_needs(exported):
     assert len(images["mean"]) == len(images["std"]) == 3
     assert images["value_range"] is None
     assert json.loads(about["logit_scale"]) == 50.0
-    assert json.loads(about["temperature"]) is None
+    assert json.loads(about["temperature"]) == 2.5
     assert json.loads(about["dtrap_card"])["tuner"] == "coop"
     (given,) = session.get_inputs()
     assert isinstance(given.shape[0], str)

@@ -188,6 +188,17 @@ def test_labels_as_numbers_get_names(read, caplog):
     assert "maple, oak are one class, 'a tree'" in caplog.text
 
 
+def test_a_row_with_several_labels_is_not_a_class(read):
+    text = PLAIN.replace("oak_2.jpg,oak", "oak_2.jpg,oak|birch")
+    with pytest.raises(
+        DtrapError, match=r"oak_2\.jpg \(labels\.csv, line 15: several labels: oak, birch; expected one"
+    ):
+        read(text).setup()
+    assert read(text, bad_images="skip").index.class_names == CLASSES
+    assert read(text, class_names={"oak|birch": "mixed"}).index.class_names == ["birch", "maple", "oak", "mixed"]
+    assert read(PLAIN.replace(",oak", ",oak|tree")).index.class_names[-1] == "oak|tree"
+
+
 def test_columns_of_zeros_and_ones(read):
     def table(last="0,0,1"):
         rows = [f"{p},{','.join('1.0' if label == c else '0.0' for c in CLASSES)}" for p, label, _ in ROWS[:-1]]
@@ -283,7 +294,7 @@ def test_a_column_that_may_be_groups_is_named(read, caplog):
     data = read(GROUPED.replace("group", "Patient ID"), shot=2, query=2, way=2)
     data.note_split_groups(range(3))
     assert data.index.groups is None
-    assert "column 'Patient ID' is not used: 3 of them have several images" in caplog.text
+    assert "column 'Patient ID' is not used: 3 of its values have several images" in caplog.text
     assert "of 3 episodes a patient is in both support and query" in caplog.text
     assert "--data.group 'Patient ID' keeps them apart" in caplog.text
     assert set(read(GROUPED.replace("group", "Patient ID"), group="patient_id").index.groups) == {"p0", "p1", "p2"}

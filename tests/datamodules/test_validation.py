@@ -65,9 +65,11 @@ def test_an_unreadable_support_image_is_replaced_by_the_same_one(root, tmp_path)
     truncate(place.path_of(place.task.support[0][0]))
     truncate(place.path_of(place.task.query[1][0]))
     drawn = [episodes(damaged, bad_images="skip", validation_shots=shots) for shots in (0, 2)]
-    assert ids(drawn[1].val_dataloader())  # first: its images take no spare
+    validation = ids(drawn[1].val_dataloader())  # first: its images take no spare
     assert drawn[0].support_ids == drawn[1].support_ids
     assert drawn[0].query_ids == drawn[1].query_ids
+    assert len(validation) == 6
+    assert not set(validation) & {*drawn[1].support_ids, *drawn[1].query_ids}
 
 
 def test_an_unreadable_validation_image_is_left_out_or_named(root, tmp_path):

@@ -4,11 +4,14 @@ import copy
 
 import pytest
 import torch
+from dtrap.callbacks import StageSwitch
+from dtrap.datamodules import ShapesDataModule
 from dtrap.errors import DtrapError
 from dtrap.lightning_modules import FewShotClassifier
 from dtrap.lightning_modules.backbones import OpenCLIP
 from dtrap.lightning_modules.backbones.peft_layers import adapter_layers, merge_adapters
 from dtrap.lightning_modules.tuners import FWT, PEFT, LoRA
+from lightning.pytorch import Callback, Trainer
 from peft import LoHaConfig
 from small_backbones import SMALL
 
@@ -269,3 +272,41 @@ def test_a_refusal_leaves_the_backbone_as_it_was(tuner, told, tiny_backbone):
     assert after.keys() == before.keys()
     assert all(torch.equal(after[name], value) for name, value in before.items())
     FewShotClassifier(tiny_backbone, LoRA())
+
+
+@pytest.mark.parametrize("kind", ["pissa", "vera", "dora"])
+@pytest.mark.filterwarnings("ignore")
+def test_a_checkpoint_makes_the_module_again_and_a_resumed_fit_goes_on_alike(kind, make, tmp_path):
+    def trainer(epochs):
+        return Trainer(
+            max_epochs=epochs, callbacks=[StageSwitch()], accelerator="cpu", logger=False, enable_checkpointing=False,
+            enable_progress_bar=False, enable_model_summary=False,
+        )  # fmt: skip
+
+    def data():
+        return ShapesDataModule(shot=1, query=1, views=2)
+
+    whole, first, second = make(KINDS[kind]()), make(KINDS[kind]()), make(KINDS[kind]())
+    stop = trainer(4)
+    stop.callbacks.append(_SaveAt(2, tmp_path / "at_2.ckpt"))
+    torch.manual_seed(7)
+    stop.fit(first, datamodule=data())
+    torch.manual_seed(7)
+    trainer(4).fit(whole, datamodule=data())
+    trainer(4).fit(second, datamodule=data(), ckpt_path=tmp_path / "at_2.ckpt", weights_only=True)
+    for name, value in whole.tuner.adapter_state().items():
+        assert torch.equal(second.tuner.adapter_state()[name], value), name
+    again = FewShotClassifier.load_from_checkpoint(tmp_path / "at_2.ckpt", weights_only=True)
+    assert again.tuner.config == whole.tuner.config
+    assert again.tuner.adapter_state().keys() == whole.tuner.adapter_state().keys()
+
+
+class _SaveAt(Callback):
+    """Save a checkpoint behind an epoch."""
+
+    def __init__(self, epoch, path):
+        self.epoch, self.path = epoch, path
+
+    def on_train_epoch_end(self, trainer, pl_module):
+        if trainer.current_epoch == self.epoch - 1:
+            trainer.save_checkpoint(self.path)
