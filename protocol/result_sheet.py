@@ -15,9 +15,9 @@ from PIL import Image
 from ..drawing import GREY, HEAD, MARGIN, draw_frame, draw_pixels, draw_text, fitted, new_page, text_width
 from .image_results import ImageResults, percent
 
-MOST_WRONG, MOST_UNSURE = 24, 12
-COLUMNS = 6
-SIDE, SPACE, LINE, SECTION = 1.5, 0.22, 0.135, 0.34  # inches
+MOST_WRONG, MOST_UNSURE = 25, 10
+COLUMNS = 5
+SIDE, SPACE, LINE, SECTION = 1.9, 0.22, 0.135, 0.34  # inches
 LINES, SIZE = 5, 7
 RIGHT, WRONG = "#009e73", "#d55e00"  # Okabe and Ito's green and vermilion, which color-blind readers can distinguish
 NOT_READ = "not readable now"
@@ -45,7 +45,7 @@ class _Section:
 def result_sheet(results: ImageResults, load: Load, title: str) -> Figure:
     """Draw the wrong images, the most certain first, and the right ones that were least certain.
 
-    At most 24 wrong and 12 right images are drawn; the sheet says how many there are. Under each stand its class, the
+    At most 25 wrong and 10 right images are drawn; the sheet says how many there are. Under each stand its class, the
     predicted class and the next one with their probabilities, the class that the backbone predicts without the tuner,
     and the file.
 
