@@ -160,8 +160,10 @@ class TunedModel(LightningModule):
         """Raise a DtrapError if another tuner's adapters are in the backbone: they would change zero-shot features."""
         adapters = {id(value) for part in adapter_modules(self.backbone).values() for value in part.parameters(False)}
         if adapters - {id(value) for value in self.tuner.adapter_state().values()}:
+            lora = any("lora_" in name for name, _ in self.backbone.named_parameters())
+            kind = "LoRA adapters" if lora else "adapters"
             raise DtrapError(
-                f"{self.backbone.identifier} has adapters of another tuner than {self.tuner.name}, which would "
+                f"{self.backbone.identifier} has {kind} of another tuner than {self.tuner.name}, which would "
                 "stay active. Pass the same tuner to both modules, or load the backbone again for this one."
             )
 

@@ -200,7 +200,7 @@ def run_episode(
             callbacks += [SeededSteps(data.episode_seed("step")), checkpoint]
             found = agreed(lambda: checkpoint.found)
             resumed = {"ckpt_path": checkpoint.path, "weights_only": True} if found else {}
-        validates = not data.validates or module.tuner.chooses or bool(arguments.get("callbacks"))
+        validates = data.streams or not data.validates or module.tuner.chooses or bool(arguments.get("callbacks"))
         trainer = episode_trainer(arguments, callbacks, several=data.streams, validates=validates)
         give_rows(callbacks_of(trainer), [row for row in rows if row["episode"] == data.episode])
         try:

@@ -160,7 +160,9 @@ def report_frame(comparison: Comparison) -> DataFrame:
                 lines.append(_mean_line(key, title, *of_method[key]))
     columns = [*COLUMNS, "variant", *(part for name in further for part in (name, f"{name}_half_width"))]
     columns += ["difference", "difference_half_width", "pairs", "difference_kind"]
-    return pd.DataFrame(lines, columns=columns).astype(dict.fromkeys([*WEIGHTS, "pairs"], "Int64"))
+    with pd.option_context("future.infer_string", False):  # pyarrow's texts cannot hold names that are not UTF-8
+        frame = pd.DataFrame(lines, columns=columns)
+    return frame.astype(dict.fromkeys([*WEIGHTS, "pairs"], "Int64"))
 
 
 def complete(entry: Entry) -> bool:

@@ -13,13 +13,11 @@ from dtrap.datamodules.catalog import SETS
 from dtrap.datamodules.index import DataNotFound
 from dtrap.errors import DtrapError
 from layouts import (
-    CROP_FOLDERS,
     make_chestx,
     make_class_folders,
     make_crop_disease,
     make_eurosat,
     make_isic,
-    picture,
 )
 
 INPUT, TRUTH = "ISIC2018_Task3_Training_Input", "ISIC2018_Task3_Training_GroundTruth"
@@ -296,26 +294,6 @@ def test_dicom_files_without_an_ending_are_known_by_their_mark(tmp_path):
         FolderDataModule(tmp_path).scan()
 
 
-@pytest.mark.parametrize(
-    "names", [("seg_train", "seg_test"), ("trainImages", "Validation Images"), ("a/train", "a/TEST")]
-)
-@pytest.mark.parametrize("inside", ["", "itself"])
-def test_parts_of_a_split_under_other_names_are_no_classes(dtrap, tmp_path, names, inside):
-    root = tmp_path / "archive (2)"
-    for name in names:
-        make_class_folders(root / name / (Path(name).name if inside else ""), ["cat", "dog"], 2)
-    train, test = (root / name / (Path(name).name if inside else "") for name in names)
-    for words in (["fit", "--config", "folder.yaml", "--data.root", root], ["data", "check", root]):
-        status, _, err = dtrap(*words)
-        assert status == 2
-        if not inside or "/" not in names[0]:
-            assert f"--data.root '{train}' --data.query_root '{test}'" in err
-    # Classes that are called so, and have other folders in them, stay classes.
-    make_class_folders(tmp_path / "own" / "test tube", ["a"], 2)
-    make_class_folders(tmp_path / "own" / "train engine", ["b"], 2)
-    assert FolderDataModule(tmp_path / "own").scan().class_names == ["test tube", "train engine"]
-
-
 @pytest.mark.parametrize("above", ["wrap", "wrap/wrap", "a b/c"])
 def test_class_folders_some_levels_down_are_named_by_every_command(dtrap, tmp_path, above):
     make_class_folders(tmp_path / "root" / above, ["cat", "dog"], 2)
@@ -393,40 +371,6 @@ def test_folders_of_systems_and_links_in_a_circle_are_not_searched(tmp_path):
     (tmp_path / "x" / "self").symlink_to("self")
     with pytest.raises(DataNotFound):
         EuroSATDataModule(tmp_path).scan()
-
-
-PARTS = {
-    "train and test": (["train", "test"], "train --data.query_root {}/test"),
-    "Kaggle": (["Training", "Testing"], "Training --data.query_root {}/Testing"),
-    "three": (["train", "val", "test"], "train --data.query_root {}/test"),
-    "train and valid": (["train", "valid"], "train --data.query_root {}/valid"),
-    "train alone": (["train"], "train"),
-}
-
-
-@pytest.mark.parametrize("parts", PARTS)
-@pytest.mark.parametrize("wrapped", ["", "flowers"])
-def test_parts_of_a_data_set_are_no_classes(tmp_path, parts, wrapped):
-    names, proposed = PARTS[parts]
-    root = tmp_path / "root"
-    for name in names:
-        make_class_folders(root / wrapped / name, CROP_FOLDERS, 2)
-    place = root / wrapped
-    with pytest.raises(DtrapError) as error:
-        FolderDataModule(root).setup()
-    assert str(error.value).endswith(f"--data.root {place}/{proposed.format(place)}")
-    with pytest.raises(DtrapError) as error:
-        FolderDataModule(root, shot=1, query=1, way=2).setup()
-    assert str(error.value).endswith(f"--data.root {place}/{names[0]}")
-    FolderDataModule(place / names[0]).scan()
-
-
-def test_test_images_without_classes(tmp_path):
-    make_class_folders(tmp_path / "train", CROP_FOLDERS, 2)
-    (tmp_path / "test").mkdir()
-    picture(0).save(tmp_path / "test" / "1.jpg")
-    with pytest.raises(DtrapError, match=rf"--data\.root {tmp_path}/train$"):
-        FolderDataModule(tmp_path).scan()
 
 
 def test_a_class_may_be_called_train(tmp_path):
