@@ -69,9 +69,9 @@ class Report:
         frame = pd.concat(frames, ignore_index=True) if len(frames) > 1 else frames[0]
         frame.columns = [no_formula(str(name)) for name in frame.columns]
         texts = frame.select_dtypes(exclude="number").columns
-        frame[texts] = frame[texts].map(
-            lambda value: no_formula(str(value)) if isinstance(value, str | Path) else value
-        )
+        for name in texts:
+            values = [no_formula(str(value)) if isinstance(value, str | Path) else value for value in frame[name]]
+            frame[name] = pd.Series(values, index=frame.index, dtype=object)
         return frame.to_csv(index=False, lineterminator="\n")
 
 

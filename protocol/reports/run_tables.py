@@ -160,8 +160,10 @@ def report_frame(comparison: Comparison) -> DataFrame:
                 lines.append(_mean_line(key, title, *of_method[key]))
     columns = [*COLUMNS, "variant", *(part for name in further for part in (name, f"{name}_half_width"))]
     columns += ["difference", "difference_half_width", "pairs", "difference_kind"]
-    with pd.option_context("future.infer_string", False):  # pyarrow's texts cannot hold names that are not UTF-8
-        frame = pd.DataFrame(lines, columns=columns)
+    # As objects first: pyarrow's texts, which pandas would take, cannot hold names that are not UTF-8.
+    frame = pd.DataFrame(lines, columns=columns, dtype=object)
+    numbers = [name for name in columns if not any(isinstance(value, str) for value in frame[name])]
+    frame = frame.assign(**{name: frame[name].infer_objects() for name in numbers})
     return frame.astype(dict.fromkeys([*WEIGHTS, "pairs"], "Int64"))
 
 
