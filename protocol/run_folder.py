@@ -213,12 +213,12 @@ class RunFolder:
             DtrapError: A file cannot be deleted.
         """
         results = (self.results, self.summary, self.subset, self.checkpoints, self.path / "metrics.csv")
-        # What the loggers have: without it TensorBoard would take new episodes for logged ones.
-        results = (*results, self.path / "logged.json", self.path / "tensorboard")
+        # What the loggers have: with it TensorBoard would take new episodes for logged ones.
+        logged = (self.path / "logged.json", self.path / "tensorboard")
         others = (self.adapters, self.predictions, self.features, self.pictures, self.test)
         configs = (self.config, *self.path.glob("config.*.yaml"))
         # The identity last: a kill in between must not leave rows without one.
-        for path in (*results, *others, *configs, self.identity):
+        for path in (*results, *logged, *others, *configs, self.identity):
             try:
                 if path.is_dir() and not path.is_symlink():
                     shutil.rmtree(path)
