@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import argparse
+
 from rich.console import Console
 from rich.text import Text
 
@@ -10,12 +12,8 @@ from ..errors import visible
 from ..protocol.citations import bibtex, used_by
 
 
-def cite(arguments: list[str], console: Console) -> int:
-    """Run `dtrap cite`; see `dtrap cite --help`.
-
-    Raises:
-        DtrapError: An option is unknown, or a folder or file cannot be read.
-    """
+def cite_parser() -> argparse.ArgumentParser:
+    """Return the parser of `dtrap cite`."""
     parser = CommandParser(
         prog="dtrap cite",
         description="Print BibTeX of what runs used: the method, tuners, backbones and their weights, data sets and "
@@ -26,7 +24,16 @@ def cite(arguments: list[str], console: Console) -> int:
     parser.add_argument(
         "runs", nargs="+", metavar="RUN|STUDY|ADAPTER", help="folder of a run or of a study, or a saved adapter"
     )
-    options = parser.parse_args(arguments)
+    return parser
+
+
+def cite(arguments: list[str], console: Console) -> int:
+    """Run `dtrap cite`; see `dtrap cite --help`.
+
+    Raises:
+        DtrapError: An option is unknown, or a folder or file cannot be read.
+    """
+    options = cite_parser().parse_args(arguments)
     text = bibtex(used_by(options.runs))
     console.print(Text(visible(text, keep="\n")), soft_wrap=True, end="")
     return 0

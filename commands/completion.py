@@ -12,9 +12,11 @@ from rich.console import Console
 from ..configs import shipped_configs
 from ..console import CommandParser
 from . import COMMANDS, LONG_HELP
+from .cite import cite_parser
 from .dashboard import dashboard_parser
 from .data import data_parser
 from .doctor import doctor_parser
+from .predict_options import OPTIONS as PREDICT_OPTIONS
 from .study import study_parser
 
 _CONFIGS = """
@@ -29,13 +31,18 @@ _dtrap_configs() {{
   _files
 }}
 """
-_PARSERS = {"data": data_parser, "study": study_parser, "dashboard": dashboard_parser}
 _CONFIG_NAMES = {"bash": "_dtrap_configs", "zsh": "_dtrap_configs"}
-_PARSERS = {"data": data_parser, "study": study_parser, "doctor": doctor_parser}
+_PARSERS = {
+    "cite": cite_parser,
+    "dashboard": dashboard_parser,
+    "data": data_parser,
+    "doctor": doctor_parser,
+    "study": study_parser,
+}
 _OWN_OPTIONS = {
     "test": ["adapter"],
-    "predict": ["adapter", "images", "output", "escape_formulas"],
-    "export": ["adapter", "output", "form"],
+    "predict": ["adapter", "output", *PREDICT_OPTIONS],
+    "export": ["adapter", "output", "form", "push", "private"],
 }
 
 
@@ -74,7 +81,7 @@ def _whole_parser() -> argparse.ArgumentParser:
         elif name == "configs":
             _complete(parser.add_argument("name", nargs="?"), _CONFIG_NAMES)
         elif name == "report":
-            _complete(parser.add_argument("runs", nargs="*"), shtab.DIRECTORY)
+            parser.add_argument("runs", nargs="*")
             _complete(parser.add_argument("--csv"), shtab.FILE)
         else:
             parser.add_argument("shell", choices=shtab.SUPPORTED_SHELLS)
@@ -84,6 +91,8 @@ def _whole_parser() -> argparse.ArgumentParser:
                 _complete(action, _CONFIG_NAMES)
             if action.dest == "file":
                 _complete(action, shtab.FILE)
+            if action.dest == "runs":
+                _complete(action, shtab.DIRECTORY)
     return whole
 
 

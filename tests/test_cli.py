@@ -124,4 +124,7 @@ def test_bash_completes_commands_options_and_configs(dtrap, tmp_path):
     assert completed("dtrap", "fit", "--data.query_r") == ["--data.query_root"]
     assert "tuners/coop.yaml" in completed("dtrap", "fit", "--config", "tuners/co")
     assert completed("dtrap", "data", "ch") == ["check"]
+    assert completed("dtrap", "dashboard", "--ent") == ["--entity"]
+    assert completed("dtrap", "doctor", "--back") == ["--backbone"]
+    assert "--unsure" in completed("dtrap", "predict", "--uns")
     assert {"isic_1shot.yaml", "isic_5shot.yaml"} <= set(completed("dtrap", "configs", "isic"))
