@@ -35,6 +35,7 @@ UNUSED_OF_MODEL = (
     "descriptions",
     "random_words",
     "final_rate",
+    "class_weights",
 )
 PLAIN_OF_MODEL = ("template", "image_chunk", "text_chunk")
 PRECISIONS = ("16-true", "16-mixed", "bf16-true", "bf16-mixed", "32-true", "64-true", "16", "bf16", "32", "64")
