@@ -9,6 +9,7 @@ from typing import Any
 from lightning.pytorch.callbacks import LearningRateFinder
 
 from ..errors import DtrapError
+from .evaluation_metrics import LOGGED
 
 
 def warn_of_old_lightning() -> None:
@@ -55,7 +56,8 @@ def _check_monitors(trainer: Any, datamodule: Any) -> None:
         return
     for callback in getattr(trainer, "callbacks", ()):
         monitored = getattr(callback, "monitor", None)
-        if str(monitored).startswith("val/") and getattr(callback, "strict", True):
+        stage, _, name = str(monitored).partition("/")
+        if stage == "val" and name.partition("/")[0] in LOGGED and getattr(callback, "strict", True):
             option = getattr(getattr(datamodule, "sampler", None), "validation_option", "a validation loader")
             raise DtrapError(
                 f"{type(callback).__name__} monitors {monitored}, but no validation is asked for. Give {option}, or "

@@ -16,6 +16,18 @@ from torchmetrics.functional.classification import (
 from .exact_interval import exact_interval
 
 CALIBRATION_BINS = 15
+# What is logged of a validation or test, as far as it is known, see `evaluation_numbers`.
+LOGGED = (
+    "accuracy",
+    "accuracy_low",
+    "accuracy_high",
+    "images",
+    "balanced_accuracy",
+    "macro_f1",
+    "cross_entropy",
+    "calibration_error",
+    "auroc",
+)
 
 
 def log_probabilities(logits: Tensor) -> Tensor:
