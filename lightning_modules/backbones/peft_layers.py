@@ -14,6 +14,22 @@ def adapter_layers(model: nn.Module) -> dict[str, Any]:
     return {name: module for name, module in model.named_modules() if isinstance(_base(module), nn.Module)}
 
 
+def refuse_adapters(model: nn.Module, identifier: str, tuner: str) -> None:
+    """Raise a DtrapError if a model that a tuner is about to wrap has adapters already.
+
+    Args:
+        model: The backbone.
+        identifier: Its name, for the message.
+        tuner: The tuner's name, for the message.
+    """
+    adapted = adapter_layers(model)
+    if adapted:
+        raise DtrapError(
+            f"{tuner}: {identifier} already has {len(adapted)} layers adapted by another tuner, which would stay "
+            "active. Pass the same tuner to both modules, or load the backbone again for this one."
+        )
+
+
 def adapter_modules(model: nn.Module) -> dict[str, nn.Module]:
     """Return the modules by name that are parts of adapters: those in wrapped layers, but not in their base layers."""
     found: dict[str, nn.Module] = {}

@@ -13,7 +13,7 @@ from torch import Generator, Tensor, nn
 
 from ...errors import DtrapError, check_at_least, check_number, check_one_of
 from ..backbones.base import Backbone, Tower
-from ..backbones.peft_layers import adapter_layers
+from ..backbones.peft_layers import refuse_adapters
 from ..chunking import RowDropout
 from .base import ENCODERS, Tuner, attach_once, draw
 from .stacked import StackedLinear, stacked_parameter
@@ -89,12 +89,7 @@ class LoRA(Tuner):
             DtrapError: The settings choose no layer or a block that does not exist, this tuner is attached to another
                 backbone, or the backbone has adapters of another tuner.
         """
-        adapted = adapter_layers(backbone)
-        if adapted:
-            raise DtrapError(
-                f"LoRA: {backbone.identifier} already has {len(adapted)} layers adapted by another tuner, which would "
-                "stay active. Pass the same tuner to both modules, or load the backbone again for this one."
-            )
+        refuse_adapters(backbone, backbone.identifier, "LoRA")
         targets = [
             f"{layer}.{PROJECTIONS[projection]}"
             for tower in sorted(self.trains)

@@ -13,7 +13,7 @@ from torch.nn import functional
 
 from ...errors import DtrapError, check_one_of, first_line
 from ..backbones.base import Backbone, Tower
-from ..backbones.peft_layers import adapter_layers, adapter_modules
+from ..backbones.peft_layers import adapter_modules, refuse_adapters
 from ..chunking import RowDropout
 from .base import ENCODERS, Tuner, attach_once
 from .peft_config import described, make_config, short_name, tuner_class
@@ -85,12 +85,7 @@ class PEFT(Tuner):
             DtrapError: The settings choose no layer or a block that does not exist, peft cannot adapt a layer, this
                 tuner is attached to another backbone, or the backbone has adapters of another tuner.
         """
-        adapted = adapter_layers(backbone)
-        if adapted:
-            raise DtrapError(
-                f"PEFT: {backbone.identifier} already has {len(adapted)} layers adapted by another tuner, which would "
-                "stay active. Pass the same tuner to both modules, or load the backbone again for this one."
-            )
+        refuse_adapters(backbone, backbone.identifier, "PEFT")
         self._chosen = self._targets(backbone)
         self._inject(backbone, 0)
 
