@@ -7,7 +7,7 @@ import json
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-NESTED = ("data", "model", "trainer", "stage_switch", "protocol")
+SECTIONS = ("data", "model", "trainer", "stage_switch", "protocol")
 
 
 def agent_words(words: Sequence[str]) -> list[str]:
@@ -24,7 +24,7 @@ def agent_words(words: Sequence[str]) -> list[str]:
             found.append(word)
         elif value == "None":
             found.append(f"{option}=null")
-        elif section in NESTED and value.startswith("{") and (mapping := _mapping(value)) is not None:
+        elif section in SECTIONS and value.startswith("{") and (mapping := _mapping(value)) is not None:
             found += [f"{name}={text}" for name, text in _options(option, mapping)]
         else:
             found.append(word)

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import yaml
 from PIL import Image, UnidentifiedImageError
 from rich.console import Console
 from rich.table import Table
@@ -18,6 +17,7 @@ from ..configs import find_config, shipped_configs
 from ..console import CommandParser, print_table, say, say_on_terminal
 from ..errors import DtrapError
 from ..lightning_modules.backbones import Backbone
+from ..parsing import read_yaml
 from ..protocol.configuration import build_part
 from ..protocol.doctor.device import describe, try_precisions
 from ..protocol.doctor.features import SAME, Published, compare_features, drawn_image, logits_of, published_for
@@ -91,8 +91,8 @@ def _section(name: str) -> dict[str, Any]:
     known = f"backbones/{name.removesuffix('.yaml')}.yaml"
     path = find_config(known if known in _shipped() and not Path(name).is_file() else name)
     try:
-        content = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
-    except (OSError, ValueError, yaml.YAMLError) as error:
+        content = read_yaml(Path(path))
+    except (OSError, ValueError) as error:
         raise DtrapError(f"--backbone {name}: {path} cannot be read as YAML ({error}).") from error
     found = content.get("model") if isinstance(content, dict) else None
     found = found.get("backbone") if isinstance(found, dict) else None

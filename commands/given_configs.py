@@ -17,13 +17,12 @@ from jsonargparse import get_loader, set_loader
 from ..configs import find_config, is_shipped
 from ..errors import DtrapError, expected_one_of
 from ..parsing import parse_yaml, read_yaml
-from .agent_words import agent_words
+from .agent_words import SECTIONS, agent_words
 from .own_modules import make_importable, texts_in
 from .plug_ins import values_in_full, words_in_full
 from .predict_options import OPTIONS as PREDICT_OPTIONS
 
 CONFIG_OPTIONS = ("--config", "-c")
-SECTIONS = ("data", "model", "trainer", "stage_switch", "protocol")
 OPTIONS = ("seed_everything", "adapter", "output", "form", *PREDICT_OPTIONS)
 
 

@@ -180,7 +180,7 @@ def _limits(form: str, card: AdapterCard) -> str:
         "- It was tuned on few images of one source. Measure it on images of your own before you rely on it.",
         "- The data and the weights may have biases that this card does not know of.",
     ]
-    temperature = getattr(card, "temperature", None)
+    temperature = card.temperature
     if temperature is None:
         lines.append("- The probabilities are not calibrated; they are often too certain.")
     elif form == "onnx":

@@ -37,6 +37,9 @@ class DtrapCLI(LightningCLI):
         arguments: Command line words after the command's name.
         command: "fit", "test", "predict" or "export"; the last three have further options.
         overlay: A config that is read after the whole command line and replaces its options; None for none.
+
+    Attributes:
+        words: The words as the parser gets them, each config by its path.
     """
 
     def __init__(self, arguments: list[str], command: str, overlay: str | None = None) -> None:
@@ -48,6 +51,7 @@ class DtrapCLI(LightningCLI):
                     getattr(package, name)  # jsonargparse knows only classes that are imported
             if any(word in ("-h", "--help") or word.endswith(".help") for word in arguments):
                 load_plug_ins()
+        self.words = find_configs(arguments)
         super().__init__(
             FewShotClassifier,
             FewShotDataModule,
@@ -56,7 +60,7 @@ class DtrapCLI(LightningCLI):
             seed_everything_default=False,
             auto_configure_optimizers=False,
             run=False,
-            args=["--config", str(SHIPPED / "defaults.yaml"), *find_configs(arguments), *_overlay(overlay)],
+            args=["--config", str(SHIPPED / "defaults.yaml"), *self.words, *_overlay(overlay)],
             parser_kwargs={
                 "prog": f"dtrap {command}",
                 "description": _DESCRIPTIONS[command],
@@ -172,8 +176,9 @@ def _overlay(name: str | None) -> list[str]:
 
 def _parse_method(arguments: list[str], overlay: str | None = None) -> tuple[MethodConfig, str]:
     """Return a method that has no name yet, and the short name of its losses."""
-    method = method_of(DtrapCLI(arguments, "fit", overlay))
-    method.reference = shipped_reference(find_configs(arguments))
+    cli = DtrapCLI(arguments, "fit", overlay)
+    method = method_of(cli)
+    method.reference = shipped_reference(cli.words)
     if method.values["trainer"].get("precision") is None:  # methods are named after what differs on this device
         settle_precision([method])
     return method, build_part(Objective, method.parsed.model.objective).method

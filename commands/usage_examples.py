@@ -84,7 +84,7 @@ def usage_example(form: str, card: AdapterCard, backbone: Any) -> str:
     if form == "onnx":
         resize = {"shortest": _SHORTEST, "longest": _LONGEST}.get(str(images.get("resize_mode")), _SQUASH)
         return _ONNX.format(resize=resize.format(interpolation=str(images.get("interpolation", "bilinear")).upper()))
-    own, temperature = isinstance(backbone, OpenCLIP), getattr(card, "temperature", None) or 1.0
+    own, temperature = isinstance(backbone, OpenCLIP), card.temperature or 1.0
     if form == "peft":
         arguments = (card.model.get("backbone") or {}).get("init_args") or {}
         name, tag = arguments.get("name", card.backbone.rpartition("/")[0]), arguments.get("pretrained", "")

@@ -139,6 +139,7 @@ class RunFolder:
         self.predictions = self.path / "predictions"
         self.pictures = self.path / "pictures"
         self.test = self.path / "test"
+        self.logged = self.path / "logged.json"
         self.features = self.path / "features"
         self.subset = self.path / "subset.json"
         self.checkpoints = self.path / "checkpoints"
@@ -214,7 +215,7 @@ class RunFolder:
         """
         results = (self.results, self.summary, self.subset, self.checkpoints, self.path / "metrics.csv")
         # What the loggers have: with it TensorBoard would take new episodes for logged ones.
-        logged = (self.path / "logged.json", self.path / "tensorboard")
+        logged = (self.logged, self.path / "tensorboard")
         others = (self.adapters, self.predictions, self.features, self.pictures, self.test)
         configs = (self.config, *self.path.glob("config.*.yaml"))
         # The identity last: a kill in between must not leave rows without one.

@@ -274,7 +274,9 @@ class ProtocolRun:
                     progress.finish(row)
                     left[row["episode"]] -= 1
                     while episodes and not left[episodes[0]]:  # workers finish them in any order
-                        last = len(episodes) == 1 and bool(self._summarize(complete=True))
+                        last = len(episodes) == 1
+                        if last:  # the loggers' figures are made of the summary
+                            self._summarize(complete=True)
                         logger.log_episode(rows, episodes.pop(0), self.device.idle_share, last=last)
             status = "success"
         finally:

@@ -10,18 +10,16 @@ from ...files import write_atomically
 from ...parsing import read_json
 from ..run_folder import RESUMES
 
-LOGGED_FILE = "logged.json"
-
 
 class Logged:
     """The episodes that were logged, by where they went, such as "wandb 3f2a" or "tensorboard tensorboard".
 
     Args:
-        folder: The run folder.
+        path: The file.
     """
 
-    def __init__(self, folder: Path) -> None:
-        self.path = folder / LOGGED_FILE
+    def __init__(self, path: Path) -> None:
+        self.path = path
         self._episodes: dict[str, list[int]] = {}
         try:
             found = read_json(self.path)

@@ -85,14 +85,23 @@ class ProtocolLogger:
         }
         tags = [tag for tag in tags if tag]
         self.config = without_null(config if log_paths else without_local_paths(config))
-        names = {
+        self.wandb_defaults = {
             "name": visible(folder.path.resolve().name)[:NAME_CHARACTERS],
             "group": group and visible(group)[:NAME_CHARACTERS],
             "job_type": visible(main)[:TAG_CHARACTERS],
             "tags": list(dict.fromkeys(visible(tag)[:TAG_CHARACTERS] for tag in _tags(tags, log_paths))),
             "resume": "allow",
         }
-        self.run = Run(folder, self.config, names, Logged(folder.path), bool(folder.rows.read()), log_paths, warn, unit)
+        self.run = Run(
+            folder,
+            self.config,
+            self.wandb_defaults,
+            Logged(folder.logged),
+            bool(folder.rows.read()),
+            log_paths,
+            warn,
+            unit,
+        )
         self.targets: list[Target] = []
         self._failed: list[Target] = []
         self._last: Content | None = None
