@@ -1,5 +1,6 @@
 """Small backbones, and run folders with one adapter of random values, for tests of what is exported."""
 
+import numpy as np
 import pandas as pd
 import torch
 import yaml
@@ -88,6 +89,16 @@ def save_run(folder, backbone, tuner_arguments, tuner_class=LoRA, descriptions=N
 def pixels_of(pictures, module):
     preprocessing = Preprocessing.of(module.backbone)
     return torch.stack([preprocessing.to_tensor(Image.open(path)) for path in sorted(pictures.glob("*.png"))])
+
+
+def draw_pictures(folder):
+    """Three pictures of different shapes, 0.png to 2.png."""
+    folder.mkdir()
+    rng = np.random.default_rng(0)
+    for number, size in enumerate([(45, 70), (64, 33), (32, 32)]):
+        coarse = Image.fromarray(rng.integers(0, 256, (5, 6, 3), dtype=np.uint8))
+        coarse.resize(size, Image.Resampling.BICUBIC).save(folder / f"{number}.png")
+    return folder
 
 
 def export(dtrap, adapter, output, *words):

@@ -8,14 +8,12 @@ import sys
 import warnings
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
 import yaml
 from dtrap.lightning_modules.backbones import OpenCLIP
 from dtrap.lightning_modules.tuners import PEFT, FullFineTuning, LoRA
-from exported_runs import export, pixels_of, predicted, predicted_table, save_run, small_backbones
-from PIL import Image
+from exported_runs import draw_pictures, export, pixels_of, predicted, predicted_table, save_run, small_backbones
 from safetensors.torch import load_file, save_file
 
 
@@ -37,13 +35,7 @@ def run(backbones, library, tmp_path):
 
 @pytest.fixture
 def pictures(tmp_path):
-    folder = tmp_path / "pictures"
-    folder.mkdir()
-    rng = np.random.default_rng(0)
-    for number, size in enumerate([(45, 70), (64, 33), (32, 32)]):
-        coarse = Image.fromarray(rng.integers(0, 256, (5, 6, 3), dtype=np.uint8))
-        coarse.resize(size, Image.Resampling.BICUBIC).save(folder / f"{number}.png")
-    return folder
+    return draw_pictures(tmp_path / "pictures")
 
 
 START = """

@@ -15,7 +15,7 @@ from dtrap.protocol import onnx_graph
 from dtrap.protocol.adapters import AdapterCard
 from dtrap.protocol.onnx_graph import save_onnx
 from dtrap.protocol.preprocessing import preprocessing_of
-from exported_runs import CLASSES, export, predicted, save_run, small_backbones
+from exported_runs import CLASSES, draw_pictures, export, predicted, save_run, small_backbones
 from lightning.pytorch import Trainer
 from PIL import Image
 from small_backbones import SMALL
@@ -81,13 +81,7 @@ def exported(dtrap, backbones, pictures, tmp_path):
 
 @pytest.fixture
 def pictures(tmp_path):
-    folder = tmp_path / "pictures"
-    folder.mkdir()
-    rng = np.random.default_rng(0)
-    for number, size in enumerate([(45, 70), (64, 33), (32, 32)]):
-        coarse = Image.fromarray(rng.integers(0, 256, (5, 6, 3), dtype=np.uint8))
-        coarse.resize(size, Image.Resampling.BICUBIC).save(folder / f"{number}.png")
-    return folder
+    return draw_pictures(tmp_path / "pictures")
 
 
 def test_the_lines_of_the_model_card_give_what_predict_gives(dtrap, exported, pictures, tmp_path, monkeypatch, capsys):

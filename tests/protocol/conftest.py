@@ -1,4 +1,4 @@
-"""A small EuroSAT and the words of a run on it, for the tests of the protocol."""
+"""A small EuroSAT, the words of a run on it, and a clock, for the tests of the protocol."""
 
 import pytest
 from layouts import make_eurosat
@@ -15,3 +15,18 @@ def words(root, tiny_model):
         "fit", "--config", "eurosat_1shot.yaml", "--data.root", str(root), "--data.query", "2", *tiny_model,
         "--trainer.max_epochs", "5", "--protocol.episodes", "3", "--protocol.compare", "methods/baseline.yaml",
     ]  # fmt: skip
+
+
+class Clock:
+    """A clock that is set by hand."""
+
+    def __init__(self):
+        self.now = 1000.0
+
+    def __call__(self):
+        return self.now
+
+
+@pytest.fixture
+def clock():
+    return Clock()

@@ -171,7 +171,7 @@ def test_files_of_predictions_are_missed_cleared_and_need_space(ran, dtrap, tmp_
     monkeypatch.setattr(space.shutil, "disk_usage", lambda path: space.shutil._ntuple_diskusage(10**9, 10**9, 0))
     status, _, err = dtrap(*words, *more, "--protocol.folder", "full")
     assert status == 2
-    assert "the run would write predictions of 298.7 kB" in err
+    assert "the run would write predictions of 299.1 kB" in err
     assert "leave out --protocol.save_predictions" in err
 
 

@@ -4,6 +4,7 @@ import subprocess
 import sys
 
 import pytest
+from lightning_utilities.core.imports import RequirementCache
 
 OWN = """
 from dtrap.datamodules import EuroSATDataModule
@@ -71,7 +72,6 @@ def refused(dtrap, words, tmp_path, monkeypatch):
     ("more", "told"),
     [
         (["--trainer.logger", "CometLogger"], ["trainer.logger: lightning.pytorch.loggers.CometLogger", "comet"]),
-        (["--trainer.logger", "MLFlowLogger"], ["trainer.logger: lightning.pytorch.loggers.MLFlowLogger", "mlflow"]),
         (["--trainer.logger", "own.FailingLogger"], ["trainer.logger: own.FailingLogger"]),
         (["--trainer.callbacks+=own.FailingCallback"], ["trainer.callbacks: own.FailingCallback"]),
         (["--trainer.profiler", "own.FailingProfiler"], ["`profiler`"]),
@@ -96,6 +96,14 @@ def test_what_cannot_be_created_is_told_before_anything_is_written(refused, tmp_
     if "own.Failing" in more[-1] and "profiler" not in more[0]:
         assert "RuntimeError: no such thing)" in message
     assert "second line" not in message
+    assert not (tmp_path / "run" / "identity.json").exists()
+
+
+def test_a_logger_whose_library_is_missing_is_told_before_anything_is_written(refused, tmp_path, monkeypatch):
+    monkeypatch.setattr("lightning.pytorch.loggers.mlflow._MLFLOW_AVAILABLE", RequirementCache("mlflow>=999"))
+    message = refused("--trainer.logger", "MLFlowLogger")
+    assert "trainer.logger: lightning.pytorch.loggers.MLFlowLogger" in message
+    assert "mlflow" in message
     assert not (tmp_path / "run" / "identity.json").exists()
 
 

@@ -5,19 +5,6 @@ from dtrap.protocol.progress import EpisodeProgress, duration
 from rich.console import Console
 
 
-class Clock:
-    def __init__(self):
-        self.now = 1000.0
-
-    def __call__(self):
-        return self.now
-
-
-@pytest.fixture
-def clock():
-    return Clock()
-
-
 def plain_console():
     return Console(file=io.StringIO(), width=20)
 

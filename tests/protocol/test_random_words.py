@@ -37,7 +37,9 @@ def test_names_say_it_and_adapters_keep_the_words(dtrap, described, root, tmp_pa
     assert "fields in rows" not in str(card["prompts"])
     (tmp_path / "texts.yaml").unlink()
     for config in ([], ["--config", tmp_path / "run" / "config.svl-ra-random_words_1.yaml"]):
-        status, _, err = dtrap("predict", *config, "--adapter", adapter, "--images", root / "2750" / "Forest")
+        status, _, err = dtrap(
+            "predict", *config, "--adapter", adapter, "--images", root / "2750" / "Forest", "--overwrite"
+        )
         assert status == 0, err
         with (tmp_path / "predictions.csv").open() as file:
             assert len(list(csv.reader(file))) > 1

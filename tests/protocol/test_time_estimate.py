@@ -6,19 +6,6 @@ from dtrap.protocol.time_estimate import TimeEstimate, about
 from rich.console import Console
 
 
-class Clock:
-    def __init__(self):
-        self.now = 1000.0
-
-    def __call__(self):
-        return self.now
-
-
-@pytest.fixture
-def clock():
-    return Clock()
-
-
 def simulated(clock, methods, tasks, *, decode=1.0, test=4.0, batches=4, unit="episode", together=1, hint="", rows=()):
     """Run tasks on the clock as a run does; return the true seconds and each line that is said, with its time."""
     console = Console(file=io.StringIO(), width=20)
