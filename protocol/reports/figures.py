@@ -70,13 +70,16 @@ def chart_sections(comparison: Comparison, studies: Sequence[StudyResults]) -> l
     """Return the sections of charts in the order of the page."""
     labels = comparison.labels()
     order = list(labels.values())
+    tested = any(entry.values.get("accuracy") for task in comparison.tasks for entry in task.entries)
     return [
         _per_task(
             comparison,
             "accuracy",
             "Accuracy" if are_own(comparison) else "Accuracy per episode",
             lambda task: _accuracy(task, labels, order),
-            "No run has held-out images, so there is no accuracy.",
+            "One value of each method: see the table of results."
+            if tested
+            else "No run has held-out images, so there is no accuracy.",
         ),
         _difference_section(comparison, labels),
         _measure_section(comparison, labels, order),
